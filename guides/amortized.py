@@ -1,0 +1,48 @@
+"""The amortized guide: one network gives every image its own variational parameters."""
+
+from abc import ABCMeta, abstractmethod
+from typing import Any, ClassVar
+
+import pyro
+from pyro import distributions as dist
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_vae.nn import make_encoder
+
+
+class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]
+    """PyroModule has a metaclass of its own; this one lets a guide be abstract as well."""
+
+
+class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
+    """z ~ q(z | x) = build(η), η = local(x), for each image in the plate ``data`` (AEVB, section 3).
+
+    η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic given x. A guide that
+    finds them in another way (a table, a few gradient steps) overrides ``local``; another family overrides ``build``.
+    """
+
+    slot: ClassVar[str] = "guide"
+
+    def __init__(
+        self, event_shape: tuple[int, ...], latent_dim: int, num_params: int, net: str | type = "MLP", **net_args: Any
+    ) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+        self.net = make_encoder(net, event_shape, num_params, **net_args)
+
+    def local(self, x: Tensor, **fields: Any) -> Tensor:
+        """η, ``(B, num_params)``, for the images ``x``, ``(B, *event_shape)``."""
+        eta: Tensor = self.net(x)
+        return eta
+
+    @abstractmethod
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """q(z | x), batch shape ``(B,)``, from η, ``(B, num_params)``."""
+
+    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+        """Sample z ~ q(z | x), ``(B, latent_dim)``."""
+        eta = self.local(x, **fields)
+        with pyro.plate("data", x.shape[0]):
+            z: Tensor = pyro.sample("z", self.build(eta))
+        return z

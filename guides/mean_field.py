@@ -1,0 +1,20 @@
+"""The textbook guide: independent Gaussians."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_vae.guides.amortized import AmortizedGuide
+
+
+class MeanField(AmortizedGuide):
+    """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ) (AEVB, equation 9)."""
+
+    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, net: str | type = "MLP", **net_args: Any) -> None:
+        super().__init__(event_shape, latent_dim, 2 * latent_dim, net, **net_args)
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """N(μ, diag σ²) from ``(B, 2 · latent_dim)``."""
+        loc, log_scale = eta.chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)

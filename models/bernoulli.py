@@ -1,0 +1,23 @@
+"""The likelihood of binary pixels."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_vae.conditional import Likelihood
+
+
+class Bernoulli(Likelihood):
+    """x_d | z ~ Bernoulli(σ(l_d(z))): binary pixels, the decoder gives logits (AEVB, appendix C.1)."""
+
+    kind = "mass"
+    observes = "binary"
+
+    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], net: str | type = "MLP", **net_args: Any) -> None:
+        super().__init__(latent_dim, event_shape, 1, net, **net_args)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z = context)."""
+        (logits,) = self.outputs(context)
+        return dist.Bernoulli(logits=logits).to_event(len(self.event_shape))

@@ -1,0 +1,54 @@
+"""Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended.
+
+The names below are loaded when they are first used, so that the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "fit": "training",
+    "Diverged": "training",
+    "History": "history",
+    "EarlyStopping": "callbacks",
+    "EpochEnd": "callbacks",
+    "log_marginal": "importance",
+    "LogMarginal": "importance",
+    "log_weights": "weights",
+    "log_densities": "weights",
+    "check_pair": "check",
+    "encode": "representation",
+    "reconstruct": "representation",
+    "sample": "representation",
+    "load": "runs",
+    "Pair": "pair",
+    "UserError": "errors",
+}
+
+__all__ = sorted(_HOME)
+
+if TYPE_CHECKING:
+    from pyro_vae.callbacks import EarlyStopping, EpochEnd
+    from pyro_vae.check import check_pair
+    from pyro_vae.errors import UserError
+    from pyro_vae.history import History
+    from pyro_vae.importance import LogMarginal, log_marginal
+    from pyro_vae.pair import Pair
+    from pyro_vae.representation import encode, reconstruct, sample
+    from pyro_vae.runs import load
+    from pyro_vae.training import Diverged, fit
+    from pyro_vae.weights import log_densities, log_weights
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

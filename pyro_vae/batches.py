@@ -1,0 +1,184 @@
+"""Where batches come from: a tensor that lies on the device, or a Dataset or DataLoader that streams."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_vae.errors import UserError
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+
+
+class Source(ABC):
+    """Batches ``(x, fields)`` on one device; ``index``, the row in the set, is one of the fields where it is known."""
+
+    batch_size: int
+    num_images: int
+
+    @property
+    @abstractmethod
+    def num_batches(self) -> int:
+        """Batches in one pass."""
+
+    @abstractmethod
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """One pass in the order that (seed, epoch) alone decide."""
+
+    @abstractmethod
+    def in_order(self) -> Iterator[Batch]:
+        """One pass in the set's own order."""
+
+
+class Resident(Source):
+    """The whole set as tensors on the device: a batch is one gather, and nothing else crosses the bus."""
+
+    def __init__(self, x: Tensor, fields: Mapping[str, Tensor], batch_size: int, device: torch.device) -> None:
+        self.x = x.to(device)
+        self.fields = {name: value.to(device) for name, value in fields.items()}
+        self.fields.setdefault("index", torch.arange(len(x), device=device))
+        self.batch_size, self.num_images = batch_size, len(x)
+        self._starts = _starts(len(x), batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one pass; the last may be smaller, or larger by one."""
+        return len(self._starts) - 1
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """One pass by a permutation from a generator of its own."""
+        # a CPU generator: the same order on every device
+        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+        order = order.to(self.x.device)
+        for start, end in zip(self._starts, self._starts[1:], strict=False):
+            yield self._take(order[start:end])
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass, slices without a copy."""
+        for start, end in zip(self._starts, self._starts[1:], strict=False):
+            yield self.x[start:end], {name: value[start:end] for name, value in self.fields.items()}
+
+    def _take(self, rows: Tensor) -> Batch:
+        return self.x.index_select(0, rows), {n: v.index_select(0, rows) for n, v in self.fields.items()}
+
+
+class Streamed(Source):
+    """A torch Dataset or DataLoader: items are x, (x, y) or a dict with ``x`` and named fields."""
+
+    def __init__(self, data: Any, batch_size: int, device: torch.device) -> None:
+        self.device = device
+        self._given = data if isinstance(data, DataLoader) else None
+        self.dataset = data.dataset if isinstance(data, DataLoader) else data
+        if not hasattr(self.dataset, "__len__"):
+            raise UserError(f"{type(self.dataset).__name__} has no length: give a Dataset with __len__ and __getitem__")
+        self.num_images = len(self.dataset)
+        self.batch_size = self._given.batch_size or batch_size if self._given is not None else batch_size
+        if not self.num_images:
+            raise UserError("the data set is empty: expected at least one image")
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one pass."""
+        return len(self._given) if self._given is not None else ceil(self.num_images / self.batch_size)
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+        """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
+        if self._given is not None:
+            yield from map(self._unpack, self._given)
+            return
+        generator = torch.Generator().manual_seed(mix(seed, epoch))
+        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist())
+
+    def in_order(self) -> Iterator[Batch]:
+        """One pass in order."""
+        if self._given is not None:
+            yield from map(self._unpack, self._given)
+            return
+        yield from self._indexed(list(range(self.num_images)))
+
+    def _indexed(self, order: list[int]) -> Iterator[Batch]:
+        starts = _starts(self.num_images, self.batch_size)
+        batches = [order[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        for rows, items in zip(batches, DataLoader(self.dataset, batch_sampler=batches), strict=True):
+            x, fields = self._unpack(items)
+            yield x, {**fields, "index": torch.tensor(rows, device=self.device)}
+
+    def _unpack(self, items: Any) -> Batch:
+        if isinstance(items, Tensor):
+            items = {"x": items}
+        elif isinstance(items, list | tuple) and len(items) in (1, 2):
+            items = dict(zip(("x", "y"), items, strict=False))
+        if not isinstance(items, dict) or not isinstance(items.get("x"), Tensor):
+            raise UserError(
+                f"a batch of {type(self.dataset).__name__} is a {type(items).__name__}: expected x, (x, y), or a dict with 'x' and "
+                "named fields, all tensors"
+            )
+        moved = {name: value.to(self.device) for name, value in items.items()}
+        return moved.pop("x"), moved
+
+
+def make_source(data: Any, fields: Mapping[str, Any], batch_size: int, device: torch.device, what: str = "x") -> Source:
+    """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is wrong with it."""
+    if isinstance(data, DataLoader | Dataset):
+        if fields:
+            raise UserError(f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be dicts that hold them")
+        return Streamed(data, batch_size, device)
+    x = as_images(data, what)
+    return Resident(x, as_fields(fields, len(x)), batch_size, device)
+
+
+def as_images(data: Any, what: str = "x") -> Tensor:
+    """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one (NaN: which image)."""
+    if isinstance(data, np.ndarray):
+        if data.dtype.kind not in "biuf":
+            raise UserError(f"{what} is an array of dtype {data.dtype}: expected numbers")
+        data = torch.from_numpy(np.ascontiguousarray(data))
+    if not isinstance(data, Tensor):
+        raise UserError(f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a Dataset or a DataLoader")
+    if data.is_complex():
+        raise UserError(f"{what} is complex: expected real numbers")
+    if data.dim() < 2:
+        raise UserError(f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image")
+    if not len(data):
+        raise UserError(f"{what} is empty, of shape {tuple(data.shape)}: expected at least one image")
+    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
+        image = int((~torch.isfinite(data.flatten(1))).any(1).nonzero()[0])
+        raise UserError(f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out")
+    return data.detach()
+
+
+def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
+    """Named fields as tensors with one row an image."""
+    tensors = {}
+    for name, value in fields.items():
+        tensors[name] = torch.as_tensor(value)
+        if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
+            raise UserError(
+                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} images: expected one row an image"
+            )
+    return tensors
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Integer pixels as float32, floats as they are."""
+    return x if x.is_floating_point() else x.float()
+
+
+def mix(seed: int, *others: int) -> int:
+    """One seed out of several, different for every combination."""
+    return int(np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _starts(num_images: int, batch_size: int) -> list[int]:
+    """Bounds of the batches; a last batch of a single image joins the one before (BatchNorm can't serve one image)."""
+    starts = [*range(0, num_images, batch_size), num_images]
+    if len(starts) > 2 and batch_size > 1 and starts[-1] - starts[-2] == 1:
+        del starts[-2]
+    return starts

@@ -1,0 +1,48 @@
+"""What may run after each epoch: any callable of the training's state; returning True ends the training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.history import History, Record
+
+if TYPE_CHECKING:
+    from pyro_vae.pair import Pair
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """The state that a callback receives after each epoch."""
+
+    pair: Pair
+    train: Record
+    valid: Record | None
+    history: History
+    last: bool  # whether the training would end here in any case
+
+
+@dataclass
+class EarlyStopping:
+    """End when the validation ELBO has not risen by ``min_delta`` nats for ``patience`` epochs; keep the best parameters."""
+
+    patience: int = 10
+    min_delta: float = 0.0
+    best: Record | None = field(default=None, init=False)
+    _state: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def __call__(self, state: EpochEnd) -> bool:
+        """Whether to stop now; at the end the best epoch's parameters and buffers are put back."""
+        if state.valid is None:
+            raise UserError("EarlyStopping watches the validation ELBO: give fit(…, x_valid=…)")
+        if self.best is None or state.valid.elbo > self.best.elbo + self.min_delta:
+            self.best = state.valid
+            self._state = [tensor.detach().clone() for tensor in state.pair.tensors()]
+        stop = state.valid.epoch - self.best.epoch >= self.patience
+        if stop or state.last:
+            for tensor, kept in zip(state.pair.tensors(), self._state, strict=True):
+                tensor.data.copy_(kept)
+        return stop

@@ -1,0 +1,208 @@
+"""The kernel: unscaled log densities of every site, (K, B), for K draws of the guide at each of B images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.program import Program
+
+PARTICLE_PLATE = "_pyro_vae_particles"
+Fields = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sample site of one program: its density at the value that was drawn or observed."""
+
+    log_prob: Tensor  # (K, B), nats, unscaled, masked, summed over all other dimensions
+    scale: float  # what plates and poutine.scale multiply it by in Pyro's losses
+    value: Tensor  # (K, B, *event) for a latent, as observed otherwise
+    fn: TorchDistribution
+    mask: Tensor | bool | None
+    score_term: Tensor | None  # (K, B), log_prob again where the draw is not reparameterised, else None
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """All sites of one run of the pair, model sites in the model's order, guide sites in the guide's.
+
+    ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site name, in nats.
+    """
+
+    num_particles: int
+    batch_size: int
+    plate_scale: float  # full size over batch size of the data plate: 1, unless it subsamples
+    observed: dict[str, Site] = field(default_factory=dict)
+    prior: dict[str, Site] = field(default_factory=dict)
+    guide: dict[str, Site] = field(default_factory=dict)
+    model_order: tuple[str, ...] = ()
+
+    def log_weights(self) -> Tensor:
+        """log p(x, z) − log q(z | x), ``(K, B)``; a ``UserError`` where a site carries a scale (IWAE, equation 8)."""
+        for role, sites in (("model", {**self.observed, **self.prior}), ("guide", self.guide)):
+            for name, site in sites.items():
+                if site.scale != 1.0:
+                    raise UserError(
+                        f"site {name!r} of the {role} is scaled by {site.scale:g} (a subsampling plate or poutine.scale), so its "
+                        "log weights are not those of p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
+                    )
+        model = sum(site.log_prob for site in (self.prior | self.observed).values())
+        weights: Tensor = model - sum(site.log_prob for site in self.guide.values())
+        return weights
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a pair's plates stand: the data plate's dimension in each program, and the first free dimension."""
+
+    model_dim: int = -1
+    guide_dim: int = -1
+    particle_dim: int = -2
+    model_plate: str = "data"
+
+
+Runner = Callable[[Program, Program, Tensor, Fields, int, Geometry], SiteTerms]
+
+
+def run_plain(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
+    """One draw an image: the two programs as they are, ``num_particles`` being 1."""
+    return _run_with_plate(model, guide, x, fields, None, at)
+
+
+def run_plate(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
+    """Both programs under an outer plate of K particles: the encoder runs once, on B rows."""
+    return _run_with_plate(model, guide, x, fields, num_particles, at)
+
+
+def run_rows(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
+    """The guide under the particle plate, the model replayed on K·B flattened rows."""
+    with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
+        drawn = _without_subsamples(poutine.trace(lambda: guide(x, fields)).get_trace())
+    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at.guide_dim, at.particle_dim)
+    flat = drawn.copy()
+    for name in terms.guide:
+        node = flat.nodes[name] = drawn.nodes[name].copy()
+        event_dim = node["fn"].event_dim
+        shape = node["value"].shape
+        node["value"] = node["value"].reshape(num_particles * x.shape[0], *shape[len(shape) - event_dim :])
+    model_trace = _trace_model(model, flat, _repeat(x, num_particles), _repeat_fields(fields, num_particles))
+    return _read_model(model_trace, terms, at, None)
+
+
+def run_repeat(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
+    """Both programs on K·B rows, each image K times: right for every pair, and the encoder runs K times."""
+    rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
+    drawn = _without_subsamples(poutine.trace(lambda: guide(rows, row_fields)).get_trace())
+    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at.guide_dim, None)
+    return _read_model(_trace_model(model, drawn, rows, row_fields), terms, at, None)
+
+
+# cheapest first: a pair gets the first one whose values are those of the last
+LAYOUTS: dict[str, Runner] = {"plate": run_plate, "rows": run_rows, "repeat": run_repeat}
+
+
+def _run_with_plate(
+    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int | None, at: Geometry
+) -> SiteTerms:
+    plate: Any = nullcontext()
+    if num_particles is not None:
+        plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim)
+    with plate:
+        drawn = poutine.trace(lambda: guide(x, fields)).get_trace()
+        model_trace = _trace_model(model, drawn, x, fields)
+    particle_dim = None if num_particles is None else at.particle_dim
+    terms = _read_guide(drawn, SiteTerms(num_particles or 1, x.shape[0], 1.0), at.guide_dim, particle_dim)
+    return _read_model(model_trace, terms, at, particle_dim)
+
+
+def _trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields) -> poutine.Trace:
+    return poutine.trace(poutine.replay(lambda: model(x, fields), trace=drawn)).get_trace()
+
+
+def _read_guide(trace: poutine.Trace, terms: SiteTerms, data_dim: int, particle_dim: int | None) -> SiteTerms:
+    for name, node in sample_nodes(trace):
+        if not node["is_observed"]:
+            terms.guide[name] = _read(node, terms, data_dim, particle_dim, scored_by_guide=True)
+    return terms
+
+
+def _read_model(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_dim: int | None) -> SiteTerms:
+    order, plate_scale = [], 1.0
+    for name, node in sample_nodes(trace):
+        order.append(name)
+        kind = terms.observed if node["is_observed"] else terms.prior
+        kind[name] = _read(node, terms, at.model_dim, particle_dim, scored_by_guide=False)
+        for frame in node["cond_indep_stack"]:
+            if frame.name == at.model_plate and frame.full_size is not None:
+                plate_scale = frame.full_size / frame.size
+    return SiteTerms(
+        terms.num_particles, terms.batch_size, plate_scale, terms.observed, terms.prior, terms.guide, tuple(order)
+    )
+
+
+def _read(node: Any, terms: SiteTerms, data_dim: int, particle_dim: int | None, *, scored_by_guide: bool) -> Site:
+    fn, value, mask = node["fn"], node["value"], node["mask"]
+    log_prob = masked(fn.log_prob(value, *node["args"], **node["kwargs"]), mask)
+    log_prob = per_image(log_prob, terms, data_dim, particle_dim)
+    score = log_prob if scored_by_guide and not fn.has_rsample else None
+    return Site(log_prob, float(node["scale"]), value, fn, mask, score)
+
+
+def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """``log_prob`` where the site's mask holds, 0 elsewhere."""
+    if mask is None or mask is True:
+        return log_prob
+    if mask is False:
+        return torch.zeros_like(log_prob)
+    return torch.where(mask, log_prob, log_prob.new_zeros(()))
+
+
+def per_image(log_prob: Tensor, terms: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
+    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K, B)``."""
+    num_particles, batch_size = terms.num_particles, terms.batch_size
+    if log_prob.shape == (num_particles, batch_size) and particle_dim == data_dim - 1:
+        return log_prob
+    other = [d for d in range(-log_prob.dim(), 0) if d not in (data_dim, particle_dim)]
+    if other:
+        log_prob = log_prob.sum(other)
+    if particle_dim is None and log_prob.numel() == num_particles * batch_size:
+        return log_prob.reshape(num_particles, batch_size)
+    return log_prob.expand(num_particles, batch_size)
+
+
+def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
+    """The trace's true sample sites: neither a plate's subsample nor a ``pyro.deterministic``."""
+    return [
+        (name, node)
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and type(node["fn"]).__name__ != "_Subsample"
+        and not node["infer"].get("_deterministic", False)
+    ]
+
+
+def _without_subsamples(trace: poutine.Trace) -> poutine.Trace:
+    """A replayed plate of another size must not find the first one's indices."""
+    kept = trace.copy()
+    for name, node in list(kept.nodes.items()):
+        if type(node.get("fn")).__name__ == "_Subsample":
+            kept.remove_node(name)
+    return kept
+
+
+def _repeat(x: Tensor, times: int) -> Tensor:
+    return x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])
+
+
+def _repeat_fields(fields: Fields, times: int) -> dict[str, Tensor]:
+    return {name: _repeat(value, times) for name, value in fields.items()}

@@ -1,0 +1,24 @@
+"""The one exception for mistakes of the user's, and the sentence that suggests what was meant."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one clear line naming what was wrong, what was expected, and what to do.
+
+    The command line prints the line without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(kind: str, name: str, choices: Iterable[str]) -> str:
+    """One line for a name that is not among the choices, with the nearest choice (upper and lower case alike).
+
+    >>> did_you_mean("guide", "MeanFeild", ["MeanField", "IAF"])
+    "unknown guide 'MeanFeild'; did you mean 'MeanField'? choices: IAF, MeanField"
+    """
+    names = sorted(choices)
+    by_lower = {choice.lower(): choice for choice in names}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    suggestion = f"did you mean {by_lower[near[0]]!r}? " if near else ""
+    return f"unknown {kind} {name!r}; {suggestion}choices: {', '.join(names) or 'none'}"

@@ -1,0 +1,37 @@
+"""What a training leaves behind: one record an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Record:
+    """Means per image, in nats. ``elbo = reconstruction − kl`` at KL weight 1, whatever the objective."""
+
+    epoch: int
+    step: int
+    loss: float  # the objective's own
+    elbo: float
+    reconstruction: float
+    kl: float
+
+
+@dataclass
+class History:
+    """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given."""
+
+    train: list[Record] = field(default_factory=list)
+    valid: list[Record] = field(default_factory=list)
+    num_steps: int = 0
+    seconds: float = 0.0
+    compile: str = "off"  # the tier that ran
+    note: str = ""  # why it was chosen
+    stopped: str = ""  # which callback ended it early, and where
+
+    def __str__(self) -> str:
+        if not self.train:
+            return "no epoch was finished"
+        last = self.train[-1]
+        text = f"{self.num_steps} steps, {last.epoch} epochs, {self.seconds:.0f} s: ELBO {last.elbo:.2f} nats an image (train)"
+        return text + (f", {self.valid[-1].elbo:.2f} (validation)" if self.valid else "")

@@ -1,0 +1,256 @@
+"""log p(x) by importance sampling: IW-K with its protocol, two error bars, a bias estimate and diagnostics."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import explain
+from pyro_vae.accumulate import ImageSums, WeightSums
+from pyro_vae.arviz_adapter import pareto_khat
+from pyro_vae.batches import Resident, Source, make_source
+from pyro_vae.devices import find_device
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.pair import Pair
+from pyro_vae.weights import check_count, refuse_bad_weights
+
+ROWS = {"cpu": 4000, "cuda": 200_000}
+"""Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
+
+_MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+
+
+@dataclass(frozen=True, eq=False)
+class LogMarginal:
+    """An estimate of log p(x) on a set of images, with what is needed to doubt it. All in nats."""
+
+    log_px: Tensor  # (N,) float64, L_K of each image
+    se: Tensor  # (N,) Monte Carlo standard error of each (delta method)
+    ess: Tensor  # (N,) (Σw)² / Σw²
+    khat: Tensor  # (N,) Pareto shape of the weights' tail
+    elbo_px: Tensor  # (N,) mean log weight: each image's ELBO
+    max_weight_share: Tensor  # (N,) the largest weight over their sum
+    curve: dict[int, float]  # mean L_k of the first k of the same draws
+    num_samples: int
+    protocol: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    bits_offset: float | None = None
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.log_px)
+
+    @property
+    def mean(self) -> float:
+        """mean L_K: its expectation is at most the set's mean log p(x)."""
+        return float(self.log_px.mean())
+
+    @property
+    def se_mc(self) -> float:
+        """Monte Carlo error of the mean, the set being fixed: √Σ se² / N."""
+        return float(self.se.square().sum().sqrt() / self.num_images)
+
+    @property
+    def se_total(self) -> float:
+        """Standard error of the mean with the set as a sample, Monte Carlo included: sd(L) / √N; NaN for one image."""
+        return float(self.log_px.std() / self.num_images**0.5) if self.num_images > 1 else float("nan")
+
+    @property
+    def bias(self) -> float:
+        """Estimated bias of the mean, −Σ v / 2N."""
+        return float(-self.se.square().mean() / 2)
+
+    @property
+    def lower95(self) -> float:
+        """mean L_K − log(20)/N: at most the true mean with probability 95%, even for weights of infinite variance."""
+        return self.mean - log(20) / self.num_images
+
+    @property
+    def elbo(self) -> float:
+        """The ELBO from the same draws."""
+        return float(self.elbo_px.mean())
+
+    @property
+    def high_khat(self) -> float:
+        """The share of images with k̂ > 0.7, of those that have a k̂."""
+        known = self.khat[~self.khat.isnan()]
+        return float((known > 0.7).double().mean()) if len(known) else float("nan")
+
+    @property
+    def bits_per_dim(self) -> float | None:
+        """−mean / (D log 2), plus log2 of the levels of dequantized data; None where that is no code length."""
+        if self.bits_offset is None:
+            return None
+        return -self.mean / (self.protocol["num_dims"] * log(2)) + self.bits_offset
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the number is to be read."""
+        found = list(self.notes)
+        if self.num_samples == 1:
+            found.append("one draw an image: this is the ELBO, and it has no Monte Carlo error or bias estimate; use more draws")
+        if abs(self.bias) > 0.05:
+            found.append(f"estimated bias {self.bias:+.2f} nats: use more draws, or a guide nearer to the posterior")
+        half = self.curve.get(self.num_samples // 2)
+        if half is not None and self.num_samples > 1 and self.mean - half > 0.05:
+            found.append(
+                f"the estimate still rises: {self.mean - half:+.2f} nats from K = {self.num_samples // 2} to {self.num_samples}"
+            )
+        if bad := int((~self.log_px.isfinite()).sum()):
+            found.append(f"{bad} images have log weights that are not finite: their log p(x), and the mean, can't be read")
+        dominated = float((self.max_weight_share > 0.5).double().mean())
+        if dominated > 0.01 and self.num_samples > 1:
+            found.append(f"one draw carries over half of the weight in {dominated:.1%} of the images")
+        return tuple(found)
+
+    def __str__(self) -> str:
+        label = self.protocol.get("estimator", f"IW-{self.num_samples}")
+        line = f"log p(x) ≥ {_figure(self.mean)} nats ({label}, N = {self.num_images})"
+        line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  est. bias {_figure(self.bias, 3)}"
+        line += f"  k̂ > 0.7: {self.high_khat:.1%}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
+        if self.bits_per_dim is not None:
+            line += f"  bits/dim {self.bits_per_dim:.3f}"
+        shown = {k: v for k, v in self.protocol.items() if k not in ("estimator", "num_samples", "num_images", "num_dims")}
+        lines = [line, "  protocol: " + "; ".join(f"{k} {_shorten(v)}" for k, v in shown.items())]
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under their attributes' names, without the per-image tensors: what ``--json`` prints."""
+        names = ("mean", "se_mc", "se_total", "bias", "lower95", "elbo", "high_khat", "bits_per_dim", "num_samples", "num_images")
+        figures = {name: getattr(self, name) for name in names}
+        figures["median_ess"] = float(self.ess.median())
+        return {**figures, "curve": {str(k): v for k, v in self.curve.items()}, "protocol": self.protocol, "warnings": list(self.warnings)}
+
+
+def log_marginal(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_samples: int = 5000,
+    proposal: str = "guide",
+    precision: str = "float32",
+    protocol: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    compile: str = "auto",
+    progress: bool = False,
+    bits_offset: float | None = None,
+    **fields: Any,
+) -> LogMarginal:
+    """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8), streaming.
+
+    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not grow with K.
+
+    Args:
+        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
+        protocol: what the caller knows of the data (data set, binarization); it is printed with the number.
+        bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then reported too.
+
+    Raises:
+        UserError: where the number would not be log p(x) of each image, in one sentence.
+    """
+    check_count("num_samples", num_samples)
+    if proposal != "guide":
+        raise UserError(did_you_mean("proposal", str(proposal), ["guide"]))
+    if precision != "float32":
+        raise UserError(did_you_mean("precision", str(precision), ["float32"]))
+    place = find_device(device)
+    pair = Pair.of(model, guide).to(place)
+    chunk = max(1, min(num_samples, ROWS.get(place.type, ROWS["cpu"])))
+    tile = max(1, ROWS.get(place.type, ROWS["cpu"]) // chunk)
+    source = make_source(x, fields, tile, place)
+    digest, sums, curve = hashlib.sha256(), [], dict.fromkeys(_stops(num_samples), 0.0)
+    notes = _mode_notes(pair)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
+        torch.manual_seed(seed)
+        _refuse(pair, source)
+        for images, named in _progress(source, progress):
+            digest.update(images.cpu().contiguous().numpy().tobytes())
+            sums.append(_score(pair, pair.cast(images), named, num_samples, chunk, curve))
+    total = ImageSums(*(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__))
+    if bool(total.log_px.isnan().any()):
+        raise UserError(f"image {int(total.log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters")
+    khat = pareto_khat(total.top.numpy(), num_samples, total.variance.numpy())
+    said = {
+        "estimator": f"IW-{num_samples}",
+        "num_samples": num_samples,
+        "num_images": source.num_images,
+        "num_dims": int(images[0].numel()),
+        "proposal": proposal,
+        "precision": str(pair.cast(images).dtype).removeprefix("torch."),
+        "seed": seed,
+        "sha256": digest.hexdigest(),
+        **(dict(protocol) if protocol else {"data": "as given"}),
+    }
+    return LogMarginal(
+        log_px=total.log_px,
+        se=total.variance.sqrt(),
+        ess=total.ess,
+        khat=torch.from_numpy(khat),
+        elbo_px=total.elbo,
+        max_weight_share=total.max_share,
+        curve={k: float(v) / source.num_images for k, v in curve.items()},
+        num_samples=num_samples,
+        protocol=said,
+        notes=notes,
+        bits_offset=bits_offset,
+    )
+
+
+def _score(
+    pair: Pair, x: Tensor, fields: Mapping[str, Tensor], num_samples: int, chunk: int, curve: dict[int, Any]
+) -> ImageSums:
+    """All K draws of one tile of images, in chunks."""
+    sums = WeightSums(len(x), num_samples, x.device)
+    while sums.seen < num_samples:
+        stop = next(k for k in curve if k > sums.seen)
+        sums.add(pair.run(x, fields, min(chunk, stop - sums.seen)).log_weights())
+        if sums.seen == stop:
+            curve[stop] = curve[stop] + sums.log_mean().sum()
+    return sums.finish()
+
+
+def _stops(num_samples: int) -> list[int]:
+    """The k at which the curve is read: K/10, K/2, K."""
+    return sorted({max(1, num_samples // 10), max(1, num_samples // 2), num_samples})
+
+
+def _refuse(pair: Pair, source: Source) -> None:
+    images, named = next(source.in_order())
+    if isinstance(source, Resident):
+        few = pair.cast(source.x[:5])
+        refuse_bad_weights(pair.structure(few, {name: value[:5] for name, value in source.fields.items()}))
+        explain.check_all_support(pair, pair.cast(source.x), source.fields)
+    else:
+        refuse_bad_weights(pair.structure(pair.cast(images), named))
+
+
+def _mode_notes(pair: Pair) -> tuple[str, ...]:
+    names = sorted({type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)})
+    return (f"{', '.join(names)} in train mode: evaluated in eval mode, as images must not depend on each other",) if names else ()
+
+
+def _progress(source: Source, shown: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    from tqdm import tqdm
+
+    with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
+        for images, named in source.in_order():
+            yield images, named
+            bar.update(len(images))
+
+
+def _figure(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _shorten(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text

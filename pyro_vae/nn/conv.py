@@ -1,0 +1,99 @@
+"""The convolutional network: halves the image at each layer, or doubles it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import ceil, log2
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.errors import UserError
+from pyro_vae.nn.net import Net, activation
+
+DEFAULT_CHANNELS = (32, 64, 128, 256, 512)
+
+
+def _layers_for(size: tuple[int, int]) -> int:
+    """How many times an image can be halved (rounding up) before one side is a single pixel."""
+    return ceil(log2(min(size)))
+
+
+def _sizes(shape: tuple[int, ...], channels: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """The channels to use and the image's size before and after each stride-2 layer."""
+    if len(shape) != 3 or min(shape[1:]) < 2:
+        raise UserError(
+            f"Conv serves images (channels, height, width) with sides of 2 pixels or more, but got shape {tuple(shape)}: "
+            "use net=MLP, or reshape the data"
+        )
+    size = (shape[1], shape[2])
+    most = _layers_for(size)
+    channels = DEFAULT_CHANNELS[:most] if channels is None else tuple(channels)
+    if not 1 <= len(channels) <= most:
+        raise UserError(
+            f"Conv with channels={channels} halves the image {len(channels)} times, but images of {size[0]}×{size[1]} "
+            f"can be halved 1 to {most} times: give between 1 and {most} channels"
+        )
+    sizes = [size]
+    for _ in channels:
+        sizes.append((ceil(sizes[-1][0] / 2), ceil(sizes[-1][1] / 2)))
+    return channels, sizes
+
+
+class Conv(Net):
+    """Stride-2 3×3 convolutions with BatchNorm, ``channels`` wide (32…512 at 32×32), then one linear layer.
+
+    The decoder mirrors it with transposed convolutions and ends in a plain 3×3 convolution. Any image with sides of 2
+    pixels or more; sizes that are not powers of two are halved rounding up, and restored exactly.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        channels: tuple[int, ...] | None = None,
+        activation: str = "leaky_relu",
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        build = _downwards if len(in_shape) == 3 else _upwards
+        self.layers = build(tuple(in_shape), tuple(out_shape), channels, activation)
+
+    @classmethod
+    def encoder(cls, in_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
+        """From ``(channels, height, width)`` to ``num_outputs`` numbers."""
+        _sizes(in_shape, args.get("channels"))
+        return cls(in_shape, (num_outputs,), **args)
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """``(rows, *in_shape)`` to ``(rows, *out_shape)``."""
+        outputs: Tensor = self.layers(rows)
+        return outputs
+
+
+def _downwards(
+    in_shape: tuple[int, ...], out_shape: tuple[int, ...], channels: tuple[int, ...] | None, name: str
+) -> nn.Sequential:
+    channels, sizes = _sizes(in_shape, channels)
+    layers: list[nn.Module] = []
+    for before, after in pairwise((in_shape[0], *channels)):
+        # BatchNorm has a shift of its own, so the convolution's bias would be a dead parameter
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), activation(name)]
+    features = channels[-1] * sizes[-1][0] * sizes[-1][1]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, out_shape[0]))
+
+
+def _upwards(
+    in_shape: tuple[int, ...], out_shape: tuple[int, ...], channels: tuple[int, ...] | None, name: str
+) -> nn.Sequential:
+    channels, sizes = _sizes(out_shape, channels)
+    widths, heights = tuple(reversed(channels)), list(reversed(sizes))
+    layers: list[nn.Module] = [
+        nn.Linear(in_shape[0], widths[0] * heights[0][0] * heights[0][1]),
+        nn.Unflatten(1, (widths[0], *heights[0])),
+    ]
+    for before, after, small, large in zip(widths, (*widths[1:], widths[-1]), heights, heights[1:], strict=False):
+        # a doubled side is 2s − 1 pixels, plus the padding that restores the size which was halved
+        padding = tuple(big - (2 * tiny - 1) for tiny, big in zip(small, large, strict=True))
+        up = nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=padding, bias=False)  # type: ignore[arg-type]
+        layers += [up, nn.BatchNorm2d(after), activation(name)]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], out_shape[0], 3, padding=1))

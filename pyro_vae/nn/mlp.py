@@ -1,0 +1,48 @@
+"""The multi-layer perceptron."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_vae.nn.net import Net, activation
+
+
+class MLP(Net):
+    """Fully connected layers: ``hidden`` widths in the encoder's order, one ``activation`` (tanh, relu, softplus, silu).
+
+    ``hidden=()`` is a linear map.
+    """
+
+    def __init__(
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        hidden: tuple[int, ...] = (500, 500),
+        activation: str = "silu",
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
+        self.layers = _perceptron((prod(in_shape), *hidden, prod(out_shape)), activation)
+
+    @classmethod
+    def decoder(cls, num_inputs: int, out_shape: tuple[int, ...], **args: Any) -> Net:
+        """The same widths, reversed."""
+        if isinstance(args.get("hidden"), tuple | list):
+            args["hidden"] = tuple(reversed(args["hidden"]))
+        return cls((num_inputs,), out_shape, **args)
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """``(rows, *in_shape)`` to ``(rows, numel(out_shape))``."""
+        outputs: Tensor = self.layers(rows.flatten(1))
+        return outputs
+
+
+def _perceptron(widths: tuple[int, ...], name: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), activation(name)]
+    return nn.Sequential(*layers[:-1])

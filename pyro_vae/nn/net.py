@@ -1,0 +1,84 @@
+"""The contract of a network, and how a part finds the network that its user named."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import registry
+from pyro_vae.errors import UserError, did_you_mean
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "softplus": nn.Softplus,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
+def activation(name: str) -> nn.Module:
+    """The activation of that name; a ``UserError`` lists the known ones."""
+    if name.lower() not in ACTIVATIONS:
+        raise UserError(did_you_mean("activation", name, ACTIVATIONS))
+    return ACTIVATIONS[name.lower()]()
+
+
+class Net(nn.Module, ABC):
+    """A network from ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
+
+    ``encoder`` and ``decoder`` build the two directions of an auto-encoder from one set of arguments, written in the
+    encoder's order: a decoder reverses them.
+    """
+
+    slot: ClassVar[str] = "net"
+
+    def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape = torch.Size(in_shape), torch.Size(out_shape)
+
+    @classmethod
+    def encoder(cls, in_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
+        """From an image to ``num_outputs`` numbers."""
+        return cls(in_shape, (num_outputs,), **args)
+
+    @classmethod
+    def decoder(cls, num_inputs: int, out_shape: tuple[int, ...], **args: Any) -> Net:
+        """From ``num_inputs`` numbers to an image."""
+        return cls((num_inputs,), out_shape, **args)
+
+    @abstractmethod
+    def transform(self, rows: Tensor) -> Tensor:
+        """``(rows, *in_shape)`` to ``(rows, numel(out_shape))`` or ``(rows, *out_shape)``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(*batch, *in_shape)`` to ``(*batch, *out_shape)``; the batch dimensions are rows to the network."""
+        num_event = len(self.in_shape)
+        batch, event = x.shape[: x.dim() - num_event], x.shape[x.dim() - num_event :]
+        if event != self.in_shape:
+            raise UserError(
+                f"{type(self).__name__} got images of shape {tuple(event)}, but was built for {tuple(self.in_shape)}: "
+                f"build it with event_shape={tuple(event)}, or reshape the data"
+            )
+        return self.transform(x.reshape(-1, *self.in_shape)).reshape(batch + self.out_shape)
+
+
+def _find(net: str | type) -> Any:
+    return registry.resolve("net", net) if isinstance(net, str) else net
+
+
+def make_encoder(net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
+    """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to ``(num_outputs,)``."""
+    return _find(net).encoder(tuple(event_shape), num_outputs, **args)
+
+
+def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], channels: int, **args: Any) -> Net:
+    """The decoder side, ``(latent_dim,)`` to ``channels`` numbers a pixel, laid along the first event dimension."""
+    shape = tuple(event_shape)
+    if not shape or prod(shape) == 0:
+        raise UserError(f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)")
+    return _find(net).decoder(latent_dim, (channels * shape[0], *shape[1:]), **args)

@@ -1,0 +1,41 @@
+"""Torch optimisers by name, fused where there is such a kernel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pyro_vae import registry
+from pyro_vae.errors import UserError
+
+OptimizerSpec = str | type[torch.optim.Optimizer] | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+
+
+def make_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """An optimiser of ``parameters``: a name, a call such as ``"Adam(eps=1e-4)"``, a class, or a function of the list."""
+    if not isinstance(spec, str | type):
+        optimizer: Any = spec(parameters) if callable(spec) else spec
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise UserError(
+                f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or a function "
+                "of the parameter list that returns a torch optimiser"
+            )
+        return optimizer
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    try:
+        return _build(spec, parameters, learning_rate, fused=fused)
+    except (RuntimeError, TypeError):
+        return _build(spec, parameters, learning_rate, fused=False)
+
+
+def _build(spec: str | type, parameters: Sequence[nn.Parameter], learning_rate: float, *, fused: bool) -> torch.optim.Optimizer:
+    context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
+    kind = registry.resolve("optimizer", registry.parse(spec).name) if isinstance(spec, str) else spec
+    if fused and "fused" in inspect.signature(kind).parameters:
+        context["fused"] = True
+    optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, **context)
+    return optimizer

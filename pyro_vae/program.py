@@ -1,0 +1,139 @@
+"""One adapter for every program: a PyroModule, an nn.Module, a bound method, a function or a closure."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pyro
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from pyro_vae.errors import UserError
+
+
+class ParameterStore(Messenger):
+    """The private parameter store of one pair, as a handler of ``pyro.param`` statements.
+
+    An ``nn.Parameter`` that a module offers is always its own value, so that equal names in model and guide, or in an
+    earlier model of the process, never meet. Everything else (``pyro.param("a", init)``) lives here, unconstrained, and
+    is shared by name between model and guide as in Pyro. The global store stays empty.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parameters: dict[str, nn.Parameter] = {}
+        self.constraints: dict[str, constraints.Constraint] = {}
+        self.may_create = True
+        self._entered = False
+        self.seen: dict[str, nn.Parameter] = {}
+
+    def _pyro_param(self, msg: Any) -> None:
+        name, arguments = msg["name"], msg["args"]
+        offered = arguments[1] if len(arguments) > 1 else msg["kwargs"].get("init_tensor")
+        if isinstance(offered, nn.Parameter):
+            self.seen[name] = offered
+            msg["value"], msg["done"] = offered, True
+        elif name in self.parameters:
+            msg["value"], msg["done"] = self._constrained(name), True
+        elif offered is not None:
+            self._create(name, offered, msg["kwargs"].get("constraint", constraints.real))
+            msg["value"], msg["done"] = self._constrained(name), True
+        # else: a PyroParam, which the module has just put into the scoped store, from where Pyro reads it
+
+    def _create(self, name: str, init: Tensor | Callable[[], Tensor], constraint: constraints.Constraint) -> None:
+        if not self.may_create:
+            raise UserError(
+                f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises parameters: "
+                "fit this very pair of model and guide first"
+            )
+        value = init() if callable(init) else init
+        self.parameters[name] = nn.Parameter(transform_to(constraint).inv(value).detach().clone())
+        self.constraints[name] = constraint
+
+    def _constrained(self, name: str) -> Tensor:
+        unconstrained = self.parameters[name]
+        self.seen[name] = unconstrained
+        value: Tensor = transform_to(self.constraints[name])(unconstrained)
+        value.unconstrained = weakref.ref(unconstrained)  # type: ignore[attr-defined]  # Pyro's handle on a parameter
+        return value
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Run programs under this store, the global one being hidden; may be entered again inside."""
+        if self._entered:
+            yield
+            return
+        self._entered = True
+        try:
+            with pyro.get_param_store().scope(), self:
+                yield
+        finally:
+            self._entered = False
+
+
+class Program:
+    """A model or a guide, called on a batch: ``program(x, fields)``.
+
+    ``x`` goes to the first parameter; of the named fields each program receives those that its signature names.
+    """
+
+    def __init__(self, role: str, call: Callable[..., Any]) -> None:
+        if not callable(call):
+            raise UserError(f"the {role} must be callable (a PyroModule, a method or a function), got {type(call).__name__}")
+        if inspect.isclass(call):
+            raise UserError(f"the {role} is the class {call.__name__}, not an instance of it: call it with its arguments first")
+        self.role = role
+        self.call = call
+        owner = call if isinstance(call, nn.Module) else getattr(call, "__self__", None)
+        self.owner = owner if isinstance(owner, nn.Module) else None
+        parameters = list(inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters.values())
+        if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
+            raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
+        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.field_names = frozenset(p.name for p in named)
+        self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
+
+    def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
+        return self.call(x, **self.select(fields))
+
+    def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The fields that the signature names; a ``UserError`` where a required one was not given."""
+        if missing := [name for name in self._required if name not in fields]:
+            known = ", ".join(sorted(fields)) or "none"
+            raise UserError(
+                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields at hand: {known}): "
+                f"pass {missing[0]}=… beside x, one row an image"
+            )
+        return dict(fields) if self._takes_all else {k: v for k, v in fields.items() if k in self.field_names}
+
+    def wants(self, field: str) -> bool:
+        """Whether the signature names this field itself."""
+        return field in self.field_names
+
+
+@contextmanager
+def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
+    """Call ``meet`` on every ``nn.Module`` just before it runs inside the context, those that a closure hides too."""
+    handle = register_module_forward_pre_hook(lambda module, _: meet(module))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def validation(*, distributions: bool) -> AbstractContextManager[None]:
+    """Pyro's checks of programs off, those of distributions' arguments and values as asked; restored on leaving."""
+    context: AbstractContextManager[None] = pyro.settings.context(
+        validate_poutine=False,
+        validate_infer=False,
+        validate_distributions_pyro=distributions,
+        validate_distributions_torch=distributions,
+    )
+    return context

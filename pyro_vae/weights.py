@@ -1,0 +1,78 @@
+"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.batches import as_fields, as_images
+from pyro_vae.densities import SiteTerms
+from pyro_vae.errors import UserError
+from pyro_vae.pair import Pair
+from pyro_vae.structure import Structure
+
+
+def log_densities(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Any, num_particles: int = 1, **fields: Any
+) -> SiteTerms:
+    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K, B)``, in nats.
+
+    The modules run in eval mode; gradients flow where they are enabled.
+
+    Raises:
+        UserError: the pair is no pair (which site, which plate, which shapes, what to change).
+    """
+    pair, images, named = prepare(model, guide, x, fields, num_particles)
+    with pair.active(training=False, may_create=False):
+        return pair.run(images, named, num_particles)
+
+
+def log_weights(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Any, num_particles: int = 1, **fields: Any
+) -> Tensor:
+    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016, equation 8).
+
+    Raises:
+        UserError: as `log_densities`; and where these are not the log weights of each image's p(x): a subsampling plate, a
+            scaled site, a point mass.
+    """
+    pair, images, named = prepare(model, guide, x, fields, num_particles)
+    refuse_bad_weights(pair.structure(images, named))
+    with pair.active(training=False, may_create=False):
+        return pair.run(images, named, num_particles).log_weights()
+
+
+def prepare(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Any, fields: dict[str, Any], num_particles: int
+) -> tuple[Pair, Tensor, dict[str, Tensor]]:
+    """The pair, and a batch in its dtype with its fields and ``index``."""
+    check_count("num_particles", num_particles)
+    pair = Pair.of(model, guide)
+    images = as_images(x)
+    named = as_fields(fields, len(images))
+    named.setdefault("index", torch.arange(len(images), device=images.device))
+    with pair.active(may_create=False):
+        return pair, pair.cast(images), named
+
+
+def refuse_bad_weights(structure: Structure) -> None:
+    """Raise where log p − log q is not an importance weight of one image."""
+    if structure.point_masses:
+        raise UserError(
+            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no density, so its log weights say nothing "
+            "about p(x), and an autoencoder has no log p(x); use a guide with a density, such as MeanField"
+        )
+    if structure.subsampling:
+        raise UserError(
+            f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every log weight: for log p(x) write "
+            "pyro.plate(name, x.shape[0]), without a size of the whole set"
+        )
+
+
+def check_count(name: str, value: Any) -> None:
+    """A whole number, 1 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name}={value!r}: expected a whole number of draws, 1 or more")
