@@ -62,8 +62,9 @@ class Resident(Source):
 
     def in_order(self) -> Iterator[Batch]:
         """One pass, slices without a copy."""
-        for start, end in zip(self._starts, self._starts[1:], strict=False):
-            yield self.x[start:end], {name: value[start:end] for name, value in self.fields.items()}
+        for start in range(0, self.num_images, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield self.x[rows], {name: value[rows] for name, value in self.fields.items()}
 
     def _take(self, rows: Tensor) -> Batch:
         return self.x.index_select(0, rows), {n: v.index_select(0, rows) for n, v in self.fields.items()}
@@ -128,7 +129,9 @@ def make_source(data: Any, fields: Mapping[str, Any], batch_size: int, device: t
     """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is wrong with it."""
     if isinstance(data, DataLoader | Dataset):
         if fields:
-            raise UserError(f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be dicts that hold them")
+            raise UserError(
+                f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be dicts that hold them"
+            )
         return Streamed(data, batch_size, device)
     x = as_images(data, what)
     return Resident(x, as_fields(fields, len(x)), batch_size, device)
@@ -141,7 +144,9 @@ def as_images(data: Any, what: str = "x") -> Tensor:
             raise UserError(f"{what} is an array of dtype {data.dtype}: expected numbers")
         data = torch.from_numpy(np.ascontiguousarray(data))
     if not isinstance(data, Tensor):
-        raise UserError(f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a Dataset or a DataLoader")
+        raise UserError(
+            f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a Dataset or a DataLoader"
+        )
     if data.is_complex():
         raise UserError(f"{what} is complex: expected real numbers")
     if data.dim() < 2:

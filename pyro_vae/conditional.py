@@ -53,18 +53,18 @@ class Likelihood(ConditionalDistribution):
     observes: ClassVar[Observes]
 
     def __init__(
-        self, latent_dim: int, event_shape: tuple[int, ...], channels: int, net: str | type = "MLP", **net_args: Any
+        self, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, net: str | type = "MLP", **net_args: Any
     ) -> None:
-        """``channels``: how many numbers the decoder gives for each pixel."""
+        """``per_pixel``: how many numbers the decoder gives for each pixel."""
         from pyro_vae.nn import make_decoder
 
         super().__init__()
         self.event_shape = torch.Size(event_shape)
-        self.channels = channels
-        self.net = make_decoder(net, latent_dim, event_shape, channels, **net_args)
+        self.per_pixel = per_pixel
+        self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)
 
     def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:
-        """The decoder's ``channels`` outputs at ``z``, each ``(*batch, *event_shape)``."""
+        """The decoder's ``per_pixel`` outputs at ``z``, each ``(*batch, *event_shape)``."""
         if context is None:
             raise ValueError(f"{type(self).__name__} is p(x | z): call it with z, (*batch, latent_dim)")
-        return self.net(context).chunk(self.channels, dim=-len(self.event_shape))
+        return self.net(context).chunk(self.per_pixel, dim=-len(self.event_shape))

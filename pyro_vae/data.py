@@ -13,6 +13,7 @@ import http.client
 import math
 import os
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -32,7 +33,10 @@ CHANNELS = (1, 3, 4)
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
 
-DAMAGED_NUMPY = (OSError, EOFError, ValueError, SyntaxError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+DAMAGED_NUMPY = (
+    *(OSError, EOFError, ValueError, SyntaxError, KeyError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 """What `numpy.load` raises on files that are damaged or are something else."""
 
 WHAT_DATA_MAY_BE = "a data set's name, a .npz or .npy file, or a folder of images"
@@ -220,9 +224,7 @@ def digits(source: Source) -> ImageData:
 
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)
-    return random_split(
-        "digits", images, bunch.target, levels=17, seed=source.seed, test_fraction=source.test_fraction
-    )
+    return random_split("digits", images, bunch.target, levels=17, seed=source.seed, test_fraction=source.test_fraction)
 
 
 def mnist(source: Source) -> ImageData:
@@ -366,19 +368,17 @@ def _read_numpy(path: Path, source: Source) -> ImageData:
         return random_split(
             path.name, arrays["images"], arrays.get("labels"), seed=source.seed, test_fraction=source.test_fraction
         )
-    return own_split(
-        path.name, arrays["train"], arrays["test"], arrays.get("train_labels"), arrays.get("test_labels")
-    )
+    return own_split(path.name, arrays["train"], arrays["test"], arrays.get("train_labels"), arrays.get("test_labels"))
 
 
 def _numpy_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of a file that concern us: `images`, or `train` and `test`, and their labels."""
     known = ("images", "labels", "train", "test", "train_labels", "test_labels")
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return {"images": content}
-        with content:
+        with path.open("rb") as stream:  # opened here, as NumPy leaves a damaged zip open
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                return {"images": content}
             present = list(content.files)
             arrays = {key: content[key] for key in known if key in present}
     except (MemoryError, OverflowError) as error:
@@ -503,9 +503,7 @@ def _random_rows(number: int, fraction: float, seed: int, what: str, least: int 
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def _pixels(
-    name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None
-) -> tuple[dict[str, Tensor], int | None]:
+def _pixels(name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None) -> tuple[dict[str, Tensor], int | None]:
     """The arrays as tensors (N, C, H, W) or (N, D) of uint8 or float32, checked; and their number of levels."""
     kinds = {key: _kind(f"{name}, array {key!r}", array) for key, array in arrays.items()}
     if len(set(kinds.values())) > 1:

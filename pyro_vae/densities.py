@@ -61,14 +61,24 @@ class SiteTerms:
         return weights
 
 
+Score = Callable[[TorchDistribution, Tensor], Tensor]
+
+
+def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
+    """``fn.log_prob(value)``: what every run but the evaluator's takes for a site's density."""
+    log_prob: Tensor = fn.log_prob(value)
+    return log_prob
+
+
 @dataclass(frozen=True)
 class Geometry:
-    """Where a pair's plates stand: the data plate's dimension in each program, and the first free dimension."""
+    """How to run a pair: the data plate's dimension in each program, the first free one, and how sites are scored."""
 
     model_dim: int = -1
     guide_dim: int = -1
     particle_dim: int = -2
     model_plate: str = "data"
+    score: Score = plain_score
 
 
 Runner = Callable[[Program, Program, Tensor, Fields, int, Geometry], SiteTerms]
@@ -88,7 +98,7 @@ def run_rows(model: Program, guide: Program, x: Tensor, fields: Fields, num_part
     """The guide under the particle plate, the model replayed on K·B flattened rows."""
     with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
         drawn = _without_subsamples(poutine.trace(lambda: guide(x, fields)).get_trace())
-    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at.guide_dim, at.particle_dim)
+    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at, at.particle_dim)
     flat = drawn.copy()
     for name in terms.guide:
         node = flat.nodes[name] = drawn.nodes[name].copy()
@@ -99,11 +109,13 @@ def run_rows(model: Program, guide: Program, x: Tensor, fields: Fields, num_part
     return _read_model(model_trace, terms, at, None)
 
 
-def run_repeat(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
+def run_repeat(
+    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry
+) -> SiteTerms:
     """Both programs on K·B rows, each image K times: right for every pair, and the encoder runs K times."""
     rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
     drawn = _without_subsamples(poutine.trace(lambda: guide(rows, row_fields)).get_trace())
-    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at.guide_dim, None)
+    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at, None)
     return _read_model(_trace_model(model, drawn, rows, row_fields), terms, at, None)
 
 
@@ -121,7 +133,7 @@ def _run_with_plate(
         drawn = poutine.trace(lambda: guide(x, fields)).get_trace()
         model_trace = _trace_model(model, drawn, x, fields)
     particle_dim = None if num_particles is None else at.particle_dim
-    terms = _read_guide(drawn, SiteTerms(num_particles or 1, x.shape[0], 1.0), at.guide_dim, particle_dim)
+    terms = _read_guide(drawn, SiteTerms(num_particles or 1, x.shape[0], 1.0), at, particle_dim)
     return _read_model(model_trace, terms, at, particle_dim)
 
 
@@ -129,10 +141,10 @@ def _trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields
     return poutine.trace(poutine.replay(lambda: model(x, fields), trace=drawn)).get_trace()
 
 
-def _read_guide(trace: poutine.Trace, terms: SiteTerms, data_dim: int, particle_dim: int | None) -> SiteTerms:
+def _read_guide(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_dim: int | None) -> SiteTerms:
     for name, node in sample_nodes(trace):
         if not node["is_observed"]:
-            terms.guide[name] = _read(node, terms, data_dim, particle_dim, scored_by_guide=True)
+            terms.guide[name] = _read(node, terms, at, at.guide_dim, particle_dim)
     return terms
 
 
@@ -141,7 +153,7 @@ def _read_model(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_d
     for name, node in sample_nodes(trace):
         order.append(name)
         kind = terms.observed if node["is_observed"] else terms.prior
-        kind[name] = _read(node, terms, at.model_dim, particle_dim, scored_by_guide=False)
+        kind[name] = _read(node, terms, at, at.model_dim, particle_dim)
         for frame in node["cond_indep_stack"]:
             if frame.name == at.model_plate and frame.full_size is not None:
                 plate_scale = frame.full_size / frame.size
@@ -150,11 +162,14 @@ def _read_model(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_d
     )
 
 
-def _read(node: Any, terms: SiteTerms, data_dim: int, particle_dim: int | None, *, scored_by_guide: bool) -> Site:
+def _read(node: Any, terms: SiteTerms, at: Geometry, data_dim: int, particle_dim: int | None) -> Site:
     fn, value, mask = node["fn"], node["value"], node["mask"]
-    log_prob = masked(fn.log_prob(value, *node["args"], **node["kwargs"]), mask)
-    log_prob = per_image(log_prob, terms, data_dim, particle_dim)
-    score = log_prob if scored_by_guide and not fn.has_rsample else None
+    if node["args"] or node["kwargs"]:
+        log_prob = fn.log_prob(value, *node["args"], **node["kwargs"])
+    else:
+        log_prob = at.score(fn, value)
+    log_prob = per_image(masked(log_prob, mask), terms, data_dim, particle_dim)
+    score = None if node["is_observed"] or fn.has_rsample else log_prob
     return Site(log_prob, float(node["scale"]), value, fn, mask, score)
 
 

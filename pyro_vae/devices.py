@@ -20,5 +20,7 @@ def find_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but torch finds no CUDA device here: use cpu or auto")
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices here")
+        raise UserError(
+            f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices here"
+        )
     return device

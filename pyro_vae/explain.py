@@ -86,7 +86,9 @@ def read_structure(large: Traces, small: Traces) -> Structure:
     """The structure that two dry runs, on 5 and on 4 images, agree upon; a ``UserError`` where they show a mistake."""
     model, guide, x = large
     model_sites, guide_sites = dict(sample_nodes(model)), dict(sample_nodes(guide))
-    _check_names(model_sites, guide_sites, {n for n, _ in sample_nodes(small[0])} | {n for n, _ in sample_nodes(small[1])})
+    _check_names(
+        model_sites, guide_sites, {n for n, _ in sample_nodes(small[0])} | {n for n, _ in sample_nodes(small[1])}
+    )
     sizes = {"model": _plate_sizes(small[0]), "guide": _plate_sizes(small[1])}
     plates = {}
     for role, sites in (("model", model_sites), ("guide", guide_sites)):
@@ -100,7 +102,9 @@ def read_structure(large: Traces, small: Traces) -> Structure:
     analytic, sampled = _analytic_kl(model_sites, guide_sites, latents)
     model_frame = plates["model"]
     guide_frame = plates.get("guide", model_frame)
-    depth = max(-f.dim for t in (model, guide) for _, n in sample_nodes(t) for f in n["cond_indep_stack"] if f.vectorized)
+    depth = max(
+        -f.dim for t in (model, guide) for _, n in sample_nodes(t) for f in n["cond_indep_stack"] if f.vectorized
+    )
     return Structure(
         observed=tuple(name for name, node in model_sites.items() if node["is_observed"]),
         latents=latents,
@@ -127,9 +131,13 @@ def _check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], names
     for name in guide_sites:
         if name not in model_sites:
             hint = did_you_mean("site", name, latents) if latents else f"the model has no latent site {name!r}"
-            raise UserError(f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint})")
+            raise UserError(
+                f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint})"
+            )
         if name in observed:
-            raise UserError(f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other")
+            raise UserError(
+                f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
+            )
     for name in latents:
         if name not in guide_sites:
             raise UserError(
@@ -183,7 +191,9 @@ def _check_values(name: str, model_node: Any, guide_node: Any | None, batch_size
     check_support(name, fn, value)
     log_prob = fn.log_prob(value)
     if torch.isnan(log_prob).any():
-        raise UserError(f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output")
+        raise UserError(
+            f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
+        )
 
 
 def check_support(name: str, fn: Any, value: Tensor) -> None:

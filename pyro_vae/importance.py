@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import log
+from math import gcd, log
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pyro_vae import explain
 from pyro_vae.accumulate import ImageSums, WeightSums
@@ -18,9 +20,10 @@ from pyro_vae.batches import Resident, Source, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
+from pyro_vae.staged_weights import Draw, make_weights
 from pyro_vae.weights import check_count, refuse_bad_weights
 
-ROWS = {"cpu": 4000, "cuda": 200_000}
+ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -95,7 +98,9 @@ class LogMarginal:
         """What changes how the number is to be read."""
         found = list(self.notes)
         if self.num_samples == 1:
-            found.append("one draw an image: this is the ELBO, and it has no Monte Carlo error or bias estimate; use more draws")
+            found.append(
+                "one draw an image: this is the ELBO, and it has no Monte Carlo error or bias estimate; use more draws"
+            )
         if abs(self.bias) > 0.05:
             found.append(f"estimated bias {self.bias:+.2f} nats: use more draws, or a guide nearer to the posterior")
         half = self.curve.get(self.num_samples // 2)
@@ -104,7 +109,9 @@ class LogMarginal:
                 f"the estimate still rises: {self.mean - half:+.2f} nats from K = {self.num_samples // 2} to {self.num_samples}"
             )
         if bad := int((~self.log_px.isfinite()).sum()):
-            found.append(f"{bad} images have log weights that are not finite: their log p(x), and the mean, can't be read")
+            found.append(
+                f"{bad} images have log weights that are not finite: their log p(x), and the mean, can't be read"
+            )
         dominated = float((self.max_weight_share > 0.5).double().mean())
         if dominated > 0.01 and self.num_samples > 1:
             found.append(f"one draw carries over half of the weight in {dominated:.1%} of the images")
@@ -117,16 +124,34 @@ class LogMarginal:
         line += f"  k̂ > 0.7: {self.high_khat:.1%}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
-        shown = {k: v for k, v in self.protocol.items() if k not in ("estimator", "num_samples", "num_images", "num_dims")}
+        shown = {
+            k: v for k, v in self.protocol.items() if k not in ("estimator", "num_samples", "num_images", "num_dims")
+        }
         lines = [line, "  protocol: " + "; ".join(f"{k} {_shorten(v)}" for k, v in shown.items())]
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names, without the per-image tensors: what ``--json`` prints."""
-        names = ("mean", "se_mc", "se_total", "bias", "lower95", "elbo", "high_khat", "bits_per_dim", "num_samples", "num_images")
+        names = (
+            "mean",
+            "se_mc",
+            "se_total",
+            "bias",
+            "lower95",
+            "elbo",
+            "high_khat",
+            "bits_per_dim",
+            "num_samples",
+            "num_images",
+        )
         figures = {name: getattr(self, name) for name in names}
         figures["median_ess"] = float(self.ess.median())
-        return {**figures, "curve": {str(k): v for k, v in self.curve.items()}, "protocol": self.protocol, "warnings": list(self.warnings)}
+        return {
+            **figures,
+            "curve": {str(k): v for k, v in self.curve.items()},
+            "protocol": self.protocol,
+            "warnings": list(self.warnings),
+        }
 
 
 def log_marginal(
@@ -163,21 +188,29 @@ def log_marginal(
         raise UserError(did_you_mean("precision", str(precision), ["float32"]))
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
-    chunk = max(1, min(num_samples, ROWS.get(place.type, ROWS["cpu"])))
-    tile = max(1, ROWS.get(place.type, ROWS["cpu"]) // chunk)
+    chunk, tile = _tiles(num_samples, ROWS.get(place.type, ROWS["cpu"]))
     source = make_source(x, fields, tile, place)
     digest, sums, curve = hashlib.sha256(), [], dict.fromkeys(_stops(num_samples), 0.0)
     notes = _mode_notes(pair)
     devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
-        torch.manual_seed(seed)
         _refuse(pair, source)
-        for images, named in _progress(source, progress):
+        images, named = _padded(*next(source.in_order()), tile, pair)
+        weights, how = make_weights(pair, compile, source.num_images, num_samples, chunk, images, named)
+        if progress:
+            tqdm.write(f"log weights: {how}", file=sys.stderr)
+        torch.manual_seed(seed)
+        for images, named in _tiled(source, tile, progress):
             digest.update(images.cpu().contiguous().numpy().tobytes())
-            sums.append(_score(pair, pair.cast(images), named, num_samples, chunk, curve))
-    total = ImageSums(*(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__))
+            draw = weights.tile(*_padded(images, named, tile, pair))
+            sums.append(_score(draw, len(images), num_samples, chunk, curve, place))
+    total = ImageSums(
+        *(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__)
+    )
     if bool(total.log_px.isnan().any()):
-        raise UserError(f"image {int(total.log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters")
+        raise UserError(
+            f"image {int(total.log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters"
+        )
     khat = pareto_khat(total.top.numpy(), num_samples, total.variance.numpy())
     said = {
         "estimator": f"IW-{num_samples}",
@@ -206,16 +239,39 @@ def log_marginal(
 
 
 def _score(
-    pair: Pair, x: Tensor, fields: Mapping[str, Tensor], num_samples: int, chunk: int, curve: dict[int, Any]
+    draw: Draw, num_images: int, num_samples: int, chunk: int, curve: dict[int, Any], device: torch.device
 ) -> ImageSums:
-    """All K draws of one tile of images, in chunks."""
-    sums = WeightSums(len(x), num_samples, x.device)
+    """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
+    sums = WeightSums(num_images, num_samples, device)
     while sums.seen < num_samples:
         stop = next(k for k in curve if k > sums.seen)
-        sums.add(pair.run(x, fields, min(chunk, stop - sums.seen)).log_weights())
+        sums.add(draw(min(chunk, stop - sums.seen))[:, :num_images])
         if sums.seen == stop:
             curve[stop] = curve[stop] + sums.log_mean().sum()
     return sums.finish()
+
+
+def _tiles(num_samples: int, rows: int) -> tuple[int, int]:
+    """Draws and images of one run of the model: about ``rows`` together, the draws dividing the curve's stops evenly."""
+    common = gcd(*_stops(num_samples))
+    fits = [n for n in range(1, min(common, rows) + 1) if common % n == 0]
+    chunk = fits[-1] if fits[-1] >= min(num_samples, rows) // 16 else min(num_samples, rows)
+    return chunk, max(1, rows // chunk)
+
+
+def _padded(x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+    """A tile of exactly ``tile`` images, the first ones again where there are fewer: one shape, one program."""
+    rows = torch.arange(tile, device=x.device) % len(x)
+    return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
+
+
+def _tiled(source: Source, tile: int, shown: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
+        for images, named in source.in_order():
+            for start in range(0, len(images), tile):
+                rows = slice(start, start + tile)
+                yield images[rows], {name: value[rows] for name, value in named.items()}
+                bar.update(len(images[rows]))
 
 
 def _stops(num_samples: int) -> list[int]:
@@ -235,16 +291,11 @@ def _refuse(pair: Pair, source: Source) -> None:
 
 def _mode_notes(pair: Pair) -> tuple[str, ...]:
     names = sorted({type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)})
-    return (f"{', '.join(names)} in train mode: evaluated in eval mode, as images must not depend on each other",) if names else ()
-
-
-def _progress(source: Source, shown: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    from tqdm import tqdm
-
-    with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
-        for images, named in source.in_order():
-            yield images, named
-            bar.update(len(images))
+    return (
+        (f"{', '.join(names)} in train mode: evaluated in eval mode, as images must not depend on each other",)
+        if names
+        else ()
+    )
 
 
 def _figure(value: float, digits: int = 2) -> str:

@@ -15,7 +15,9 @@ from pyro_vae.errors import UserError
 OptimizerSpec = str | type[torch.optim.Optimizer] | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
 
-def make_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    spec: OptimizerSpec, parameters: Sequence[nn.Parameter], learning_rate: float
+) -> torch.optim.Optimizer:
     """An optimiser of ``parameters``: a name, a call such as ``"Adam(eps=1e-4)"``, a class, or a function of the list."""
     if not isinstance(spec, str | type):
         optimizer: Any = spec(parameters) if callable(spec) else spec
@@ -32,7 +34,9 @@ def make_optimizer(spec: OptimizerSpec, parameters: Sequence[nn.Parameter], lear
         return _build(spec, parameters, learning_rate, fused=False)
 
 
-def _build(spec: str | type, parameters: Sequence[nn.Parameter], learning_rate: float, *, fused: bool) -> torch.optim.Optimizer:
+def _build(
+    spec: str | type, parameters: Sequence[nn.Parameter], learning_rate: float, *, fused: bool
+) -> torch.optim.Optimizer:
     context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
     kind = registry.resolve("optimizer", registry.parse(spec).name) if isinstance(spec, str) else spec
     if fused and "fused" in inspect.signature(kind).parameters:

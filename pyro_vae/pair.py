@@ -6,6 +6,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae import explain
 from pyro_vae.batches import as_float
-from pyro_vae.densities import LAYOUTS, Fields, Geometry, SiteTerms, run_plain, run_repeat
+from pyro_vae.densities import LAYOUTS, Fields, Geometry, Score, SiteTerms, plain_score, run_plain, run_repeat
 from pyro_vae.program import ParameterStore, Program, modules_called, validation
 from pyro_vae.structure import Structure
 
@@ -24,7 +25,9 @@ PROBE_DRAWS = 7
 class Pair:
     """The engine's view of a model and its guide, in whatever form they are written."""
 
-    def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], store: ParameterStore | None = None) -> None:
+    def __init__(
+        self, model: Callable[..., Any], guide: Callable[..., Any], store: ParameterStore | None = None
+    ) -> None:
         explain.refuse_autoguide(guide)
         self.model = Program("model", model)
         self.guide = Program("guide", guide)
@@ -103,9 +106,11 @@ class Pair:
                 module.training = mode
             self._modes, self.store.may_create = outer_modes, outer_may_create
 
-    def run(self, x: Tensor, fields: Fields, num_particles: int = 1, layout: str | None = None) -> SiteTerms:
+    def run(
+        self, x: Tensor, fields: Fields, num_particles: int = 1, layout: str | None = None, score: Score = plain_score
+    ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K, B)``."""
-        geometry = self.structure(x, fields).geometry
+        geometry = replace(self.structure(x, fields).geometry, score=score)
         if num_particles == 1:
             return run_plain(self.model, self.guide, x, fields, 1, geometry)
         runner = LAYOUTS[layout or self.layout(x, fields)]

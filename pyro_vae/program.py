@@ -85,9 +85,13 @@ class Program:
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
         if not callable(call):
-            raise UserError(f"the {role} must be callable (a PyroModule, a method or a function), got {type(call).__name__}")
+            raise UserError(
+                f"the {role} must be callable (a PyroModule, a method or a function), got {type(call).__name__}"
+            )
         if inspect.isclass(call):
-            raise UserError(f"the {role} is the class {call.__name__}, not an instance of it: call it with its arguments first")
+            raise UserError(
+                f"the {role} is the class {call.__name__}, not an instance of it: call it with its arguments first"
+            )
         self.role = role
         self.call = call
         owner = call if isinstance(call, nn.Module) else getattr(call, "__self__", None)

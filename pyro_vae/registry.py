@@ -42,6 +42,9 @@ NAMESPACES: dict[str, str] = {
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
 """An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part knows the shapes."""
 
+UNSUITABLE = ("LBFGS", "Muon", "SparseAdam")
+"""Optimisers that need many losses a step, matrices alone, or sparse gradients."""
+
 MAX_LENGTH, MAX_DEPTH = 2000, 20
 """More than any choice needs, and less than Python's parser breaks on."""
 
@@ -265,10 +268,10 @@ def _belongs(slot: str, part: Any) -> bool:
 
 
 def _is_optimizer(part: type) -> bool:
-    """A class of torch's; LBFGS is not one for us, for it evaluates the loss many times a step."""
+    """A class of torch's, or of the user's."""
     from torch import optim
 
-    return issubclass(part, optim.Optimizer) and part not in (optim.Optimizer, optim.LBFGS)
+    return issubclass(part, optim.Optimizer) and part is not optim.Optimizer and part.__name__ not in UNSUITABLE
 
 
 def _names(slot: str) -> list[str]:

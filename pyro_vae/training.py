@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.history import History, Record
-from pyro_vae.objectives import Estimate, Loss, Objective
+from pyro_vae.objectives import Loss, Objective
 from pyro_vae.observation import Dynamic, Grey, Observation, Threshold
 from pyro_vae.optimizers import OptimizerSpec, make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.schedules import Schedule
+from pyro_vae.steps import EagerStep, figures, make_step
 
 
 class Diverged(RuntimeError):
@@ -95,6 +97,13 @@ def fit(
         base_rates = [group["lr"] for group in optim.param_groups]
         total_steps = num_steps if num_steps is not None else num_epochs * source.num_batches
         warmup_steps = kl_warmup * source.num_batches
+        with pair.active(training=True):
+            eager = EagerStep(loss, parameters, observe)
+            gradients, history.note = make_step(eager, compile, total_steps, *next(source.shuffled(seed, 1)))
+        history.compile = gradients.tier
+        if progress:
+            tqdm.write(f"training step: {history.note}", file=sys.stderr)
+        torch.manual_seed(seed)
         started = time.perf_counter()
         bar = tqdm(total=total_steps, unit="step", disable=not progress, dynamic_ncols=True)
         step = epoch = 0
@@ -106,14 +115,10 @@ def fit(
                     for group, rate in zip(optim.param_groups, base_rates, strict=True):
                         group["lr"] = rate * decay(step / total_steps)
                     loss.kl_weight.fill_(kl_weight * min(1.0, step / warmup_steps) if warmup_steps else kl_weight)
-                    estimate = loss.step(pair.cast(observe(x) if observe is not None else x), named)
-                    per_image = estimate.loss / (estimate.plate_scale * len(x))
-                    optim.zero_grad(set_to_none=True)
-                    per_image.backward()
+                    sums += gradients(x, named)
                     if grad_clip is not None:
                         nn.utils.clip_grad_norm_(parameters, grad_clip)
                     optim.step()
-                    sums += _figures(estimate)
                     seen, step = seen + len(x), step + 1
                     bar.update()
                     if step == total_steps:
@@ -124,7 +129,9 @@ def fit(
             checked = evaluate_elbo(loss, valid, seed, epoch, step) if valid is not None else None
             if checked is not None:
                 history.valid.append(checked)
-            bar.set_postfix_str(f"epoch {epoch}, ELBO {record.elbo:.2f}" + (f", valid {checked.elbo:.2f}" if checked else ""))
+            bar.set_postfix_str(
+                f"epoch {epoch}, ELBO {record.elbo:.2f}" + (f", valid {checked.elbo:.2f}" if checked else "")
+            )
             _check_finite(record, optim)
             state = EpochEnd(pair, record, checked, history, last=step >= total_steps)
             stops = [callback for callback in callbacks if callback(state)]
@@ -170,14 +177,10 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
     with _own_randomness(mix(seed, 1) % 2**32, device), loss.pair.active(training=False):
         loss.kl_weight.fill_(1.0)
         for x, named in source.in_order():
-            sums += _figures(loss.step(loss.pair.cast(x), named))
+            sums += figures(loss.step(loss.pair.cast(x), named))
             seen += len(x)
     loss.kl_weight.copy_(weight)
     return _record(sums, seen, epoch, step)
-
-
-def _figures(estimate: Estimate) -> Tensor:
-    return torch.stack((estimate.loss.detach() / estimate.plate_scale, estimate.reconstruction, estimate.kl)).double()
 
 
 def _record(sums: Tensor, seen: int, epoch: int, step: int) -> Record:
@@ -216,7 +219,9 @@ def _check_data(
     structure = pair.structure(x, fields)
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
-            raise UserError(f"the {program.role} wants the field 'index', which a DataLoader does not tell: give its Dataset instead")
+            raise UserError(
+                f"the {program.role} wants the field 'index', which a DataLoader does not tell: give its Dataset instead"
+            )
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
     explain.check_all_support(pair, pair.cast(source.x), source.fields)
@@ -242,7 +247,12 @@ def _draw_once(x: Any, observation: Observation | None, seed: int, part: str) ->
 
 
 def _validation_source(
-    x_valid: Any, observation: Observation | None, seed: int, fields: Mapping[str, Any], train: Source, device: torch.device
+    x_valid: Any,
+    observation: Observation | None,
+    seed: int,
+    fields: Mapping[str, Any],
+    train: Source,
+    device: torch.device,
 ) -> Source | None:
     if x_valid is None:
         return None
@@ -253,7 +263,9 @@ def _validation_source(
             f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set has {', '.join(sorted(fields)) or 'none'}: "
             "give x_valid as a dict with 'x' and the same fields"
         )
-    return make_source(_draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid")
+    return make_source(
+        _draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid"
+    )
 
 
 def _check_options(

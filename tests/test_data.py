@@ -78,6 +78,7 @@ def test_mnist_is_the_published_one() -> None:
     mnist = load("mnist", MNIST_ROOT, download=False)
     assert mnist.train.shape == (60000, 1, 28, 28) and mnist.test.shape == (10000, 1, 28, 28)
     assert mnist.levels == 256 and mnist.split == "the set's own split"
+    assert mnist.test_labels is not None
     assert torch.bincount(mnist.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert mnist.train.float().mean() / 255 == pytest.approx(0.1307, abs=5e-5)  # the constant in PyTorch's examples
     assert sorted(path.name for path in MNIST_ROOT.rglob("*")) == before
@@ -130,14 +131,18 @@ def test_damaged_idx_files_are_named(idx_root: Path, content: bytes, words: str)
     refused(lambda: load("mnist", idx_root), str(path), words)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("kmnist", "KMNIST"), ("fashion-mnist", "FashionMNIST")])
+@pytest.mark.parametrize(
+    ("name", "folder"), [("mnist", "MNIST"), ("kmnist", "KMNIST"), ("fashion-mnist", "FashionMNIST")]
+)
 def test_absent_files_are_listed(tmp_path: Path, name: str, folder: str) -> None:
-    refused(lambda: load(name, tmp_path, download=False), str(tmp_path / folder / "raw"), f"{IDX_STEMS[0]}.gz", "--data-root")
+    raw = str(tmp_path / folder / "raw")
+    refused(lambda: load(name, tmp_path, download=False), raw, f"{IDX_STEMS[0]}.gz", "--data-root")
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("name", "torchvision_name", "file"), [("mnist", "MNIST", IDX_STEMS[0]), ("cifar10", "CIFAR10", "cifar-10-python.tar.gz")]
+    ("name", "torchvision_name", "file"),
+    [("mnist", "MNIST", IDX_STEMS[0]), ("cifar10", "CIFAR10", "cifar-10-python.tar.gz")],
 )
 def test_a_failed_download_says_what_to_put_where(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, torchvision_name: str, file: str
@@ -257,7 +262,8 @@ def test_npz_with_its_own_split_and_labels(tmp_path: Path) -> None:
     train, test = levels(6, 5, 4), levels(3, 5, 4)
     np.savez(tmp_path / "set.npz", train=train, test=test, train_labels=np.arange(6), other=np.array([{}]))
     read = load(tmp_path / "set.npz")
-    assert torch.equal(read.train[:, 0], torch.from_numpy(train)) and torch.equal(read.test[:, 0], torch.from_numpy(test))
+    assert torch.equal(read.train[:, 0], torch.from_numpy(train))
+    assert torch.equal(read.test[:, 0], torch.from_numpy(test))
     assert read.train_labels is not None and read.train_labels.tolist() == list(range(6)) and read.test_labels is None
 
 
@@ -356,14 +362,11 @@ def test_a_damaged_member_of_a_zip_is_refused(tmp_path: Path) -> None:
     refused(lambda: load(path), str(path), "damaged")
 
 
-def test_a_header_that_promises_too_much_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["(1000000000000000, 1000)", "(9, 5", "(9, 5, 4), 'more': 1"])
+def test_a_header_that_is_wrong_is_refused(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "set.npy"
-    np.save(path, levels(9, 5, 4))
-    path.write_bytes(path.read_bytes().replace(b"(9, 5, 4)", b"(9, 10**9").replace(b"10**9", b"5,4 ,"))
-    refused(lambda: load(path), str(path))
-    header = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
-    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000, 1000)}"
-    path.write_bytes(header + text.ljust(117) + b"\n" + bytes(100))
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(180))
     refused(lambda: load(path), str(path), "damaged")
 
 
@@ -465,8 +468,8 @@ def test_opaque_alpha_and_palettes_are_read_as_the_colours_they_are(tmp_path: Pa
     image.convert("RGBA").save(tmp_path / "0.png")
     image.quantize(64).save(tmp_path / "1.png")
     image.save(tmp_path / "2.png")
-    read = load(tmp_path)
-    assert all(torch.equal(each, torch.from_numpy(colours).permute(2, 0, 1)) for each in torch.cat([read.train, read.test]))
+    read, expected = load(tmp_path), torch.from_numpy(colours).permute(2, 0, 1)
+    assert all(torch.equal(each, expected) for each in torch.cat([read.train, read.test]))
 
 
 # ---------------------------------------------------------------------------------------------------- splits, SHA-256

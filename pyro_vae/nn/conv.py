@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.net import Net, activation
+from pyro_vae.nn.net import Net, activation, check_widths
 
 DEFAULT_CHANNELS = (32, 64, 128, 256, 512)
 
@@ -28,7 +28,7 @@ def _sizes(shape: tuple[int, ...], channels: tuple[int, ...] | None) -> tuple[tu
         )
     size = (shape[1], shape[2])
     most = _layers_for(size)
-    channels = DEFAULT_CHANNELS[:most] if channels is None else tuple(channels)
+    channels = DEFAULT_CHANNELS[:most] if channels is None else check_widths("Conv", "channels", channels)
     if not 1 <= len(channels) <= most:
         raise UserError(
             f"Conv with channels={channels} halves the image {len(channels)} times, but images of {size[0]}×{size[1]} "
@@ -77,7 +77,11 @@ def _downwards(
     layers: list[nn.Module] = []
     for before, after in pairwise((in_shape[0], *channels)):
         # BatchNorm has a shift of its own, so the convolution's bias would be a dead parameter
-        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(after), activation(name)]
+        layers += [
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            activation(name),
+        ]
     features = channels[-1] * sizes[-1][0] * sizes[-1][1]
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, out_shape[0]))
 

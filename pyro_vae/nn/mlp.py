@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_vae.nn.net import Net, activation
+from pyro_vae.nn.net import Net, activation, check_widths
 
 
 class MLP(Net):
@@ -25,8 +25,8 @@ class MLP(Net):
         activation: str = "silu",
     ) -> None:
         super().__init__(in_shape, out_shape)
-        hidden = (hidden,) if isinstance(hidden, int) else tuple(hidden)
-        self.layers = _perceptron((prod(in_shape), *hidden, prod(out_shape)), activation)
+        widths = check_widths("MLP", "hidden", hidden)
+        self.layers = _perceptron((prod(in_shape), *widths, prod(out_shape)), activation)
 
     @classmethod
     def decoder(cls, num_inputs: int, out_shape: tuple[int, ...], **args: Any) -> Net:

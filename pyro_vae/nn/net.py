@@ -67,6 +67,16 @@ class Net(nn.Module, ABC):
         return self.transform(x.reshape(-1, *self.in_shape)).reshape(batch + self.out_shape)
 
 
+def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
+    """``widths`` as a tuple of whole numbers, 1 or more; a single number is one layer."""
+    listed = (widths,) if isinstance(widths, int) else widths
+    if not isinstance(listed, tuple | list) or any(
+        isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in listed
+    ):
+        raise UserError(f"{part}({name}={widths!r}): expected whole numbers, 1 or more, such as {name}=(200, 200)")
+    return tuple(listed)
+
+
 def _find(net: str | type) -> Any:
     return registry.resolve("net", net) if isinstance(net, str) else net
 
@@ -76,9 +86,9 @@ def make_encoder(net: str | type, event_shape: tuple[int, ...], num_outputs: int
     return _find(net).encoder(tuple(event_shape), num_outputs, **args)
 
 
-def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], channels: int, **args: Any) -> Net:
-    """The decoder side, ``(latent_dim,)`` to ``channels`` numbers a pixel, laid along the first event dimension."""
+def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any) -> Net:
+    """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first event dimension."""
     shape = tuple(event_shape)
     if not shape or prod(shape) == 0:
         raise UserError(f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)")
-    return _find(net).decoder(latent_dim, (channels * shape[0], *shape[1:]), **args)
+    return _find(net).decoder(latent_dim, (per_pixel * shape[0], *shape[1:]), **args)

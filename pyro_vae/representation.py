@@ -1,0 +1,360 @@
+"""What a pair makes of images, and a model of latents, for any pair: encode, reconstruct, sample, decode.
+
+All four run in eval mode, without gradients, in batches, and leave the caller's random state as it was. Results are on
+the CPU, by site name, with one row an image: ``(N, *event)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.batches import as_fields, make_source
+from pyro_vae.densities import sample_nodes
+from pyro_vae.devices import find_device
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.pair import Pair
+from pyro_vae.program import ParameterStore
+from pyro_vae.weights import check_count
+
+AVERAGED_DRAWS = 100
+"""Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its standard deviation."""
+
+
+def encode(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    batch_size: int = 500,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """The mean of q(z | x) at each latent site, ``(N, *event)``.
+
+    Sites that depend on other latents are given those at their means (drawn, where they are discrete). A distribution
+    without a mean, such as a flow, is averaged over 100 draws; so is a Categorical's index, which then is no index.
+
+    Raises:
+        UserError: the pair is no pair; parameters that were never fitted.
+    """
+    with _images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+        parts = []
+        for images, named in batches:
+            dim = pair.structure(images, named).geometry.guide_dim
+            with _AtMeans() as means:
+                trace = poutine.trace(pair.guide).get_trace(images, named)
+            parts.append({n: _rows_first(means.found[n], node["fn"], dim) for n, node in _latents(trace).items()})
+    return _join(parts)
+
+
+def reconstruct(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    batch_size: int = 500,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    at: str = "mean",
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or one draw of it.
+
+    Means are understood as in `encode`; a discrete latent has none that the model could take, and is drawn.
+
+    Args:
+        at: ``mean`` or ``sample``.
+
+    Raises:
+        UserError: the pair is no pair; parameters that were never fitted; ``at`` is neither.
+    """
+    if at not in ("mean", "sample"):
+        raise UserError(did_you_mean("place to reconstruct at", str(at), ["mean", "sample"]))
+    with _images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+        parts = []
+        for images, named in batches:
+            dim = pair.structure(images, named).geometry.model_dim
+            with _AtMeans() if at == "mean" else Messenger():
+                drawn = poutine.trace(pair.guide).get_trace(images, named)
+            trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(images, named)
+            observed = {n: node["fn"] for n, node in sample_nodes(trace) if node["is_observed"]}
+            parts.append({n: _rows_first(mean_of(fn), fn, dim) for n, fn in observed.items()})
+    return _join(parts)
+
+
+def sample(
+    model: Callable[..., Any],
+    size: int,
+    like: Tensor | None = None,
+    mean: bool = True,
+    guide: Callable[..., Any] | None = None,
+    batch_size: int = 500,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size, *event)``.
+
+    A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as the images ``like``, its
+    observed sites being sampled.
+
+    Args:
+        like: images of the set, ``(≥ 1, *event_shape)``; only their shape is used.
+        mean: means of p(x | z), or draws x ~ p(x | z).
+        guide: the guide that the model was fitted with, where the model has parameters of its own (``pyro.param``).
+        **fields: what the model is conditioned on, ``size`` rows.
+
+    Raises:
+        UserError: ``like`` or ``guide`` is needed and was not given; parameters that were never fitted.
+    """
+    check_count("size", size)
+    with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
+        return _join(generation.run(rows, {}, mean) for rows in _slices(size, batch_size))
+
+
+def decode(
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    like: Tensor | None = None,
+    guide: Callable[..., Any] | None = None,
+    batch_size: int = 500,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    **fields: Any,
+) -> dict[str, Tensor]:
+    """The mean of p(x | z) at each observed site, ``(N, *event)``, given latent values ``(N, *event)`` by site name.
+
+    Latent sites without values are drawn from the model. The other arguments are those of `sample`.
+
+    Raises:
+        UserError: as `sample`; an unknown site; values of another shape than the site's.
+    """
+    if len({len(value) for value in values.values()}) != 1:
+        raise UserError("values: expected one or more latent sites, each (N, *event) with the same N")
+    size = len(next(iter(values.values())))
+    with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
+        given = generation.check(values)
+        return _join(generation.run(rows, given, True) for rows in _slices(size, batch_size))
+
+
+def mean_of(fn: Any) -> Tensor:
+    """The distribution's mean, batch and event shape; the average of 100 draws where it has none."""
+    try:
+        mean: Tensor = fn.mean
+    except NotImplementedError:
+        mean = torch.full((), torch.nan)
+    if not bool(mean.isnan().any()):
+        return mean
+    total = fn.sample().to(torch.get_default_dtype())
+    for _ in range(AVERAGED_DRAWS - 1):  # one at a time: memory does not grow with their number
+        total += fn.sample()
+    averaged: Tensor = total / AVERAGED_DRAWS
+    return averaged
+
+
+class _AtMeans(Messenger):
+    """Every latent sample statement returns the mean of its distribution; a discrete one is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        mean = self.found[msg["name"]] = mean_of(msg["fn"])
+        if not msg["fn"].support.is_discrete:
+            msg["value"], msg["done"] = mean, True
+
+
+class _Given(Messenger):
+    """Latent sample statements return the values given for them, ``(N, *event)``, laid along the data plate."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            value = self.values[msg["name"]]
+            dim = _data_dim(msg, len(value))
+            msg["value"], msg["done"] = value.movedim(0, value.dim() - msg["fn"].event_dim + dim), True
+
+
+@contextmanager
+def _images(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    batch_size: int,
+    device: str | torch.device,
+    seed: int,
+    fields: Mapping[str, Any],
+) -> Iterator[tuple[Pair, Iterable[tuple[Tensor, dict[str, Tensor]]]]]:
+    """The pair, ready to run, and the batches."""
+    place = find_device(device)
+    pair = Pair.of(model, guide).to(place)
+    check_count("batch_size", batch_size)
+    source = make_source(x, fields, batch_size, place)
+    with pair.active(may_create=False):
+        first, named = next(iter(source.in_order()))
+        pair.structure(pair.cast(first), named)  # meets modules that closures hide, so that eval mode reaches them
+    with _quiet(pair, place, seed):
+        yield pair, ((pair.cast(images), named) for images, named in source.in_order())
+
+
+@contextmanager
+def _quiet(pair: Pair, place: torch.device, seed: int) -> Iterator[None]:
+    """Eval mode, no gradients, random numbers of our own."""
+    with (
+        torch.random.fork_rng([place] if place.type == "cuda" else []),
+        torch.no_grad(),
+        pair.active(training=False, may_create=False),
+    ):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """A model without images: how to run it, and what its sites are."""
+
+    pair: Pair
+    blank: Tensor  # (2, *event_shape) zeros
+    fields: dict[str, Tensor]
+    latents: dict[str, torch.Size]  # event shapes
+    observed: tuple[str, ...]
+
+    def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The values in the model's dtype and on its device; a ``UserError`` where they are not of its latents."""
+        for name, value in values.items():
+            if name not in self.latents:
+                raise UserError(did_you_mean("latent site", name, self.latents))
+            if value.shape[1:] != self.latents[name]:
+                raise UserError(
+                    f"values of site {name!r} have shape {tuple(value.shape)}: expected (N, *{tuple(self.latents[name])})"
+                )
+        return {
+            n: (v if not v.is_floating_point() else self.pair.cast(v)).to(self.blank.device) for n, v in values.items()
+        }
+
+    def run(self, rows: slice, given: Mapping[str, Tensor], mean: bool) -> dict[str, Tensor]:
+        """One batch of images: means of p(x | z), or draws."""
+        size = rows.stop - rows.start
+        named = {name: value[rows] for name, value in self.fields.items()}
+        with _Given({name: value[rows] for name, value in given.items()}):
+            trace = poutine.trace(lambda: _generate(self.pair, size, self.blank, named)).get_trace()
+        nodes = {name: trace.nodes[name] for name in self.observed}
+        return {
+            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node["fn"], _data_dim(node, size))
+            for n, node in nodes.items()
+        }
+
+
+@contextmanager
+def _generation(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None,
+    like: Tensor | None,
+    device: str | torch.device,
+    seed: int,
+    fields: dict[str, Tensor],
+) -> Iterator[_Generation]:
+    """The model, ready to run, its sites known from a trial on two images."""
+    place = find_device(device)
+    pair = Pair.of(model, guide) if guide is not None else Pair(model, _no_guide, _FittedElsewhere())
+    pair.to(place)
+    fields = {name: value.to(place) for name, value in fields.items()}
+    few = {name: value[torch.arange(2, device=place) % len(value)] for name, value in fields.items()}
+    with pair.active(may_create=False):
+        blank = _blank(pair, like, few, place)
+        with pair.probing():  # meets modules that closures hide
+            trace = poutine.trace(lambda: pair.model(blank, few)).get_trace()
+    observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
+    if not observed:
+        raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
+    shapes = {
+        name: _rows_first(node["value"], node["fn"], _data_dim(node, 2)).shape[1:]
+        for name, node in _latents(trace).items()
+    }
+    with _quiet(pair, place, seed):
+        yield _Generation(pair, blank, fields, shapes, observed)
+
+
+def _blank(pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: torch.device) -> Tensor:
+    """Two images of zeros: shaped as ``like``, else as what the model generates."""
+    if like is not None:
+        if like.dim() < 2:
+            raise UserError(f"like has shape {tuple(like.shape)}: expected images, (N, *event_shape)")
+        return pair.cast(torch.zeros(2, *like.shape[1:], device=place))
+    if not _takes_size(pair):
+        raise UserError(
+            "the model takes no `size`, and can't tell what its images look like: give like=x, with a few images x, or write "
+            "the model so that model(None, size=n) generates n images"
+        )
+    with pair.probing():
+        images = _generate(pair, 2, torch.empty(0), fields)
+    if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != 2:
+        raise UserError(
+            "model(None, size=n) does not return its n images: let it return them, or give like=x, with a few images x"
+        )
+    return torch.zeros_like(images)
+
+
+def _generate(pair: Pair, size: int, blank: Tensor, fields: dict[str, Tensor]) -> Any:
+    if _takes_size(pair):
+        return pair.model.call(None, size=size, **pair.model.select(fields))
+    images = blank[:1].expand(size, *blank.shape[1:])
+    return poutine.uncondition(pair.model)(images, fields)
+
+
+def _takes_size(pair: Pair) -> bool:
+    return pair.model.wants("size")
+
+
+def _no_guide(x: Tensor) -> None:
+    """Stands in where a model is run alone."""
+
+
+class _FittedElsewhere(ParameterStore):
+    """The empty store of a model without its guide: it must not invent parameters that were fitted in a pair."""
+
+    def _create(self, name: str, *_: Any) -> None:
+        raise UserError(
+            f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that guide as well, guide=…"
+        )
+
+
+def _latents(trace: poutine.Trace) -> dict[str, Any]:
+    return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}
+
+
+def _data_dim(site: Any, size: int) -> int:
+    """The dimension of the plate of ``size`` images: −1 where that is one, as it should be."""
+    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size]
+    if not dims:
+        raise UserError(f"site {site['name']!r} stands outside the data plate of {size} images")
+    return -1 if -1 in dims else int(dims[0])
+
+
+def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
+    """``(N, *other plates, *event)`` on the CPU, from a value with the data plate at ``data_dim`` of its batch shape."""
+    return value.movedim(len(fn.batch_shape) + data_dim, 0).cpu()
+
+
+def _slices(size: int, batch_size: int) -> list[slice]:
+    check_count("batch_size", batch_size)
+    return [slice(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
+
+
+def _join(parts: Iterable[dict[str, Tensor]]) -> dict[str, Tensor]:
+    parts = list(parts)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,161 @@
+"""Run the effect handlers once: a Pyro program traced into a tensor program, with every captured tensor an input."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.errors import UserError, did_you_mean
+
+TIERS = ("auto", "inductor", "graph", "off")
+TensorFunction = Callable[..., Sequence[Tensor]]
+
+# their output's shape, or the very branch that was traced, depends on the batch that was traced
+DATA_DEPENDENT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "item")
+
+
+def check_tier(name: str) -> None:
+    """A ``UserError`` for what is no tier."""
+    if name not in TIERS:
+        raise UserError(did_you_mean("compile tier", str(name), TIERS))
+
+
+class NotStageable(Exception):
+    """The program can't be replayed on another batch; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class TensorProgram:
+    """A traced function as a graph whose first inputs are the tensors that it captured, then its own arguments."""
+
+    graph: fx.GraphModule
+    captured: tuple[Tensor, ...]
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        """Replay the graph node by node: the same operations in the same order, to the last bit."""
+        outputs: Sequence[Tensor] = self.graph(*self.captured, *arguments)
+        return outputs
+
+    def compile(self, arguments: Sequence[Tensor]) -> TensorFunction:
+        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like ``arguments``."""
+        inputs = [*self.captured, *arguments]
+        compiled = _inductor(self.graph, inputs)
+        captured = self.captured
+        return lambda *given: compiled(*captured, *given)
+
+
+def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgram:
+    """Trace ``function`` at ``arguments`` with its gradients, and lift what it captures (parameters, buffers, weights).
+
+    Raises:
+        NotStageable: where the graph depends on the values of this very batch.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own notices on tracing constants
+            module = make_fx(function)(*arguments)
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise NotStageable(f"tracing failed ({type(error).__name__}: {reason[:160]})") from error
+    _refuse_data_dependence(module.graph)
+    module.graph.eliminate_dead_code()
+    captured = _lift(module)
+    module.recompile()
+    return TensorProgram(module, captured)
+
+
+def _refuse_data_dependence(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        if name in DATA_DEPENDENT:
+            raise NotStageable(f"the program calls {name}, whose result depends on the batch")
+        if name in ("index", "index_put", "index_put_"):
+            for index in node.args[1]:
+                if isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8):
+                    raise NotStageable("the program indexes with a boolean mask, whose result depends on the batch")
+
+
+def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Turn every ``get_attr`` into a placeholder ahead of the others; equal tensors share one."""
+    graph = module.graph
+    first = next(iter(graph.nodes))
+    captured: dict[int, Tensor] = {}
+    placeholders: dict[int, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(module, node.target)
+        if id(tensor) not in captured:
+            captured[id(tensor)] = tensor
+            with graph.inserting_before(first):
+                placeholders[id(tensor)] = graph.placeholder(f"captured_{len(placeholders)}")
+        node.replace_all_uses_with(placeholders[id(tensor)])
+        graph.erase_node(node)
+    return tuple(tensor.detach() for tensor in captured.values())
+
+
+def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunction:
+    for node in module.graph.nodes:  # the traced shapes' metadata would be taken for fake tensors of another mode
+        node.meta.pop("val", None)
+        node.meta.pop("tensor_meta", None)
+    with _quiet(), torch.no_grad():
+        try:
+            from torch._inductor.compile_fx import compile_fx
+        except ImportError:  # a private call: where it is missing, the public one serves, a little slower
+            compiled: Any = torch.compile(module, options={"fallback_random": True})
+            compiled(*inputs)
+            return compiled  # type: ignore[no-any-return]
+        patches = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+        return compile_fx(module, list(inputs), config_patches=patches)  # type: ignore[return-value]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inductor logs a warning for each operation that its C++ wrapper calls through Python."""
+    logger = logging.getLogger("torch._inductor")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
+    originals = [module._buffers[name] for module, name in buffers]
+    clones: dict[int, Tensor] = {}
+    for (module, name), original in zip(buffers, originals, strict=True):
+        assert original is not None
+        module._buffers[name] = clones.setdefault(id(original), original.clone())
+    try:
+        yield
+    finally:
+        for (module, name), original in zip(buffers, originals, strict=True):
+            module._buffers[name] = original
+
+
+def missing_compiler(device: torch.device) -> str:
+    """Why inductor can't compile for the CPU here, or nothing."""
+    if device.type != "cpu":
+        return ""
+    if shutil.which("g++") is None:
+        return "inductor needs g++, which is not installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return f"inductor needs the headers of Python {sys.version_info.major}.{sys.version_info.minor}"
+    return ""
