@@ -3,9 +3,8 @@
 from typing import Any
 
 from pyro import distributions as dist
-from torch import Tensor
-
 from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor
 
 
 class MeanField(AmortizedGuide):

@@ -29,7 +29,24 @@ _HOME = {
     "UserError": "errors",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "Diverged",
+    "EarlyStopping",
+    "EpochEnd",
+    "History",
+    "LogMarginal",
+    "Pair",
+    "UserError",
+    "check_pair",
+    "encode",
+    "fit",
+    "load",
+    "log_densities",
+    "log_marginal",
+    "log_weights",
+    "reconstruct",
+    "sample",
+]
 
 if TYPE_CHECKING:
     from pyro_vae.callbacks import EarlyStopping, EpochEnd

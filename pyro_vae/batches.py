@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -57,7 +58,7 @@ class Resident(Source):
         # a CPU generator: the same order on every device
         order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
         order = order.to(self.x.device)
-        for start, end in zip(self._starts, self._starts[1:], strict=False):
+        for start, end in pairwise(self._starts):
             yield self._take(order[start:end])
 
     def in_order(self) -> Iterator[Batch]:
@@ -106,7 +107,7 @@ class Streamed(Source):
 
     def _indexed(self, order: list[int]) -> Iterator[Batch]:
         starts = _starts(self.num_images, self.batch_size)
-        batches = [order[start:end] for start, end in zip(starts, starts[1:], strict=False)]
+        batches = [order[start:end] for start, end in pairwise(starts)]
         for rows, items in zip(batches, DataLoader(self.dataset, batch_sampler=batches), strict=True):
             x, fields = self._unpack(items)
             yield x, {**fields, "index": torch.tensor(rows, device=self.device)}

@@ -56,7 +56,7 @@ class SiteTerms:
                         f"site {name!r} of the {role} is scaled by {site.scale:g} (a subsampling plate or poutine.scale), so its "
                         "log weights are not those of p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
                     )
-        model = sum(site.log_prob for site in (self.prior | self.observed).values())
+        model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         weights: Tensor = model - sum(site.log_prob for site in self.guide.values())
         return weights
 

@@ -36,7 +36,11 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
     """Guide and model traced once on the images ``x``; whatever a program raises becomes one sentence."""
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, lambda: pair.guide(x, fields))
-        model = _trace(pair, pair.model, x, poutine.replay(lambda: pair.model(x, fields), trace=drawn))
+        try:
+            model = _trace(pair, pair.model, x, poutine.replay(lambda: pair.model(x, fields), trace=drawn))
+        except UserError:
+            _check_event_shapes(_trace(pair, pair.model, x, lambda: pair.model(x, fields)), drawn)
+            raise
     return model, drawn, x
 
 
@@ -44,8 +48,8 @@ def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> 
     pair.store.seen.clear()
     try:
         trace = poutine.trace(call).get_trace()
-    except UserError:
-        raise
+    except UserError as error:  # Pyro appends its table of shapes to any message
+        raise UserError(f"the {program.role}: {str(error).splitlines()[0]}") from error
     except Exception as error:
         raise UserError(_why_it_failed(program, x, error)) from error
     pair.note_parameters(program)
@@ -96,8 +100,9 @@ def read_structure(large: Traces, small: Traces) -> Structure:
             frame = _data_frame(role, name, node, len(x), sizes[role])
             _check_shapes(role, name, node, frame, len(x))
             plates[role] = frame
+    _check_event_shapes(model, guide)
     for name, node in model_sites.items():
-        _check_values(name, node, guide_sites.get(name), len(x))
+        _check_values(name, node, len(x))
     latents = tuple(name for name, node in model_sites.items() if not node["is_observed"])
     analytic, sampled = _analytic_kl(model_sites, guide_sites, latents)
     model_frame = plates["model"]
@@ -175,13 +180,19 @@ def _check_shapes(role: str, name: str, node: Any, data_frame: Any, batch_size: 
             )
 
 
-def _check_values(name: str, model_node: Any, guide_node: Any | None, batch_size: int) -> None:
+def _check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
+    """Latents whose one-image shape differs between the two programs."""
+    in_guide = dict(sample_nodes(guide))
+    for name, node in sample_nodes(model):
+        if name in in_guide and in_guide[name]["fn"].event_shape != node["fn"].event_shape:
+            raise UserError(
+                f"latent site {name!r} has event shape {tuple(node['fn'].event_shape)} in the model and "
+                f"{tuple(in_guide[name]['fn'].event_shape)} in the guide: build both with the same latent dimension"
+            )
+
+
+def _check_values(name: str, model_node: Any, batch_size: int) -> None:
     fn, value = model_node["fn"], model_node["value"]
-    if guide_node is not None and guide_node["fn"].event_shape != fn.event_shape:
-        raise UserError(
-            f"latent site {name!r} has event shape {tuple(fn.event_shape)} in the model and "
-            f"{tuple(guide_node['fn'].event_shape)} in the guide: build both with the same latent dimension"
-        )
     event = value.shape[value.dim() - fn.event_dim :] if fn.event_dim else torch.Size()
     if event != fn.event_shape or (value.dim() - fn.event_dim and value.shape[0] not in (1, batch_size)):
         raise UserError(

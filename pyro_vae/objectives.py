@@ -46,7 +46,7 @@ class Objective(ABC):
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Loss:
         return Loss(self, Pair.of(model, guide))
 
-    def check(self, structure: Structure) -> None:
+    def check(self, structure: Structure) -> None:  # most objectives serve every pair
         """Raise a ``UserError`` where this objective can't serve such a pair."""
 
     def layout(self, structure: Structure, layout: str) -> str:
@@ -119,7 +119,7 @@ def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Tensor | None:
     log_r: Any = sum(site.log_prob * site.scale for site in terms.observed.values())
     log_r = log_r + kl_weight * sum(site.log_prob * site.scale for site in terms.prior.values())
     log_r = (log_r - kl_weight * sum(site.log_prob * site.scale for site in terms.guide.values())).detach()
-    return sum((log_r * site.score_term).sum() for site in scores) / terms.num_particles  # type: ignore[return-value, operator]
+    return sum((log_r * site.score_term).sum() for site in scores) / terms.num_particles
 
 
 class Trace_ELBO(Objective):

@@ -144,7 +144,7 @@ class Pair:
                 torch.manual_seed(0)
                 try:
                     terms = runner(self.model, self.guide, x, fields, PROBE_DRAWS, geometry)
-                except Exception:  # noqa: S112  # a layout that a user's program can't run under is not for it
+                except Exception:  # a layout that a user's program can't run under is not for it
                     continue
                 if _same_terms(terms, reference):
                     return name

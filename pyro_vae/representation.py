@@ -28,6 +28,9 @@ from pyro_vae.weights import check_count
 AVERAGED_DRAWS = 100
 """Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its standard deviation."""
 
+PROBE_IMAGES = 11
+"""Images of the trial run: a number that no other plate is likely to have, as the data plate is known by its size."""
+
 
 def encode(
     model: Callable[..., Any],
@@ -178,15 +181,15 @@ class _AtMeans(Messenger):
 class _Given(Messenger):
     """Latent sample statements return the values given for them, ``(N, *event)``, laid along the data plate."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.dims = values, dims
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            value = self.values[msg["name"]]
-            dim = _data_dim(msg, len(value))
-            msg["value"], msg["done"] = value.movedim(0, value.dim() - msg["fn"].event_dim + dim), True
+        if (name := msg["name"]) in self.values:
+            value = self.values[name]
+            position = value.dim() - msg["fn"].event_dim + self.dims[name]
+            msg["value"], msg["done"] = value.movedim(0, position), True
 
 
 @contextmanager
@@ -228,10 +231,11 @@ class _Generation:
     """A model without images: how to run it, and what its sites are."""
 
     pair: Pair
-    blank: Tensor  # (2, *event_shape) zeros
+    blank: Tensor  # (11, *event_shape) zeros
     fields: dict[str, Tensor]
-    latents: dict[str, torch.Size]  # event shapes
+    latents: dict[str, torch.Size]  # each site's shape for one image
     observed: tuple[str, ...]
+    dims: dict[str, int]  # each site's dimension of the data plate
 
     def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values in the model's dtype and on its device; a ``UserError`` where they are not of its latents."""
@@ -250,11 +254,11 @@ class _Generation:
         """One batch of images: means of p(x | z), or draws."""
         size = rows.stop - rows.start
         named = {name: value[rows] for name, value in self.fields.items()}
-        with _Given({name: value[rows] for name, value in given.items()}):
+        with _Given({name: value[rows] for name, value in given.items()}, self.dims):
             trace = poutine.trace(lambda: _generate(self.pair, size, self.blank, named)).get_trace()
         nodes = {name: trace.nodes[name] for name in self.observed}
         return {
-            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node["fn"], _data_dim(node, size))
+            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node["fn"], self.dims[n])
             for n, node in nodes.items()
         }
 
@@ -268,12 +272,12 @@ def _generation(
     seed: int,
     fields: dict[str, Tensor],
 ) -> Iterator[_Generation]:
-    """The model, ready to run, its sites known from a trial on two images."""
+    """The model, ready to run, its sites known from a trial run."""
     place = find_device(device)
     pair = Pair.of(model, guide) if guide is not None else Pair(model, _no_guide, _FittedElsewhere())
     pair.to(place)
     fields = {name: value.to(place) for name, value in fields.items()}
-    few = {name: value[torch.arange(2, device=place) % len(value)] for name, value in fields.items()}
+    few = {name: value[torch.arange(PROBE_IMAGES, device=place) % len(value)] for name, value in fields.items()}
     with pair.active(may_create=False):
         blank = _blank(pair, like, few, place)
         with pair.probing():  # meets modules that closures hide
@@ -281,28 +285,26 @@ def _generation(
     observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
     if not observed:
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
-    shapes = {
-        name: _rows_first(node["value"], node["fn"], _data_dim(node, 2)).shape[1:]
-        for name, node in _latents(trace).items()
-    }
+    dims = {name: _data_dim(name, node) for name, node in sample_nodes(trace)}
+    latents = {n: _rows_first(node["value"], node["fn"], dims[n]).shape[1:] for n, node in _latents(trace).items()}
     with _quiet(pair, place, seed):
-        yield _Generation(pair, blank, fields, shapes, observed)
+        yield _Generation(pair, blank, fields, latents, observed, dims)
 
 
 def _blank(pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: torch.device) -> Tensor:
-    """Two images of zeros: shaped as ``like``, else as what the model generates."""
+    """Images of zeros for the trial run: shaped as ``like``, else as what the model generates."""
     if like is not None:
         if like.dim() < 2:
             raise UserError(f"like has shape {tuple(like.shape)}: expected images, (N, *event_shape)")
-        return pair.cast(torch.zeros(2, *like.shape[1:], device=place))
+        return pair.cast(torch.zeros(PROBE_IMAGES, *like.shape[1:], device=place))
     if not _takes_size(pair):
         raise UserError(
             "the model takes no `size`, and can't tell what its images look like: give like=x, with a few images x, or write "
             "the model so that model(None, size=n) generates n images"
         )
     with pair.probing():
-        images = _generate(pair, 2, torch.empty(0), fields)
-    if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != 2:
+        images = _generate(pair, PROBE_IMAGES, torch.empty(0), fields)
+    if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != PROBE_IMAGES:
         raise UserError(
             "model(None, size=n) does not return its n images: let it return them, or give like=x, with a few images x"
         )
@@ -337,11 +339,11 @@ def _latents(trace: poutine.Trace) -> dict[str, Any]:
     return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}
 
 
-def _data_dim(site: Any, size: int) -> int:
-    """The dimension of the plate of ``size`` images: −1 where that is one, as it should be."""
-    dims = [frame.dim for frame in site["cond_indep_stack"] if frame.vectorized and frame.size == size]
+def _data_dim(name: str, node: Any) -> int:
+    """The dimension of the plate of images in the trial run: −1 where that is one, as it should be."""
+    dims = [frame.dim for frame in node["cond_indep_stack"] if frame.vectorized and frame.size == PROBE_IMAGES]
     if not dims:
-        raise UserError(f"site {site['name']!r} stands outside the data plate of {size} images")
+        raise UserError(f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate")
     return -1 if -1 in dims else int(dims[0])
 
 

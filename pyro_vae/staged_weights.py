@@ -106,8 +106,7 @@ class StagedWeights(WeightSource):
         k: int,
     ) -> None:
         """Against ``log_prob`` itself, on two batches with two noises."""
-        for seed, rows in enumerate((slice(None), torch.arange(len(arguments[0]) - 1, -1, -1))):
-            batch = [value[rows] for value in arguments]
+        for seed, batch in enumerate((list(arguments), [value.flip(0) for value in arguments])):
             torch.manual_seed(seed)
             expected = self.pair.run(batch[0], dict(zip(fields, batch[1:], strict=True)), k).log_weights().double()
             torch.manual_seed(seed)
@@ -183,7 +182,9 @@ def _fed_by_draws(nodes: Sequence[fx.Node]) -> set[fx.Node]:
             fed.add(node)
         elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             fed.add(node)
-            fed.update(source for source in node.all_input_nodes if not source.all_input_nodes and source.op != "placeholder")
+            fed.update(
+                source for source in node.all_input_nodes if not source.all_input_nodes and source.op != "placeholder"
+            )
     return fed
 
 
@@ -192,5 +193,7 @@ def _is_free(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
     schema = getattr(node.target, "_schema", None)
-    returns_view = schema is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    returns_view = schema is not None and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in schema.returns
+    )
     return returns_view or not node.all_input_nodes

@@ -118,7 +118,7 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
             compiled(*inputs)
             return compiled  # type: ignore[no-any-return]
         patches = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
-        return compile_fx(module, list(inputs), config_patches=patches)  # type: ignore[return-value]
+        return compile_fx(module, list(inputs), config_patches=patches)
 
 
 @contextmanager

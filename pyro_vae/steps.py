@@ -138,7 +138,9 @@ class StagedStep(EagerStep):
         self._buffers = [places[i] for i in written]
         self._originals = [_buffer(place) for place in self._buffers]
 
-    def _check(self, run: Callable[..., Sequence[Tensor]], eager: Callable[..., Any], arguments: Sequence[Tensor]) -> None:
+    def _check(
+        self, run: Callable[..., Sequence[Tensor]], eager: Callable[..., Any], arguments: Sequence[Tensor]
+    ) -> None:
         """Loss, gradients and buffers against the eager program, on two batches with two noises."""
         x, *values = arguments
         batches = [arguments, [x.flip(0), *(value.flip(0) for value in values)]]
@@ -169,7 +171,10 @@ def make_step(
         wanted = compile == "inductor" or (compile == "auto" and seconds > WORTH_COMPILING)
         note = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
         if not wanted:
-            return staged, f"traced graph, replayed ({note}{'' if compile == 'graph' else ': less than compiling is worth'})"
+            return (
+                staged,
+                f"traced graph, replayed ({note}{'' if compile == 'graph' else ': less than compiling is worth'})",
+            )
         if missing := missing_compiler(x.device):
             return staged, f"traced graph, replayed ({missing})"
     except NotStageable as reason:

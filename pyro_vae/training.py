@@ -290,8 +290,8 @@ def _check_options(
         positive("num_epochs", num_epochs, int, "a whole number of epochs, 1 or more")
     if grad_clip is not None:
         positive("grad_clip", grad_clip, (int, float), "a positive norm, or None")
-    for name, value in (("kl_weight", kl_weight), ("kl_warmup", kl_warmup)):
-        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+    for name, value in (("kl_weight", float(kl_weight)), ("kl_warmup", float(kl_warmup))):
+        if not 0 <= value < float("inf"):
             raise UserError(f"{name}={value!r}: expected a number, 0 or more")
     if freeze not in (None, "model", "guide"):
         raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))

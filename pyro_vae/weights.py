@@ -46,16 +46,23 @@ def log_weights(
 
 
 def prepare(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Any, fields: dict[str, Any], num_particles: int
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    fields: dict[str, Any],
+    num_particles: int,
+    *,
+    may_create: bool = False,
 ) -> tuple[Pair, Tensor, dict[str, Tensor]]:
-    """The pair, and a batch in its dtype with its fields and ``index``."""
+    """The pair, understood, and a batch in its dtype with its fields and ``index``."""
     check_count("num_particles", num_particles)
     pair = Pair.of(model, guide)
-    images = as_images(x)
+    images = pair.cast(as_images(x))
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
-    with pair.active(may_create=False):
-        return pair, pair.cast(images), named
+    with pair.active(may_create=may_create):
+        pair.structure(images, named)
+    return pair, images, named
 
 
 def refuse_bad_weights(structure: Structure) -> None:

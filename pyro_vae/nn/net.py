@@ -58,11 +58,11 @@ class Net(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """``(*batch, *in_shape)`` to ``(*batch, *out_shape)``; the batch dimensions are rows to the network."""
         num_event = len(self.in_shape)
-        batch, event = x.shape[: x.dim() - num_event], x.shape[x.dim() - num_event :]
+        batch, event = x.shape[: max(0, x.dim() - num_event)], x.shape[max(0, x.dim() - num_event) :]
         if event != self.in_shape:
             raise UserError(
-                f"{type(self).__name__} got images of shape {tuple(event)}, but was built for {tuple(self.in_shape)}: "
-                f"build it with event_shape={tuple(event)}, or reshape the data"
+                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} after the batch dimensions, but got a "
+                f"tensor of shape {tuple(x.shape)}: build it with the data's event_shape and the model's latent_dim, or reshape"
             )
         return self.transform(x.reshape(-1, *self.in_shape)).reshape(batch + self.out_shape)
 

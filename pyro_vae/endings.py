@@ -1,0 +1,55 @@
+"""How a command ends otherwise than well: a failure in one line, or a signal, each with its exit code."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+DONE, FAILED, MISTAKEN = 0, 1, 2
+
+
+class Failure(RuntimeError):
+    """A failure that is not the user's mistake, told in one line without a traceback (exit code 1)."""
+
+
+class Stopped(BaseException):
+    """SIGINT or SIGTERM arrived. ``kept`` says what there is of the work."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.kept = ""
+
+    @property
+    def exit_code(self) -> int:
+        """130 for SIGINT, 143 for SIGTERM, as a shell counts."""
+        return 128 + self.number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}" + (f"; {self.kept}" if self.kept else "")
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a `Stopped`; a second one ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        raise Stopped(number)
+
+    try:
+        for number in numbers:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,295 @@
+"""What the command line and a configuration file can say: one dataclass a command, its types and ranges checked.
+
+Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command line's help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from pyro_vae.errors import UserError, did_you_mean
+
+DEFAULT_STEPS = 10_000
+"""A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch 128."""
+
+
+def option(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    stored: bool = True,
+) -> Any:
+    """A field with its range; ``stored`` tells whether a run's config.toml has it."""
+    return field(default=default, metadata={"least": least, "above": above, "below": below, "stored": stored})
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a model and a guide, and estimate log p(x) of the test set."""
+
+    data: str = "digits"
+    """A data set's name (see `pyro-vae list data`), a .npz or .npy file, or a folder of images."""
+    data_root: Path | None = None
+    """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
+    binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
+    """What is observed of grey images: drawn afresh at each visit, drawn once, above 1/2, or as they are; auto decides
+    by the likelihood."""
+    model: str = "GenerativeModel"
+    """p(z) p(x | z): a name, a call, module:Name or file.py:Name (so for every part)."""
+    prior: str = "StandardNormal"
+    """p(z)."""
+    likelihood: str = "Bernoulli"
+    """p(x | z), such as "Gaussian(scale=learned)"."""
+    guide: str = "MeanField"
+    """q(z | x)."""
+    objective: str = "TraceMeanField_ELBO"
+    """What is maximised."""
+    latent_dim: int = option(20, least=1)
+    """Dimensions of z."""
+    net: str = "MLP"
+    """The network of every part that names none itself, such as "MLP(hidden=(400, 400), activation=softplus)"."""
+    steps: int | None = option(None, least=1)
+    """Optimiser steps; 10000 unless --epochs is given."""
+    epochs: int | None = option(None, least=1)
+    """Passes over the training set, instead of --steps."""
+    batch_size: int = option(128, least=1)
+    """Images a step."""
+    learning_rate: float = option(1e-3, above=0)
+    """The learning rate at its highest."""
+    optimizer: str = "Adam"
+    """A torch optimiser, such as "Adam(eps=1e-4)"."""
+    schedule: str = "cosine"
+    """How the learning rate falls: cosine, linear, geometric, constant."""
+    kl_weight: float = option(1.0, least=0)
+    """The weight of the KL term (β)."""
+    kl_warmup: float = option(0.0, least=0)
+    """Epochs over which that weight rises from 0."""
+    grad_clip: float | None = option(None, above=0)
+    """The largest norm of the gradient."""
+    valid_fraction: float = option(0.1, least=0, below=1)
+    """The part of the training set that is held out for validation; 0 for none."""
+    early_stopping: int | None = option(None, least=1)
+    """End when the validation ELBO has not risen for so many epochs, and keep the best parameters."""
+    num_samples: int = option(5000, least=1)
+    """K, the importance samples an image in the final evaluation."""
+    eval_images: int | None = option(None, least=1)
+    """Evaluate so many test images, chosen at random; by default all."""
+    pictures: Literal["yes", "no"] = "yes"
+    """Whether to draw reconstructions, samples, curves and latents into the run's folder."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the split, the binarization, the initial parameters, the order and the noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
+    config: Path | None = option(None, stored=False)
+    """A TOML file of these options (a run's config.toml is one); what is given beside it wins."""
+    out: Path | None = option(None, stored=False)
+    """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
+    json: bool = option(False, stored=False)
+    """Print the result as one JSON object."""
+    quiet: bool = option(False, stored=False)
+    """No progress on stderr."""
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type, a range or a combination is wrong."""
+        check_fields(self)
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(f"--steps {self.steps} and --epochs {self.epochs}: give one of the two")
+        if self.early_stopping is not None and self.valid_fraction == 0:
+            raise UserError("--early-stopping watches the validation ELBO: give --valid-fraction a part above 0")
+
+    def decided(self) -> Train:
+        """The same options with the default length written out."""
+        return dataclasses.replace(self, steps=DEFAULT_STEPS) if self.steps is self.epochs is None else self
+
+
+Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Estimate log p(x) for a run again, and add the result to its results.json."""
+
+    run: Run
+    """The run's folder."""
+    num_samples: int = option(5000, least=1)
+    """K, the importance samples an image."""
+    num_images: int | None = option(None, least=1)
+    """So many images, chosen at random; by default all."""
+    split: Literal["test", "valid"] = "test"
+    """Which images: the test set, or those held out for validation."""
+    data_root: Path | None = None
+    """Where the data are, if not where they were."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the importance samples."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How the programs are run."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw images from a trained model into one picture."""
+
+    run: Run
+    """The run's folder."""
+    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = option(64, least=1)
+    """How many images."""
+    out: Path | None = None
+    """The picture's file (.png); by default RUN/samples.png."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the samples."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """Draw a run's pictures again: reconstructions, samples, curves, latents."""
+
+    run: Run
+    """The run's folder."""
+    data_root: Path | None = None
+    """Where the data are, if not where they were."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the samples in the pictures."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class List:
+    """Show the parts that can be chosen, by slot."""
+
+    slot: tyro.conf.Positional[str | None] = None
+    """One slot, such as guide; by default all."""
+    json: bool = False
+    """Print one JSON object: a list of parts for each slot."""
+
+
+Command = Train | Evaluate | Sample | Plot | List
+
+COMMANDS: dict[str, type[Any]] = {"train": Train, "evaluate": Evaluate, "sample": Sample, "plot": Plot, "list": List}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checks
+
+
+Options = TypeVar("Options")
+
+
+def check_fields(options: Any) -> None:
+    """Raise a ``UserError`` for the first field whose value is not of its type, or out of its range."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        flag = f"--{each.name.replace('_', '-')}"
+        kinds = _kinds(type(options), each.name)
+        if not any(_is_a(value, kind) for kind in kinds):
+            raise UserError(f"{flag} {value!r}: expected {_expected(kinds, each.metadata)}")
+        if isinstance(value, int | float) and not isinstance(value, bool) and not _in_range(value, each.metadata):
+            raise UserError(f"{flag} {value}: expected {_expected(kinds, each.metadata)}")
+
+
+def _kinds(owner: type, name: str) -> tuple[Any, ...]:
+    """The types, or Literals, that a field may have."""
+    hint = get_type_hints(owner)[name]
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
+    least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
+    return (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
+    least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
+    if least is not None and below is not None:
+        return f"{words} from {least:g} to below {below:g}"
+    return words + (f", {least:g} or more" if least is not None else f" above {above:g}" if above is not None else "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration files
+
+
+def stored_names() -> list[str]:
+    """The options of a training that its configuration keeps."""
+    return [each.name for each in fields(Train) if each.metadata.get("stored", True)]
+
+
+def to_toml(options: Train) -> bytes:
+    """The stored options as a TOML file that `read_config` reads; an option that is not given is left out."""
+    import tomli_w
+
+    values = {name: getattr(options, name) for name in stored_names()}
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+    return tomli_w.dumps({key: value for key, value in plain.items() if value is not None}).encode()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a TOML file, by their names (``batch_size`` or ``batch-size``), each of the right type.
+
+    Raises:
+        UserError: no such file, no TOML, an unknown option, or a value of another type.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8")
+        held = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{path}: cannot be read ({why}); a configuration is a TOML file of options") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML ({error}); write lines such as latent_dim = 20") from error
+    values = {}
+    for key, value in held.items():
+        name = key.replace("-", "_")
+        if name not in stored_names():
+            raise UserError(f"{path}: {did_you_mean('option', key, stored_names())}")
+        kinds = _kinds(Train, name)
+        value = Path(value) if Path in kinds and isinstance(value, str) else value
+        limits = next(each.metadata for each in fields(Train) if each.name == name)
+        if not any(_is_a(value, kind) for kind in kinds):
+            raise UserError(f"{path}: {key} = {value!r}: expected {_expected(kinds, limits)}")
+        values[name] = float(value) if float in kinds and int not in kinds else value
+    return values
+
+
+def train_from(path: Path) -> Train:
+    """A training's options from its config.toml, checked."""
+    options = Train(**read_config(path))
+    options.check()
+    return options

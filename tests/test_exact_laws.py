@@ -1,0 +1,276 @@
+"""log p(x) where it is known: exact guides have no variance, others are off by what the report says, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log
+from typing import Any
+
+import arviz_check
+import numpy as np
+import pytest
+import torch
+from exact import Exact, gamma_poisson, ppca, two_levels
+
+from pyro_vae import LogMarginal, importance, log_marginal, log_weights
+from pyro_vae.accumulate import WeightSums, tail_length
+from pyro_vae.arviz_adapter import pareto_khat
+from pyro_vae.errors import UserError
+
+EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two levels": two_levels, "gamma-poisson": gamma_poisson}
+TIERS = ("off", "graph")
+
+
+def estimate(case: Exact, num_samples: int, **options: Any) -> LogMarginal:
+    """``log_marginal`` on the case's own images."""
+    return log_marginal(case.model, case.guide, options.pop("x", case.x), num_samples=num_samples, device="cpu", **options)
+
+
+# ---- an exact guide
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_weight_of_the_exact_guide_is_px(name: str) -> None:
+    case = EXACT[name]()
+    torch.manual_seed(0)
+    weights = log_weights(case.model, case.guide, case.x, num_particles=20)
+    assert weights.shape == (20, len(case.x))
+    torch.testing.assert_close(weights, case.log_px.expand(20, -1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", EXACT)
+def test_constant_weights_have_no_error_and_no_tail(name: str, tier: str) -> None:
+    case = EXACT[name]()
+    result = estimate(case, 100, compile=tier)
+    torch.testing.assert_close(result.log_px, case.log_px, rtol=0, atol=1e-9)
+    torch.testing.assert_close(result.elbo_px, case.log_px, rtol=0, atol=1e-9)
+    assert result.se_mc <= 1e-6 and abs(result.bias) <= 1e-12
+    assert (result.khat == -torch.inf).all() and result.high_khat == 0.0
+    torch.testing.assert_close(result.ess, torch.full_like(result.ess, 100.0))
+    assert result.warnings == ()
+
+
+# ---- an imperfect one
+
+WIDE, NARROW, MOVED = {"widen": 1.3}, {"widen": 0.85}, {"widen": 1.1, "shift": 0.3}
+
+
+@pytest.mark.parametrize("guide", [WIDE, NARROW, MOVED], ids=["wide", "narrow", "moved"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_an_imperfect_guide_is_off_by_its_bias_and_error(guide: dict[str, float], tier: str) -> None:
+    case = ppca(num_images=200, **guide)
+    result = estimate(case, 500, compile=tier)
+    assert abs(result.mean - result.bias - case.mean) < 4 * result.se_mc
+    assert result.lower95 < case.mean
+    assert result.lower95 == result.mean - log(20) / 200
+    assert result.elbo < result.mean < case.mean + 4 * result.se_mc
+    per_image = (result.log_px - case.log_px + result.se.square() / 2) / result.se
+    assert per_image.abs().max() < 6  # of 200 images; the delta method's own errors are no exact normals
+    assert 0.8 < float(per_image.std()) < 1.25  # 1, with a standard error of 0.05
+
+
+def test_the_bounds_rise_with_the_draws() -> None:
+    case = ppca(num_images=200, widen=1.4, shift=0.3)
+    bounds = [estimate(case, k, seed=k) for k in (10, 100, 1000)]
+    elbo = log_marginal(case.model, case.guide, case.x, num_samples=1000, seed=7).elbo_px
+    elbo_error = float(log_weights(case.model, case.guide, case.x, num_particles=500).var(0).mean() / 1000 / 200) ** 0.5
+    chain = [(float(elbo.mean()), elbo_error), *((b.mean, b.se_mc) for b in bounds), (case.mean, 0.0)]
+    for (lower, first), (upper, second) in zip(chain, chain[1:], strict=False):
+        assert lower <= upper + 4 * (first**2 + second**2) ** 0.5
+
+
+def test_the_curve_comes_from_the_first_of_the_same_draws() -> None:
+    case = ppca(widen=1.4)
+    curve = estimate(case, 200, compile="off").curve
+    assert sorted(curve) == [20, 100, 200]
+    assert curve[200] == pytest.approx(estimate(case, 200, compile="off").mean, abs=1e-12)
+    assert curve[20] < curve[100] + 0.05 and curve[100] < curve[200] + 0.05
+
+
+@pytest.mark.parametrize("rows", [37, 600, 50_000])
+def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = ppca(num_images=60, widen=1.2)
+    reference = estimate(case, 300, seed=1)
+    monkeypatch.setitem(importance.ROWS, "cpu", rows)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
+    for result in (estimate(case, 300, seed=2), estimate(case, 300, seed=3, x=case.x[order])):
+        error = (result.se_mc**2 + reference.se_mc**2) ** 0.5
+        assert abs(result.mean - reference.mean) < 4 * error
+    per_image = result.log_px - reference.log_px[order]
+    assert per_image.abs().max() < 6 * float((result.se.square() + reference.se[order].square()).sqrt().max())
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 7, 60, 5000])
+@pytest.mark.parametrize("rows", [1, 10, 333, 2000])
+def test_tiles_cover_the_draws(num_samples: int, rows: int) -> None:
+    chunk, images = importance._tiles(num_samples, rows)
+    assert 1 <= chunk <= min(num_samples, rows) and images >= 1
+    assert chunk * images <= max(rows, 1)
+
+
+def test_one_seed_one_number() -> None:
+    case = ppca(widen=1.2)
+    first, again, other = (estimate(case, 50, seed=seed) for seed in (4, 4, 5))
+    assert torch.equal(first.log_px, again.log_px) and not torch.equal(first.log_px, other.log_px)
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    case = ppca(widen=1.2)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    estimate(case, 50)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- the report
+
+
+@pytest.mark.parametrize("num_samples", [2, 30, 400])
+def test_the_bias_is_the_squared_error_times_half_the_images(num_samples: int) -> None:
+    result = estimate(ppca(widen=1.5, shift=0.4), num_samples)
+    assert result.bias == pytest.approx(-result.num_images * result.se_mc**2 / 2, rel=1e-12)
+
+
+def test_one_draw_has_no_errors() -> None:
+    result = estimate(ppca(widen=1.5), 1)
+    assert np.isnan([result.se_mc, result.bias]).all() and result.khat.isnan().all()
+    assert result.mean == result.elbo and np.isfinite(result.se_total)
+    assert any("one draw" in text for text in result.warnings)
+    assert "nan" in str(result)
+
+
+def test_the_protocol_is_in_the_headline() -> None:
+    case = ppca(widen=1.2)
+    result = estimate(case, 30, protocol={"data": "pPCA, drawn"}, seed=8)
+    text = str(result)
+    for part in ("IW-30", "N = 40", "pPCA, drawn", "seed 8", "float64", "proposal guide", result.protocol["sha256"][:12]):
+        assert part in text
+    assert result.protocol["sha256"] != estimate(case, 30, x=case.x.flip(0)).protocol["sha256"]
+    report = result.to_dict()
+    assert report["mean"] == result.mean and report["num_samples"] == 30
+
+
+def test_bits_per_dimension_are_nats_over_log_two() -> None:
+    result = estimate(ppca(widen=1.2), 30, bits_offset=8.0)
+    assert result.bits_per_dim == pytest.approx(8.0 - result.mean / (6 * log(2)), rel=1e-12)
+    assert estimate(ppca(widen=1.2), 30).bits_per_dim is None
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"num_samples": 0}, "num_samples=0"),
+        ({"num_samples": 2.5}, "num_samples=2.5"),
+        ({"num_samples": 5, "proposal": "guid"}, "did you mean 'guide'"),
+        ({"num_samples": 5, "precision": "float16"}, "precision"),
+        ({"num_samples": 5, "compile": "indcutor"}, "did you mean 'inductor'"),
+        ({"num_samples": 5, "device": "gpu"}, "unknown device"),
+    ],
+)
+def test_options_are_refused_in_a_line(options: dict[str, Any], word: str) -> None:
+    case = ppca()
+    with pytest.raises(UserError, match=word) as error:
+        log_marginal(case.model, case.guide, case.x, **options)
+    assert "\n" not in str(error.value)
+
+
+# ---- the streaming sums
+
+
+def random_weights(num_samples: int, num_images: int = 12, spread: float = 8.0) -> torch.Tensor:
+    """Log weights of very different sizes, some −inf, one image with none that is finite."""
+    random = torch.Generator().manual_seed(num_samples)
+    weights = spread * torch.randn(num_samples, num_images, generator=random, dtype=torch.float64)
+    weights = weights + 500 * torch.randn(num_images, generator=random, dtype=torch.float64)
+    weights[torch.rand(weights.shape, generator=random) < 0.2] = -torch.inf
+    weights[:, 3] = -torch.inf
+    return weights
+
+
+def stream(weights: torch.Tensor, chunk: int) -> WeightSums:
+    """The weights taken in chunk by chunk."""
+    sums = WeightSums(weights.shape[1], len(weights), torch.device("cpu"))
+    for part in weights.split(chunk):
+        sums.add(part)
+    return sums
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_streaming_equals_one_pass(chunk: int) -> None:
+    weights = random_weights(300)
+    found = stream(weights, chunk).finish()
+    torch.testing.assert_close(found.log_px, weights.logsumexp(0) - log(300), rtol=1e-10, atol=1e-10)
+    share = torch.softmax(weights, 0)
+    torch.testing.assert_close(found.ess, 1 / share.square().sum(0), rtol=1e-10, atol=0, equal_nan=True)
+    v = (share.square().sum(0) - 1 / 300) * 300 / 299
+    torch.testing.assert_close(found.variance, v, rtol=1e-9, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(found.max_share, share.amax(0), rtol=1e-10, atol=0, equal_nan=True)
+    torch.testing.assert_close(found.elbo, weights.mean(0), rtol=1e-10, atol=1e-10)
+    assert torch.equal(found.top, weights.sort(0, descending=True).values[: tail_length(300) + 1])
+    assert found.log_px[3] == -torch.inf
+
+
+def test_the_relative_variance_is_the_delta_methods() -> None:
+    """v = var(w) / (K · mean(w)²), with the unbiased variance."""
+    weights = random_weights(80, spread=1.0)[:, [0, 1, 2]]
+    w = (weights - weights.amax(0)).exp()
+    torch.testing.assert_close(stream(weights, 9).finish().variance, w.var(0) / (80 * w.mean(0).square()))
+
+
+def test_memory_does_not_grow_with_the_draws() -> None:
+    """The state is the tail and five numbers an image, however many draws have been seen."""
+
+    def numbers(sums: WeightSums) -> int:
+        return sum(value.numel() for value in vars(sums).values() if isinstance(value, torch.Tensor))
+
+    sums, sizes = WeightSums(4, 10_000, torch.device("cpu")), []
+    for part in torch.randn(10_000, 4, dtype=torch.float64).split(1000):
+        sums.add(part)
+        sizes.append(numbers(sums))
+    assert set(sizes) == {4 * 4 + 4 * (tail_length(10_000) + 1)}
+
+
+def test_an_infinite_weight_is_seen() -> None:
+    weights = torch.zeros(10, 2)
+    weights[4, 1] = torch.inf
+    assert stream(weights, 3).finish().log_px.tolist() == [0.0, torch.inf]
+
+
+# ---- k̂
+
+
+@pytest.mark.parametrize("num_samples", [50, 225, 1000, 5000])
+@pytest.mark.parametrize("spread", [0.3, 2.0])
+def test_khat_from_the_tail_is_arvizs_from_all(num_samples: int, spread: float) -> None:
+    weights = spread * torch.randn(num_samples, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    sums = stream(weights, 113).finish()
+    found = pareto_khat(sums.top.numpy(), num_samples, sums.variance.numpy())
+    np.testing.assert_allclose(found, arviz_check.khat_of_all(weights.T.numpy()), rtol=1e-9, atol=1e-9)
+
+
+def test_khat_needs_a_tail() -> None:
+    weights = torch.randn(20, 3, dtype=torch.float64)
+    sums = stream(weights, 20).finish()
+    assert np.isnan(pareto_khat(sums.top.numpy(), 20, sums.variance.numpy())).all()
+
+
+def test_khat_of_a_pareto_tail_is_its_shape() -> None:
+    """Guide N(0, c²I) for N(0, I) in 2 dimensions: the weights are exactly Pareto with k = 1 − c² (evaluation.md, case 4)."""
+    c, shape = 0.7, 1 - 0.7**2
+    z = c * torch.randn(5000, 100, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    weights = (-0.5 * z.square() + 0.5 * (z / c).square()).sum(-1)
+    sums = stream(weights, 500).finish()
+    assert pareto_khat(sums.top.numpy(), 5000, sums.variance.numpy()).mean() == pytest.approx(shape, abs=0.05)
+
+
+def test_the_bias_law() -> None:
+    """K · bias → −½ Var(w)/Z², Var(w)/Z² = c²/√(2c² − 1) · exp(μ²/(2c² − 1)) − 1 in one dimension (evaluation.md, case 3)."""
+    c2, mu, k = 0.9, 0.2, 50
+    z = mu + c2**0.5 * torch.randn(k, 200_000, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    weights = -0.5 * z.square() + 0.5 * (z - mu).square() / c2 + 0.5 * log(c2)
+    variance = c2 / (2 * c2 - 1) ** 0.5 * np.exp(mu**2 / (2 * c2 - 1)) - 1
+    sums = stream(weights, k).finish()
+    error = float(sums.log_px.std()) / 200_000**0.5
+    assert float(sums.log_px.mean()) == pytest.approx(-variance / (2 * k), abs=4 * error + 2 * variance / k**2)
+    assert float(sums.variance.mean()) == pytest.approx(variance / k, rel=0.05)
