@@ -8,6 +8,7 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_vae.conditional import check_latent_dim
 from pyro_vae.nn import make_encoder
 
 
@@ -28,6 +29,7 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
         self, event_shape: tuple[int, ...], latent_dim: int, num_params: int, net: str | type = "MLP", **net_args: Any
     ) -> None:
         super().__init__()
+        check_latent_dim(latent_dim)
         self.latent_dim = latent_dim
         self.net = make_encoder(net, event_shape, num_params, **net_args)
 

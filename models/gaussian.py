@@ -35,10 +35,12 @@ class Gaussian(Likelihood):
         **net_args: Any,
     ) -> None:
         fixed = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if isinstance(scale, str) and scale not in ("learned", "per_pixel"):
-            raise UserError(did_you_mean("scale of Gaussian", scale, ["learned", "per_pixel", "a positive number"]))
-        if fixed and not float(scale) > 0:
-            raise UserError(f"Gaussian(scale={scale}): the standard deviation must be positive")
+        if not fixed and scale not in ("learned", "per_pixel"):
+            raise UserError(did_you_mean("scale of Gaussian", str(scale), ["learned", "per_pixel", "a positive number"]))
+        if fixed and not 0 < float(scale) < float("inf"):
+            raise UserError(f"Gaussian(scale={scale}): the standard deviation must be positive and finite")
+        if not 0 <= min_scale < float("inf"):
+            raise UserError(f"Gaussian(min_scale={min_scale}): expected a number, 0 or more")
         if mean not in MEANS:
             raise UserError(did_you_mean("mean of Gaussian", mean, MEANS))
         super().__init__(latent_dim, event_shape, 2 if scale == "per_pixel" else 1, net, **net_args)

@@ -96,19 +96,21 @@ class Streamed(Source):
             yield from map(self._unpack, self._given)
             return
         generator = torch.Generator().manual_seed(mix(seed, epoch))
-        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist())
+        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist(), generator)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order."""
         if self._given is not None:
             yield from map(self._unpack, self._given)
             return
-        yield from self._indexed(list(range(self.num_images)))
+        yield from self._indexed(list(range(self.num_images)), torch.Generator().manual_seed(0))
 
-    def _indexed(self, order: list[int]) -> Iterator[Batch]:
+    def _indexed(self, order: list[int], generator: torch.Generator) -> Iterator[Batch]:
         starts = _starts(self.num_images, self.batch_size)
         batches = [order[start:end] for start, end in pairwise(starts)]
-        for rows, items in zip(batches, DataLoader(self.dataset, batch_sampler=batches), strict=True):
+        # a generator of its own, as a DataLoader takes its workers' seed from the global one: the noise is that of tensors
+        loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)
+        for rows, items in zip(batches, loader, strict=True):
             x, fields = self._unpack(items)
             yield x, {**fields, "index": torch.tensor(rows, device=self.device)}
 
@@ -167,7 +169,8 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
         tensors[name] = torch.as_tensor(value)
         if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
             raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} images: expected one row an image"
+                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} "
+                "images: expected one row an image"
             )
     return tensors
 
@@ -175,6 +178,12 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
 def as_float(x: Tensor) -> Tensor:
     """Integer pixels as float32, floats as they are."""
     return x if x.is_floating_point() else x.float()
+
+
+def check_seed(seed: Any) -> None:
+    """A whole number that Pyro, NumPy and torch all take as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r}: expected a whole number from 0 to 2³² − 1")
 
 
 def mix(seed: int, *others: int) -> int:

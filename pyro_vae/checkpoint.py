@@ -63,7 +63,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, guide: nn.Module, name: st
             lines = [line.strip() for line in str(error).splitlines()]
             raise UserError(
                 f"{name}: its tensors are not those of the {role} that the configuration describes "
-                f"({lines[min(1, len(lines) - 1)]}); use the configuration and the code that it was trained with"
+                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}); use the configuration and the code that it was trained with"
             ) from error
 
 

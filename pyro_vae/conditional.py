@@ -9,7 +9,15 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.errors import UserError
+
 Observes = Literal["binary", "unit", "real", "levels"]
+
+
+def check_latent_dim(latent_dim: int) -> None:
+    """A whole number, 1 or more."""
+    if isinstance(latent_dim, bool) or not isinstance(latent_dim, int) or latent_dim < 1:
+        raise UserError(f"latent_dim={latent_dim!r}: expected a whole number of latent dimensions, 1 or more")
 
 
 class ConditionalDistribution(nn.Module, ABC):
@@ -37,6 +45,7 @@ class Prior(ConditionalDistribution):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
+        check_latent_dim(latent_dim)
         self.event_shape = torch.Size([latent_dim])
 
 
@@ -59,6 +68,7 @@ class Likelihood(ConditionalDistribution):
         from pyro_vae.nn import make_decoder
 
         super().__init__()
+        check_latent_dim(latent_dim)
         self.event_shape = torch.Size(event_shape)
         self.per_pixel = per_pixel
         self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)

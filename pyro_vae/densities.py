@@ -164,10 +164,8 @@ def _read_model(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_d
 
 def _read(node: Any, terms: SiteTerms, at: Geometry, data_dim: int, particle_dim: int | None) -> Site:
     fn, value, mask = node["fn"], node["value"], node["mask"]
-    if node["args"] or node["kwargs"]:
-        log_prob = fn.log_prob(value, *node["args"], **node["kwargs"])
-    else:
-        log_prob = at.score(fn, value)
+    given = node["args"] or node["kwargs"]
+    log_prob = fn.log_prob(value, *node["args"], **node["kwargs"]) if given else at.score(fn, value)
     log_prob = per_image(masked(log_prob, mask), terms, data_dim, particle_dim)
     score = None if node["is_observed"] or fn.has_rsample else log_prob
     return Site(log_prob, float(node["scale"]), value, fn, mask, score)

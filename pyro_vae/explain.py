@@ -36,6 +36,7 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
     """Guide and model traced once on the images ``x``; whatever a program raises becomes one sentence."""
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, lambda: pair.guide(x, fields))
+        _refuse_nan_draws(drawn)
         try:
             model = _trace(pair, pair.model, x, poutine.replay(lambda: pair.model(x, fields), trace=drawn))
         except UserError:
@@ -56,11 +57,38 @@ def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> 
     return trace
 
 
+def _refuse_nan_draws(drawn: poutine.Trace) -> None:
+    for name, node in sample_nodes(drawn):
+        if bool(torch.isnan(node["value"]).any()):
+            raise UserError(
+                f"site {name!r} of the guide draws NaN on the first images: look for NaN in the network's output, which "
+                "validate_args=False hides"
+            )
+
+
+def refuse_broken_parameters(pair: Pair) -> None:
+    """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
+    named = [
+        (f"{name!r} of the {program.role}", parameter)
+        for program in (pair.model, pair.guide)
+        for name, parameter in (program.owner.named_parameters() if program.owner is not None else ())
+    ]
+    named += [(f"{n!r} of {type(m).__name__}", p) for m in pair.modules for n, p in m.named_parameters(recurse=False)]
+    named += [(repr(name), parameter) for name, parameter in pair.store.parameters.items()]
+    for name, parameter in named:
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(
+                f"parameter {name} holds a NaN or an infinity, as after a training that diverged: build the networks afresh"
+            )
+
+
 def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to change."""
     site = _site_of(error)
     where = f"the {program.role} failed on {len(x)} images of shape {tuple(x.shape[1:])}"
-    first_line = (str(error).strip() or repr(error)).splitlines()[0]
+    first_line, *others = (str(error).strip() or repr(error)).splitlines()
+    if first_line.endswith("found invalid values:"):  # torch prints the tensor below
+        first_line = first_line[:-1] + (" (NaN)" if any("nan" in line for line in others) else "")
     if site is not None and "Shape mismatch inside plate" in str(error):
         plate = first_line.split("plate(")[1].split(")")[0].strip("'\"")
         fn = site["fn"]
@@ -193,11 +221,13 @@ def _check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
 
 def _check_values(name: str, model_node: Any, batch_size: int) -> None:
     fn, value = model_node["fn"], model_node["value"]
-    event = value.shape[value.dim() - fn.event_dim :] if fn.event_dim else torch.Size()
-    if event != fn.event_shape or (value.dim() - fn.event_dim and value.shape[0] not in (1, batch_size)):
+    split = value.dim() - fn.event_dim
+    batch, event = value.shape[: max(split, 0)], value.shape[max(split, 0) :]
+    if event != fn.event_shape or not _fits(batch, fn.batch_shape):
         raise UserError(
-            f"site {name!r}: the model's distribution has event shape {tuple(fn.event_shape)}, the value has shape "
-            f"{tuple(value.shape)} for {batch_size} images: give both the shape of one image"
+            f"site {name!r} of the model has batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}, but its "
+            f"value has shape {tuple(value.shape)} = {tuple(batch)} + {tuple(event)} for {batch_size} images: give the "
+            "distribution's event and the value the shape of one image"
         )
     check_support(name, fn, value)
     log_prob = fn.log_prob(value)
@@ -205,6 +235,14 @@ def _check_values(name: str, model_node: Any, batch_size: int) -> None:
         raise UserError(
             f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
         )
+
+
+def _fits(batch: torch.Size, plates: torch.Size) -> bool:
+    """Whether values of this batch shape lie in the plates, none being paired with every other."""
+    try:
+        return torch.broadcast_shapes(batch, plates) == plates
+    except RuntimeError:
+        return False
 
 
 def check_support(name: str, fn: Any, value: Tensor) -> None:
@@ -241,7 +279,7 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
         if all(torch.equal(n["value"].flatten(), x[:5].flatten()) for _, n in nodes if n["is_observed"]):
             for name, node in nodes:
                 if node["is_observed"]:
-                    check_support(name, node["fn"], x.reshape(len(x), *node["fn"].event_shape))
+                    check_support(name, node["fn"], x.reshape(len(x), *node["value"].shape[1:]))
             return
         for start in range(0, len(x), 500):
             rows = slice(start, start + 500)

@@ -35,7 +35,7 @@ def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
-    """The first site that holds whole images, in the images' own shape ``(N, *event_shape)``, however the model has them.
+    """The first site that holds whole images, in the images' own shape, ``(N, *event_shape)``.
 
     Raises:
         DoesNotFit: no site has as many numbers as an image.
@@ -62,8 +62,8 @@ def to_pixels(x: Tensor, values: tuple[float, float] = (0.0, 1.0)) -> Pixels:
 def tile(images: Pixels, columns: int, gap: int = 1, row_gap: int | None = None, background: float = 1.0) -> Pixels:
     """One array ``(H', W', C)`` of the images ``(N, H, W, C)``: image i in row i // columns, column i % columns.
 
-    Neighbours are ``gap`` pixels of ``background`` apart (rows ``row_gap``, by default the same); what is left of the last
-    row is background.
+    Neighbours are ``gap`` pixels of ``background`` apart (rows ``row_gap``, by default the same); what is left of the
+    last row is background.
     """
     number, height, width, channels = images.shape
     down, across = height + (gap if row_gap is None else row_gap), width + gap

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyro_vae import explain
 from pyro_vae.accumulate import ImageSums, WeightSums
 from pyro_vae.arviz_adapter import pareto_khat
-from pyro_vae.batches import Resident, Source, make_source
+from pyro_vae.batches import Resident, Source, check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
@@ -121,7 +121,7 @@ class LogMarginal:
         label = self.protocol.get("estimator", f"IW-{self.num_samples}")
         line = f"log p(x) ≥ {_figure(self.mean)} nats ({label}, N = {self.num_images})"
         line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  est. bias {_figure(self.bias, 3)}"
-        line += f"  k̂ > 0.7: {self.high_khat:.1%}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
+        line += f"  k̂ > 0.7: {_share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         shown = {
@@ -182,6 +182,7 @@ def log_marginal(
         UserError: where the number would not be log p(x) of each image, in one sentence.
     """
     check_count("num_samples", num_samples)
+    check_seed(seed)
     if proposal != "guide":
         raise UserError(did_you_mean("proposal", str(proposal), ["guide"]))
     if precision != "float32":
@@ -201,6 +202,8 @@ def log_marginal(
             tqdm.write(f"log weights: {how}", file=sys.stderr)
         torch.manual_seed(seed)
         for images, named in _tiled(source, tile, progress):
+            if not isinstance(source, Resident):
+                explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
             draw = weights.tile(*_padded(images, named, tile, pair))
             sums.append(_score(draw, len(images), num_samples, chunk, curve, place))
@@ -300,6 +303,10 @@ def _mode_notes(pair: Pair) -> tuple[str, ...]:
 
 def _figure(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}" if value == value else "unknown (too few draws)"
 
 
 def _shorten(value: Any) -> str:

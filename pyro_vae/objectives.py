@@ -38,7 +38,7 @@ class Objective(ABC):
     num_particles: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_particles, int) or self.num_particles < 1:
+        if type(self.num_particles) is not int or self.num_particles < 1:
             raise UserError(
                 f"{type(self).__name__}(num_particles={self.num_particles!r}): expected a whole number of draws, 1 or more"
             )
@@ -108,18 +108,23 @@ def _reconstruction(terms: SiteTerms) -> Tensor:
     return total.detach() / terms.num_particles
 
 
-def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Tensor | None:
+def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Any:
     """Σ log r · log q over the draws that are not reparameterised: its gradient is the score-function estimator.
 
     ``log r`` is each image's own log weight (Rao-Blackwellised over the data plate), as in Pyro's Trace_ELBO.
     """
     scores = [site for site in terms.guide.values() if site.score_term is not None]
     if not scores:
-        return None
-    log_r: Any = sum(site.log_prob * site.scale for site in terms.observed.values())
-    log_r = log_r + kl_weight * sum(site.log_prob * site.scale for site in terms.prior.values())
-    log_r = (log_r - kl_weight * sum(site.log_prob * site.scale for site in terms.guide.values())).detach()
-    return sum((log_r * site.score_term).sum() for site in scores) / terms.num_particles
+        return 0.0
+    log_r: Any = 0.0
+    for name in terms.model_order:  # in Pyro's order of addition, for its very bits
+        if name in terms.observed:
+            site = terms.observed[name]
+            log_r = log_r + site.log_prob.detach() * site.scale
+        else:
+            prior, guide = terms.prior[name], terms.guide[name]
+            log_r = log_r + kl_weight * (prior.log_prob.detach() * prior.scale - guide.log_prob.detach() * guide.scale)
+    return sum((log_r * site.score_term).sum() for site in scores)
 
 
 class Trace_ELBO(Objective):
@@ -131,26 +136,22 @@ class Trace_ELBO(Objective):
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one particle."""
-        elbo: Any = 0.0
+        value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
+        surrogate: Any = 0.0  # what is differentiated
         for name in terms.model_order:
             if name in terms.observed:
-                elbo = elbo + scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
+                term = scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
             else:
-                elbo = elbo + kl_weight * scaled_sum(terms.prior[name].log_prob, terms.prior[name].scale)
+                term = kl_weight * scaled_sum(terms.prior[name].log_prob, terms.prior[name].scale)
+            value, surrogate = value + term.detach().double(), surrogate + term
         for site in terms.guide.values():
-            elbo = elbo - kl_weight * scaled_sum(site.log_prob, site.scale)
-        loss = -elbo / terms.num_particles
-        surrogate = _score_surrogate(terms, kl_weight)
-        if surrogate is not None:
-            pathwise = loss + kl_weight * _score_parts(terms)
-            loss = loss.detach() + (pathwise - pathwise.detach()) - (surrogate - surrogate.detach())
+            term = kl_weight * scaled_sum(site.log_prob, site.scale)
+            value = value - term.detach().double()
+            if site.score_term is None:  # elsewhere E[∇ log q] = 0, and Pyro leaves the term out
+                surrogate = surrogate - term
+        surrogate = (surrogate + _score_surrogate(terms, kl_weight)) / terms.num_particles
+        loss = -((value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach()))
         return Estimate(loss, _reconstruction(terms), _sampled_kl(terms), terms.plate_scale)
-
-
-def _score_parts(terms: SiteTerms) -> Any:
-    """The −log q of draws that are not reparameterised: its expected gradient is zero, so Pyro leaves it out."""
-    sites = [site for site in terms.guide.values() if site.score_term is not None]
-    return -sum(scaled_sum(site.log_prob, site.scale) for site in sites) / terms.num_particles
 
 
 class TraceMeanField_ELBO(Objective):

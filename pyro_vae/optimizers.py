@@ -23,8 +23,8 @@ def make_optimizer(
         optimizer: Any = spec(parameters) if callable(spec) else spec
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise UserError(
-                f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or a function "
-                "of the parameter list that returns a torch optimiser"
+                f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or "
+                "a function of the parameter list that returns a torch optimiser"
             )
         return optimizer
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)

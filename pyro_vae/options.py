@@ -18,6 +18,9 @@ import tyro
 
 from pyro_vae.errors import UserError, did_you_mean
 
+OF_THE_CALL = ("config", "out", "json", "quiet")
+"""Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
+
 DEFAULT_STEPS = 10_000
 """A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch 128."""
 
@@ -28,10 +31,9 @@ def option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    stored: bool = True,
 ) -> Any:
-    """A field with its range; ``stored`` tells whether a run's config.toml has it."""
-    return field(default=default, metadata={"least": least, "above": above, "below": below, "stored": stored})
+    """A field with the range of its numbers."""
+    return field(default=default, metadata={"least": least, "above": above, "below": below})
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,23 @@ class Train:
     """K, the importance samples an image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """Evaluate so many test images, chosen at random; by default all."""
-    pictures: Literal["yes", "no"] = "yes"
-    """Whether to draw reconstructions, samples, curves and latents into the run's folder."""
+    pictures: bool = True
+    """Draw reconstructions, samples, curves and latents into the run's folder."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the split, the binarization, the initial parameters, the order and the noise."""
+    """Of the initial parameters, the order of the images and the noise."""
+    data_seed: int = option(0, least=0, below=2**32)
+    """Of the random splits and of what is drawn once (the binarized test set): keep it, and runs are comparable."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
     """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
-    config: Path | None = option(None, stored=False)
+    config: Path | None = None
     """A TOML file of these options (a run's config.toml is one); what is given beside it wins."""
-    out: Path | None = option(None, stored=False)
+    out: Path | None = None
     """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
-    json: bool = option(False, stored=False)
+    json: bool = False
     """Print the result as one JSON object."""
-    quiet: bool = option(False, stored=False)
+    quiet: bool = False
     """No progress on stderr."""
 
     def check(self) -> None:
@@ -166,6 +170,8 @@ class Plot:
 
     run: Run
     """The run's folder."""
+    pages: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which pictures, such as "curves latent"; by default all that fit the run."""
     data_root: Path | None = None
     """Where the data are, if not where they were."""
     seed: int = option(0, least=0, below=2**32)
@@ -219,7 +225,7 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
+    return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
 
 
 def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
@@ -248,7 +254,7 @@ def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
 
 def stored_names() -> list[str]:
     """The options of a training that its configuration keeps."""
-    return [each.name for each in fields(Train) if each.metadata.get("stored", True)]
+    return [each.name for each in fields(Train) if each.name not in OF_THE_CALL]
 
 
 def to_toml(options: Train) -> bytes:
@@ -284,7 +290,7 @@ def read_config(path: Path) -> dict[str, Any]:
         limits = next(each.metadata for each in fields(Train) if each.name == name)
         if not any(_is_a(value, kind) for kind in kinds):
             raise UserError(f"{path}: {key} = {value!r}: expected {_expected(kinds, limits)}")
-        values[name] = float(value) if float in kinds and int not in kinds else value
+        values[name] = float(value) if isinstance(value, int) and float in kinds else value
     return values
 
 

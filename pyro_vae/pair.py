@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_vae import explain
 from pyro_vae.batches import as_float
 from pyro_vae.densities import LAYOUTS, Fields, Geometry, Score, SiteTerms, plain_score, run_plain, run_repeat
+from pyro_vae.errors import UserError
 from pyro_vae.program import ParameterStore, Program, modules_called, validation
 from pyro_vae.structure import Structure
 
@@ -34,6 +35,7 @@ class Pair:
         self.store = ParameterStore() if store is None else store
         self._modules: dict[int, nn.Module] = {}
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._training: bool | None = None
         self._names: dict[int, tuple[str, str]] = {}
         self._structures: dict[Any, Structure] = {}
         self._layouts: dict[Any, str] = {}
@@ -46,7 +48,8 @@ class Pair:
         """The pair of these two, the same one at each call (by identity, methods by their object)."""
         key = (_identity(model), _identity(guide))
         if key not in _PAIRS:
-            _PAIRS[key] = Pair(model, guide, _store_of(model, guide))
+            pair = _PAIRS[key] = Pair(model, guide)
+            pair.store = _store_of(model, guide)
             while len(_PAIRS) > _MOST_PAIRS:
                 _PAIRS.popitem(last=False)
         _PAIRS.move_to_end(key)
@@ -93,7 +96,8 @@ class Pair:
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
         """The private store, validation off (a dry run has validated), modules in the mode asked for; all restored after."""
-        outer_modes, outer_may_create = self._modes, self.store.may_create
+        outer, outer_may_create, num_known = (self._modes, self._training), self.store.may_create, len(self._modules)
+        self._training = self._training if training is None else training
         self._modes = [] if training is None else [(module, module.training) for module in self.modules]
         self.store.may_create = may_create and outer_may_create
         try:
@@ -104,7 +108,12 @@ class Pair:
         finally:
             for module, mode in self._modes:
                 module.training = mode
-            self._modes, self.store.may_create = outer_modes, outer_may_create
+            (self._modes, self._training), self.store.may_create = outer, outer_may_create
+            if self._training is not None:
+                # a module that was met in here, in a closure, takes the mode that holds outside
+                for module in self.modules[num_known:]:
+                    self._modes.append((module, module.training))
+                    module.training = self._training
 
     def run(
         self, x: Tensor, fields: Fields, num_particles: int = 1, layout: str | None = None, score: Score = plain_score
@@ -122,10 +131,14 @@ class Pair:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError`` explains a bad pair."""
         key = _like(x, fields)
         if key not in self._structures:
-            with self.probing():
-                five = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES))
-                four = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES - 1))
-                self._structures[key] = explain.read_structure(five, four)
+            try:
+                with self.probing():
+                    five = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES))
+                    four = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES - 1))
+                    self._structures[key] = explain.read_structure(five, four)
+            except UserError:
+                explain.refuse_broken_parameters(self)
+                raise
         return self._structures[key]
 
     def layout(self, x: Tensor, fields: Fields) -> str:
@@ -190,8 +203,11 @@ def _identity(call: Callable[..., Any]) -> Any:
 
 def _store_of(model: Callable[..., Any], guide: Callable[..., Any]) -> ParameterStore:
     """The store that lives as long as both programs do, so that what was trained is what is evaluated."""
-    by_guide = _STORES.setdefault(_anchor(model), weakref.WeakKeyDictionary())
-    return by_guide.setdefault(_anchor(guide), {}).setdefault((_label(model), _label(guide)), ParameterStore())
+    try:
+        by_guide = _STORES.setdefault(_anchor(model), weakref.WeakKeyDictionary())
+        return by_guide.setdefault(_anchor(guide), {}).setdefault((_label(model), _label(guide)), ParameterStore())
+    except TypeError:  # a callable that can't be referred to weakly: its store lives as long as the pair
+        return ParameterStore()
 
 
 def _like(x: Tensor, fields: Fields) -> Any:

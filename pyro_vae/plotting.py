@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.data import ImageData
@@ -27,7 +28,13 @@ DPI = 200
 WIDTH = 1200
 """Device pixels that a grid of images is about wide: 6 inches at 200 dots an inch."""
 
-COLOURS = "#3f90da #ffa90e #bd1f01 #94a4a2 #832db6 #a96b59 #e76300 #b9ac70 #717581 #92dadd".split()
+LARGEST_PIXEL = 14
+"""Device pixels to a side of one pixel of an image: a few small images make a small picture."""
+
+COLOURS = (
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
 """Ten classes, told apart by colour-blind readers too (Petroff 2021, arXiv:2107.02270)."""
 
 PAIRS, PAIR_COLUMNS = 40, 10
@@ -49,6 +56,12 @@ class Subject:
     name: str = ""  # the data set's
     history: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
+    device: str | torch.device = "auto"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every run of the pair is given."""
+        return {"seed": self.seed, "device": self.device}
 
     @property
     def event_shape(self) -> torch.Size:
@@ -58,7 +71,7 @@ class Subject:
     @cached_property
     def sites(self) -> dict[str, Tensor]:
         """The mean of q(z | x) at each latent site, for the first 10 000 test images."""
-        return encode(self.model, self.guide, self.x[:SCATTER_IMAGES], seed=self.seed)
+        return encode(self.model, self.guide, self.x[:SCATTER_IMAGES], **self.options)
 
     @cached_property
     def means(self) -> Tensor:
@@ -80,6 +93,7 @@ def write_pictures(
     history_rows: list[dict[str, Any]],
     seed: int = 0,
     pages: Sequence[str] | None = None,
+    device: str | torch.device = "auto",
 ) -> list[Path]:
     """Write ``PAGE.png`` for each of ``pages``, or for all that there are of this run; the files, in order.
 
@@ -96,7 +110,7 @@ def write_pictures(
     labels = (
         data.test_labels if data.test_labels is not None and len(data.test_labels) == len(observed.x_test) else None
     )
-    subject = Subject(model, guide, observed.x_test, labels, data.name, history_rows, seed)
+    subject = Subject(model, guide, observed.x_test, labels, data.name, history_rows, seed, device)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in chosen:
@@ -131,7 +145,7 @@ def reconstructions(subject: Subject) -> Figure:
     """Test images as the model observes them, each above the mean of p(x | z) at the mean of q(z | x)."""
     shape, x = subject.event_shape, subject.x[:PAIRS]
     picture_shape(shape)
-    decoded = image_site(reconstruct(subject.model, subject.guide, x, seed=subject.seed), shape)
+    decoded = image_site(reconstruct(subject.model, subject.guide, x, **subject.options), shape)
     pairs = np.stack([to_pixels(x, subject.values), to_pixels(decoded, subject.values)], axis=1)
     height = pairs.shape[2]
     gap = max(1, height // 14)
@@ -144,7 +158,7 @@ def samples(subject: Subject) -> Figure:
     """Means of p(x | z), z from the prior."""
     shape = subject.event_shape
     picture_shape(shape)
-    sites = sample(subject.model, SAMPLES, like=subject.x[:1], guide=subject.guide, seed=subject.seed)
+    sites = sample(subject.model, SAMPLES, like=subject.x[:1], guide=subject.guide, **subject.options)
     return _samples_figure(image_site(sites, shape), subject.values)
 
 
@@ -165,14 +179,14 @@ def curves(subject: Subject) -> Figure:
             points = [(row["epoch"], row[part][key]) for row in rows if row.get(part)]
             if points:
                 marker = "o" if len(points) < 15 else ""
-                axes.plot(*zip(*points, strict=True), color=colour, label=label, lw=1.2, marker=marker, ms=2.5)
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, lw=1, marker=marker, ms=2.5)
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("epoch", fontsize=8)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         _zoom(axes)
         _quiet(axes)
     panels[0].set_ylabel("nats per image", fontsize=8)
-    panels[0].legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
@@ -203,19 +217,18 @@ def manifold(subject: Subject) -> Figure:
         for (name, value), part in zip(subject.sites.items(), z.split(widths, dim=1), strict=True)
     }
     like = subject.x[:1]
-    decoded = image_site(decode(subject.model, values, like, guide=subject.guide, seed=subject.seed), shape)
-    canvas = tile(to_pixels(decoded, subject.values), MANIFOLD_SIDE, gap=0)
-    title = "Mean of $p(x|z)$; $z$ evenly spaced in probability under $N(0, I)$"
-    figure = _grid_figure(canvas, title, margin=(0.42, 0.38))
+    decoded = image_site(decode(subject.model, values, like, guide=subject.guide, **subject.options), shape)
+    canvas = tile(to_pixels(decoded, subject.values), MANIFOLD_SIDE)
+    figure = _grid_figure(canvas, "Mean of $p(x|z)$, $z$ at even quantiles of $N(0, I)$", margin=(0.5, 0.4))
     axes = figure.axes[0]
     axes.set_axis_on()
-    shown = [0, 4, 9, 10, 15, 19]
-    quantiles = z[:MANIFOLD_SIDE, 0]
-    labels = [f"{quantiles[i]:.2f}".replace("-", "−") for i in shown]
-    height, width = canvas.shape[0] / MANIFOLD_SIDE, canvas.shape[1] / MANIFOLD_SIDE
-    axes.set_xticks([(i + 0.5) * width - 0.5 for i in shown], labels)
-    axes.set_yticks([canvas.shape[0] - (i + 0.5) * height - 0.5 for i in shown], labels)
-    axes.tick_params(labelsize=7, length=2)
+    height, width = canvas.shape[:2]
+    at = torch.arange(-3, 4) / 2
+    places = torch.special.ndtr(at).numpy()  # where each z stands between the edges of the grid, from 0 to 1
+    names = [f"{z:g}".replace("-", "−") for z in at.tolist()]
+    axes.set_xticks(places * width - 0.5, names)
+    axes.set_yticks((1 - places) * height - 0.5, names)
+    axes.tick_params(labelsize=8, length=2)
     axes.set_xlabel("$z_1$", fontsize=9, labelpad=1)
     axes.set_ylabel("$z_2$", fontsize=9, labelpad=0)
     return figure
@@ -234,7 +247,7 @@ PAGES: dict[str, Callable[[Subject], Figure]] = {
 
 
 def gaussian_grid(side: int) -> Tensor:
-    """Φ⁻¹ of the centres of ``side`` × ``side`` cells of the unit square, ``(side², 2)``; as a picture: z₂ rises upwards."""
+    """Φ⁻¹ of the centres of ``side`` × ``side`` cells of the unit square, ``(side², 2)``, row by row; z₂ rises upwards."""
     quantiles = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side).float()
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     return torch.stack((z1.flatten(), z2.flatten()), dim=1)
@@ -249,15 +262,15 @@ def _samples_figure(images: Tensor, values: tuple[float, float]) -> Figure:
 def _grid_figure(canvas: Pixels, title: str, margin: tuple[float, float] = (0.06, 0.06)) -> Figure:
     """One array of images, each of its pixels a whole number of the picture's; ``margin``: inches at left and below."""
     height, width = canvas.shape[:2]
-    scale = max(1, round(WIDTH / width))
+    scale = min(max(1, round(WIDTH / width)), LARGEST_PIXEL)
     left, bottom, right, top = (round(DPI * inches) for inches in (*margin, 0.06, 0.27))
     size = (left + scale * width + right, bottom + scale * height + top)
     figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
     axes = figure.add_axes(
         (left / size[0], bottom / size[1], scale * width / size[0], scale * height / size[1]), frameon=False
     )
-    pixels = canvas[..., 0] if canvas.shape[2] == 1 else canvas
-    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    levels = np.rint(canvas * 255).astype(np.uint8).repeat(3 // canvas.shape[2], axis=2)  # no colour map between
+    axes.imshow(levels, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     text = figure.text(0.5, 1 - 0.075 * DPI / size[1], title, ha="center", va="top", fontsize=9)
     widest = text.get_window_extent().width / (size[0] - 0.1 * DPI)
@@ -277,21 +290,13 @@ def _scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str
         of = labels[: len(xy)].numpy()
         colours = np.array(COLOURS)[np.searchsorted(classes, of)]
         order = np.random.default_rng(0).permutation(len(xy))  # no class lies on top of the others
-        axes.scatter(*xy[order].T, s=size, c=colours[order], linewidths=0, alpha=0.8)
+        axes.scatter(xy[order, 0], xy[order, 1], s=size, c=colours[order], linewidths=0, alpha=0.8)
         for label, colour in zip(classes, COLOURS, strict=False):
             axes.scatter([], [], s=18, color=colour, linewidths=0, label=str(label))
-            axes.annotate(
-                str(label),
-                np.median(xy[of == label], axis=0),
-                ha="center",
-                va="center",
-                fontsize=9,
-                weight="bold",
-                path_effects=[withStroke(linewidth=2, foreground="white")],
-            )
+        _write_classes(axes, xy, of)
         figure.legend(title="class", loc="outside right center", frameon=False, fontsize=8, title_fontsize=8)
     else:
-        axes.scatter(*xy.T, s=size, c=COLOURS[0], linewidths=0, alpha=0.6)
+        axes.scatter(xy[:, 0], xy[:, 1], s=size, c=COLOURS[0], linewidths=0, alpha=0.6)
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(names[0], fontsize=9)
@@ -301,6 +306,18 @@ def _scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str
         axes.set_xticks([])
         axes.set_yticks([])
     return figure
+
+
+def _write_classes(axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64]) -> None:
+    """Each class's number at its median, unless another's stands there already."""
+    least = 0.04 * float(np.ptp(xy, axis=0).max())
+    placed: list[NDArray[np.float32]] = []
+    for label in np.unique(of):
+        place = np.median(xy[of == label], axis=0)
+        if all(np.hypot(*(place - other)) > least for other in placed):
+            placed.append(place)
+            halo = [withStroke(linewidth=2, foreground="white")]
+            axes.annotate(str(label), place, ha="center", va="center", fontsize=9, weight="bold", path_effects=halo)
 
 
 def _project(points: Tensor, seed: int) -> tuple[Tensor, str, tuple[str, str]]:
@@ -321,7 +338,7 @@ def _project(points: Tensor, seed: int) -> tuple[Tensor, str, tuple[str, str]]:
 def _zoom(axes: Axes) -> None:
     """Limits that leave out what lies far beyond the rest: the first epochs, before anything is learnt."""
     lines = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
-    late = np.concatenate([y[len(y) // 10 :] for y in lines])
+    late = np.concatenate([y[ceil(len(y) / 20) if len(y) > 3 else 0 :] for y in lines])
     late = late[np.isfinite(late)]
     if len(late) and float(np.ptp(late)) > 0:
         margin = 0.06 * float(np.ptp(late))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -71,7 +72,9 @@ class ParameterStore(Messenger):
             return
         self._entered = True
         try:
-            with pyro.get_param_store().scope(), self:
+            with pyro.get_param_store().scope(), self, warnings.catch_warnings():
+                # pyro.module warns of frozen parameters, which this store has no need to register
+                warnings.filterwarnings("ignore", message=".*was not registered in the param store")
                 yield
         finally:
             self._entered = False

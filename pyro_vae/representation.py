@@ -106,8 +106,8 @@ def sample(
 ) -> dict[str, Tensor]:
     """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size, *event)``.
 
-    A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as the images ``like``, its
-    observed sites being sampled.
+    A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as the images ``like``,
+    its observed sites being sampled.
 
     Args:
         like: images of the set, ``(≥ 1, *event_shape)``; only their shape is used.
@@ -244,7 +244,8 @@ class _Generation:
                 raise UserError(did_you_mean("latent site", name, self.latents))
             if value.shape[1:] != self.latents[name]:
                 raise UserError(
-                    f"values of site {name!r} have shape {tuple(value.shape)}: expected (N, *{tuple(self.latents[name])})"
+                    f"values of site {name!r} have shape {tuple(value.shape)}: "
+                    f"expected (N, *{tuple(self.latents[name])})"
                 )
         return {
             n: (v if not v.is_floating_point() else self.pair.cast(v)).to(self.blank.device) for n, v in values.items()
@@ -281,7 +282,10 @@ def _generation(
     with pair.active(may_create=False):
         blank = _blank(pair, like, few, place)
         with pair.probing():  # meets modules that closures hide
-            trace = poutine.trace(lambda: pair.model(blank, few)).get_trace()
+            try:
+                trace = poutine.trace(pair.model).get_trace(blank, few)
+            except UserError as error:  # Pyro appends its table of shapes to any message
+                raise UserError(str(error).splitlines()[0]) from error
     observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
     if not observed:
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
@@ -296,11 +300,11 @@ def _blank(pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: to
     if like is not None:
         if like.dim() < 2:
             raise UserError(f"like has shape {tuple(like.shape)}: expected images, (N, *event_shape)")
-        return pair.cast(torch.zeros(PROBE_IMAGES, *like.shape[1:], device=place))
+        return pair.cast(like.new_zeros(PROBE_IMAGES, *like.shape[1:], device=place))
     if not _takes_size(pair):
         raise UserError(
-            "the model takes no `size`, and can't tell what its images look like: give like=x, with a few images x, or write "
-            "the model so that model(None, size=n) generates n images"
+            "the model takes no `size`, and can't tell what its images look like: give like=x, with a few images x, or "
+            "write the model so that model(None, size=n) generates n images"
         )
     with pair.probing():
         images = _generate(pair, PROBE_IMAGES, torch.empty(0), fields)
@@ -348,7 +352,7 @@ def _data_dim(name: str, node: Any) -> int:
 
 
 def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
-    """``(N, *other plates, *event)`` on the CPU, from a value with the data plate at ``data_dim`` of its batch shape."""
+    """``(N, *other plates, *event)`` on the CPU, the data plate being dimension ``data_dim`` of the batch."""
     return value.movedim(len(fn.batch_shape) + data_dim, 0).cpu()
 
 

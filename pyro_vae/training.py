@@ -6,14 +6,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pyro_vae import explain, registry
-from pyro_vae.batches import Resident, Source, make_source, mix
+from pyro_vae.batches import Resident, Source, as_images, check_seed, make_source, mix
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
@@ -80,6 +82,8 @@ def fit(
         Diverged: the loss is not finite; the parameters are those of the last step.
     """
     _check_options(num_epochs, num_steps, batch_size, learning_rate, kl_weight, kl_warmup, grad_clip, freeze)
+    check_seed(seed)
+    after_epoch = _check_callbacks(callbacks)
     goal: Objective = registry.build("objective", objective)
     decay: Schedule = registry.build("schedule", schedule)
     place = find_device(device)
@@ -92,6 +96,8 @@ def fit(
     with _own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
+        if valid is not None:
+            _check_data(pair, valid, None, *_first_batch(valid, None, pair))
         parameters = trainable(loss, images, rows, freeze)
         optim = make_optimizer(optimizer, parameters, learning_rate)
         base_rates = [group["lr"] for group in optim.param_groups]
@@ -134,7 +140,7 @@ def fit(
             )
             _check_finite(record, optim)
             state = EpochEnd(pair, record, checked, history, last=step >= total_steps)
-            stops = [callback for callback in callbacks if callback(state)]
+            stops = [callback for callback in after_epoch if callback(state)]
             if stops:
                 history.stopped = f"{getattr(stops[0], '__name__', type(stops[0]).__name__)} after epoch {epoch}"
                 break
@@ -189,11 +195,11 @@ def _record(sums: Tensor, seen: int, epoch: int, step: int) -> Record:
 
 
 def _check_finite(record: Record, optim: torch.optim.Optimizer) -> None:
-    if not record.loss - record.loss == 0.0:
+    if not isfinite(record.loss):
         rate = optim.param_groups[0]["lr"]
         raise Diverged(
-            f"the loss is {record.loss} in epoch {record.epoch} (by step {record.step}, learning rate {rate:.2g}): lower the learning "
-            "rate, set grad_clip, or look for infinities in the data"
+            f"the loss is {record.loss} in epoch {record.epoch} (by step {record.step}, learning rate {rate:.2g}): lower "
+            "the learning rate, set grad_clip, or look for infinities in the data"
         )
 
 
@@ -216,12 +222,12 @@ def _check_data(
     pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
 ) -> None:
     """What the dry run shows on five images, and the support of the observed site on all of them."""
-    structure = pair.structure(x, fields)
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(
                 f"the {program.role} wants the field 'index', which a DataLoader does not tell: give its Dataset instead"
             )
+    structure = pair.structure(x, fields)
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
     explain.check_all_support(pair, pair.cast(source.x), source.fields)
@@ -231,7 +237,9 @@ def _observation(binarize: str | Observation | None, x: Any) -> tuple[Observatio
     """What is applied at each visit, and what once before the training."""
     if binarize is None or isinstance(binarize, Observation):
         return binarize, None
-    levels = 256 if getattr(x, "dtype", None) in (torch.uint8, "uint8") else None
+    levels = None
+    if str(getattr(x, "dtype", "")).endswith("uint8"):
+        levels = 2 if len(x) and int(x.max()) <= 1 else 256
     if binarize == "dynamic":
         return Dynamic(levels), None
     choices: dict[str, Observation] = {"static": Dynamic(levels), "threshold": Threshold(levels), "none": Grey(levels)}
@@ -241,9 +249,15 @@ def _observation(binarize: str | Observation | None, x: Any) -> tuple[Observatio
 
 
 def _draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> Any:
-    if observation is None or not isinstance(torch.as_tensor(x) if hasattr(x, "__array__") else x, Tensor):
+    if observation is None:
         return x
-    return observation.fixed(torch.as_tensor(x), seed, part)
+    if isinstance(x, Dataset | DataLoader):
+        raise UserError(f"the {part} set is to be binarized once, and a Dataset can't be: give a tensor, or binarized items")
+    return observation.fixed(as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part)
+
+
+def _is_float(x: Any) -> bool:
+    return torch.as_tensor(x).is_floating_point() if hasattr(x, "__array__") else False
 
 
 def _validation_source(
@@ -258,10 +272,15 @@ def _validation_source(
         return None
     named = dict(x_valid) if isinstance(x_valid, Mapping) else {"x": x_valid}
     x = named.pop("x", None)
-    if x is None or named.keys() != fields.keys():
+    resident = isinstance(train, Resident) and not isinstance(x, Dataset | DataLoader)
+    if x is None or (resident and named.keys() != fields.keys()):
         raise UserError(
-            f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set has {', '.join(sorted(fields)) or 'none'}: "
-            "give x_valid as a dict with 'x' and the same fields"
+            f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set "
+            f"has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' and the same fields"
+        )
+    if observation is not None and isinstance(train, Resident) and not train.x.is_floating_point() and _is_float(x):
+        raise UserError(
+            "x_valid is floating point where x_train holds integer levels: give it as stored, for fit observes it itself, once"
         )
     return make_source(
         _draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid"
@@ -279,7 +298,7 @@ def _check_options(
     freeze: str | None,
 ) -> None:
     def positive(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
             raise UserError(f"{name}={value!r}: expected {what}")
 
     positive("batch_size", batch_size, int, "a whole number of images, 1 or more")
@@ -295,6 +314,15 @@ def _check_options(
             raise UserError(f"{name}={value!r}: expected a number, 0 or more")
     if freeze not in (None, "model", "guide"):
         raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))
+
+
+def _check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], ...]:
+    """All of them, from any iterable; they are called again after each epoch."""
+    listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
+    for callback in listed:
+        if not callable(callback):
+            raise UserError(f"callbacks holds a {type(callback).__name__}: expected functions of an EpochEnd")
+    return listed
 
 
 __all__: Sequence[str] = ["Diverged", "evaluate_elbo", "fit", "leaves", "trainable"]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae import explain
 from pyro_vae.batches import as_fields, as_images
 from pyro_vae.densities import SiteTerms
 from pyro_vae.errors import UserError
@@ -40,8 +41,9 @@ def log_weights(
             scaled site, a point mass.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
-    refuse_bad_weights(pair.structure(images, named))
     with pair.active(training=False, may_create=False):
+        refuse_bad_weights(pair.structure(images, named))
+        explain.check_all_support(pair, images, named)
         return pair.run(images, named, num_particles).log_weights()
 
 
@@ -69,8 +71,8 @@ def refuse_bad_weights(structure: Structure) -> None:
     """Raise where log p − log q is not an importance weight of one image."""
     if structure.point_masses:
         raise UserError(
-            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no density, so its log weights say nothing "
-            "about p(x), and an autoencoder has no log p(x); use a guide with a density, such as MeanField"
+            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no density, so its log weights "
+            "say nothing about p(x), and an autoencoder has no log p(x); use a guide with a density, such as MeanField"
         )
     if structure.subsampling:
         raise UserError(

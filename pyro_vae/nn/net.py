@@ -81,14 +81,19 @@ def _find(net: str | type) -> Any:
     return registry.resolve("net", net) if isinstance(net, str) else net
 
 
+def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
+    shape = tuple(event_shape)
+    if not shape or prod(shape) == 0:
+        raise UserError(f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)")
+    return shape
+
+
 def make_encoder(net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
     """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to ``(num_outputs,)``."""
-    return _find(net).encoder(tuple(event_shape), num_outputs, **args)
+    return _find(net).encoder(_image_shape(event_shape), num_outputs, **args)
 
 
 def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any) -> Net:
     """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first event dimension."""
-    shape = tuple(event_shape)
-    if not shape or prod(shape) == 0:
-        raise UserError(f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)")
+    shape = _image_shape(event_shape)
     return _find(net).decoder(latent_dim, (per_pixel * shape[0], *shape[1:]), **args)

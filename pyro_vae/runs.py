@@ -1,0 +1,309 @@
+"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pyro_vae import checkpoint
+from pyro_vae.callbacks import EpochEnd
+from pyro_vae.checkpoint import Checkpoint
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.files import write_atomically
+from pyro_vae.history import Record
+from pyro_vae.options import Train, to_toml, train_from
+
+HOME = Path("runs")
+"""Where runs without a name of their own go, in the current folder."""
+
+PACKAGES = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "arviz", "matplotlib", "scikit-learn", "tyro")
+
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. ``made`` are the folders that were made for it, the outermost first."""
+
+    folder: Path
+    made: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def config_file(self) -> Path:
+        """All options as they were given."""
+        return self.folder / "config.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions and machine."""
+        return self.folder / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line an epoch."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """How the training went, and every evaluation."""
+        return self.folder / "results.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trained tensors are."""
+        return self.folder / "checkpoints"
+
+    def __str__(self) -> str:
+        return shown(self.folder)
+
+    # ---- writing
+
+    def begin(self, options: Train, device: torch.device) -> None:
+        """Write down what is about to be done, and where."""
+        write_atomically(self.config_file, to_toml(options))
+        _write_json(self.environment_file, environment(device, sys.argv))
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Add one epoch to metrics.jsonl."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(row)) + "\n")
+
+    def save(self, name: str, held: Checkpoint) -> Path:
+        """Write ``checkpoints/name.pt`` with its SHA-256."""
+        self.checkpoints.mkdir(exist_ok=True)
+        path = self.checkpoints / (name + checkpoint.SUFFIX)
+        checkpoint.save(path, held)
+        return path
+
+    def add_result(self, **entries: Any) -> None:
+        """Put entries into results.json; under ``evaluations`` they follow those that are there."""
+        with FileLock(self.folder / ".results.lock"):
+            results = self.results()
+            evaluations = [*results.get("evaluations", []), *entries.pop("evaluations", [])]
+            _write_json(self.results_file, {**results, **entries, "evaluations": evaluations})
+
+    def discard(self) -> None:
+        """Take back what `create` and `begin` made, for a training that was refused; nothing else is touched."""
+        for path in (self.config_file, self.environment_file):
+            path.unlink(missing_ok=True)
+        for folder in reversed(self.made):
+            with suppress(OSError):  # not empty: it has come to hold something of someone else's
+                folder.rmdir()
+
+    # ---- reading
+
+    def options(self) -> Train:
+        """The training's options."""
+        return train_from(self.config_file)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs in metrics.jsonl; a last line that a crash cut short is left out."""
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
+        rows = []
+        for line in lines:
+            with suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
+
+    def results(self) -> dict[str, Any]:
+        """What results.json holds; a ``UserError`` where that can't be read."""
+        if not self.results_file.is_file():
+            return {}
+        try:
+            held = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.results_file}: damaged, not JSON; move it away, and evaluate again") from error
+        if not isinstance(held, dict) or not isinstance(held.get("evaluations", []), list):
+            raise UserError(f"{self.results_file}: not a results.json of pyro_vae; move it away, and evaluate again")
+        return held
+
+    def load_pair(self) -> tuple[Any, Any, Checkpoint]:
+        """Model and guide as `load` gives them, and the checkpoint that they come from."""
+        from pyro_vae.experiment import build_pair
+
+        path = checkpoint.latest(self.checkpoints)
+        held = checkpoint.load(path)
+        shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
+        if not isinstance(shape, list) or not isinstance(num_data, int):
+            raise UserError(f"{path}: not a checkpoint of a run (it does not tell the shape of its images)")
+        model, guide = build_pair(self.options(), shape, num_data)
+        checkpoint.restore(held, model, guide, str(path))
+        return model.eval(), guide.eval(), held
+
+
+class Recorder:
+    """A callback of `fit`: writes each epoch to metrics.jsonl, and a checkpoint each minute."""
+
+    def __init__(self, run: Run, model: Any, guide: Any, metadata: Mapping[str, Any]) -> None:
+        self.run, self.model, self.guide, self.metadata = run, model, guide, dict(metadata)
+        self.epoch = self.step = 0
+        self._last: Path | None = None
+        self._saved = time.monotonic()
+
+    def __call__(self, state: EpochEnd) -> None:
+        """Record the epoch; never ends the training."""
+        self.epoch, self.step = state.train.epoch, state.train.step
+        self.run.add_row(
+            {
+                "epoch": self.epoch,
+                "step": self.step,
+                "seconds": round(state.history.seconds, 3),
+                "train": _figures(state.train),
+                "valid": None if state.valid is None else _figures(state.valid),
+            }
+        )
+        if not state.last and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            self.save()
+
+    def save(self, suffix: str = "") -> Path:
+        """A checkpoint of the present state, in the place of this training's previous one."""
+        held = Checkpoint(
+            state_of_cpu(self.model, self.guide), {**self.metadata, "epoch": self.epoch, "step": self.step}
+        )
+        path = self.run.save(f"epoch-{self.epoch:06d}{suffix}", held)
+        if self._last is not None and self._last != path:
+            checkpoint.manifest(self._last).unlink(missing_ok=True)
+            self._last.unlink(missing_ok=True)
+        self._last, self._saved = path, time.monotonic()
+        return path
+
+
+def create(out: Path | None, name: str) -> Run:
+    """A new run's folder: ``out``, or ``runs/NAME-N`` with the first free N. Nothing that exists is touched.
+
+    Raises:
+        UserError: ``out`` is a file, or a folder with something in it; or it can't be written.
+    """
+    try:
+        if out is not None:
+            refuse_taken(out)
+            return Run(out.expanduser(), _make(out.expanduser()))
+        parents = _make(HOME)
+        for number in count(1):
+            folder = HOME / f"{name}-{number}"
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return Run(folder, (*parents, folder))
+    except OSError as error:
+        raise UserError(
+            f"{shown(out or HOME)}: the run's folder can't be made there ({error.strerror}); give another --out"
+        ) from error
+    raise AssertionError("numbers do not end")
+
+
+def refuse_taken(out: Path) -> None:
+    """A ``UserError`` where ``out`` is something already."""
+    path = out.expanduser()
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        what = "a folder with something in it" if path.is_dir() else "a file"
+        raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in ``folder``; a ``UserError`` where there is none."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        known = [each.parent.name for each in path.parent.glob("*/config.toml")] if path.parent.is_dir() else []
+        hint = f" ({did_you_mean('run', path.name, known)})" if known else ""
+        raise UserError(f"{folder}: no such run folder{hint}")
+    run = Run(path)
+    if not run.config_file.is_file():
+        raise UserError(f"{folder}: not a run folder, for it has no config.toml")
+    return run
+
+
+def load(run_folder: str | Path) -> tuple[Any, Any]:
+    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml, then filled.
+
+    Raises:
+        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not fit.
+    """
+    model, guide, _ = open_run(run_folder).load_pair()
+    return model, guide
+
+
+def run_name(options: Train) -> str:
+    """``DATA-GUIDE``, in letters that serve in a file's name."""
+    from pyro_vae import registry
+
+    words = (Path(options.data).stem, registry.parse(options.guide).name.rpartition(":")[2])
+    return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
+
+
+def state_of_cpu(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
+    """`checkpoint.state_of`, its tensors on the CPU: a file that says nothing of the device."""
+    sections = checkpoint.state_of(model, guide)
+    return {
+        role: {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in section.items()}
+        for role, section in sections.items()
+    }
+
+
+def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
+    """Versions, machine and command; without the names of folders, users or hosts."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "command": [_without_folders(word) for word in command],
+    }
+
+
+def shown(path: Path) -> str:
+    """The path relative to the current folder where it lies in it, else as it is."""
+    with suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return str(path)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with NaN and infinities as None, for JSON has none; containers are copied."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
+
+
+def _make(folder: Path) -> tuple[Path, ...]:
+    """Make the folder and its parents; those that were not there, the outermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return tuple(reversed(missing))
+
+
+def _figures(record: Record) -> dict[str, float]:
+    """A record without its place."""
+    return {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line with absolute folders left out: ``--data=/home/me/x.npz`` is ``--data=x.npz``."""
+    return re.sub(r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word)
+
+
+def _write_json(path: Path, held: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(finite(held), indent=2, ensure_ascii=False) + "\n").encode())

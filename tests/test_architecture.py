@@ -1,0 +1,86 @@
+"""The house rules of design.md, read from the source: who imports whom, what a wheel holds, what starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"pyro_vae": ROOT / "pyro_vae", "pyro_vae.models": ROOT / "models", "pyro_vae.guides": ROOT / "guides"}
+SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
+
+
+def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
+    """The absolute names that a file imports; at module level alone, outside ``if TYPE_CHECKING``, if not everywhere."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree)) if everywhere else tree.body
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield f"{'.' * node.level}{node.module or ''}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    """The engine never imports models or guides as it loads; models and guides never import each other; all absolute."""
+    package = path.parent.name
+    everywhere = list(imports(path))
+    assert not [name for name in everywhere if name.startswith(".")]
+    assert not [name for name in everywhere if name.split(".")[0] in ("models", "guides")]
+    if package in ("models", "guides"):
+        other = "guides" if package == "models" else "models"
+        assert not [name for name in everywhere if name.startswith(f"pyro_vae.{other}")]
+    else:
+        found = imports(path, everywhere=False)
+        assert not [name for name in found if name.startswith(("pyro_vae.models", "pyro_vae.guides"))]
+
+
+@pytest.mark.parametrize("name", ["models", "guides"])
+def test_a_bare_import_is_refused(name: str) -> None:
+    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode and f"from pyro_vae import {name}" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("module", ["pyro_vae", "pyro_vae.cli", "pyro_vae.registry", "pyro_vae.errors"])
+def test_the_package_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'pyro', 'matplotlib', 'arviz') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_every_public_name_is_there() -> None:
+    import pyro_vae
+
+    for name in pyro_vae.__all__:
+        assert getattr(pyro_vae, name) is not None
+    assert set(pyro_vae.__all__) <= set(dir(pyro_vae))
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        pyro_vae.fitt  # noqa: B018
+
+
+def test_the_wheel_maps_every_folder() -> None:
+    """Folders are flat: a subfolder would be in an editable install and not in the wheel."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {folder.relative_to(ROOT / "pyro_vae") for folder in (ROOT / "pyro_vae").rglob("*") if folder.is_dir()}
+    inside = {".".join(("pyro_vae", *path.parts)) for path in packages if "__pycache__" not in path.parts}
+    assert set(settings["packages"]) == {"pyro_vae", "pyro_vae.models", "pyro_vae.guides", *inside}
+    assert settings["package-dir"]["pyro_vae.models"] == "models"
+    assert settings["package-dir"]["pyro_vae.guides"] == "guides"
+    for folder in (ROOT / "models", ROOT / "guides"):
+        assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+
+
+@pytest.mark.parametrize("folder", ["models", "guides"])
+def test_every_module_is_reached_from_its_package(folder: str) -> None:
+    """A part that ``__init__`` does not name would be in the wheel and in no list."""
+    init = (ROOT / folder / "__init__.py").read_text()
+    for path in (ROOT / folder).glob("*.py"):
+        assert path.name == "__init__.py" or f"pyro_vae.{folder}.{path.stem} import" in init

@@ -1,0 +1,173 @@
+"""A checkpoint is read back as it was written, or refused in a sentence that names the file; nothing in it is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae import checkpoint
+from pyro_vae.checkpoint import Checkpoint
+from pyro_vae.errors import UserError
+from pyro_vae.files import write_atomically
+
+
+def held(seed: int = 0) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seed)
+    model = {"w": torch.randn(3, 2, generator=generator), "n": torch.tensor(7), "half": torch.ones(2).double()}
+    return Checkpoint(
+        {"model": model, "guide": {"b": torch.randn(4, generator=generator)}}, {"epoch": 3, "shape": [1, 8]}
+    )
+
+
+def refused(call: Callable[[], Any], *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "weights_only" not in message
+    for word in words:
+        assert word in message
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, held())
+    again = checkpoint.load(path)
+    assert dict(again.metadata) == {"epoch": 3, "shape": [1, 8]}
+    for role, section in held().sections.items():
+        assert again.sections[role].keys() == section.keys()
+        for key, value in section.items():
+            assert again.sections[role][key].dtype == value.dtype
+            assert torch.equal(again.sections[role][key], value)
+
+
+def test_the_manifest_is_what_sha256sum_reads_and_no_scratch_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, held())
+    digest, name = checkpoint.manifest(path).read_text().split()
+    assert name == "a.pt" and len(digest) == 64
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pt", "a.pt.sha256"]
+
+
+@pytest.mark.parametrize("place", [0, 100, -40])
+def test_one_flipped_bit_is_found(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, held())
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    refused(lambda: checkpoint.load(path), str(path), "damaged")
+
+
+def test_a_truncated_or_empty_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, held())
+    for content in (path.read_bytes()[:-10], b""):
+        path.write_bytes(content)
+        refused(lambda: checkpoint.load(path), str(path), "damaged")
+
+
+def test_a_missing_file_or_manifest_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    refused(lambda: checkpoint.load(path), str(path), "no such")
+    checkpoint.save(path, held())
+    checkpoint.manifest(path).unlink()
+    refused(lambda: checkpoint.load(path), str(path), "SHA-256")
+
+
+class Evil:
+    """Unpickled carelessly, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<html>", pickle.dumps(3), pickle.dumps({"format": 1}), pickle.dumps({"sections": {}, "format": 99})]
+)
+def test_other_files_are_refused_even_with_a_right_digest(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.pt"
+    write_with_manifest(path, content)
+    refused(lambda: checkpoint.load(path), str(path))
+
+
+def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
+    path, trap = tmp_path / "a.pt", tmp_path / "trap"
+    torch.save({"format": 1, "sections": {"model": Evil(trap)}, "metadata": {}}, path)
+    write_with_manifest(path, path.read_bytes())
+    refused(lambda: checkpoint.load(path), str(path), "tensors and plain values")
+    assert not trap.exists()
+
+
+def write_with_manifest(path: Path, content: bytes) -> None:
+    import hashlib
+
+    path.write_bytes(content)
+    checkpoint.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.pt"
+    checkpoint.save(path, held(0))
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(path, held(1))
+    assert path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+    checkpoint.load(path)
+
+
+def test_the_file_is_forced_to_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor: int) -> None:
+        calls.append("fsync")
+        sync(descriptor)
+
+    def note_replace(old: Any, new: Any) -> None:
+        calls.append("replace")
+        assert Path(old).parent == Path(new).parent
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    write_atomically(tmp_path / "a", b"x")
+    assert calls == ["fsync", "replace", "fsync"]
+
+
+def test_the_latest_is_the_last_by_name_that_has_its_manifest(tmp_path: Path) -> None:
+    refused(lambda: checkpoint.latest(tmp_path), "no checkpoint")
+    for name in ("epoch-000002", "epoch-000010", "epoch-000010-stopped"):
+        checkpoint.save(tmp_path / f"{name}.pt", held())
+    (tmp_path / "epoch-000011.pt").write_bytes(b"written, and then the power went")
+    assert checkpoint.latest(tmp_path).name == "epoch-000010-stopped.pt"
+
+
+def test_restoring_into_other_modules_is_refused() -> None:
+    source, other = nn.Linear(3, 2), nn.Linear(4, 2)
+    kept = Checkpoint(checkpoint.state_of(source, source))
+    twin = nn.Linear(3, 2)
+    checkpoint.restore(kept, twin, twin, "a.pt")
+    assert torch.equal(twin.weight, source.weight)
+    refused(lambda: checkpoint.restore(kept, source, other, "a.pt"), "a.pt", "guide", "size mismatch")
+    refused(lambda: checkpoint.restore(Checkpoint({}), source, other, "a.pt"), "a.pt", "model")
+
+
+def test_a_program_that_is_no_module_is_named() -> None:
+    refused(lambda: checkpoint.state_of(nn.Linear(1, 1), lambda x: x), "guide", "nn.Module")

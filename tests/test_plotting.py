@@ -1,0 +1,217 @@
+"""The pictures show what they say: pixels are those of the images, points those of the means."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_vae import guides, models
+from pyro_vae.data import ImageData, own_split
+from pyro_vae.errors import UserError
+from pyro_vae.image_grid import DoesNotFit, image_site, picture_shape, tile, to_pixels, value_range
+from pyro_vae.observation import Observed, observe
+from pyro_vae.plotting import PAGES, Subject, gaussian_grid, samples_picture, write_pictures
+
+HALF_LEVEL = 0.501 / 255
+ROWS: list[dict[str, Any]] = [
+    {"epoch": e, "train": {"elbo": -9.0 / e, "reconstruction": -8.0 / e, "kl": 1.0 / e}, "valid": None}
+    for e in range(1, 5)
+]
+ROWS[3]["valid"] = {"elbo": -3.0, "reconstruction": -2.5, "kl": 0.5}
+
+
+def wipe(x: Tensor) -> None:
+    """A decoder that tells its z: the left half of a 4 × 6 image is Φ(z₁), the right half Φ(z₂)."""
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        halves = torch.special.ndtr(z)[..., None, :].repeat_interleave(3, -1).expand(*z.shape[:-1], 4, 6)
+        pyro.sample("seen", dist.Normal(halves.reshape(len(x), 1, 4, 6), 0.1).to_event(3), obs=x)
+
+
+def read_wipe(x: Tensor) -> None:
+    """Its guide, which reads z off the two halves."""
+    halves = torch.stack((x[..., :3].mean((1, 2, 3)), x[..., 3:].mean((1, 2, 3))), -1)
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(torch.special.ndtri(halves), 0.1).to_event(1))
+
+
+def wiped_images(number: int) -> Tensor:
+    z = torch.randn(number, 2, generator=torch.Generator().manual_seed(1))
+    return torch.special.ndtr(z)[:, None, None, :].repeat_interleave(3, -1).expand(-1, 1, 4, 6).contiguous()
+
+
+def observed_of(images: Tensor, labels: Tensor | None = None) -> tuple[Observed, ImageData]:
+    data = own_split("wipes", images.numpy(), images.numpy(), labels, labels)
+    return observe(data, "none", observes="real"), data
+
+
+def drawn_canvas(figure: Figure) -> np.ndarray[Any, Any]:
+    """A grid of grey images, as rounded to 8 bits."""
+    levels = np.asarray(figure.axes[0].images[0].get_array())
+    assert levels.dtype == np.uint8 and (levels == levels[..., :1]).all()
+    return levels[..., 0] / 255
+
+
+# ---- images as arrays
+
+
+@pytest.mark.parametrize(("channels", "gap", "row_gap"), [(1, 1, None), (3, 2, 5), (1, 0, None)])
+def test_tile_puts_image_i_in_its_row_and_column(channels: int, gap: int, row_gap: int | None) -> None:
+    images = np.random.default_rng(0).uniform(size=(7, 4, 5, channels)).astype(np.float32)
+    canvas = tile(images, 3, gap=gap, row_gap=row_gap, background=-1)
+    down = gap if row_gap is None else row_gap
+    assert canvas.shape == (3 * 4 + 2 * down, 3 * 5 + 2 * gap, channels)
+    for i, image in enumerate(images):
+        top, left = i // 3 * (4 + down), i % 3 * (5 + gap)
+        assert np.array_equal(canvas[top : top + 4, left : left + 5], image)
+        canvas[top : top + 4, left : left + 5] = -1
+    assert (canvas == -1).all()
+
+
+def test_pixels_are_scaled_and_clipped() -> None:
+    x = torch.tensor([[-2.0, 0.0, 2.0, 8.0]])
+    assert to_pixels(x, (-2, 2))[0, ..., 0].tolist() == [[0.0, 0.5], [1.0, 1.0]]
+    assert value_range(torch.tensor([0.2, 0.7])) == (0.0, 1.0)
+    assert value_range(x) == (-2.0, 8.0)
+    colours = torch.rand(2, 3, 4, 5)
+    assert np.array_equal(to_pixels(colours)[1, 2, 3], colours[1, :, 2, 3].numpy())
+
+
+def test_shapes_that_are_images() -> None:
+    assert picture_shape((784,)) == (1, 28, 28)
+    assert picture_shape((3, 4, 5)) == (3, 4, 5)
+    for shape in [(12,), (2, 4, 5), (3, 4, 5, 6)]:
+        with pytest.raises(DoesNotFit, match="no images"):
+            picture_shape(shape)
+    site = image_site({"y": torch.zeros(2), "flat": torch.arange(40.0).reshape(2, 20)}, (1, 4, 5))
+    assert torch.equal(site[1, 0, 0], torch.arange(20.0, 25.0))
+    with pytest.raises(DoesNotFit, match="y, flat"):
+        image_site({"y": torch.zeros(2), "flat": torch.zeros(2, 20)}, (1, 4, 6))
+
+
+def test_the_gaussian_grid_is_even_in_probability_and_rises_to_the_right_and_upwards() -> None:
+    z = gaussian_grid(20).reshape(20, 20, 2)
+    assert z[-1, 0].tolist() == pytest.approx([-1.959964, -1.959964], abs=1e-5)  # Φ⁻¹(0.025), at the lower left
+    assert z[0, -1].tolist() == pytest.approx([1.959964, 1.959964], abs=1e-5)
+    shares = torch.special.ndtr(z)
+    torch.testing.assert_close(shares[3, 1:, 0] - shares[3, :-1, 0], torch.full((19,), 0.05), atol=1e-6, rtol=0)
+
+
+# ---- pages
+
+
+def test_the_manifold_shows_each_quantile_in_its_place() -> None:
+    canvas = drawn_canvas(PAGES["manifold"](Subject(wipe, read_wipe, wiped_images(20))))
+    assert canvas.shape == (20 * 5 - 1, 20 * 7 - 1)
+    for row in range(20):
+        for column in range(20):
+            image = canvas[5 * row : 5 * row + 4, 7 * column : 7 * column + 6]
+            assert image[:, :3] == pytest.approx((column + 0.5) / 20, abs=HALF_LEVEL)
+            assert image[:, 3:] == pytest.approx((19.5 - row) / 20, abs=HALF_LEVEL)
+
+
+def test_reconstructions_stand_below_their_images() -> None:
+    x = wiped_images(12)
+    canvas = drawn_canvas(PAGES["reconstructions"](Subject(wipe, read_wipe, x)))
+    pair, row_gap = 4 + 1 + 4, 3
+    assert canvas.shape == (2 * pair + row_gap, 10 * 7 - 1)
+    for i, image in enumerate(x[:, 0].numpy()):
+        top, left = i // 10 * (pair + row_gap), i % 10 * 7
+        block = canvas[top : top + pair, left : left + 6]
+        assert block[:4] == pytest.approx(image, abs=HALF_LEVEL)
+        assert block[5:] == pytest.approx(image, abs=HALF_LEVEL)
+
+
+def test_the_file_has_the_canvas_pixel_by_pixel(tmp_path: Path) -> None:
+    """Every pixel of an image is a square of whole device pixels, of its own grey."""
+    observed, data = observed_of(wiped_images(40))
+    (path,) = write_pictures(tmp_path, wipe, read_wipe, observed, data, [], pages=["samples"])
+    figure = PAGES["samples"](Subject(wipe, read_wipe, observed.x_test))
+    canvas, file = drawn_canvas(figure), imread(path)
+    box, (height, width) = figure.axes[0].get_window_extent(), canvas.shape
+    scale = round(box.width / width)
+    assert (box.width, box.height) == pytest.approx((scale * width, scale * height))
+    left, top = round(box.x0), file.shape[0] - round(box.y1)
+    shown = file[top : top + scale * height, left : left + scale * width, 0]
+    expected = canvas.repeat(scale, 0).repeat(scale, 1)
+    assert shown == pytest.approx(expected, abs=1e-6)
+    assert len(np.unique(canvas)) > 80  # 100 samples, two greys in each
+
+
+def test_a_scatter_has_the_means_at_equal_aspect_and_the_classes() -> None:
+    x = wiped_images(30)
+    labels = torch.arange(30) % 3 + 4
+    figure = PAGES["latent"](Subject(wipe, read_wipe, x, labels, "wipes"))
+    axes, z = figure.axes[0], torch.special.ndtri(x[:, 0, 0, [0, -1]])
+    points = np.asarray(axes.collections[0].get_offsets())
+    colours = np.asarray(axes.collections[0].get_facecolor())
+    order = [int(np.abs(points - mean).sum(1).argmin()) for mean in z.numpy()]
+    assert points[order] == pytest.approx(z.numpy(), abs=1e-4)
+    for label in (4, 5, 6):  # one colour each
+        assert len(np.unique(colours[order][labels.numpy() == label], axis=0)) == 1
+    assert len(np.unique(colours, axis=0)) == 3
+    assert axes.get_aspect() == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["4", "5", "6"]
+    assert "30 test images of wipes" in axes.get_title()
+
+
+@pytest.mark.parametrize(("number", "how"), [(40, "PCA"), (160, "t-SNE (perplexity 30)")])
+def test_more_dimensions_are_projected_and_it_is_said(number: int, how: str) -> None:
+    torch.manual_seed(0)
+    model = models.GenerativeModel(models.StandardNormal(5), models.Bernoulli(5, (16,), hidden=(8,)))
+    guide = guides.MeanField((16,), 5, hidden=(8,))
+    subject = Subject(model, guide, torch.rand(number, 16).round())
+    axes = PAGES["latent"](subject).axes[0]
+    assert f"{how} of the 5-D means" in axes.get_title() and f"{number} test images" in axes.get_title()
+    points = np.asarray(axes.collections[0].get_offsets())
+    assert points.shape == (number, 2)
+    if how == "PCA":  # by its definition: the two largest variances
+        variances = np.linalg.eigvalsh(np.cov(subject.means.numpy().T))[::-1]
+        assert points.var(0, ddof=1) == pytest.approx(variances[:2], rel=1e-4)
+
+
+def test_curves_are_the_history() -> None:
+    figure = PAGES["curves"](Subject(wipe, read_wipe, wiped_images(3), history=ROWS))
+    for axes, key in zip(figure.axes, ("elbo", "reconstruction", "kl"), strict=True):
+        train, valid = axes.get_lines()
+        assert np.asarray(train.get_xydata()).tolist() == [[row["epoch"], row["train"][key]] for row in ROWS]
+        assert np.asarray(valid.get_xydata()).tolist() == [[4, ROWS[3]["valid"][key]]]
+    assert figure.axes[0].get_ylabel() == "nats per image"
+
+
+# ---- files
+
+
+def test_the_pages_that_fit_are_written(tmp_path: Path) -> None:
+    observed, data = observed_of(wiped_images(30), torch.arange(30) % 4)
+    written = write_pictures(tmp_path / "run", wipe, read_wipe, observed, data, ROWS)
+    assert [path.stem for path in written] == list(PAGES) and all(imread(path).ndim == 3 for path in written)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in written)
+
+
+def test_pages_that_do_not_fit_are_left_out_or_refused_if_asked_for(tmp_path: Path) -> None:
+    model = models.GenerativeModel(models.StandardNormal(3), models.Gaussian(3, (12,), hidden=(8,)))
+    guide = guides.MeanField((12,), 3, hidden=(8,))
+    observed, data = observed_of(torch.rand(20, 12))
+    assert [p.stem for p in write_pictures(tmp_path, model, guide, observed, data, ROWS)] == ["curves", "latent"]
+    with pytest.raises(UserError, match=r"no page 'samples': data of shape \(12,\)"):
+        write_pictures(tmp_path, model, guide, observed, data, ROWS, pages=["samples"])
+    with pytest.raises(UserError, match="did you mean 'manifold'"):
+        write_pictures(tmp_path, model, guide, observed, data, ROWS, pages=["manifolds"])
+
+
+def test_samples_of_a_model_alone_in_colour(tmp_path: Path) -> None:
+    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (3, 4, 5), hidden=(8,)))
+    state = torch.get_rng_state()
+    first = imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "new" / "a.png", seed=1))
+    assert np.array_equal(first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "b.png", seed=1)))
+    assert not np.array_equal(first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "c.png", seed=2)))
+    assert np.ptp(first[..., :3], axis=2).max() > 0.05  # colours, not grey
+    assert torch.equal(torch.get_rng_state(), state)

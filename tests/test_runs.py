@@ -1,0 +1,237 @@
+"""A run's folder holds all that is needed to have the trained pair again, and is never written over."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pyro_vae as pv
+from pyro_vae import checkpoint, runs
+from pyro_vae.cli import main
+from pyro_vae.errors import UserError
+from pyro_vae.experiment import build_pair, prepare
+from pyro_vae.options import Train, read_config, to_toml, train_from
+
+SMALL = ["--net", "MLP(hidden=16)", "--latent-dim", "3", "--num-samples", "20", "--eval-images", "50", "--quiet"]
+SHORT = [*SMALL, "--steps", "25", "--compile", "off", "--no-pictures"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One finished run, for looking at."""
+    folder = tmp_path_factory.mktemp("trained")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["train", *SHORT, "--out", str(folder / "run")]) == 0
+    finally:
+        os.chdir(before)
+    yield folder / "run"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of it, for spoiling."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def refused(call: Any, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_the_files_of_a_run(trained: Path) -> None:
+    names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    assert names == {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "results.json"}
+    rows = runs.open_run(trained).rows()
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows[-1]["step"] == 25
+    for row in rows:
+        for part in ("train", "valid"):
+            figures = row[part]
+            assert figures["elbo"] == pytest.approx(figures["reconstruction"] - figures["kl"])
+
+
+def test_the_environment_names_no_folder_user_or_host(trained: Path) -> None:
+    text = (trained / "environment.json").read_text()
+    held = json.loads(text)
+    assert held["packages"]["torch"] and held["python"] and held["threads"] and held["device"]
+    assert os.uname().nodename not in text
+    assert str(Path.home()) not in text and str(Path.cwd()) not in text
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--data=/home/me/x.npz", "--data=x.npz"),
+        ("/usr/bin/pyro-vae", "pyro-vae"),
+        ("data/x.npz", "data/x.npz"),
+        ("~/x.npz", "x.npz"),
+        ("Mine(file='/home/me/a b/x.pt')", "Mine(file='x.pt')"),
+        ("/home/me/parts.py:Mine(depth=2)", "parts.py:Mine(depth=2)"),
+        ("Gaussian(scale=learned)", "Gaussian(scale=learned)"),
+    ],
+)
+def test_absolute_folders_are_left_out_of_the_command(word: str, expected: str) -> None:
+    assert runs.environment(torch.device("cpu"), [word])["command"] == [expected]
+
+
+def test_load_gives_the_trained_pair(trained: Path) -> None:
+    model, guide = pv.load(trained)
+    again, guide_again = runs.load(str(trained))
+    held = checkpoint.load(checkpoint.latest(trained / "checkpoints"))
+    for name, program in (("model", model), ("guide", guide)):
+        assert not program.training
+        state = program.state_dict()
+        assert state.keys() == held.sections[name].keys()
+        assert all(torch.equal(value, held.sections[name][key]) for key, value in state.items())
+    x = prepare(train_from(trained / "config.toml")).observed.x_test[:20]
+    weights = []
+    for pair in ((model, guide), (again, guide_again)):
+        torch.manual_seed(1)
+        weights.append(pv.log_weights(*pair, x, num_particles=4))
+    assert torch.equal(*weights)
+
+
+def test_load_gives_the_number_that_was_printed(trained: Path) -> None:
+    """The whole way round: the loaded pair has, on the same images and draws, the log p(x) that the training ended with."""
+    experiment = prepare(train_from(trained / "config.toml"))
+    x, _ = experiment.images("test", 50)
+    model, guide = pv.load(trained)
+    result = pv.log_marginal(model, guide, x, num_samples=20, seed=0, compile="off")
+    printed = json.loads((trained / "results.json").read_text())["evaluations"][0]
+    assert printed["mean"] == pytest.approx(result.mean, abs=1e-6)
+    assert printed["protocol"]["sha256"] == result.protocol["sha256"]
+
+
+def test_the_validation_figures_are_of_the_images_that_evaluate_has(trained: Path) -> None:
+    """The ELBO that `fit` recorded and that of the importance draws agree: both sets were observed once, by the same draw."""
+    experiment = prepare(train_from(trained / "config.toml"))
+    x, _ = experiment.images("valid", None)
+    assert set(x.unique().tolist()) == {0.0, 1.0}
+    result = pv.log_marginal(*pv.load(trained), x, num_samples=200, compile="off")
+    recorded = runs.open_run(trained).rows()[-1]["valid"]["elbo"]
+    assert abs(recorded - result.elbo) < 1.0
+
+
+def test_load_neither_reads_nor_moves_the_random_state(trained: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    pv.load(trained)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_initial_parameters_depend_on_the_seed_alone() -> None:
+    def first(seed: int) -> torch.Tensor:
+        torch.rand(3)
+        model, _ = build_pair(Train(seed=seed, net="MLP(hidden=4)"), (1, 8, 8), 100)
+        return next(model.parameters()).detach()
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_another_seed_has_the_same_images() -> None:
+    one, other = (prepare(Train(seed=seed, net="MLP(hidden=4)")) for seed in (0, 1))
+    assert torch.equal(one.observed.x_test, other.observed.x_test)
+    assert torch.equal(one.train_rows, other.train_rows)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda run: (run / "config.toml").unlink(), ["config.toml"]),
+        (lambda run: (run / "config.toml").write_text("latent_dim = ["), ["config.toml", "TOML"]),
+        (lambda run: (run / "config.toml").write_text("latent_dmi = 3"), ["did you mean 'latent_dim'"]),
+        (lambda run: change(run / "config.toml", "latent_dim = 3", "latent_dim = 4"), [".pt", "size mismatch"]),
+        (lambda run: shutil.rmtree(run / "checkpoints"), ["no checkpoint"]),
+        (lambda run: next(run.glob("checkpoints/*.sha256")).unlink(), ["no checkpoint"]),
+        (lambda run: next(run.glob("checkpoints/*.pt")).write_bytes(b"x"), [".pt", "damaged"]),
+    ],
+)
+def test_a_broken_run_is_refused(run: Path, spoil: Any, words: list[str]) -> None:
+    spoil(run)
+    refused(lambda: runs.load(run), *words)
+
+
+def test_no_run_at_all_suggests_its_neighbour(run: Path) -> None:
+    refused(lambda: runs.load(run.parent / "rnu"), "no such run folder", "did you mean 'run'")
+
+
+def test_results_are_added_and_never_lost(run: Path) -> None:
+    opened = runs.open_run(run)
+    before = opened.results()
+    opened.add_result(evaluations=[{"mean": float("nan")}])
+    after = opened.results()
+    assert after["training"] == before["training"]
+    assert after["evaluations"] == [*before["evaluations"], {"mean": None}]
+    opened.results_file.write_text("{")
+    refused(lambda: opened.add_result(evaluations=[{}]), "results.json", "damaged")
+    assert opened.results_file.read_text() == "{"
+
+
+def test_a_row_that_a_crash_cut_short_is_left_out(run: Path) -> None:
+    opened = runs.open_run(run)
+    rows = opened.rows()
+    with open(opened.metrics_file, "a") as file:
+        file.write('{"epoch": 4, "st')
+    assert opened.rows() == rows
+
+
+def test_new_runs_count_up_and_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert [str(runs.create(None, "digits-MeanField")) for _ in range(2)] == [
+        "runs/digits-MeanField-1",
+        "runs/digits-MeanField-2",
+    ]
+    assert runs.run_name(Train(data="/x/my faces.npz", guide="a/b.py:Mine(k=2)")) == "my-faces-Mine"
+
+
+def test_a_folder_that_holds_something_is_never_taken(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert runs.create(tmp_path / "empty", "x").folder == tmp_path / "empty"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    refused(lambda: runs.create(tmp_path / "full", "x"), "full", "--out")
+    refused(lambda: runs.create(tmp_path / "full" / "mine.txt", "x"), "mine.txt", "--out")
+    refused(lambda: runs.create(tmp_path / "full" / "mine.txt" / "y", "x"), "mine.txt", "--out")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+
+
+def test_discarding_takes_back_only_its_own(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    for out, left in (("a/b/c", False), ("kept", True)):
+        run = runs.create(tmp_path / out, "x")
+        run.begin(Train(), torch.device("cpu"))
+        run.discard()
+        assert (tmp_path / out).exists() == left
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    run = runs.create(tmp_path / "d", "x")
+    (tmp_path / "d" / "theirs").write_text("")
+    run.discard()
+    assert (tmp_path / "d" / "theirs").exists()
+
+
+def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
+    options = Train(data="x.npz", data_root=Path("d"), learning_rate=1.0, epochs=3, grad_clip=2.0, guide='A(b="c\\d")')
+    path = tmp_path / "config.toml"
+    path.write_bytes(to_toml(options))
+    assert train_from(path) == options
+    path.write_text("batch-size = 7\nlearning_rate = 1")
+    assert read_config(path) == {"batch_size": 7, "learning_rate": 1.0}
