@@ -39,6 +39,7 @@ class Pair:
         self._names: dict[int, tuple[str, str]] = {}
         self._structures: dict[Any, Structure] = {}
         self._layouts: dict[Any, str] = {}
+        self._device: torch.device | None = None
         for program in (self.model, self.guide):
             for module in program.owner.modules() if program.owner is not None else ():
                 self._modules.setdefault(id(module), module)
@@ -68,6 +69,7 @@ class Pair:
 
     def to(self, device: torch.device) -> Pair:
         """Move both programs' modules and the private parameters to ``device``, in place."""
+        self._device = device
         for module in self.modules:
             module.to(device)
         for parameter in self.store.parameters.values():
@@ -169,7 +171,7 @@ class Pair:
 
         def meet(module: nn.Module) -> None:
             if id(module) not in self._modules:
-                self._modules[id(module)] = module
+                self._modules[id(module)] = module if self._device is None else module.to(self._device)
                 self._modes.append((module, module.training))
                 module.training = False
 

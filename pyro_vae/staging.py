@@ -123,16 +123,18 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inductor logs a warning for each operation that its C++ wrapper calls through Python."""
-    logger = logging.getLogger("torch._inductor")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Inductor logs each operation that its C++ wrapper calls through Python, torch that a CPU has no CUDA."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

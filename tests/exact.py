@@ -27,7 +27,9 @@ class Exact:
         return float(self.log_px.mean())
 
 
-def ppca(num_images: int = 40, num_pixels: int = 6, latent_dim: int = 3, widen: float = 1.0, shift: float = 0.0) -> Exact:
+def ppca(
+    num_images: int = 40, num_pixels: int = 6, latent_dim: int = 3, widen: float = 1.0, shift: float = 0.0
+) -> Exact:
     """x = W z + b + σ ε. The guide is the exact posterior, its sd times ``widen``, its mean moved by ``shift`` sd.
 
     Marginal N(b, WWᵀ + σ²I); posterior N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I (Tipping & Bishop 1999, equation 7).

@@ -23,7 +23,9 @@ TIERS = ("off", "graph")
 
 def estimate(case: Exact, num_samples: int, **options: Any) -> LogMarginal:
     """``log_marginal`` on the case's own images."""
-    return log_marginal(case.model, case.guide, options.pop("x", case.x), num_samples=num_samples, device="cpu", **options)
+    return log_marginal(
+        case.model, case.guide, options.pop("x", case.x), num_samples=num_samples, device="cpu", **options
+    )
 
 
 # ---- an exact guide
@@ -144,7 +146,15 @@ def test_the_protocol_is_in_the_headline() -> None:
     case = ppca(widen=1.2)
     result = estimate(case, 30, protocol={"data": "pPCA, drawn"}, seed=8)
     text = str(result)
-    for part in ("IW-30", "N = 40", "pPCA, drawn", "seed 8", "float64", "proposal guide", result.protocol["sha256"][:12]):
+    for part in (
+        "IW-30",
+        "N = 40",
+        "pPCA, drawn",
+        "seed 8",
+        "float64",
+        "proposal guide",
+        result.protocol["sha256"][:12],
+    ):
         assert part in text
     assert result.protocol["sha256"] != estimate(case, 30, x=case.x.flip(0)).protocol["sha256"]
     report = result.to_dict()

@@ -80,8 +80,21 @@ def test_a_guide_with_another_family_or_way_is_a_few_lines() -> None:
             loc, log_scale = eta.chunk(2, -1)
             return dist.Laplace(loc, log_scale.exp()).to_event(1)
 
-    model, table = models.GenerativeModel(models.StandardNormal(2), models.Gaussian(2, (1, 2, 3), hidden=(5,))), Table(6, 2)
-    history = fit(model, table, X, num_epochs=30, batch_size=3, schedule="constant", learning_rate=0.02, progress=False, compile="off")
+    model, table = (
+        models.GenerativeModel(models.StandardNormal(2), models.Gaussian(2, (1, 2, 3), hidden=(5,))),
+        Table(6, 2),
+    )
+    history = fit(
+        model,
+        table,
+        X,
+        num_epochs=30,
+        batch_size=3,
+        schedule="constant",
+        learning_rate=0.02,
+        progress=False,
+        compile="off",
+    )
     assert history.train[-1].loss < history.train[0].loss
     assert (table.table.abs().sum(1) > 0).all()
     assert log_weights(model, table, X, num_particles=3).shape == (3, 6)

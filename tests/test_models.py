@@ -66,7 +66,9 @@ def test_what_of_a_gaussian_is_learned() -> None:
     """A learned σ is a parameter, a fixed one a buffer, σ = 1 exactly 1."""
     found = likelihoods()
     assert "log_scale" in dict(found["learned"].named_parameters())
-    assert "log_scale" not in dict(found["fixed"].named_parameters()) and "log_scale" in dict(found["fixed"].named_buffers())
+    assert "log_scale" not in dict(found["fixed"].named_parameters()) and "log_scale" in dict(
+        found["fixed"].named_buffers()
+    )
     assert (found["unit"](torch.zeros(5)).base_dist.scale == 1.0).all()
     assert not hasattr(found["per pixel"], "log_scale")
 

@@ -66,7 +66,11 @@ def widths(net: Net) -> list[tuple[int, int]]:
 def test_a_decoder_reverses_the_widths() -> None:
     assert widths(make_encoder("MLP", (3, 4), 5, hidden=(20, 10))) == [(12, 20), (20, 10), (10, 5)]
     assert widths(make_decoder("MLP", 5, (3, 4), 1, hidden=(20, 10))) == [(5, 10), (10, 20), (20, 12)]
-    up = [m for m in make_decoder("Conv", 5, (3, 16, 16), 1, channels=(4, 8, 9)).modules() if isinstance(m, nn.ConvTranspose2d)]
+    up = [
+        m
+        for m in make_decoder("Conv", 5, (3, 16, 16), 1, channels=(4, 8, 9)).modules()
+        if isinstance(m, nn.ConvTranspose2d)
+    ]
     assert [m.in_channels for m in up] == [9, 8, 4]
 
 
@@ -98,7 +102,9 @@ def test_a_class_is_a_network_too() -> None:
     assert make_decoder(Mine, 3, (2, 4), 2)(torch.rand(5, 6, 3)).shape == (5, 6, 4, 4)
 
 
-@pytest.mark.parametrize("net", [MLP.encoder((3, 4), 5), Conv.encoder((1, 8, 8), 5), MLP.decoder(3, (2, 2)), Conv.decoder(3, (1, 8, 8))])
+@pytest.mark.parametrize(
+    "net", [MLP.encoder((3, 4), 5), Conv.encoder((1, 8, 8), 5), MLP.decoder(3, (2, 2)), Conv.decoder(3, (1, 8, 8))]
+)
 def test_every_parameter_has_a_gradient(net: Net) -> None:
     net(torch.rand(4, *net.in_shape)).square().sum().backward()
     assert all(p.grad is not None and bool((p.grad != 0).any()) for p in net.parameters())

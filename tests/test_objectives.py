@@ -23,7 +23,10 @@ from pyro_vae.pair import Pair
 from pyro_vae.training import leaves
 
 X = binary_images(20)
-BOTH = {"Trace_ELBO": (Trace_ELBO, infer.Trace_ELBO), "TraceMeanField_ELBO": (TraceMeanField_ELBO, infer.TraceMeanField_ELBO)}
+BOTH = {
+    "Trace_ELBO": (Trace_ELBO, infer.Trace_ELBO),
+    "TraceMeanField_ELBO": (TraceMeanField_ELBO, infer.TraceMeanField_ELBO),
+}
 
 
 def ours(objective: Objective, model: Any, guide: Any, x: Tensor, seed: int = 3) -> tuple[Tensor, dict[int, Tensor]]:
@@ -308,7 +311,9 @@ def test_particles_are_an_average(name: str, layout: str, monkeypatch: pytest.Mo
     model, guide = fresh("PyroModules")
     monkeypatch.setattr(Pair, "layout", lambda *_: layout)
     one, many = BOTH[name][0](), BOTH[name][0](num_particles=4)
-    samples = {k: [ours(goal, model, guide, X, seed) for seed in range(150)] for k, goal in (("one", one), ("many", many))}
+    samples = {
+        k: [ours(goal, model, guide, X, seed) for seed in range(150)] for k, goal in (("one", one), ("many", many))
+    }
     values = {k: torch.stack([loss for loss, _ in runs]) for k, runs in samples.items()}
     assert_same_mean(values["one"], values["many"], 4.0)
     assert values["many"].std() < 0.7 * values["one"].std()  # ½, with an error of 6%

@@ -85,7 +85,9 @@ def test_the_global_store_stays_as_it_was(form: str) -> None:
     store = pyro.get_param_store()
     store.clear()
     try:
-        dirty = {name: torch.full((3,), 7.0) for name in ("net", "shift", "widen", "decoder$$$layers.0.weight", "scale")}
+        dirty = {
+            name: torch.full((3,), 7.0) for name in ("net", "shift", "widen", "decoder$$$layers.0.weight", "scale")
+        }
         for name, value in dirty.items():
             pyro.param(name, value.clone())
         model, guide = fresh(form)

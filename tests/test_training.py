@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models
+from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models, steps
 from pyro_vae.batches import make_source
+from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.training import evaluate_elbo
 
@@ -138,12 +139,12 @@ def test_the_callers_random_state_and_modes_are_restored() -> None:
     modes = [m.training for program in (model, guide) for m in program.modules()]
     torch.manual_seed(9)
     random.seed(9)
-    np.random.seed(9)  # noqa: NPY002
-    before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    np.random.seed(9)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
     settings, grad = pyro.settings.get(), torch.is_grad_enabled()
     fit(model, guide, X, num_epochs=2, x_valid=X[:20], **QUICK)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
-    assert np.array_equal(np.random.get_state()[1], before[2][1])  # type: ignore[index]  # noqa: NPY002
+    assert np.array_equal(np.random.get_state()[1], before[2][1])  # type: ignore[index]
     assert [m.training for program in (model, guide) for m in program.modules()] == modes
     assert pyro.settings.get() == settings and torch.is_grad_enabled() == grad
 
@@ -295,9 +296,7 @@ def test_a_dataset_tells_fields_and_index() -> None:
 
 
 def test_a_dataset_may_have_a_resident_validation_set() -> None:
-    history = fit(
-        Spy(), Guide(), Images("dict"), num_epochs=1, x_valid={"x": X[:10], "y": torch.arange(10)}, **QUICK
-    )
+    history = fit(Spy(), Guide(), Images("dict"), num_epochs=1, x_valid={"x": X[:10], "y": torch.arange(10)}, **QUICK)
     assert len(history.valid) == 1
 
 
@@ -376,15 +375,9 @@ def test_a_frozen_part_stays(form: str, part: str) -> None:
 
 
 def test_the_kl_warmup_reaches_the_weight() -> None:
-    """Half of one epoch's 3 steps in: weights 0, 2/3 of it at …; after 1.5 epochs the whole."""
+    """From 0 in a line over 1.5 epochs of 3 steps, then the whole."""
     model, guide = our_pair()
     seen: list[float] = []
-
-    class Recording(poutine.messenger.Messenger):
-        """Nothing; the weight is read from the loss below."""
-
-    from pyro_vae import steps
-
     original = steps.EagerStep.compute
 
     def compute(self: Any, x: Tensor, fields: Any) -> list[Tensor]:
@@ -427,7 +420,9 @@ def test_the_gradient_is_clipped() -> None:
     model, guide = our_pair()
     before = state_of(model, guide)
     fit(model, guide, X, num_steps=1, optimizer="SGD", learning_rate=1.0, schedule="constant", grad_clip=1e-3, **QUICK)
-    step = torch.stack([(a - b).square().sum() for a, b in zip(before, state_of(model, guide), strict=True)]).sum().sqrt()
+    step = (
+        torch.stack([(a - b).square().sum() for a, b in zip(before, state_of(model, guide), strict=True)]).sum().sqrt()
+    )
     assert float(step) == pytest.approx(1e-3, rel=0.01)
 
 
@@ -558,7 +553,9 @@ def test_binary_bytes_are_their_own_probabilities() -> None:
     plain, drawn, array = our_pair(), our_pair(), our_pair()
     history = fit(*plain, X, num_epochs=2, **QUICK)
     assert fit(*drawn, X.to(torch.uint8), binarize="threshold", num_epochs=2, **QUICK).train == history.train
-    assert fit(*array, X.to(torch.uint8).numpy() * 255, binarize="threshold", num_epochs=2, **QUICK).train == history.train
+    assert (
+        fit(*array, X.to(torch.uint8).numpy() * 255, binarize="threshold", num_epochs=2, **QUICK).train == history.train
+    )
 
 
 def test_a_dataset_is_not_binarized_once() -> None:
@@ -607,7 +604,9 @@ class CountReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
-        self.reads += any(word in name for word in ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "equal."))
+        self.reads += any(
+            word in name for word in ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "equal.")
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -628,8 +627,6 @@ def test_the_host_reads_once_an_epoch(form: str) -> None:
 
 
 def test_the_evaluated_elbo_is_the_sets() -> None:
-    from pyro_vae.objectives import TraceMeanField_ELBO
-
     model, guide = our_pair()
     loss = TraceMeanField_ELBO()(model, guide)
     loss.kl_weight.fill_(0.1)
