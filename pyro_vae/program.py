@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -97,9 +98,10 @@ class Program:
             )
         self.role = role
         self.call = call
-        owner = call if isinstance(call, nn.Module) else getattr(call, "__self__", None)
+        inner = _unwrapped(call)
+        owner = call if isinstance(call, nn.Module) else getattr(getattr(inner, "func", inner), "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None
-        parameters = list(inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters.values())
+        parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
@@ -123,6 +125,14 @@ class Program:
     def wants(self, field: str) -> bool:
         """Whether the signature names this field itself."""
         return field in self.field_names
+
+
+def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
+    """What a handler (``poutine.scale(model)``), a decorator or a ``partial`` runs: its signature names the fields."""
+    call = inspect.unwrap(call)
+    if isinstance(call, partial):
+        return partial(_unwrapped(call.func), *call.args, **call.keywords)
+    return call.forward if isinstance(call, nn.Module) else call
 
 
 @contextmanager

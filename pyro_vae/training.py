@@ -297,7 +297,7 @@ def _check_options(
     grad_clip: float | None,
     freeze: str | None,
 ) -> None:
-    def positive(name: str, value: Any, kind: type | tuple[type, ...], what: str) -> None:
+    def positive(name: str, value: Any, kind: Any, what: str) -> None:
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
             raise UserError(f"{name}={value!r}: expected {what}")
 

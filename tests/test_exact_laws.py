@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import log
 from typing import Any
 
 import arviz_check
 import numpy as np
+import pyro
 import pytest
 import torch
 from exact import Exact, gamma_poisson, ppca, two_levels
+from pyro import distributions as dist
+from pyro import poutine
 
 from pyro_vae import LogMarginal, importance, log_marginal, log_weights
 from pyro_vae.accumulate import WeightSums, tail_length
@@ -78,7 +82,7 @@ def test_the_bounds_rise_with_the_draws() -> None:
     elbo = log_marginal(case.model, case.guide, case.x, num_samples=1000, seed=7).elbo_px
     elbo_error = float(log_weights(case.model, case.guide, case.x, num_particles=500).var(0).mean() / 1000 / 200) ** 0.5
     chain = [(float(elbo.mean()), elbo_error), *((b.mean, b.se_mc) for b in bounds), (case.mean, 0.0)]
-    for (lower, first), (upper, second) in zip(chain, chain[1:], strict=False):
+    for (lower, first), (upper, second) in pairwise(chain):
         assert lower <= upper + 4 * (first**2 + second**2) ** 0.5
 
 
@@ -101,6 +105,26 @@ def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: 
         assert abs(result.mean - reference.mean) < 4 * error
     per_image = result.log_px - reference.log_px[order]
     assert per_image.abs().max() < 6 * float((result.se.square() + reference.se[order].square()).sqrt().max())
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("rows", [37, 600, 50_000])
+def test_fields_stay_with_their_images(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """x − y ~ pPCA, with the exact guide's means in a table by ``index``: every image has its own y and row."""
+    case = ppca(num_images=23)
+    monkeypatch.setitem(importance.ROWS, "cpu", rows)
+    table = poutine.trace(case.guide).get_trace(case.x).nodes["latent"]["fn"]
+    y = torch.arange(23, dtype=torch.float64)
+
+    def model(x: torch.Tensor, y: torch.Tensor) -> None:
+        case.model(x - y.unsqueeze(-1))
+
+    def guide(x: torch.Tensor, index: torch.Tensor) -> None:
+        with pyro.plate("images", x.shape[0]):
+            pyro.sample("latent", dist.MultivariateNormal(table.loc[index], scale_tril=table.scale_tril[index]))
+
+    result = log_marginal(model, guide, case.x + y.unsqueeze(-1), num_samples=30, device="cpu", compile=tier, y=y)
+    torch.testing.assert_close(result.log_px, case.log_px, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 60, 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -109,6 +110,50 @@ def test_equal_names_never_meet() -> None:
     assert not Pair.of(first, first_guide).store.parameters
     names = {Pair.of(second, second_guide).name_of(p)[0] for p in (*second.parameters(), *second_guide.parameters())}
     assert names == {"model", "guide"}
+
+
+def test_what_was_trained_outlives_the_cache() -> None:
+    """The parameters belong to the programs, though other pairs have come and gone."""
+    model, guide = fresh("functions")
+    fit(model, guide, X, num_epochs=1, **QUICK)
+    store = Pair.of(model, guide).store
+    others = [fresh("closures") for _ in range(30)]
+    for other in others:
+        Pair.of(*other)
+    assert Pair.of(model, guide).store is store
+    assert log_weights(model, guide, X).shape == (1, len(X))
+
+
+class Slotted:
+    """A callable that can't be referred to weakly."""
+
+    __slots__ = ("program",)
+
+    def __init__(self, program: Any) -> None:
+        self.program = program
+
+    def __call__(self, x: Tensor) -> Any:
+        """As the program."""
+        return self.program(x)
+
+
+WRAPPERS: dict[str, Callable[[Any], Any]] = {
+    "partial": partial,
+    "handler": lambda program: poutine.mask(program, mask=True),
+    "both": lambda program: poutine.mask(partial(program), mask=True),
+    "callable": Slotted,
+    "lambda": lambda program: lambda x: program(x),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapped_programs_are_programs(wrapper: str) -> None:
+    model, guide = pyro_modules()
+    wrapped = WRAPPERS[wrapper](model), WRAPPERS[wrapper](guide)
+    before = tensors_of(model, guide)
+    fit(*wrapped, X, num_epochs=1, **QUICK)
+    assert all(not torch.equal(a, b) for a, b in zip(before, tensors_of(model, guide), strict=True))
+    log_weights(*wrapped, X)
 
 
 # ---- several sites, several plates
