@@ -14,16 +14,29 @@ def tail_length(num_samples: int) -> int:
     return ceil(min(num_samples / 5, 3 * sqrt(num_samples)))
 
 
-class WeightSums:
-    """Per image: the largest log weight, Σw and Σw² relative to it, Σ log w, and the M + 1 largest log weights; float64."""
+def jackknife_length(num_samples: int) -> int:
+    """How many of the largest weights the jackknife takes one by one; the rest enter by four terms of a series."""
+    return min(num_samples, max(64, tail_length(num_samples) + 1))
 
-    def __init__(self, num_images: int, num_samples: int, device: torch.device) -> None:
-        self.num_samples, self.seen = num_samples, 0
+
+class WeightSums:
+    """What K draws leave behind, per image: sums of powers of the weights relative to the largest, and the largest ones.
+
+    ``strata`` are the shares of the draws that come from each part of a stratified proposal, the first rows of every
+    chunk from the first part (one part: plain sampling). All sums are float64.
+    """
+
+    def __init__(
+        self, num_images: int, num_samples: int, device: torch.device, strata: tuple[float, ...] = (1.0,)
+    ) -> None:
+        self.num_samples, self.seen, self.strata = num_samples, 0, strata
         zeros = torch.zeros(num_images, dtype=torch.float64, device=device)
         self.largest = torch.full_like(zeros, -torch.inf)
-        self.first, self.second, self.total = zeros, zeros.clone(), zeros.clone()
+        self.powers = zeros.expand(4, -1).clone()  # Σw, Σw², Σw³, Σw⁴
+        self.parts = zeros.expand(2, len(strata), -1).clone()  # Σw and Σw² by stratum
+        self.counts = [0] * len(strata)
+        self.total = zeros.clone()
         self.top = torch.empty(0, num_images, dtype=torch.float64, device=device)
-        self._num_top = min(tail_length(num_samples) + 1, num_samples)
 
     def add(self, log_weights: Tensor) -> None:
         """Take in a chunk of log weights, ``(k, B)``."""
@@ -33,34 +46,85 @@ class WeightSums:
         anchor = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
         shrink = (self.largest - anchor).exp()
         weights = (chunk - anchor).exp()
-        self.first = self.first * shrink + weights.sum(0)
-        self.second = self.second * shrink.square() + weights.square().sum(0)
+        squares = weights.square()
+        sums = (weights.sum(0), squares.sum(0), (squares * weights).sum(0), squares.square().sum(0))
+        self.powers = self.powers * torch.stack([shrink**n for n in (1, 2, 3, 4)]) + torch.stack(sums)
+        self.parts = self.parts * torch.stack((shrink, shrink.square())).unsqueeze(1)
+        start = 0
+        for part, size in enumerate(split_draws(len(chunk), self.strata)):
+            rows = slice(start, start + size)
+            self.parts[0, part] += weights[rows].sum(0)
+            self.parts[1, part] += squares[rows].sum(0)
+            self.counts[part] += size
+            start += size
         self.total = self.total + chunk.sum(0)
         self.largest = largest
         kept = torch.cat((self.top, chunk))
-        self.top = kept.topk(min(self._num_top, len(kept)), dim=0).values
+        self.top = kept.topk(min(jackknife_length(self.num_samples), len(kept)), dim=0).values
         self.seen += len(chunk)
 
     def log_mean(self) -> Tensor:
         """L_k = log (Σw / k) of the k draws seen so far, ``(B,)``."""
-        return self.largest + self.first.log() - log(self.seen)
+        return self.largest + self.powers[0].log() - log(self.seen)
 
     def finish(self) -> ImageSums:
         """The per-image figures of all K draws."""
+        k, first = self.seen, self.powers[0]
+        ess = first.square() / self.powers[1]
+        share = torch.where(first > 0, 1.0 / first, torch.nan)  # the largest weight is 1 relative to itself
+        return ImageSums(
+            self.log_mean(),
+            self.total / k,
+            self._variance(),
+            ess,
+            share,
+            self._jackknife(),
+            self.top[: tail_length(k) + 1],
+        )
+
+    def _variance(self) -> Tensor:
+        """v = Σ_j n_j s_j² / (Σw)²: the relative variance of the mean weight, by stratum."""
+        if min(self.counts) < 2:
+            return torch.full_like(self.largest, torch.nan)
+        variance = torch.zeros_like(self.largest)
+        for part, count in enumerate(self.counts):
+            first, second = self.parts[0, part], self.parts[1, part]
+            variance = variance + count / (count - 1) * (second - first.square() / count)
+        return (variance / self.powers[0].square()).clamp(min=0.0)
+
+    def _jackknife(self) -> Tensor:
+        """K·L_K − (K−1)·mean_j L_{K−1, without j} (Nowozin 2018), the largest weights one by one, the rest by a series."""
         k = self.seen
-        ess = self.first.square() / self.second
-        variance = (1.0 / ess - 1.0 / k) * k / (k - 1) if k > 1 else torch.full_like(ess, torch.nan)
-        share = torch.where(self.first > 0, 1.0 / self.first, torch.nan)  # the largest weight is 1 relative to itself
-        return ImageSums(self.log_mean(), self.total / k, variance.clamp(min=0.0), ess, share, self.top)
+        if k < 2:
+            return torch.full_like(self.largest, torch.nan)
+        log_sum = self.largest + self.powers[0].log()
+        shares = (self.top - log_sum).exp()
+        left_out = torch.log1p(-shares).sum(0)
+        for n in (1, 2, 3, 4):  # log(1 − s) = −s − s²/2 − …, of the weights below the largest ones
+            rest = self.powers[n - 1] / self.powers[0] ** n - (shares**n).sum(0)
+            left_out = left_out - rest.clamp(min=0.0) / n
+        return k * (log_sum - log(k)) - (k - 1) * (log_sum + left_out / k - log(k - 1))
+
+
+def split_draws(num_draws: int, strata: tuple[float, ...]) -> list[int]:
+    """How many of ``num_draws`` come from each stratum: its share, rounded, at least one while there are enough."""
+    counts = [max(1, round(share * num_draws)) for share in strata[1:]]
+    first = num_draws - sum(counts)
+    return [first, *counts] if first >= 1 else [num_draws, *(0 for _ in counts)]
 
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Per image, ``(B,)`` float64: L_K, the ELBO, the mean weight's relative variance v, ESS, the largest weight's share."""
+    """Per image, ``(B,)`` float64, nats."""
 
-    log_px: Tensor
-    elbo: Tensor
-    variance: Tensor
+    log_px: Tensor  # L_K
+    elbo: Tensor  # the mean log weight
+    variance: Tensor  # v, of the mean weight, relative
     ess: Tensor
-    max_share: Tensor
-    top: Tensor  # (M + 1, B), descending
+    max_share: Tensor  # of the largest weight
+    debiased: Tensor  # jackknife; not a bound
+    top: Tensor  # (M + 1, B), descending log weights
+
+    def columns(self) -> Tensor:
+        """The six figures of each image, ``(6, B)``, on the CPU."""
+        return torch.stack((self.log_px, self.elbo, self.variance, self.ess, self.max_share, self.debiased)).cpu()

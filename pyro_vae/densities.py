@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -117,6 +117,19 @@ def run_repeat(
     drawn = _without_subsamples(poutine.trace(lambda: guide(rows, row_fields)).get_trace())
     terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at, None)
     return _read_model(_trace_model(model, drawn, rows, row_fields), terms, at, None)
+
+
+def run_prior(model: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str) -> SiteTerms:
+    """The model alone, its latents drawn from their priors, which therefore cancel: the terms hold log p(x | z)."""
+    if layout == "plate":
+        with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
+            trace = poutine.trace(lambda: model(x, fields)).get_trace()
+        terms = _read_model(trace, SiteTerms(num_particles, x.shape[0], 1.0), at, at.particle_dim)
+    else:
+        rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
+        trace = poutine.trace(lambda: model(rows, row_fields)).get_trace()
+        terms = _read_model(trace, SiteTerms(num_particles, x.shape[0], 1.0), at, None)
+    return replace(terms, prior={})
 
 
 # cheapest first: a pair gets the first one whose values are those of the last

@@ -9,19 +9,21 @@ from dataclasses import dataclass, field
 from math import gcd, log
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import explain
+from pyro_vae import explain, registry
 from pyro_vae.accumulate import ImageSums, WeightSums
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import Resident, Source, check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
+from pyro_vae.proposals import Proposal
 from pyro_vae.staged_weights import Draw, make_weights
-from pyro_vae.weights import check_count, refuse_bad_weights
+from pyro_vae.weights import check_count
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
@@ -39,6 +41,7 @@ class LogMarginal:
     khat: Tensor  # (N,) Pareto shape of the weights' tail
     elbo_px: Tensor  # (N,) mean log weight: each image's ELBO
     max_weight_share: Tensor  # (N,) the largest weight over their sum
+    debiased_px: Tensor  # (N,) jackknifed L_K: its bias is of second order in 1/K, and it is no bound
     curve: dict[int, float]  # mean L_k of the first k of the same draws
     num_samples: int
     protocol: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +84,11 @@ class LogMarginal:
         return float(self.elbo_px.mean())
 
     @property
+    def debiased(self) -> float:
+        """mean of the jackknifed estimates (Nowozin 2018): nearer to log p(x) than the mean, and **not** a bound."""
+        return float(self.debiased_px.mean())
+
+    @property
     def high_khat(self) -> float:
         """The share of images with k̂ > 0.7, of those that have a k̂."""
         known = self.khat[~self.khat.isnan()]
@@ -121,7 +129,9 @@ class LogMarginal:
         label = self.protocol.get("estimator", f"IW-{self.num_samples}")
         line = f"log p(x) ≥ {_figure(self.mean)} nats ({label}, N = {self.num_images})"
         line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  est. bias {_figure(self.bias, 3)}"
-        line += f"  k̂ > 0.7: {_share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
+        line += (
+            f"  k̂ > 0.7: {_share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
+        )
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         shown = {
@@ -139,6 +149,7 @@ class LogMarginal:
             "bias",
             "lower95",
             "elbo",
+            "debiased",
             "high_khat",
             "bits_per_dim",
             "num_samples",
@@ -159,7 +170,7 @@ def log_marginal(
     guide: Callable[..., Any],
     x: Any,
     num_samples: int = 5000,
-    proposal: str = "guide",
+    proposal: str | Proposal = "guide",
     precision: str = "float32",
     protocol: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -183,21 +194,22 @@ def log_marginal(
     """
     check_count("num_samples", num_samples)
     check_seed(seed)
-    if proposal != "guide":
-        raise UserError(did_you_mean("proposal", str(proposal), ["guide"]))
+    source_of_draws: Proposal = registry.build("proposal", proposal)
     if precision != "float32":
         raise UserError(did_you_mean("precision", str(precision), ["float32"]))
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
     chunk, tile = _tiles(num_samples, ROWS.get(place.type, ROWS["cpu"]))
     source = make_source(x, fields, tile, place)
-    digest, sums, curve = hashlib.sha256(), [], dict.fromkeys(_stops(num_samples), 0.0)
-    notes = _mode_notes(pair)
+    digest, columns, tails, curve = hashlib.sha256(), [], [], dict.fromkeys(_stops(num_samples), 0.0)
+    notes = _mode_notes(pair) + ((source_of_draws.warning,) if source_of_draws.warning else ())
     devices = [place] if place.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
-        _refuse(pair, source)
+        _refuse(pair, source, source_of_draws)
         images, named = _padded(*next(source.in_order()), tile, pair)
-        weights, how = make_weights(pair, compile, source.num_images, num_samples, chunk, images, named)
+        weights, how = make_weights(
+            pair, source_of_draws.kernel(pair), compile, source.num_images, num_samples, chunk, images, named
+        )
         if progress:
             tqdm.write(f"log weights: {how}", file=sys.stderr)
         torch.manual_seed(seed)
@@ -206,33 +218,34 @@ def log_marginal(
                 explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
             draw = weights.tile(*_padded(images, named, tile, pair))
-            sums.append(_score(draw, len(images), num_samples, chunk, curve, place))
-    total = ImageSums(
-        *(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__)
-    )
-    if bool(total.log_px.isnan().any()):
+            sums = WeightSums(len(images), num_samples, place, source_of_draws.strata)
+            scored = _score(draw, sums, chunk, curve)
+            columns.append(scored.columns())
+            tails.append(pareto_khat(scored.top.cpu().numpy(), num_samples, columns[-1][2].numpy()))
+    log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(columns, dim=1)
+    if bool(log_px.isnan().any()):
         raise UserError(
-            f"image {int(total.log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters"
+            f"image {int(log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters"
         )
-    khat = pareto_khat(total.top.numpy(), num_samples, total.variance.numpy())
     said = {
         "estimator": f"IW-{num_samples}",
         "num_samples": num_samples,
         "num_images": source.num_images,
         "num_dims": int(images[0].numel()),
-        "proposal": proposal,
+        "proposal": _words(source_of_draws),
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
         "sha256": digest.hexdigest(),
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     return LogMarginal(
-        log_px=total.log_px,
-        se=total.variance.sqrt(),
-        ess=total.ess,
-        khat=torch.from_numpy(khat),
-        elbo_px=total.elbo,
-        max_weight_share=total.max_share,
+        log_px=log_px,
+        se=variance.sqrt(),
+        ess=ess,
+        khat=torch.from_numpy(np.concatenate(tails)),
+        elbo_px=elbo_px,
+        max_weight_share=max_share,
+        debiased_px=debiased,
         curve={k: float(v) / source.num_images for k, v in curve.items()},
         num_samples=num_samples,
         protocol=said,
@@ -241,14 +254,16 @@ def log_marginal(
     )
 
 
-def _score(
-    draw: Draw, num_images: int, num_samples: int, chunk: int, curve: dict[int, Any], device: torch.device
-) -> ImageSums:
+def _words(proposal: Proposal) -> str:
+    settings = ", ".join(f"{name}={value}" for name, value in vars(proposal).items())
+    return type(proposal).__name__.lower() + (f"({settings})" if settings else "")
+
+
+def _score(draw: Draw, sums: WeightSums, chunk: int, curve: dict[int, Any]) -> ImageSums:
     """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
-    sums = WeightSums(num_images, num_samples, device)
-    while sums.seen < num_samples:
+    while sums.seen < sums.num_samples:
         stop = next(k for k in curve if k > sums.seen)
-        sums.add(draw(min(chunk, stop - sums.seen))[:, :num_images])
+        sums.add(draw(min(chunk, stop - sums.seen))[:, : len(sums.largest)])
         if sums.seen == stop:
             curve[stop] = curve[stop] + sums.log_mean().sum()
     return sums.finish()
@@ -282,14 +297,14 @@ def _stops(num_samples: int) -> list[int]:
     return sorted({max(1, num_samples // 10), max(1, num_samples // 2), num_samples})
 
 
-def _refuse(pair: Pair, source: Source) -> None:
+def _refuse(pair: Pair, source: Source, proposal: Proposal) -> None:
     images, named = next(source.in_order())
     if isinstance(source, Resident):
         few = pair.cast(source.x[:5])
-        refuse_bad_weights(pair.structure(few, {name: value[:5] for name, value in source.fields.items()}))
+        proposal.check(pair.structure(few, {name: value[:5] for name, value in source.fields.items()}))
         explain.check_all_support(pair, pair.cast(source.x), source.fields)
     else:
-        refuse_bad_weights(pair.structure(pair.cast(images), named))
+        proposal.check(pair.structure(pair.cast(images), named))
 
 
 def _mode_notes(pair: Pair) -> tuple[str, ...]:

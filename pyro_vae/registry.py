@@ -36,6 +36,7 @@ NAMESPACES: dict[str, str] = {
     "optimizer": "torch.optim",
     "schedule": "pyro_vae.schedules",
     "data": "pyro_vae.data",
+    "proposal": "pyro_vae.proposals",
 }
 """Where the parts of each slot live. Another package offers parts as entry points in the group ``pyro_vae.<slot>``."""
 

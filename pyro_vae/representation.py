@@ -49,7 +49,7 @@ def encode(
     Raises:
         UserError: the pair is no pair; parameters that were never fitted.
     """
-    with _images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+    with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         parts = []
         for images, named in batches:
             dim = pair.structure(images, named).geometry.guide_dim
@@ -81,7 +81,7 @@ def reconstruct(
     """
     if at not in ("mean", "sample"):
         raise UserError(did_you_mean("place to reconstruct at", str(at), ["mean", "sample"]))
-    with _images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+    with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         parts = []
         for images, named in batches:
             dim = pair.structure(images, named).geometry.model_dim
@@ -127,13 +127,14 @@ def decode(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
     like: Tensor | None = None,
+    mean: bool = True,
     guide: Callable[..., Any] | None = None,
     batch_size: int = 500,
     device: str | torch.device = "auto",
     seed: int = 0,
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """The mean of p(x | z) at each observed site, ``(N, *event)``, given latent values ``(N, *event)`` by site name.
+    """The mean of p(x | z), or a draw, at each observed site, ``(N, *event)``, given latent values ``(N, *event)``.
 
     Latent sites without values are drawn from the model. The other arguments are those of `sample`.
 
@@ -145,7 +146,7 @@ def decode(
     size = len(next(iter(values.values())))
     with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
         given = generation.check(values)
-        return _join(generation.run(rows, given, True) for rows in _slices(size, batch_size))
+        return _join(generation.run(rows, given, mean) for rows in _slices(size, batch_size))
 
 
 def mean_of(fn: Any) -> Tensor:
@@ -193,7 +194,7 @@ class _Given(Messenger):
 
 
 @contextmanager
-def _images(
+def visit_images(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Any,
@@ -202,7 +203,7 @@ def _images(
     seed: int,
     fields: Mapping[str, Any],
 ) -> Iterator[tuple[Pair, Iterable[tuple[Tensor, dict[str, Tensor]]]]]:
-    """The pair, ready to run, and the batches."""
+    """The pair, in eval mode, without gradients, with random numbers of its own; and the batches, in its dtype."""
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
     check_count("batch_size", batch_size)

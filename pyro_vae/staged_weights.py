@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae import fast_densities
+from pyro_vae.densities import plain_score
 from pyro_vae.pair import Pair
+from pyro_vae.proposals import Kernel
 from pyro_vae.staging import NotStageable, TensorProgram, check_tier, missing_compiler, trace
 
 Draw = Callable[[int], Tensor]  # k -> the log weights of k fresh draws at each image of the tile, (k, B)
@@ -36,19 +38,19 @@ class EagerWeights(WeightSource):
 
     tier = "off"
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
 
     def tile(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The kernel's log weights."""
-        return lambda k: self.pair.run(x, fields, k).log_weights()
+        return lambda k: self.kernel(x, fields, k, plain_score)
 
 
 class StagedWeights(WeightSource):
     """The kernel as two tensor programs: a prologue for the tile of images, and what each tile of draws needs."""
 
-    def __init__(self, pair: Pair, tier: str) -> None:
-        self.pair, self.tier = pair, tier
+    def __init__(self, kernel: Kernel, tier: str) -> None:
+        self.kernel, self.tier = kernel, tier
         self._programs: dict[int, tuple[fx.GraphModule, TensorProgram, Callable[..., Any]]] = {}
 
     def tile(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
@@ -77,11 +79,10 @@ class StagedWeights(WeightSource):
 
     def _prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
         names, arguments = list(fields), [x, *fields.values()]
-        self.pair.layout(x, fields)  # chosen beforehand: the dry run reads values, which a trace can't
 
         def log_weights(x: Tensor, *values: Tensor) -> list[Tensor]:
             named = dict(zip(names, values, strict=True))
-            return [self.pair.run(x, named, k, score=fast_densities.log_prob).log_weights()]
+            return [self.kernel(x, named, k, fast_densities.log_prob)]
 
         program = trace(log_weights, arguments)
         prologue, body_graph = split_at_draws(program.graph)
@@ -108,7 +109,7 @@ class StagedWeights(WeightSource):
         """Against ``log_prob`` itself, on two batches with two noises."""
         for seed, batch in enumerate((list(arguments), [value.flip(0) for value in arguments])):
             torch.manual_seed(seed)
-            expected = self.pair.run(batch[0], dict(zip(fields, batch[1:], strict=True)), k).log_weights().double()
+            expected = self.kernel(batch[0], dict(zip(fields, batch[1:], strict=True)), k, plain_score).double()
             torch.manual_seed(seed)
             found = body(*program.captured, *batch, *prologue(*program.captured, *batch))[0].double()
             error = (found - expected).abs().max()
@@ -117,39 +118,49 @@ class StagedWeights(WeightSource):
 
 
 def make_weights(
-    pair: Pair, compile: str, num_images: int, num_samples: int, chunk: int, x: Tensor, fields: Mapping[str, Tensor]
+    pair: Pair,
+    kernel: Kernel,
+    compile: str,
+    num_images: int,
+    num_samples: int,
+    chunk: int,
+    x: Tensor,
+    fields: Mapping[str, Tensor],
 ) -> tuple[WeightSource, str]:
     """The source in the tier asked for, or in the best one that the work is worth, and one line that says why."""
     check_tier(compile)
     if compile == "off":
-        return EagerWeights(pair), "eager Pyro, as asked for"
+        return EagerWeights(kernel), "eager Pyro, as asked for"
+    pair.layout(x, fields)  # chosen beforehand: a dry run reads values, which a trace can't
     parameters = sum(t.numel() for t in pair.tensors())
     seconds = 2.0 * parameters * num_images * num_samples / _FLOPS_PER_SECOND
     note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
     try:
-        staged = StagedWeights(pair, "graph")
+        staged = StagedWeights(kernel, "graph")
         staged.prepare(x, fields, chunk)
     except NotStageable as reason:
-        return EagerWeights(pair), f"eager Pyro ({reason})"
+        return EagerWeights(kernel), f"eager Pyro ({reason})"
     if compile == "graph" or (compile == "auto" and seconds < WORTH_COMPILING):
         return staged, f"traced graph, replayed ({note})"
     if missing := missing_compiler(x.device):
         return staged, f"traced graph, replayed ({missing})"
     try:
-        compiled = StagedWeights(pair, "inductor")
+        compiled = StagedWeights(kernel, "inductor")
         compiled.prepare(x, fields, chunk)
         return compiled, f"compiled by inductor ({note})"
     except NotStageable as reason:
         return staged, f"traced graph, replayed ({reason})"
 
 
-def split_at_draws(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split_at_draws(module: fx.GraphModule, varying: int | None = None) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Two graphs of the same inputs: what no draw feeds, and the rest, which takes the first one's outputs as well.
+
+    The input number ``varying``, where it is given, counts as a draw.
 
     Views and creations stay with the rest: they cost nothing there, and an expanded view must not become memory.
     """
     nodes = list(module.graph.nodes)
-    fed = _fed_by_draws(nodes)
+    fed = _fed_by_draws(nodes, None if varying is None else nodes[varying])
     rest = set(fed)
     for node in reversed(nodes):  # a free node that the rest uses is there as well
         if node not in rest and _is_free(node) and any(user in rest for user in node.users):
@@ -174,9 +185,9 @@ def split_at_draws(module: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModu
     return fx.GraphModule(module, prologue), fx.GraphModule(module, body)
 
 
-def _fed_by_draws(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Random calls, what they write to, and all that follows from them."""
-    fed: set[fx.Node] = set()
+def _fed_by_draws(nodes: Sequence[fx.Node], varying: fx.Node | None) -> set[fx.Node]:
+    """Random calls, what they write to, an input that counts as one, and all that follows from them."""
+    fed: set[fx.Node] = set() if varying is None else {varying}
     for node in nodes:
         if node.op == "output" or any(source in fed for source in node.all_input_nodes):
             fed.add(node)

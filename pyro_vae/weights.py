@@ -74,6 +74,11 @@ def refuse_bad_weights(structure: Structure) -> None:
             f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no density, so its log weights "
             "say nothing about p(x), and an autoencoder has no log p(x); use a guide with a density, such as MeanField"
         )
+    refuse_subsampling(structure)
+
+
+def refuse_subsampling(structure: Structure) -> None:
+    """Raise where a plate's scale would enter the log weights."""
     if structure.subsampling:
         raise UserError(
             f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every log weight: for log p(x) write "

@@ -1,0 +1,193 @@
+"""log p(x) by annealed importance sampling from the guide, with HMC (Neal 2001; Wu et al. 2017)."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae import explain
+from pyro_vae.accumulate import ImageSums
+from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
+from pyro_vae.arviz_adapter import pareto_khat
+from pyro_vae.batches import Source, check_seed, make_source
+from pyro_vae.devices import find_device
+from pyro_vae.errors import UserError
+from pyro_vae.importance import ROWS, LogMarginal, _figure, _mode_notes, _padded, _score, _shorten, _stops, _tiled
+from pyro_vae.pair import Pair
+from pyro_vae.staged_target import make_target
+from pyro_vae.unconstrained import Unconstrained
+
+LOW_ACCEPTANCE = 0.2
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AnnealedMarginal(LogMarginal):
+    """An estimate of log p(x) by AIS: weights, errors and bias as of importance sampling, a chain being a draw.
+
+    ``elbo_px`` is the guide's own ELBO, from the chains' first draws. k̂ needs some 25 chains, and is NaN below.
+    """
+
+    acceptance: Tensor  # (N,) mean acceptance of HMC's proposals along the path
+    step_size: Tensor  # (N,) in units of the guide's standard deviation
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the number is to be read."""
+        found = [text for text in super().warnings if not text.startswith("one draw an image")]
+        if self.num_samples == 1:
+            found.append("one chain an image: no Monte Carlo error or bias estimate; use more chains")
+        poor = float((self.acceptance < LOW_ACCEPTANCE).double().mean())
+        if poor > 0.01:
+            found.append(
+                f"HMC accepts less than {LOW_ACCEPTANCE:.0%} in {poor:.1%} of the images: the chains hardly move there; use more "
+                "steps of the schedule, or a guide nearer to the posterior"
+            )
+        return tuple(found)
+
+    def __str__(self) -> str:
+        said = self.protocol
+        line = f"log p(x) ≥ {_figure(self.mean)} nats (AIS, T = {said['num_steps']}, {self.num_samples} chains, "
+        line += f"N = {self.num_images})  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  "
+        line += f"est. bias {_figure(self.bias, 3)}  median ESS {float(self.ess.median()):.1f}  "
+        line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {_figure(self.elbo)}"
+        if self.bits_per_dim is not None:
+            line += f"  bits/dim {self.bits_per_dim:.3f}"
+        hidden = ("estimator", "num_samples", "num_chains", "num_images", "num_dims", "num_steps")
+        rest = "; ".join(f"{k} {_shorten(v)}" for k, v in said.items() if k not in hidden)
+        lines = [
+            line,
+            "  a lower bound in expectation; real data have no such upper bound (bdmc: both, on simulated data)",
+        ]
+        return "\n".join([*lines, f"  protocol: {rest}", *(f"  warning: {text}" for text in self.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under their attributes' names, with the mean acceptance."""
+        return {**super().to_dict(), "acceptance": float(self.acceptance.mean())}
+
+
+def ais(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_steps: int = 1000,
+    num_chains: int = 8,
+    num_leapfrog: int = 5,
+    schedule: str = "sigmoid",
+    target_acceptance: float = 0.65,
+    protocol: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    compile: str = "auto",
+    progress: bool = False,
+    bits_offset: float | None = None,
+    **fields: Any,
+) -> AnnealedMarginal:
+    """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T = ``num_steps``.
+
+    The chains start at the guide's draws and move by HMC in unconstrained space. Step sizes (one an image) are found in a
+    pilot run and frozen, so that E[ŵ] = p(x) holds exactly for the run that counts. Tiles of images bound the memory.
+
+    Args:
+        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
+        num_chains: C, independent chains an image; their weights are averaged.
+        num_leapfrog: L, gradients an HMC step.
+        schedule: ``sigmoid`` (slow at both ends) or ``linear``.
+        compile: ``auto`` and ``graph`` (the traced graph, replayed), ``inductor``, or ``off``.
+
+    Raises:
+        UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the reasons).
+    """
+    settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
+    settings.check()
+    check_seed(seed)
+    place = find_device(device)
+    pair = Pair.of(model, guide).to(place)
+    source = make_source(x, fields, 500, place)
+    source.batch_size = tile = tiles(source.num_images, num_chains, ROWS.get(place.type, ROWS["cpu"]))
+    digest, parts, curve = hashlib.sha256(), [], dict.fromkeys(_stops(num_chains), 0.0)
+    notes = _mode_notes(pair)
+    devices = [place] if place.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
+        images, named = _padded(*next(source.in_order()), tile, pair)
+        target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
+        if progress:
+            tqdm.write(f"annealing: {how}", file=sys.stderr)
+        torch.manual_seed(seed)
+        bar = tqdm(total=_count_tiles(source, tile) * num_steps, unit="step", disable=not progress, dynamic_ncols=True)
+        for images, named in _tiled(source, tile, False):
+            explain.check_all_support(pair, pair.cast(images), named)
+            digest.update(images.cpu().contiguous().numpy().tobytes())
+            batch = _padded(images, named, tile, pair)
+            on_tile = target.tile(*batch)
+            kernel = prepare_kernel(target, on_tile, *batch, settings)
+            start = on_tile.point(target.space.draw(*batch))
+            run = anneal(on_tile, start, settings.betas(), kernel, bar.update)
+            sums = _score(_rows(run.log_weights), len(images), num_chains, num_chains, curve, place)
+            elbo = (start.log_p.double() - start.log_q.double()).mean(0)
+            parts.append((sums, *(t[: len(images)].double().cpu() for t in (elbo, run.acceptance, kernel.step))))
+        bar.close()
+    total = _joined([part[0] for part in parts])
+    elbo_px, acceptance, step_size = (torch.cat([part[i] for part in parts]) for i in (1, 2, 3))
+    said = {
+        "estimator": f"AIS-{num_steps}",
+        "num_samples": num_chains,
+        "num_images": source.num_images,
+        "num_dims": int(images[0].numel()),
+        "proposal": "guide",
+        "precision": str(pair.cast(images).dtype).removeprefix("torch."),
+        "seed": seed,
+        "sha256": digest.hexdigest(),
+        "num_steps": num_steps,
+        "num_chains": num_chains,
+        "num_leapfrog": num_leapfrog,
+        "schedule": schedule,
+        **(dict(protocol) if protocol else {"data": "as given"}),
+    }
+    return AnnealedMarginal(
+        log_px=total.log_px,
+        se=total.variance.sqrt(),
+        ess=total.ess,
+        khat=torch.from_numpy(pareto_khat(total.top.numpy(), num_chains, total.variance.numpy())),
+        elbo_px=elbo_px,
+        max_weight_share=total.max_share,
+        curve={k: float(v) / source.num_images for k, v in curve.items()},
+        num_samples=num_chains,
+        protocol=said,
+        notes=notes,
+        bits_offset=bits_offset,
+        acceptance=acceptance,
+        step_size=step_size,
+    )
+
+
+def _rows(log_weights: Tensor) -> Callable[[int], Tensor]:
+    """The log weights ``(C, B)`` as a source of draws: the next k rows."""
+    taken = 0
+
+    def draw(k: int) -> Tensor:
+        nonlocal taken
+        taken += k
+        return log_weights[taken - k : taken]
+
+    return draw
+
+
+def _count_tiles(source: Source, tile: int) -> int:
+    return -(-source.num_images // tile)
+
+
+def _joined(sums: list[ImageSums]) -> ImageSums:
+    total = ImageSums(
+        *(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__)
+    )
+    if bool(total.log_px.isnan().any()):
+        image = int(total.log_px.isnan().nonzero()[0])
+        raise UserError(f"image {image}: its log weights hold a NaN: look for NaN in the model's parameters")
+    return total

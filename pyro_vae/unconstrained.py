@@ -1,0 +1,222 @@
+"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites joined into one vector u."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from pyro_vae import explain
+from pyro_vae.densities import LAYOUTS, PARTICLE_PLATE, Fields, sample_nodes
+from pyro_vae.errors import UserError
+from pyro_vae.pair import Pair
+from pyro_vae.weights import refuse_bad_weights
+
+PROBE_IMAGES = 5
+
+
+@dataclass(frozen=True)
+class Point:
+    """The two ends of an annealing path at u, with their gradients."""
+
+    u: Tensor  # (C, B, d)
+    log_q: Tensor  # (C, B), nats
+    log_p: Tensor  # (C, B), nats
+    grad_q: Tensor  # (C, B, d)
+    grad_p: Tensor  # (C, B, d)
+
+
+class Unconstrained:
+    """log q(u | x) and log p(x, u) for C chains at each of B images, u being ``(C, B, d)``.
+
+    Each latent site's z is t(u_s) with t = ``biject_to(support)``, and both log densities carry log |det ∂z/∂u|, so that
+    their difference is the log weight at z. The methods run inside ``pair.active`` and take tiles of images.
+
+    Raises:
+        UserError: a guide that can't be used so, in one sentence: a point mass, a discrete latent, a subsampling plate, a
+            scaled site, a flow that can't score any z but its own last draw.
+    """
+
+    def __init__(self, pair: Pair, x: Tensor, fields: Fields, num_chains: int) -> None:
+        self.pair, self.num_chains = pair, num_chains
+        structure = pair.structure(x, fields)
+        refuse_unfit(pair, x, fields)
+        self.geometry = structure.geometry
+        self.layout = pair.layout(x, fields)
+        few = x[:1], {name: value[:1] for name, value in fields.items()}
+        with pair.probing():
+            parts = self._coordinates(poutine.trace(pair.guide).get_trace(*few), chained=False, batch_size=1)
+        self.slices: dict[str, slice] = {}
+        for name, part in parts.items():
+            start = self.num_dims
+            self.slices[name] = slice(start, start + part.shape[-1])
+
+    @property
+    def num_dims(self) -> int:
+        """d, over all latent sites."""
+        return max((part.stop for part in self.slices.values()), default=0)
+
+    def draw(self, x: Tensor, fields: Fields) -> Tensor:
+        """u of C fresh draws of the guide, ``(C, B, d)``."""
+        plate: AbstractContextManager[Any] = nullcontext()
+        rows, row_fields = x, dict(fields)
+        if self.layout == "repeat":
+            rows = x.repeat(self.num_chains, *(1 for _ in x.shape[1:]))
+            row_fields = {n: v.repeat(self.num_chains, *(1 for _ in v.shape[1:])) for n, v in fields.items()}
+        else:
+            plate = pyro.plate(PARTICLE_PLATE, self.num_chains, dim=self.geometry.particle_dim)
+        with torch.no_grad(), plate:
+            trace = poutine.trace(lambda: self.pair.guide(rows, row_fields)).get_trace()
+        return self._joined(self._coordinates(trace, chained=True, batch_size=len(x)))
+
+    def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
+        """u of given latent values, each laid out as its site draws it; every chain the same, ``(C, B, d)``."""
+        with torch.no_grad(), _Given(values):
+            trace = poutine.trace(lambda: self.pair.guide(x, fields)).get_trace()
+        u = self._joined(self._coordinates(trace, chained=False, batch_size=len(x)))
+        return u.expand(self.num_chains, -1, -1).contiguous()
+
+    def terms(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
+        """(log q(u | x), log p(x, u)), each ``(C, B)``, in nats."""
+        with _At(self, u, len(x)) as at:
+            terms = LAYOUTS[self.layout](self.pair.model, self.pair.guide, x, fields, self.num_chains, self.geometry)
+        log_q: Tensor = sum((site.log_prob for site in terms.guide.values()), at.log_det)
+        log_p: Tensor = sum((site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det)
+        return log_q, log_p
+
+    def differentiate(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The terms and their gradients in u: (log q, log p, ∇ log q, ∇ log p)."""
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            log_q, log_p = self.terms(u, x, fields)
+            (grad_q,) = torch.autograd.grad(log_q.sum(), u, retain_graph=True)
+            (grad_p,) = torch.autograd.grad(log_p.sum(), u)
+        return log_q.detach(), log_p.detach(), grad_q, grad_p
+
+    # ---- how u lies along a site's batch dimensions
+
+    def positions(self, num_batch: int, chained: bool) -> tuple[int, ...]:
+        """Where (chain, image), or both as one row, stand among a site's batch dimensions."""
+        image = num_batch + self.geometry.guide_dim
+        if not chained or self.layout == "repeat":
+            return (image,)
+        return num_batch + self.geometry.particle_dim, image
+
+    def _coordinates(self, trace: poutine.Trace, chained: bool, batch_size: int) -> dict[str, Tensor]:
+        """Each latent site's u, ``(C, B, n)``, at the trace's values; C is 1 where the trace has no chains."""
+        found = {}
+        for name, node in sample_nodes(trace):
+            if not node["is_observed"]:
+                fn = node["fn"]
+                u = bijection(fn).inv(node["value"])
+                places = self.positions(len(fn.batch_shape), chained)
+                found[name] = u.movedim(places, tuple(range(len(places)))).reshape(-1, batch_size, _width(fn, places))
+        return found
+
+    def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([parts[name] for name in self.slices], dim=-1)
+
+
+class _At(Messenger):
+    """Entered outside the plates: a latent statement of the guide returns t(u_s), and log |det| is summed, ``(C, B)``."""
+
+    def __init__(self, space: Unconstrained, u: Tensor, batch_size: int) -> None:
+        super().__init__()
+        self.space, self.u, self.batch_size = space, u, batch_size
+        self.log_det: Tensor = u.new_zeros(())
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["name"] not in self.space.slices:  # the model's own, replayed, are done
+            return
+        fn = msg["fn"]
+        transform, num_batch = bijection(fn), len(fn.batch_shape)
+        event = transform.inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
+        places = self.space.positions(num_batch, chained=True)
+        others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
+        lead = self.u.shape[:2] if len(places) == 2 else (self.u.shape[0] * self.u.shape[1],)
+        rows = self.u[..., self.space.slices[msg["name"]]].reshape(*lead, *others, *event)
+        u = rows.movedim(tuple(range(len(places))), places)
+        value = transform(u)
+        log_det = transform.log_abs_det_jacobian(u, value)
+        log_det = log_det.flatten(num_batch).sum(-1) if log_det.dim() > num_batch else log_det
+        log_det = log_det.movedim(places, tuple(range(len(places)))).reshape(*self.u.shape[:2], -1)
+        self.log_det = self.log_det + log_det.sum(-1)
+        msg["value"], msg["done"] = value, True
+
+
+class _Given(Messenger):
+    """Latent statements return the values given for them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def bijection(fn: Any) -> Transform:
+    """From unconstrained space onto the support of ``fn``."""
+    transform: Transform = biject_to(fn.support)
+    return transform
+
+
+def _width(fn: Any, places: Sequence[int]) -> int:
+    """The unconstrained numbers of one image and chain at a site."""
+    num_batch = len(fn.batch_shape)
+    event = bijection(fn).inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
+    others = torch.Size([size for dim, size in enumerate(fn.batch_shape) if dim not in places])
+    return others.numel() * torch.Size(event).numel()
+
+
+def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
+    """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at any u."""
+    refuse_bad_weights(pair.structure(x, fields))
+    few = x[:PROBE_IMAGES]
+    few_fields = {name: value[:PROBE_IMAGES] for name, value in fields.items()}
+    with pair.probing():
+        _, drawn, _ = explain.trace_pair(pair, few, few_fields)
+        latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}
+        if not latents:
+            raise UserError("the pair has no latent site to move: its log weights are log p(x) already, use log_marginal")
+        for name, node in latents.items():
+            if node["fn"].support.is_discrete:
+                raise UserError(
+                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and HMC needs gradients in z: use "
+                    "log_marginal, or sum that site out in the model"
+                )
+            _refuse_no_bijection(name, node["fn"])
+            if not scores_foreign(node["fn"], node["value"]):
+                raise UserError(
+                    f"the guide's site {name!r} can't score any z but its own last draw ({type(node['fn']).__name__}; as a planar "
+                    "flow): use a guide whose log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
+                )
+        pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
+
+
+def scores_foreign(fn: Any, value: Tensor) -> bool:
+    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own density."""
+    try:
+        own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
+    except Exception:  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError
+        return False
+    return torch.allclose(own, foreign, rtol=1e-3, atol=1e-2)
+
+
+def _refuse_no_bijection(name: str, fn: Any) -> None:
+    try:
+        biject_to(fn.support)
+    except NotImplementedError:
+        raise UserError(
+            f"latent site {name!r}: no bijection from unconstrained space onto the support {fn.support} of "
+            f"{type(fn).__name__} is registered: register one with torch.distributions.biject_to"
+        ) from None
