@@ -8,21 +8,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import explain
-from pyro_vae.accumulate import ImageSums
-from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
+from pyro_vae.accumulate import WeightSums
+from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.arviz_adapter import pareto_khat
-from pyro_vae.batches import Source, check_seed, make_source
+from pyro_vae.batches import check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
-from pyro_vae.importance import ROWS, LogMarginal, _figure, _mode_notes, _padded, _score, _shorten, _stops, _tiled
+from pyro_vae.hmc import Kernel
+from pyro_vae.importance import ROWS, LogMarginal, _figure, _mode_notes, _padded, _shorten, _stops, _tiled
 from pyro_vae.pair import Pair
 from pyro_vae.staged_target import make_target
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.unconstrained import Point, Unconstrained
 
 LOW_ACCEPTANCE = 0.2
 
@@ -40,8 +42,9 @@ class AnnealedMarginal(LogMarginal):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What changes how the number is to be read."""
-        found = [text for text in super().warnings if not text.startswith("one draw an image")]
+        found = list(super().warnings)
         if self.num_samples == 1:
+            found = [text for text in found if not text.startswith("one draw an image: this is the ELBO")]
             found.append("one chain an image: no Monte Carlo error or bias estimate; use more chains")
         poor = float((self.acceptance < LOW_ACCEPTANCE).double().mean())
         if poor > 0.01:
@@ -109,18 +112,23 @@ def ais(
     check_seed(seed)
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
-    source = make_source(x, fields, 500, place)
+    source = make_source(x, fields, 1, place)
     source.batch_size = tile = tiles(source.num_images, num_chains, ROWS.get(place.type, ROWS["cpu"]))
-    digest, parts, curve = hashlib.sha256(), [], dict.fromkeys(_stops(num_chains), 0.0)
+    digest, found = hashlib.sha256(), _Figures(num_chains, place)
     notes = _mode_notes(pair)
     devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
+    total = num_steps * -(-source.num_images // tile)
+    with (
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        pair.active(training=False, may_create=False),
+        tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+    ):
         images, named = _padded(*next(source.in_order()), tile, pair)
         target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)
-        bar = tqdm(total=_count_tiles(source, tile) * num_steps, unit="step", disable=not progress, dynamic_ncols=True)
         for images, named in _tiled(source, tile, False):
             explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
@@ -128,13 +136,7 @@ def ais(
             on_tile = target.tile(*batch)
             kernel = prepare_kernel(target, on_tile, *batch, settings)
             start = on_tile.point(target.space.draw(*batch))
-            run = anneal(on_tile, start, settings.betas(), kernel, bar.update)
-            sums = _score(_rows(run.log_weights), len(images), num_chains, num_chains, curve, place)
-            elbo = (start.log_p.double() - start.log_q.double()).mean(0)
-            parts.append((sums, *(t[: len(images)].double().cpu() for t in (elbo, run.acceptance, kernel.step))))
-        bar.close()
-    total = _joined([part[0] for part in parts])
-    elbo_px, acceptance, step_size = (torch.cat([part[i] for part in parts]) for i in (1, 2, 3))
+            found.add(anneal(on_tile, start, settings.betas(), kernel, bar.update), start, kernel, len(images))
     said = {
         "estimator": f"AIS-{num_steps}",
         "num_samples": num_chains,
@@ -144,50 +146,51 @@ def ais(
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
         "sha256": digest.hexdigest(),
-        "num_steps": num_steps,
-        "num_chains": num_chains,
-        "num_leapfrog": num_leapfrog,
-        "schedule": schedule,
+        **settings.said(),
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
-    return AnnealedMarginal(
-        log_px=total.log_px,
-        se=total.variance.sqrt(),
-        ess=total.ess,
-        khat=torch.from_numpy(pareto_khat(total.top.numpy(), num_chains, total.variance.numpy())),
-        elbo_px=elbo_px,
-        max_weight_share=total.max_share,
-        curve={k: float(v) / source.num_images for k, v in curve.items()},
-        num_samples=num_chains,
-        protocol=said,
-        notes=notes,
-        bits_offset=bits_offset,
-        acceptance=acceptance,
-        step_size=step_size,
-    )
+    return found.result(protocol=said, notes=notes, bits_offset=bits_offset)
 
 
-def _rows(log_weights: Tensor) -> Callable[[int], Tensor]:
-    """The log weights ``(C, B)`` as a source of draws: the next k rows."""
-    taken = 0
+class _Figures:
+    """The figures of each tile of images, gathered."""
 
-    def draw(k: int) -> Tensor:
-        nonlocal taken
-        taken += k
-        return log_weights[taken - k : taken]
+    def __init__(self, num_chains: int, device: torch.device) -> None:
+        self.num_chains, self.device = num_chains, device
+        self.curve = dict.fromkeys(_stops(num_chains), 0.0)
+        self._columns: list[Tensor] = []
+        self._tails: list[Any] = []
 
-    return draw
+    def add(self, run: Annealed, start: Point, kernel: Kernel, num_images: int) -> None:
+        """A tile; rows that only fill it are dropped."""
+        sums = WeightSums(num_images, self.num_chains, self.device)
+        for stop in self.curve:
+            sums.add(run.log_weights[sums.seen : stop, :num_images])
+            self.curve[stop] += float(sums.log_mean().sum())
+        scored = sums.finish()
+        elbo = (start.log_p.double() - start.log_q.double()).mean(0)
+        ours = torch.stack((elbo, run.acceptance.double(), kernel.step.double()))[:, :num_images]
+        columns = (scored.log_px, scored.variance, scored.ess, scored.max_share, scored.debiased, *ours)
+        self._columns.append(torch.stack(columns).cpu())
+        self._tails.append(pareto_khat(scored.top.cpu().numpy(), self.num_chains, scored.variance.cpu().numpy()))
 
-
-def _count_tiles(source: Source, tile: int) -> int:
-    return -(-source.num_images // tile)
-
-
-def _joined(sums: list[ImageSums]) -> ImageSums:
-    total = ImageSums(
-        *(torch.cat([getattr(s, name) for s in sums], dim=-1).cpu() for name in ImageSums.__dataclass_fields__)
-    )
-    if bool(total.log_px.isnan().any()):
-        image = int(total.log_px.isnan().nonzero()[0])
-        raise UserError(f"image {image}: its log weights hold a NaN: look for NaN in the model's parameters")
-    return total
+    def result(self, **said: Any) -> AnnealedMarginal:
+        """All images."""
+        log_px, variance, ess, share, debiased, elbo, acceptance, step = torch.cat(self._columns, dim=1)
+        if bool(log_px.isnan().any()):
+            image = int(log_px.isnan().nonzero()[0])
+            raise UserError(f"image {image}: its log weights hold a NaN: look for NaN in the model's parameters")
+        return AnnealedMarginal(
+            log_px=log_px,
+            se=variance.sqrt(),
+            ess=ess,
+            khat=torch.from_numpy(np.concatenate(self._tails)),
+            elbo_px=elbo,
+            max_weight_share=share,
+            debiased_px=debiased,
+            curve={k: v / len(log_px) for k, v in self.curve.items()},
+            num_samples=self.num_chains,
+            acceptance=acceptance,
+            step_size=step,
+            **said,
+        )

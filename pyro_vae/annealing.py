@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class Settings:
         self.betas()
         if not 0.0 < self.target_acceptance < 1.0:
             raise UserError(f"target_acceptance={self.target_acceptance!r}: expected a probability between 0 and 1")
+
+    def said(self) -> dict[str, Any]:
+        """The protocol's part."""
+        names = ("num_steps", "num_chains", "num_leapfrog", "schedule")
+        return {name: getattr(self, name) for name in names}
 
     def betas(self) -> list[float]:
         """β_0 = 0 < … < β_T = 1."""
@@ -98,10 +104,3 @@ def tiles(num_images: int, num_chains: int, rows: int) -> int:
     """Images of one tile: chains times images at most about ``rows``, the tiles of nearly equal size."""
     fit = max(1, rows // num_chains)
     return ceil(num_images / ceil(num_images / fit))
-
-
-def split(x: Tensor, fields: Fields, size: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Tiles of at most ``size`` images."""
-    for start in range(0, len(x), size):
-        rows = slice(start, start + size)
-        yield x[rows], {name: value[rows] for name, value in fields.items()}

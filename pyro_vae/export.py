@@ -221,7 +221,7 @@ class _Naming:
     def latents(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
         """Latents ``(draw, image, …)`` or fields ``(image, …)``; the only site's vector is called ``latent``."""
         alone = len(values) == 1
-        return self._dataset(values, drawn, lambda name, shape: _numbered("latent" if alone else f"{name}_dim", len(shape)))
+        return self._dataset(values, drawn, lambda name, shape: _numbered("latent" if alone else _of(name), len(shape)))
 
     def images(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
         """Images ``(draw, image, …)`` or ``(image, …)`` in the shape of x, where they have as many numbers as it."""
@@ -236,7 +236,7 @@ class _Naming:
 
         def names(name: str, shape: tuple[int, ...]) -> list[str]:
             known = axes.get(len(shape)) if shape == self.event_shape else None
-            return known or _numbered(f"{name}_dim", len(shape))
+            return known or _numbered(_of(name), len(shape))
 
         return self._dataset(shaped, drawn, names)
 
@@ -250,8 +250,16 @@ class _Naming:
         for name, value in values.items():
             array = value.detach().cpu().numpy()
             array = array[None] if drawn else array
-            variables[name] = ([*leading, *names(name, array.shape[len(leading) :])], array)
+            dims = names(name, array.shape[len(leading) :])
+            if name in dims:  # a variable of a dimension's name would be its coordinate
+                dims = _numbered(_of(name), len(dims))
+            variables[f"{name}_value" if name in self.leading else name] = ([*leading, *dims], array)
         return xarray.Dataset(variables, coords={name: self.leading[name] for name in leading})
+
+
+def _of(site: str) -> str:
+    """ArviZ's own name for a variable's dimension."""
+    return f"{site}_dim"
 
 
 def _numbered(name: str, number: int) -> list[str]:

@@ -187,7 +187,9 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
         _, drawn, _ = explain.trace_pair(pair, few, few_fields)
         latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}
         if not latents:
-            raise UserError("the pair has no latent site to move: its log weights are log p(x) already, use log_marginal")
+            raise UserError(
+                "the pair has no latent site to move: its log weights are log p(x) already, use log_marginal"
+            )
         for name, node in latents.items():
             if node["fn"].support.is_discrete:
                 raise UserError(

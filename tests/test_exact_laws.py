@@ -158,6 +158,15 @@ def test_the_bias_is_the_squared_error_times_half_the_images(num_samples: int) -
     assert result.bias == pytest.approx(-result.num_images * result.se_mc**2 / 2, rel=1e-12)
 
 
+def test_the_total_error_is_that_of_the_set() -> None:
+    """For a guide without error: the standard error of the exact log p(x) as a sample; unknown for one image."""
+    case = ppca()
+    result = estimate(case, 10)
+    assert result.se_total == pytest.approx(float(case.log_px.std()) / 40**0.5, rel=1e-9)
+    one = estimate(case, 10, x=case.x[:1])
+    assert np.isnan(one.se_total) and one.mean == pytest.approx(float(case.log_px[0]), abs=1e-9)
+
+
 def test_one_draw_has_no_errors() -> None:
     result = estimate(ppca(widen=1.5), 1)
     assert np.isnan([result.se_mc, result.bias]).all() and result.khat.isnan().all()
@@ -196,7 +205,7 @@ def test_bits_per_dimension_are_nats_over_log_two() -> None:
     [
         ({"num_samples": 0}, "num_samples=0"),
         ({"num_samples": 2.5}, "num_samples=2.5"),
-        ({"num_samples": 5, "proposal": "guid"}, "did you mean 'guide'"),
+        ({"num_samples": 5, "proposal": "guid"}, "did you mean 'Guide'"),
         ({"num_samples": 5, "precision": "float16"}, "precision"),
         ({"num_samples": 5, "compile": "indcutor"}, "did you mean 'inductor'"),
         ({"num_samples": 5, "device": "gpu"}, "unknown device"),
@@ -253,7 +262,7 @@ def test_the_relative_variance_is_the_delta_methods() -> None:
 
 
 def test_memory_does_not_grow_with_the_draws() -> None:
-    """The state is the tail and five numbers an image, however many draws have been seen."""
+    """The state is the tail and a few numbers an image, however many draws have been seen."""
 
     def numbers(sums: WeightSums) -> int:
         return sum(value.numel() for value in vars(sums).values() if isinstance(value, torch.Tensor))
@@ -262,7 +271,7 @@ def test_memory_does_not_grow_with_the_draws() -> None:
     for part in torch.randn(10_000, 4, dtype=torch.float64).split(1000):
         sums.add(part)
         sizes.append(numbers(sums))
-    assert set(sizes) == {4 * 4 + 4 * (tail_length(10_000) + 1)}
+    assert len(set(sizes)) == 1 and sizes[0] < 4 * (tail_length(10_000) + 20)
 
 
 def test_an_infinite_weight_is_seen() -> None:
