@@ -88,7 +88,8 @@ def summary(ll: LogMarginal) -> str:
     lines = [
         str(ll),
         f"  95% lower bound on the mean, whatever the weights: {_figure(ll.lower95)}",
-        f"  same draws, fewer of them: {_figure(ll.elbo)} (ELBO)  {curve}",
+        f"  first k of the same draws: {curve}; ELBO {_figure(ll.elbo)}",
+        f"  jackknifed, which is no bound: {_figure(ll.debiased)}",
         f"  ESS by image: {_quantiles(ll.ess, 0)}",
         f"  k̂ by image: {_quantiles(ll.khat, 2)}",
         f"  largest weight's share by image: {_quantiles(ll.max_weight_share, 3)}",

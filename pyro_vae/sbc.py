@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.batches import as_fields, check_seed
-from pyro_vae.densities import sample_nodes
-from pyro_vae.draws import guide_draws, rows_first
-from pyro_vae.errors import UserError
-from pyro_vae.pair import Pair
-from pyro_vae.representation import sample, visit_images
+from pyro_vae.batches import as_fields, check_seed, mix
+from pyro_vae.devices import find_device
+from pyro_vae.draws import guide_draws
+from pyro_vae.representation import visit_images
+from pyro_vae.simulate import simulate
 from pyro_vae.weights import check_count, refuse_bad_weights
 
 BATCH = 250
@@ -97,44 +94,19 @@ def sbc_ranks(
     for name, value in (("size", size), ("num_draws", num_draws)):
         check_count(name, value)
     check_seed(seed)
-    fields = dict(as_fields(fields, size))
-    if like is None:
-        like = _one_image(model, guide, device, {name: value[:1] for name, value in fields.items()})
-    blank = like[:1].expand(size, *like.shape[1:])
+    given = as_fields(fields, size)
+    place = find_device(device)
+    simulated = simulate(model, guide, size, like, place, seed, {name: value.to(place) for name, value in given.items()})
     parts: list[dict[str, Tensor]] = []
-    with visit_images(model, guide, blank, BATCH, device, seed, fields) as (pair, batches):
-        for zeros, named in batches:
-            refuse_bad_weights(pair.structure(zeros, named))
-            truth, images = simulate(pair, zeros, named)
-            drawn = guide_draws(pair, images, named, num_draws)
-            parts.append({name: _ranks(truth[name], value) for name, value in drawn.items()})
-        ranks = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    # a stream of its own: under one seed the guide would draw the very numbers that made the truth
+    with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (pair, batches):
+        for images, named in batches:
+            refuse_bad_weights(pair.structure(images, named))
+            parts.append(guide_draws(pair, images, named, num_draws))
+        drawn = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        ranks = {name: _ranks(simulated.latents[name], value).cpu() for name, value in drawn.items()}
         p_values = {name: _uniformity(value, num_draws) for name, value in ranks.items()}
     return SBC(ranks, p_values, num_draws)
-
-
-def simulate(pair: Pair, blank: Tensor, fields: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """z* ~ p(z) by site, ``(B, …)``, and x ~ p(x | z*), shaped as the images ``blank``; inside ``pair.active``.
-
-    Raises:
-        UserError: no observed site, or several, hold a whole image.
-    """
-    trace = poutine.trace(poutine.uncondition(pair.model)).get_trace(blank, fields)
-    dim, latents = pair.structure(blank, fields).geometry.model_dim, pair.structure(blank, fields).latents
-    values = {name: rows_first(node["value"], node["fn"], dim) for name, node in sample_nodes(trace)}
-    images = {n: v for n, v in values.items() if n not in latents and v[0].numel() == prod(blank.shape[1:])}
-    if len(images) != 1:
-        raise UserError(
-            f"{len(images)} observed sites ({', '.join(images) or 'of none'}) have the images' shape {tuple(blank.shape[1:])}: to "
-            "simulate images, the model must observe them at exactly one"
-        )
-    x = pair.cast(next(iter(images.values())).reshape(blank.shape))
-    return {name: values[name] for name in latents}, x
-
-
-def _one_image(model: Callable[..., Any], guide: Callable[..., Any], device: str | torch.device, fields: Any) -> Tensor:
-    sites = sample(model, 1, mean=False, guide=guide, device=device, **fields)
-    return next(iter(sites.values()))
 
 
 def _ranks(truth: Tensor, drawn: Tensor) -> Tensor:

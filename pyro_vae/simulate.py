@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,55 +10,61 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.densities import sample_nodes
 from pyro_vae.errors import UserError
-from pyro_vae.pair import Pair
-from pyro_vae.representation import _blank, _generate, _takes_size
+from pyro_vae.representation import _generate, _generation
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """(x, z) ~ p(x, z)."""
+    """(x, z) ~ p(x, z), the images first."""
 
     x: Tensor  # (N, *event_shape), as the programs take it
-    latents: dict[str, Tensor]  # by site, the data plate where the model has it
-    data_dims: dict[str, int]  # that plate's place in each latent's tensor
+    fields: dict[str, Tensor]  # (N, …), with ``index``
+    latents: dict[str, Tensor]  # (N, *other plates, *event) by site
 
-    def tile(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """These rows of the images and of the latents."""
-        chosen = {name: value.index_select(self.data_dims[name], rows) for name, value in self.latents.items()}
-        return self.x[rows], chosen
+    def rows(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """These images, their fields and their latents."""
+        fields, latents = ({n: v[rows] for n, v in part.items()} for part in (self.fields, self.latents))
+        return self.x[rows], fields, latents
 
 
-def simulate(pair: Pair, size: int, like: Tensor | None, fields: Mapping[str, Tensor], place: torch.device) -> Simulated:
-    """``size`` images of the model, inside ``pair.active``.
+def simulate(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    size: int,
+    like: Tensor | None,
+    device: torch.device,
+    seed: int,
+    fields: Mapping[str, Tensor],
+) -> Simulated:
+    """``size`` images of the model as it was fitted with ``guide``.
 
     Raises:
-        UserError: a model that takes no ``size`` and no ``like`` is given; one that observes something else than x.
+        UserError: the model takes no ``size`` and there is no ``like``; it observes anything but x alone.
     """
-    few = {name: value[torch.arange(11, device=place) % size] for name, value in fields.items()}
-    blank = _blank(pair, like, few, place)
-    trace = poutine.trace(lambda: _generate(pair, size, blank, dict(fields))).get_trace()
-    nodes = dict(sample_nodes(trace))
-    # `uncondition` leaves the mark of an observed site on what it samples
-    observed = {n: node for n, node in nodes.items() if node["is_observed"] or node["infer"].get("was_observed")}
-    if not _takes_size(pair):
-        shape = (size, *blank.shape[1:])
-    else:
-        shape = (size, *next(iter(observed.values()))["fn"].event_shape) if observed else (size,)
-    latents = {n: node for n, node in nodes.items() if n not in observed}
-    if len(observed) != 1:
-        raise UserError(
-            f"the model observes {len(observed)} sites ({', '.join(observed) or 'none'}): BDMC simulates images for a model that "
-            "observes x alone"
-        )
-    (site,) = observed.values()
-    if site["value"].numel() != torch.Size(shape).numel():
-        raise UserError(
-            f"the model's observed site has values of shape {tuple(site['value'].shape)}, which are no images of shape {shape}: "
-            "BDMC needs a model that observes x itself"
-        )
-    x = pair.cast(site["value"].reshape(shape))
-    _check_observes(pair, x, fields, site["value"])
-    dims = {name: len(node["fn"].batch_shape) - 1 for name, node in latents.items()}
-    return Simulated(x, {name: node["value"] for name, node in latents.items()}, dims)
+    with _generation(model, guide, like, device, seed, dict(fields)) as generation:
+        pair, blank, named = generation.pair, generation.blank, generation.fields
+        named.setdefault("index", torch.arange(size, device=device))
+        trace = poutine.trace(lambda: _generate(pair, size, blank, named)).get_trace()
+        if len(generation.observed) != 1:
+            raise UserError(
+                f"the model observes {', '.join(generation.observed)}: BDMC simulates images for a model that observes x alone"
+            )
+        name = generation.observed[0]
+        drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
+        if drawn.numel() == shape.numel():
+            x = pair.cast(drawn.reshape(shape))
+            again = poutine.trace(poutine.replay(pair.model, trace=trace)).get_trace(x, named)
+            if torch.equal(again.nodes[name]["value"], drawn):
+                return Simulated(
+                    x, named, {n: _rows_first(trace.nodes[n], generation.dims[n]) for n in generation.latents}
+                )
+    raise UserError(
+        f"the model's site {name!r} observes a function of x, not x itself (its values have shape {tuple(drawn.shape)}, images "
+        f"{tuple(shape)}): BDMC can't turn what it draws there into images"
+    )
+
+
+def _rows_first(node: Any, data_dim: int) -> Tensor:
+    value: Tensor = node["value"]
+    return value.movedim(len(node["fn"].batch_shape) + data_dim, 0)

@@ -24,6 +24,7 @@ class Step(ABC):
     """Called on a batch: leaves the gradient of the mean loss in the parameters' ``grad``, returns the three sums."""
 
     tier: str
+    parameters: Sequence[nn.Parameter]
 
     @abstractmethod
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
@@ -48,7 +49,7 @@ class EagerStep(Step):
         seen = self.loss.pair.cast(x if self.observe is None else self.observe(x))
         estimate = self.loss.step(seen, fields)
         per_image = estimate.loss / (estimate.plate_scale * len(x))
-        return [figures(estimate), *torch.autograd.grad(per_image, self.parameters)]
+        return [figures(estimate), *torch.autograd.grad(per_image, self.parameters, materialize_grads=True)]
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """One run of the programs and its backward pass."""

@@ -6,26 +6,27 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pyro_vae import explain, registry
-from pyro_vae.batches import Resident, Source, as_images, check_seed, make_source, mix
+from pyro_vae.batches import Resident, Source, check_seed, make_source, mix
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
+from pyro_vae.fit_inputs import check_callbacks, check_options, draw_once, observations, validation_source
 from pyro_vae.history import History, Record
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.observation import Dynamic, Grey, Observation, Threshold
+from pyro_vae.observation import Observation
 from pyro_vae.optimizers import OptimizerSpec, make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.schedules import Schedule
-from pyro_vae.steps import EagerStep, figures, make_step
+from pyro_vae.steps import EagerStep, Step, figures, make_step
 
 
 class Diverged(RuntimeError):
@@ -81,18 +82,18 @@ def fit(
         UserError: what can't be trained, in one sentence, before anything is.
         Diverged: the loss is not finite; the parameters are those of the last step.
     """
-    _check_options(num_epochs, num_steps, batch_size, learning_rate, kl_weight, kl_warmup, grad_clip, freeze)
+    check_options(num_epochs, num_steps, batch_size, learning_rate, kl_weight, kl_warmup, grad_clip, freeze)
     check_seed(seed)
-    after_epoch = _check_callbacks(callbacks)
+    after_epoch = check_callbacks(callbacks)
     goal: Objective = registry.build("objective", objective)
     decay: Schedule = registry.build("schedule", schedule)
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
-    observe, once = _observation(binarize, x_train)
-    source = make_source(_draw_once(x_train, once, seed, "train"), fields, batch_size, place, "x_train")
-    valid = _validation_source(x_valid, observe or once, seed, fields, source, place)
+    observe, once = observations(binarize, x_train)
+    source = make_source(draw_once(x_train, once, seed, "train"), fields, batch_size, place, "x_train")
+    valid = validation_source(x_valid, observe or once, seed, fields, source, place)
     loss = Loss(goal, pair).to(place)
-    history = History()
+    total_steps = num_steps if num_steps is not None else num_epochs * source.num_batches
     with _own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
@@ -100,52 +101,77 @@ def fit(
             _check_data(pair, valid, None, *_first_batch(valid, None, pair))
         parameters = trainable(loss, images, rows, freeze)
         optim = make_optimizer(optimizer, parameters, learning_rate)
-        base_rates = [group["lr"] for group in optim.param_groups]
-        total_steps = num_steps if num_steps is not None else num_epochs * source.num_batches
-        warmup_steps = kl_warmup * source.num_batches
         with pair.active(training=True):
             eager = EagerStep(loss, parameters, observe)
-            gradients, history.note = make_step(eager, compile, total_steps, *next(source.shuffled(seed, 1)))
-        history.compile = gradients.tier
+            gradients, note = make_step(eager, compile, total_steps, *next(source.shuffled(seed, 1)))
         if progress:
-            tqdm.write(f"training step: {history.note}", file=sys.stderr)
+            tqdm.write(f"training step: {note}", file=sys.stderr)
         torch.manual_seed(seed)
+        warmup = kl_warmup * source.num_batches
+        loop = _Loop(loss, gradients, optim, decay, total_steps, kl_weight, warmup, grad_clip, source, valid, seed)
+        return loop.run(History(compile=gradients.tier, note=note), after_epoch, progress)
+
+
+@dataclass
+class _Loop:
+    """The training itself: everything is decided, and what is left is batches, steps and records."""
+
+    loss: Loss
+    gradients: Step
+    optim: torch.optim.Optimizer
+    decay: Schedule
+    total_steps: int
+    kl_weight: float
+    warmup_steps: float
+    grad_clip: float | None
+    source: Source
+    valid: Source | None
+    seed: int
+    step: int = 0
+
+    def run(
+        self, history: History, after_epoch: Sequence[Callable[[EpochEnd], bool | None]], progress: bool
+    ) -> History:
+        """Epochs until the steps are done, or a callback ends them."""
         started = time.perf_counter()
-        bar = tqdm(total=total_steps, unit="step", disable=not progress, dynamic_ncols=True)
-        step = epoch = 0
-        while step < total_steps:
-            epoch += 1
-            sums, seen = torch.zeros(3, dtype=torch.float64, device=place), 0
-            with pair.active(training=True):
-                for x, named in source.shuffled(seed, epoch):
-                    for group, rate in zip(optim.param_groups, base_rates, strict=True):
-                        group["lr"] = rate * decay(step / total_steps)
-                    loss.kl_weight.fill_(kl_weight * min(1.0, step / warmup_steps) if warmup_steps else kl_weight)
-                    sums += gradients(x, named)
-                    if grad_clip is not None:
-                        nn.utils.clip_grad_norm_(parameters, grad_clip)
-                    optim.step()
-                    seen, step = seen + len(x), step + 1
-                    bar.update()
-                    if step == total_steps:
-                        break
-            record = _record(sums, seen, epoch, step)  # the epoch's one host read
-            history.train.append(record)
-            history.num_steps, history.seconds = step, time.perf_counter() - started
-            checked = evaluate_elbo(loss, valid, seed, epoch, step) if valid is not None else None
-            if checked is not None:
-                history.valid.append(checked)
-            bar.set_postfix_str(
-                f"epoch {epoch}, ELBO {record.elbo:.2f}" + (f", valid {checked.elbo:.2f}" if checked else "")
-            )
-            _check_finite(record, optim)
-            state = EpochEnd(pair, record, checked, history, last=step >= total_steps)
-            stops = [callback for callback in after_epoch if callback(state)]
-            if stops:
-                history.stopped = f"{getattr(stops[0], '__name__', type(stops[0]).__name__)} after epoch {epoch}"
-                break
-        bar.close()
-    return history
+        base_rates = [group["lr"] for group in self.optim.param_groups]
+        with tqdm(total=self.total_steps, unit="step", disable=not progress, dynamic_ncols=True) as bar:
+            while self.step < self.total_steps and not history.stopped:
+                epoch = len(history.train) + 1
+                record = self.epoch(epoch, base_rates, bar)
+                _check_finite(record, self.optim)
+                history.train.append(record)
+                history.num_steps, history.seconds = self.step, time.perf_counter() - started
+                checked = None
+                if self.valid is not None:
+                    checked = evaluate_elbo(self.loss, self.valid, self.seed, epoch, self.step)
+                    history.valid.append(checked)
+                figure = f", valid {checked.elbo:.2f}" if checked else ""
+                bar.set_postfix_str(f"epoch {epoch}, ELBO {record.elbo:.2f}{figure}")
+                state = EpochEnd(self.loss.pair, record, checked, history, last=self.step >= self.total_steps)
+                stops = [callback for callback in after_epoch if callback(state)]
+                if stops:
+                    history.stopped = f"{getattr(stops[0], '__name__', type(stops[0]).__name__)} after epoch {epoch}"
+        return history
+
+    def epoch(self, epoch: int, base_rates: Sequence[float], bar: Any) -> Record:
+        """One pass, or what is left of the steps; the device is read once, at its end."""
+        sums, seen = torch.zeros(3, dtype=torch.float64, device=self.loss.kl_weight.device), 0
+        with self.loss.pair.active(training=True):
+            for x, named in self.source.shuffled(self.seed, epoch):
+                for group, rate in zip(self.optim.param_groups, base_rates, strict=True):
+                    group["lr"] = rate * self.decay(self.step / self.total_steps)
+                risen = min(1.0, self.step / self.warmup_steps) if self.warmup_steps else 1.0
+                self.loss.kl_weight.fill_(self.kl_weight * risen)
+                sums += self.gradients(x, named)
+                if self.grad_clip is not None:
+                    nn.utils.clip_grad_norm_(self.gradients.parameters, self.grad_clip)
+                self.optim.step()
+                seen, self.step = seen + len(x), self.step + 1
+                bar.update()
+                if self.step == self.total_steps:
+                    break
+        return _record(sums, seen, epoch, self.step)  # the epoch's one host read
 
 
 def trainable(loss: Loss, x: Tensor, fields: Mapping[str, Tensor], freeze: str | None = None) -> list[nn.Parameter]:
@@ -231,98 +257,6 @@ def _check_data(
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
     explain.check_all_support(pair, pair.cast(source.x), source.fields)
-
-
-def _observation(binarize: str | Observation | None, x: Any) -> tuple[Observation | None, Observation | None]:
-    """What is applied at each visit, and what once before the training."""
-    if binarize is None or isinstance(binarize, Observation):
-        return binarize, None
-    levels = None
-    if str(getattr(x, "dtype", "")).endswith("uint8"):
-        levels = 2 if len(x) and int(x.max()) <= 1 else 256
-    if binarize == "dynamic":
-        return Dynamic(levels), None
-    choices: dict[str, Observation] = {"static": Dynamic(levels), "threshold": Threshold(levels), "none": Grey(levels)}
-    if binarize not in choices:
-        raise UserError(did_you_mean("binarization", str(binarize), ["dynamic", *choices]))
-    return None, choices[binarize]
-
-
-def _draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> Any:
-    if observation is None:
-        return x
-    if isinstance(x, Dataset | DataLoader):
-        raise UserError(f"the {part} set is to be binarized once, and a Dataset can't be: give a tensor, or binarized items")
-    return observation.fixed(as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part)
-
-
-def _is_float(x: Any) -> bool:
-    return torch.as_tensor(x).is_floating_point() if hasattr(x, "__array__") else False
-
-
-def _validation_source(
-    x_valid: Any,
-    observation: Observation | None,
-    seed: int,
-    fields: Mapping[str, Any],
-    train: Source,
-    device: torch.device,
-) -> Source | None:
-    if x_valid is None:
-        return None
-    named = dict(x_valid) if isinstance(x_valid, Mapping) else {"x": x_valid}
-    x = named.pop("x", None)
-    resident = isinstance(train, Resident) and not isinstance(x, Dataset | DataLoader)
-    if x is None or (resident and named.keys() != fields.keys()):
-        raise UserError(
-            f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set "
-            f"has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' and the same fields"
-        )
-    if observation is not None and isinstance(train, Resident) and not train.x.is_floating_point() and _is_float(x):
-        raise UserError(
-            "x_valid is floating point where x_train holds integer levels: give it as stored, for fit observes it itself, once"
-        )
-    return make_source(
-        _draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid"
-    )
-
-
-def _check_options(
-    num_epochs: int,
-    num_steps: int | None,
-    batch_size: int,
-    learning_rate: float,
-    kl_weight: float,
-    kl_warmup: float,
-    grad_clip: float | None,
-    freeze: str | None,
-) -> None:
-    def positive(name: str, value: Any, kind: Any, what: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
-            raise UserError(f"{name}={value!r}: expected {what}")
-
-    positive("batch_size", batch_size, int, "a whole number of images, 1 or more")
-    positive("learning_rate", learning_rate, (int, float), "a positive number, such as 1e-3")
-    if num_steps is not None:
-        positive("num_steps", num_steps, int, "a whole number of steps, 1 or more")
-    else:
-        positive("num_epochs", num_epochs, int, "a whole number of epochs, 1 or more")
-    if grad_clip is not None:
-        positive("grad_clip", grad_clip, (int, float), "a positive norm, or None")
-    for name, value in (("kl_weight", float(kl_weight)), ("kl_warmup", float(kl_warmup))):
-        if not 0 <= value < float("inf"):
-            raise UserError(f"{name}={value!r}: expected a number, 0 or more")
-    if freeze not in (None, "model", "guide"):
-        raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))
-
-
-def _check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], ...]:
-    """All of them, from any iterable; they are called again after each epoch."""
-    listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
-    for callback in listed:
-        if not callable(callback):
-            raise UserError(f"callbacks holds a {type(callback).__name__}: expected functions of an EpochEnd")
-    return listed
 
 
 __all__: Sequence[str] = ["Diverged", "evaluate_elbo", "fit", "leaves", "trainable"]

@@ -18,6 +18,7 @@ from pyro_vae import explain
 from pyro_vae.densities import LAYOUTS, PARTICLE_PLATE, Fields, sample_nodes
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
+from pyro_vae.representation import _Given
 from pyro_vae.weights import refuse_bad_weights
 
 PROBE_IMAGES = 5
@@ -78,8 +79,8 @@ class Unconstrained:
         return self._joined(self._coordinates(trace, chained=True, batch_size=len(x)))
 
     def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
-        """u of given latent values, each laid out as its site draws it; every chain the same, ``(C, B, d)``."""
-        with torch.no_grad(), _Given(values):
+        """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same, ``(C, B, d)``."""
+        with torch.no_grad(), _Given(values, dict.fromkeys(values, self.geometry.guide_dim)):
             trace = poutine.trace(lambda: self.pair.guide(x, fields)).get_trace()
         u = self._joined(self._coordinates(trace, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()
@@ -150,18 +151,6 @@ class _At(Messenger):
         log_det = log_det.movedim(places, tuple(range(len(places)))).reshape(*self.u.shape[:2], -1)
         self.log_det = self.log_det + log_det.sum(-1)
         msg["value"], msg["done"] = value, True
-
-
-class _Given(Messenger):
-    """Latent statements return the values given for them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
 def bijection(fn: Any) -> Transform:

@@ -20,6 +20,7 @@ class Exact:
     guide: Any
     x: Tensor
     log_px: Tensor
+    mean_field_gap: float = float("nan")  # log p(x) − ELBO of the best mean-field Gaussian, for every image
 
     @property
     def mean(self) -> float:
@@ -57,7 +58,9 @@ def ppca(
 
     noise = torch.randn(num_images, num_pixels, generator=random, dtype=torch.float64)
     x = bias + noise @ marginal.scale_tril.T
-    return Exact(model, guide, x, marginal.log_prob(x))
+    inverse = precision / sigma**2  # the posterior's: the best mean-field q has its mean, and variances 1/P_ii
+    gap = 0.5 * float(inverse.diagonal().log().sum() - inverse.logdet())
+    return Exact(model, guide, x, marginal.log_prob(x), gap)
 
 
 def two_levels(num_images: int = 30) -> Exact:
