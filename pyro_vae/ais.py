@@ -138,18 +138,13 @@ def ais(
             start = on_tile.point(target.space.draw(*batch))
             found.add(anneal(on_tile, start, settings.betas(), kernel, bar.update), start, kernel, len(images))
     said = {
-        "estimator": f"AIS-{num_steps}",
-        "num_samples": num_chains,
         "num_images": source.num_images,
         "num_dims": int(images[0].numel()),
-        "proposal": "guide",
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
         "sha256": digest.hexdigest(),
-        **settings.said(),
-        **(dict(protocol) if protocol else {"data": "as given"}),
     }
-    return found.result(protocol=said, notes=notes, bits_offset=bits_offset)
+    return found.result(settings, said, protocol, notes=notes, bits_offset=bits_offset)
 
 
 class _Figures:
@@ -174,8 +169,10 @@ class _Figures:
         self._columns.append(torch.stack(columns).cpu())
         self._tails.append(pareto_khat(scored.top.cpu().numpy(), self.num_chains, scored.variance.cpu().numpy()))
 
-    def result(self, **said: Any) -> AnnealedMarginal:
-        """All images."""
+    def result(
+        self, settings: Settings, said: dict[str, Any], protocol: Mapping[str, Any] | None, **others: Any
+    ) -> AnnealedMarginal:
+        """All images, with the protocol: how it was estimated, and what the caller knows."""
         log_px, variance, ess, share, debiased, elbo, acceptance, step = torch.cat(self._columns, dim=1)
         if bool(log_px.isnan().any()):
             image = int(log_px.isnan().nonzero()[0])
@@ -192,5 +189,13 @@ class _Figures:
             num_samples=self.num_chains,
             acceptance=acceptance,
             step_size=step,
-            **said,
+            protocol={
+                "estimator": f"AIS-{settings.num_steps}",
+                "num_samples": self.num_chains,
+                "proposal": "guide",
+                **said,
+                **settings.said(),
+                **(dict(protocol) if protocol else {"data": "as given"}),
+            },
+            **others,
         )

@@ -14,7 +14,7 @@ from pyro_vae.arviz_adapter import paired_differences, stacking_weights
 from pyro_vae.errors import UserError
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
 
 OBSERVATIONS = ("observation", "binarization", "dequantization")
 """Words of the protocol that say how x came from the stored images."""
@@ -73,7 +73,10 @@ class Comparison:
     def __str__(self) -> str:
         lines = _aligned([_HEADER, *(_cells(row) for row in self.rows)])
         shown = [f"N = {self.num_images}", *(f"{k} {_shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN)]
-        lines += ["  nats per image; ± paired: standard error of the difference over the images", "  " + "; ".join(shown)]
+        lines += [
+            "  nats per image; ± paired: standard error of the difference over the images",
+            "  " + "; ".join(shown),
+        ]
         return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,7 +114,9 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
     for name, values in log_px.items():
         if bool((wrong := ~values.isfinite()).any()):
             image = int(wrong.nonzero()[0])
-            raise UserError(f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be compared to it")
+            raise UserError(
+                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be compared to it"
+            )
     pointwise = {name: values.numpy() for name, values in log_px.items()}
     differences, weights = paired_differences(pointwise), stacking_weights(pointwise)
     rows = tuple(_row(name, results[name], *differences[name], weights[name]) for name in differences)

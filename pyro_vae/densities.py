@@ -119,6 +119,17 @@ def run_repeat(
     return _read_model(_trace_model(model, drawn, rows, row_fields), terms, at, None)
 
 
+def run_guide(guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str) -> SiteTerms:
+    """The guide alone: the terms hold log q(z | x)."""
+    empty = SiteTerms(num_particles, x.shape[0], 1.0)
+    if layout == "repeat":
+        rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
+        return _read_guide(poutine.trace(lambda: guide(rows, row_fields)).get_trace(), empty, at, None)
+    with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
+        trace = poutine.trace(lambda: guide(x, fields)).get_trace()
+    return _read_guide(trace, empty, at, at.particle_dim)
+
+
 def run_prior(model: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str) -> SiteTerms:
     """The model alone, its latents drawn from their priors, which therefore cancel: the terms hold log p(x | z)."""
     if layout == "plate":

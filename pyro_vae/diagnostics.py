@@ -62,7 +62,9 @@ class ActiveUnits:
         return sum(len(values) for values in self.variances.values())
 
     def __str__(self) -> str:
-        lines = [f"active units: {self.count} of {self.num_units} (variance of the posterior mean over images > {ACTIVE:g})"]
+        lines = [
+            f"active units: {self.count} of {self.num_units} (variance of the posterior mean over images > {ACTIVE:g})"
+        ]
         return "\n".join([*lines, *_by_site(self.variances, "variances, largest first")])
 
     def to_dict(self) -> dict[str, Any]:
@@ -153,13 +155,15 @@ class Diagnostics:
                 "smaller KL weight, free bits, or a weaker decoder"
             )
         elif count < number:
-            found.append(f"{number - count} of {number} units are inactive: the model uses {count} dimensions of its latent")
+            found.append(
+                f"{number - count} of {number} units are inactive: the model uses {count} dimensions of its latent"
+            )
         for name, active in self.units.active.items():
             cost = self.kl.values[name]
             if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
                 found.append(
-                    f"{int(idle.sum())} inactive units of {name} cost {float(cost[idle].sum()):.2f} nats: their posterior is not the "
-                    "prior, and says nothing of x"
+                    f"{int(idle.sum())} inactive units of {name} cost {float(cost[idle].sum()):.2f} nats: their posterior is not "
+                    "the prior, and says nothing of x"
                 )
         if self.information.at_ceiling:
             found.append(

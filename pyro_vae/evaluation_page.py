@@ -63,17 +63,18 @@ def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions:
     pictures = x is not None and _are_images(x)
     figure = Figure(figsize=(10, 6.0 if pictures else 3.3), layout="constrained")
     if pictures:
-        upper, lower = figure.subfigures(2, 1, height_ratios=(3.0, 2.6 if reconstructions is not None else 1.6))
         assert x is not None
-        _worst(lower, ll, x, reconstructions)
+        rows = figure.add_gridspec(2, 1, height_ratios=(3.0, 1.6 if reconstructions is None else 2.6))
+        upper = figure.add_subfigure(rows[0])
+        _worst(figure.add_subfigure(rows[1]), ll, x, reconstructions)
     else:
-        upper = figure.subfigures(1, 1)
+        upper = figure.add_subfigure(figure.add_gridspec()[0])
     curve, khat, ess = upper.subplots(1, 3, width_ratios=(1.0, 1.25, 1.0))
     _curve(curve, ll)
     _khat(khat, ll)
     _ess(ess, ll)
-    share = _percent(sound(ll))
-    words = f"dotted: an image's own interval is sound where $\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({share} of the images)"
+    rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(sound(ll))} of the images)"
+    words = f"dotted: an image's own interval is sound where {rule}"
     upper.supxlabel(words, fontsize=8, color=GREY)
     figure.suptitle(_title(ll), fontsize=10)
     return figure
@@ -91,7 +92,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
     """Mean L_k of the first k of the same draws, on an axis of 0.1 nats or more; the band is two Monte Carlo errors at K."""
     numbers, means = list(ll.curve), list(ll.curve.values())
     axes.plot(numbers, means, "o-", color=BLUE, lw=1, ms=4)
-    if np.isfinite(ll.se_mc):
+    if np.isfinite([ll.mean, ll.se_mc]).all():
         axes.axhspan(ll.mean - 2 * ll.se_mc, ll.mean + 2 * ll.se_mc, color=BLUE, alpha=0.15, lw=0)
     for k, mean in ll.curve.items():
         axes.annotate(_figure(mean), (k, mean), (0, 6), textcoords="offset points", ha="center", fontsize=7, color=GREY)
@@ -134,7 +135,7 @@ def _ess(axes: Axes, ll: LogMarginal) -> None:
     ess = ll.ess.double().cpu().numpy()
     ess = ess[np.isfinite(ess)]
     edges = np.geomspace(1, max(ll.num_samples, 2) * 1.0001, 41)
-    axes.hist(np.clip(ess, 1, ll.num_samples), bins=edges, color=BLUE)
+    axes.hist(np.clip(ess, 1, ll.num_samples), bins=edges.tolist(), color=BLUE)
     axes.set_xscale("log")
     if len(ess):
         axes.axvline(float(np.median(ess)), color=RED, lw=1)

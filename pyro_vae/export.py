@@ -22,7 +22,7 @@ from pyro_vae.representation import decode, visit_images
 from pyro_vae.weights import check_count, refuse_bad_weights
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # type: ignore[import-untyped]
     import xarray
 
     from pyro_vae.importance import LogMarginal
@@ -161,13 +161,14 @@ def to_inference_data(
         refuse_bad_weights(pair.structure(batch, named))
         log_weights, drawn = weighted_draws(pair, batch, named, candidates)
         chosen = resample(log_weights, num_draws)
-        posterior = {name: value[chosen, torch.arange(num_images, device=value.device)] for name, value in drawn.items()}
+        posterior = {
+            name: value[chosen, torch.arange(num_images, device=value.device)] for name, value in drawn.items()
+        }
         prior = prior_draws(pair, batch, named, num_draws)
         observed = _observed(pair, batch, named)
     rows = {name: value.flatten(0, 1) for name, value in posterior.items()}
-    again = {name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()}
-    wanted = {name: value for name, value in again.items() if pair.model.wants(name)}
-    predicted = decode(model, rows, like=images[:1], mean=False, guide=guide, **options, **wanted)
+    options |= {name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()}
+    predicted = decode(model, rows, like=images[:1], mean=False, guide=guide, **options)
     ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
     figures = {name: getattr(ll, name)[:num_images] for name in ("log_px", "se", "ess", "khat")}
     named_draws = _Naming(images.shape[1:], named["index"].cpu(), num_draws)
@@ -178,7 +179,10 @@ def to_inference_data(
         "observed_data": named_draws.images(observed, drawn=False),
         "constant_data": named_draws.latents({**named, **figures, "resampling_ess": ess}, drawn=False),
     }
-    said = {**ll.protocol, "posterior": f"{num_draws} of {candidates} draws of the guide, resampled by weight, seed {seed}"}
+    said = {
+        **ll.protocol,
+        "posterior": f"{num_draws} of {candidates} draws of the guide, resampled by weight, seed {seed}",
+    }
     return inference_data(groups, {name: _attribute(value) for name, value in said.items()})
 
 

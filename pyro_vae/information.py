@@ -52,15 +52,25 @@ class Information:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_ceiling else "="
-        line = f"mutual information I(x; z) {sign} {self.mutual_information:.2f} ± {self.mutual_information_se:.2f} nats"
-        line += f"; KL(q(z) ‖ p(z)) {'≤' if self.at_ceiling else '='} {self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}"
+        line = (
+            f"mutual information I(x; z) {sign} {self.mutual_information:.2f} ± {self.mutual_information_se:.2f} nats"
+        )
+        line += (
+            f"; KL(q(z) ‖ p(z)) {'≤' if self.at_ceiling else '='} {self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}"
+        )
         lines = [f"{line}; their sum, the rate, {self.rate:.2f} ± {self.rate_se:.2f}"]
         how = f"q(z) is the mixture of q(z | x) over the same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}"
-        return "\n".join([*lines, f"  aggregate estimator: one draw an image; {how}; errors by the jackknife over images"])
+        return "\n".join(
+            [*lines, f"  aggregate estimator: one draw an image; {how}; errors by the jackknife over images"]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
-        return {**asdict(self), "ceiling": self.ceiling, "estimator": "aggregate posterior of the same images, jackknife"}
+        return {
+            **asdict(self),
+            "ceiling": self.ceiling,
+            "estimator": "aggregate posterior of the same images, jackknife",
+        }
 
 
 def mutual_information(
@@ -174,7 +184,9 @@ def _split(density: Tensor, own: Tensor, prior: Tensor) -> Information:
     density.diagonal().copy_(own)
     whole = density.logsumexp(1)
     # without image j: row j is gone, and column j from every other row, of which its own image stays
-    without = (whole.unsqueeze(1) + torch.log1p(-(density - whole.unsqueeze(1)).exp().clamp(max=1.0))).maximum(own.unsqueeze(1))
+    without = (whole.unsqueeze(1) + torch.log1p(-(density - whole.unsqueeze(1)).exp().clamp(max=1.0))).maximum(
+        own.unsqueeze(1)
+    )
     rest = 1.0 - torch.eye(number, dtype=density.dtype)
     left = (without * rest).sum(0) / (number - 1) - log(number - 1)  # mean log q(z) of each N − 1
     mean_own, mean_prior = ((v.sum() - v) / (number - 1) for v in (own, prior))

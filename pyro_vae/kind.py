@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pyro import poutine
+from torch import Tensor
 
 from pyro_vae.densities import Fields, sample_nodes
 from pyro_vae.pair import Pair
-from torch import Tensor
 
 
 def kind_of(pair: Pair, x: Tensor, fields: Fields) -> str:

@@ -71,8 +71,9 @@ def local_parameters(guide: Callable[..., Any], x: Tensor, fields: Fields) -> tu
             "as an nn.Module with local(x, **fields) -> η, (B, P) and unconstrained, and build(η) -> q(z | x), and sample "
             "build(self.local(x)) in its forward, as pyro_vae.guides.AmortizedGuide does"
         )
+    local: Any = guide.local
     with torch.no_grad(), poutine.block():  # outside the plate, and unseen: forward will open it again
-        eta = Program("guide's local", guide.local)(x, fields)
+        eta = Program("guide's local", local)(x, fields)
     if not isinstance(eta, Tensor) or eta.dim() != 2 or len(eta) != len(x) or not eta.is_floating_point():
         shape = tuple(eta.shape) if isinstance(eta, Tensor) else type(eta).__name__
         raise UserError(

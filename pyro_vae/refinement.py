@@ -23,6 +23,9 @@ from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.steps import EagerStep, make_step
 from pyro_vae.weights import check_count
 
+BETAS = (0.9, 0.95)
+"""Of Adam: it must soon forget the gradients far from the optimum, which are larger by orders of magnitude."""
+
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
@@ -103,7 +106,7 @@ def refine(
     guide: Callable[..., Any],
     x: Any,
     num_steps: int = 500,
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.1,
     num_samples: int = 5000,
     num_particles: int = 8,
     reference: LogMarginal | None = None,
@@ -158,14 +161,8 @@ def refine(
     best = log_marginal(model, refined, images, seed=mix(seed, 2) % 2**32, **options)
     said = {
         "log_px": _label(best if reference is None else reference),
-        "num_images": len(images),
-        "num_samples": num_samples,
-        "num_steps": num_steps,
-        "learning_rate": learning_rate,
-        "num_particles": num_particles,
-        "precision": best.protocol["precision"],
-        "seed": seed,
-        "sha256": best.protocol["sha256"],
+        **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision", "sha256")},
+        **{"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles, "seed": seed},
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     log_px = best.log_px if reference is None else reference.log_px
@@ -211,7 +208,7 @@ class _Climb:
         step, how = make_step(eager, "graph" if self.compile == "auto" else self.compile, self.num_steps, x, fields)
         if not self.bar.disable:
             tqdm.write(f"refinement step: {how}", file=sys.stderr)
-        optim = torch.optim.Adam([freed.eta], lr=self.learning_rate)
+        optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS)
         for i in range(self.num_steps):
             optim.param_groups[0]["lr"] = self.learning_rate * (1 + cos(pi * i / self.num_steps)) / 2
             step(x, fields)
@@ -220,14 +217,11 @@ class _Climb:
 
 
 def _check_used(eager: EagerStep, x: Tensor, fields: dict[str, Tensor]) -> None:
-    try:
-        eager.compute(x, fields)
-    except RuntimeError as error:
-        if "not have been used in the graph" not in str(error) and "does not require grad" not in str(error):
-            raise
+    _, gradient = eager.compute(x, fields)
+    if not bool((gradient != 0).any()):
         raise UserError(
             "the guide's draws don't depend on η: let its forward call self.local(x) and sample from self.build of what that gives"
-        ) from error
+        )
 
 
 def _share_store(model: Callable[..., Any], guide: Callable[..., Any], refined: RefinedGuide) -> None:

@@ -40,7 +40,9 @@ class SBC:
 
     def __str__(self) -> str:
         number = len(next(iter(self.ranks.values())))
-        lines = [f"SBC: {number} simulated images, {self.num_draws} draws each; smallest p {self.smallest_p:.2g} (Bonferroni)"]
+        lines = [
+            f"SBC: {number} simulated images, {self.num_draws} draws each; smallest p {self.smallest_p:.2g} (Bonferroni)"
+        ]
         for name, values in self.p_values.items():
             shown = " ".join(f"{p:.2g}" for p in values.tolist()[:20]) + (" …" if len(values) > 20 else "")
             lines.append(f"  {name}: KS p by dimension {shown}")
@@ -96,7 +98,9 @@ def sbc_ranks(
     check_seed(seed)
     given = as_fields(fields, size)
     place = find_device(device)
-    simulated = simulate(model, guide, size, like, place, seed, {name: value.to(place) for name, value in given.items()})
+    simulated = simulate(
+        model, guide, size, like, place, seed, {name: value.to(place) for name, value in given.items()}
+    )
     parts: list[dict[str, Tensor]] = []
     # a stream of its own: under one seed the guide would draw the very numbers that made the truth
     with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (pair, batches):
@@ -118,7 +122,7 @@ def _ranks(truth: Tensor, drawn: Tensor) -> Tensor:
 
 def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
     """Kolmogorov–Smirnov p-values of ``(rank + U)/(L + 1)``, which is uniform on [0, 1] where ranks are uniform: ``(D,)``."""
-    from scipy.stats import kstest
+    from scipy.stats import kstest  # type: ignore[import-untyped]
 
     place = (ranks.double() + torch.rand(ranks.shape, dtype=torch.float64)) / (num_draws + 1)
     return torch.tensor([float(kstest(place[:, d].numpy(), "uniform").pvalue) for d in range(place.shape[1])])

@@ -53,7 +53,8 @@ def simulate(
         name = generation.observed[0]
         drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
         if drawn.numel() == shape.numel():
-            x = pair.cast(drawn.reshape(shape))
+            # where x lies along other plates, its images come first; that this is so is checked next
+            x = pair.cast(_rows_first(trace.nodes[name], generation.dims[name]).reshape(shape))
             again = poutine.trace(poutine.replay(pair.model, trace=trace)).get_trace(x, named)
             if torch.equal(again.nodes[name]["value"], drawn):
                 return Simulated(

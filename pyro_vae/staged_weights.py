@@ -84,6 +84,7 @@ class StagedWeights(WeightSource):
             named = dict(zip(names, values, strict=True))
             return [self.kernel(x, named, k, fast_densities.log_prob)]
 
+        self.kernel(x, fields, k, plain_score)  # what a kernel reads from values, it reads now: a trace has none
         program = trace(log_weights, arguments)
         prologue, body_graph = split_at_draws(program.graph)
         body: Callable[..., Any] = body_graph

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae import explain
-from pyro_vae.densities import LAYOUTS, PARTICLE_PLATE, Fields, sample_nodes
+from pyro_vae.densities import LAYOUTS, PARTICLE_PLATE, Fields, run_guide, sample_nodes
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import _Given
@@ -93,13 +93,21 @@ class Unconstrained:
         log_p: Tensor = sum((site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det)
         return log_q, log_p
 
+    def log_guide(self, u: Tensor, x: Tensor, fields: Fields) -> Tensor:
+        """log q(u | x) alone, ``(C, B)``: the model does not run."""
+        with _At(self, u, len(x)) as at:
+            terms = run_guide(self.pair.guide, x, fields, self.num_chains, self.geometry, self.layout)
+        return sum((site.log_prob for site in terms.guide.values()), at.log_det)
+
     def differentiate(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The terms and their gradients in u: (log q, log p, ∇ log q, ∇ log p)."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             log_q, log_p = self.terms(u, x, fields)
-            (grad_q,) = torch.autograd.grad(log_q.sum(), u, retain_graph=True)
-            (grad_p,) = torch.autograd.grad(log_p.sum(), u)
+            # not of the sums, of which autograd would ask ones_like: a graph of the gradients alone then lacks the densities
+            ones = u.new_ones(u.shape[:-1])
+            (grad_q,) = torch.autograd.grad(log_q, u, ones, retain_graph=True)
+            (grad_p,) = torch.autograd.grad(log_p, u, ones)
         return log_q.detach(), log_p.detach(), grad_q, grad_p
 
     # ---- how u lies along a site's batch dimensions

@@ -24,7 +24,7 @@ if __name__ == "__main__":  # in that interpreter: the adapter alone, without th
     package.__path__ = [str(ROOT / "pyro_vae")]
     sys.modules["pyro_vae"] = package
 
-from pyro_vae import arviz_adapter
+from pyro_vae import arviz_adapter  # noqa: E402
 
 
 def two(number: int = 400) -> dict[str, np.ndarray]:
