@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+# no module has the name of a public function: once imported, it would stand in the function's place
 _HOME = {
     "fit": "training",
     "Diverged": "training",
@@ -20,6 +21,12 @@ _HOME = {
     "LogMarginal": "importance",
     "log_weights": "weights",
     "log_densities": "weights",
+    "ais": "annealed",
+    "bdmc": "bidirectional",
+    "refine": "refinement",
+    "compare": "comparison",
+    "diagnose": "diagnostics",
+    "sbc_ranks": "sbc",
     "check_pair": "check",
     "encode": "representation",
     "reconstruct": "representation",
@@ -37,7 +44,11 @@ __all__ = [
     "LogMarginal",
     "Pair",
     "UserError",
+    "ais",
+    "bdmc",
     "check_pair",
+    "compare",
+    "diagnose",
     "encode",
     "fit",
     "load",
@@ -45,18 +56,26 @@ __all__ = [
     "log_marginal",
     "log_weights",
     "reconstruct",
+    "refine",
     "sample",
+    "sbc_ranks",
 ]
 
 if TYPE_CHECKING:
+    from pyro_vae.annealed import ais
+    from pyro_vae.bidirectional import bdmc
     from pyro_vae.callbacks import EarlyStopping, EpochEnd
     from pyro_vae.check import check_pair
+    from pyro_vae.comparison import compare
+    from pyro_vae.diagnostics import diagnose
     from pyro_vae.errors import UserError
     from pyro_vae.history import History
     from pyro_vae.importance import LogMarginal, log_marginal
     from pyro_vae.pair import Pair
+    from pyro_vae.refinement import refine
     from pyro_vae.representation import encode, reconstruct, sample
     from pyro_vae.runs import load
+    from pyro_vae.sbc import sbc_ranks
     from pyro_vae.training import Diverged, fit
     from pyro_vae.weights import log_densities, log_weights
 

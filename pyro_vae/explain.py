@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -43,6 +44,18 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
             _check_event_shapes(_trace(pair, pair.model, x, lambda: pair.model(x, fields)), drawn)
             raise
     return model, drawn, x
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Inside, a ``UserError`` that a program raises keeps its first line: Pyro appends its table of shapes to any message."""
+    try:
+        yield
+    except UserError as error:
+        sentence, _, rest = str(error).partition("\n")
+        if rest.lstrip().startswith("Trace Shapes"):
+            raise UserError(sentence) from error
+        raise
 
 
 def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> poutine.Trace:

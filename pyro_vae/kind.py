@@ -1,19 +1,48 @@
-"""Whether a model's log p(x) is a log mass or a log density: the two are never compared."""
+"""What a model observes: a log mass or a log density, which are never compared, and how narrow its Gaussians are."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.densities import Fields, sample_nodes
 from pyro_vae.pair import Pair
 
+NARROW_IMAGES = 100
+"""Images on which a Gaussian's σ is looked at."""
+
 
 def kind_of(pair: Pair, x: Tensor, fields: Fields) -> str:
     """``mass`` or ``density``, by the supports of the observed sites; ``mixed`` where a model observes both."""
-    few = {name: value[:2] for name, value in fields.items()}
-    with pair.probing():
-        drawn = poutine.trace(pair.guide).get_trace(x[:2], few)
-        trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(x[:2], few)
-    discrete = {bool(node["fn"].support.is_discrete) for _, node in sample_nodes(trace) if node["is_observed"]}
+    discrete = {bool(fn.support.is_discrete) for fn in _observed(pair, x, fields, 2).values()}
     return "mixed" if len(discrete) > 1 else "mass" if discrete == {True} else "density"
+
+
+def narrow_notes(pair: Pair, x: Tensor, fields: Fields, bits_offset: float | None) -> tuple[str, ...]:
+    """A warning where a Gaussian's σ is below the grain of dequantized data: there it scores the noise that was added."""
+    if bits_offset is None:
+        return ()
+    grain, found = 2.0**-bits_offset, []
+    for name, fn in _observed(pair, x, fields, NARROW_IMAGES).items():
+        base: Any = fn
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if isinstance(base, dist.Normal | torch.distributions.Normal) and float(base.scale.min()) < grain:
+            found.append(
+                f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below 1/{2**bits_offset:g}, the grain of the data: "
+                "the density then rewards the dequantization noise, not the images; bound σ from below"
+            )
+    return tuple(found)
+
+
+def _observed(pair: Pair, x: Tensor, fields: Fields, number: int) -> dict[str, Any]:
+    """The observed sites' distributions at the first images, z drawn from the guide."""
+    few = {name: value[:number] for name, value in fields.items()}
+    with pair.probing():
+        drawn = poutine.trace(pair.guide).get_trace(x[:number], few)
+        trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(x[:number], few)
+    return {name: node["fn"] for name, node in sample_nodes(trace) if node["is_observed"]}

@@ -110,15 +110,18 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
     for node in module.graph.nodes:  # the traced shapes' metadata would be taken for fake tensors of another mode
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
+    compiled: Any
     with _quiet(), torch.no_grad():
         try:
             from torch._inductor.compile_fx import compile_fx
         except ImportError:  # a private call: where it is missing, the public one serves, a little slower
-            compiled: Any = torch.compile(module, options={"fallback_random": True})
+            compiled = torch.compile(module, options={"fallback_random": True})
             compiled(*inputs)
-            return compiled  # type: ignore[no-any-return]
-        patches = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
-        return compile_fx(module, list(inputs), config_patches=patches)
+        else:
+            patches = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+            compiled = compile_fx(module, list(inputs), config_patches=patches)
+    function: TensorFunction = compiled
+    return function
 
 
 @contextmanager

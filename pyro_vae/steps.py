@@ -128,12 +128,12 @@ class StagedStep(EagerStep):
                 self._programs[key] = None
 
     def _find_buffers(self, x: Tensor, fields: Mapping[str, Tensor]) -> None:
-        """The buffers that a training step writes to (BatchNorm's), found by running one and looking at their versions."""
+        """The buffers that a training step changes (BatchNorm's), found by running one; its change is undone."""
         places = [(m, name) for m in self.loss.pair.modules for name, b in m._buffers.items() if b is not None]
         copies = [_buffer(place).clone() for place in places]
-        versions = [_buffer(place)._version for place in places]
         self.compute(x, fields)
-        written = [i for i, place in enumerate(places) if _buffer(place)._version != versions[i]]
+        # by value: BatchNorm's kernel writes its running statistics without a new version
+        written = [i for i, place in enumerate(places) if not torch.equal(_buffer(place), copies[i])]
         for i in written:
             _buffer(places[i]).copy_(copies[i])
         self._buffers = [places[i] for i in written]

@@ -15,9 +15,9 @@ from spaces import SPACES
 from torch import Tensor, nn
 
 from pyro_vae import LogMarginal, UserError, log_marginal, log_weights
-from pyro_vae.ais import AnnealedMarginal, ais
+from pyro_vae.annealed import AnnealedMarginal, ais
 from pyro_vae.annealing import Settings
-from pyro_vae.bdmc import BDMC, bdmc
+from pyro_vae.bidirectional import BDMC, bdmc
 
 EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two sites": two_levels, "gamma": gamma_poisson}
 INEXACT: dict[str, Callable[[int], Exact]] = {
@@ -141,10 +141,10 @@ def test_tiles_change_no_more_than_the_noise(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def ais_module() -> Any:
-    """The module, whose name the function shadows."""
+    """The module of `ais`."""
     from importlib import import_module
 
-    return import_module("pyro_vae.ais")
+    return import_module("pyro_vae.annealed")
 
 
 def test_one_seed_one_number_and_the_callers_state_is_left_alone() -> None:

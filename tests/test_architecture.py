@@ -66,6 +66,21 @@ def test_every_public_name_is_there() -> None:
         pyro_vae.fitt  # noqa: B018
 
 
+def test_no_module_stands_in_a_functions_place() -> None:
+    """After ``import pyro_vae.x``, the attribute ``x`` of the package is that module."""
+    code = """
+import pkgutil, importlib, types
+import pyro_vae as pv
+for each in pkgutil.iter_modules(pv.__path__):
+    if each.name != "__main__":
+        importlib.import_module(f"pyro_vae.{each.name}")
+print([name for name in pv.__all__ if isinstance(getattr(pv, name), types.ModuleType)])
+print(all(map(callable, (pv.ais, pv.bdmc, pv.compare, pv.refine, pv.diagnose, pv.sbc_ranks))))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd="/", capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "True"], done.stderr
+
+
 def test_the_wheel_maps_every_folder() -> None:
     """Folders are flat: a subfolder would be in an editable install and not in the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]

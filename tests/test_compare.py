@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae.compare import Comparison, compare
+from pyro_vae.comparison import Comparison, compare
 from pyro_vae.errors import UserError
 from pyro_vae.importance import LogMarginal
 

@@ -1,0 +1,180 @@
+"""A traced program is the function that was traced: on other batches, in other noise, with other parameters."""
+
+import logging
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import guides, models
+from pyro_vae import staging
+from pyro_vae.densities import plain_score
+from pyro_vae.objectives import Loss, TraceMeanField_ELBO
+from pyro_vae.pair import Pair
+from pyro_vae.staged_weights import EagerWeights, StagedWeights, split_at_draws
+from pyro_vae.steps import EagerStep, StagedStep, make_step
+from pyro_vae.training import fit, trainable
+
+needs_compiler = pytest.mark.skipif(
+    bool(staging.missing_compiler(torch.device("cpu"))), reason=f"inductor: {staging.missing_compiler(torch.device('cpu'))}"
+)
+
+
+def small_pair(net: str = "MLP") -> tuple[models.GenerativeModel, guides.MeanField]:
+    torch.manual_seed(0)
+    args = {"hidden": (24,)} if net == "MLP" else {"channels": (4, 8)}
+    likelihood = models.Bernoulli(3, (1, 8, 8), net=net, **args)
+    return models.GenerativeModel(models.StandardNormal(3), likelihood), guides.MeanField((1, 8, 8), 3, net=net, **args)
+
+
+def images(size: int, seed: int = 1) -> Tensor:
+    return (torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.3).float()
+
+
+def test_a_program_follows_the_tensors_that_it_captured() -> None:
+    weight, offset = nn.Parameter(torch.randn(4, 4)), torch.zeros(())
+    program = staging.trace(lambda x: [x @ weight + offset], [torch.randn(3, 4)])
+    with torch.no_grad():
+        weight.mul_(2.0)
+        offset.fill_(0.5)
+    x = torch.randn(3, 4)
+    assert torch.equal(program(x)[0], x @ weight + offset)
+
+
+def test_noise_is_drawn_at_each_replay_and_follows_the_seed() -> None:
+    program = staging.trace(lambda x: [x + torch.randn_like(x)], [torch.zeros(5)])
+    torch.manual_seed(3)
+    first, second = program(torch.zeros(5))[0], program(torch.zeros(5))[0]
+    torch.manual_seed(3)
+    assert torch.equal(first, torch.randn(5)) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("function", "word"),
+    [
+        (lambda x: [x[x > 0]], "boolean"),
+        (lambda x: [x.nonzero()], "nonzero"),
+        (lambda x: [x.masked_select(x > 0)], "masked_select"),
+        (lambda x: [x * 2 if x.sum() > 0 else x], "tracing failed"),
+    ],
+)
+def test_what_depends_on_the_batch_is_not_staged(function: Callable[[Tensor], list[Tensor]], word: str) -> None:
+    with pytest.raises(staging.NotStageable, match=word):
+        staging.trace(function, [torch.randn(6)])
+
+
+def test_only_what_no_draw_feeds_is_in_the_prologue() -> None:
+    weight = torch.randn(4, 4)
+
+    def function(x: Tensor) -> list[Tensor]:
+        encoded = (x @ weight).exp()  # once a tile
+        return [encoded.expand(7, 2, 4) * torch.randn(7, 2, 4) + encoded.tanh()]
+
+    program = staging.trace(function, [torch.randn(2, 4)])
+    prologue, body = split_at_draws(program.graph)
+    names = [str(node.target) for node in body.graph.nodes if node.op == "call_function"]
+    assert not any("mm" in name or "exp." in name or "tanh" in name for name in names)
+    assert any("expand" in name for name in names), "an expanded view belongs to the tile of draws, where it is no memory"
+    x = torch.randn(2, 4)
+    torch.manual_seed(0)
+    expected = function(x)[0]
+    torch.manual_seed(0)
+    ready = prologue(*program.captured, x)
+    assert torch.equal(body(*program.captured, x, *ready)[0], expected)
+
+
+def step_of(net: str) -> tuple[EagerStep, Tensor, dict[str, Tensor]]:
+    loss = Loss(TraceMeanField_ELBO(), Pair.of(*small_pair(net)))
+    x, fields = images(16), {"index": torch.arange(16)}
+    with loss.pair.active(training=True):
+        return EagerStep(loss, trainable(loss, x, fields), None), x, fields
+
+
+@pytest.mark.parametrize("net", ["MLP", "Conv"])
+def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
+    eager, x, fields = step_of(net)
+    staged = StagedStep(eager, "graph")
+    with eager.loss.pair.active(training=True):
+        staged.prepare(x, fields)
+        for seed, batch in enumerate((images(16, 5), images(16, 6), images(9, 7))):  # the last one is ragged
+            named = {"index": torch.arange(len(batch))}
+            buffers = [b.clone() for m in eager.loss.pair.modules for b in m.buffers(recurse=False)]
+            results = []
+            for step in (eager, staged):
+                originals = [b for m in eager.loss.pair.modules for b in m.buffers(recurse=False)]
+                for original, kept in zip(originals, buffers, strict=True):
+                    original.copy_(kept)
+                torch.manual_seed(seed)
+                sums = step(batch, named)
+                gradients = [p.grad.clone() for p in eager.parameters if p.grad is not None]
+                results.append([sums, *gradients, *(b.clone() for b in originals)])
+            assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["MLP", "Conv"])
+def test_compiled_training_follows_the_eager_one(net: str) -> None:
+    """50 steps: losses within 1e-6 relative, and the compiled step is what ran."""
+    losses = {}
+    for tier in ("off", "inductor"):
+        model, guide = small_pair(net)
+        history = fit(model, guide, images(200), num_steps=50, batch_size=40, compile=tier, progress=False, seed=2)
+        assert history.compile == tier, history.note
+        losses[tier] = torch.tensor([record.loss for record in history.train])
+    assert float(((losses["inductor"] - losses["off"]) / losses["off"]).abs().max()) < 1e-6
+
+
+@needs_compiler
+def test_compiled_log_weights_are_the_eager_ones_in_the_same_noise(caplog: pytest.LogCaptureFixture) -> None:
+    pair = Pair.of(*small_pair())
+    x, fields = images(6), {"index": torch.arange(6)}
+
+    def kernel(x: Tensor, named: dict[str, Tensor], k: int, score: object) -> Tensor:
+        return pair.run(x, named, k, score=score).log_weights()  # type: ignore[arg-type]
+
+    with caplog.at_level(logging.WARNING), torch.no_grad(), pair.active(training=False):
+        expected = _draw(EagerWeights(kernel).tile(x, fields), 40)  # type: ignore[arg-type]
+        for tier in ("graph", "inductor"):
+            staged = StagedWeights(kernel, tier)  # type: ignore[arg-type]
+            staged.prepare(x, fields, 40)
+            found = _draw(staged.tile(x, fields), 40)
+            assert float((found - expected).abs().max()) < 1e-4  # float32, sums of 64 pixels
+    assert plain_score is not None and not caplog.records, "compiling is silent"
+
+
+def _draw(draw: Callable[[int], Tensor], k: int) -> Tensor:
+    torch.manual_seed(11)
+    return draw(k)
+
+
+def test_a_program_that_is_not_its_own_eager_self_is_refused() -> None:
+    """State outside the tensors (here a Python counter) makes the trace stale: found on the second batch."""
+    eager, x, fields = step_of("MLP")
+    calls = iter(range(1000))
+    original = eager.loss.step
+
+    def drifting(images: Tensor, named: dict[str, Tensor]) -> object:
+        estimate = original(images, named)
+        return type(estimate)(estimate.loss * (1.0 + next(calls)), *(estimate.reconstruction, estimate.kl, 1.0))
+
+    eager.loss.step = drifting  # type: ignore[method-assign, assignment]
+    with eager.loss.pair.active(training=True), pytest.raises(staging.NotStageable, match="differs from the eager one"):
+        StagedStep(eager, "graph").prepare(x, fields)
+
+
+def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
+    eager, x, fields = step_of("MLP")
+    with eager.loss.pair.active(training=True):
+        step, why = make_step(eager, "auto", 100, x, fields)
+    assert step.tier == "graph" and "less than compiling is worth" in why
+
+
+def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    eager, x, fields = step_of("MLP")
+    with eager.loss.pair.active(training=True):
+        step, why = make_step(eager, "inductor", 100, x, fields)
+    assert step.tier == "graph" and "g++" in why
