@@ -48,7 +48,12 @@ def ratios(timings: dict[str, Timing], base: str) -> dict[str, dict[str, float]]
     table = {}
     for name, timing in timings.items():
         pairs = [a / b for a, b in zip(timing.seconds, timings[base].seconds, strict=True)]
-        table[name] = {"median": statistics.median(pairs), "least": min(pairs), "most": max(pairs), "seconds": timing.median}
+        table[name] = {
+            "median": statistics.median(pairs),
+            "least": min(pairs),
+            "most": max(pairs),
+            "seconds": timing.median,
+        }
     return table
 
 
@@ -56,7 +61,9 @@ def report(title: str, table: dict[str, dict[str, float]], base: str, unit: floa
     """The table on the terminal; ``seconds`` times ``unit`` is shown."""
     print(f"\n{title} (ratio to {base}: median, range)")
     for name, row in table.items():
-        print(f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  {row['seconds'] * unit:9.3f} ms")
+        print(
+            f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  {row['seconds'] * unit:9.3f} ms"
+        )
 
 
 def write(name: str, tables: dict[str, Any]) -> Path:

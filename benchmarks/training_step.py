@@ -1,6 +1,6 @@
 """One training step: hand-written PyTorch, Pyro's SVI and pyro_vae's tiers, with one model, one batch, fused Adam.
 
-    python benchmarks/training_step.py [architecture …]
+python benchmarks/training_step.py [architecture …]
 """
 
 from __future__ import annotations

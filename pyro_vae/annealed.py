@@ -19,9 +19,20 @@ from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import check_seed, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.errors import UserError
 from pyro_vae.hmc import Kernel
-from pyro_vae.importance import ROWS, LogMarginal, _figure, _mode_notes, _padded, _shorten, _stops, _tiled
+from pyro_vae.importance import (
+    ROWS,
+    LogMarginal,
+    _figure,
+    _mode_notes,
+    _padded,
+    _shorten,
+    _stops,
+    _tiled,
+    observed_words,
+    refuse_nan,
+    running,
+)
 from pyro_vae.pair import Pair
 from pyro_vae.staged_target import make_target
 from pyro_vae.unconstrained import Point, Unconstrained
@@ -116,14 +127,12 @@ def ais(
     source.batch_size = tile = tiles(source.num_images, num_chains, ROWS.get(place.type, ROWS["cpu"]))
     digest, found = hashlib.sha256(), _Figures(num_chains, place)
     notes = _mode_notes(pair)
-    devices = [place] if place.type == "cuda" else []
     total = num_steps * -(-source.num_images // tile)
     with (
-        torch.random.fork_rng(devices),
-        torch.no_grad(),
-        pair.active(training=False, may_create=False),
+        running(pair, place),
         tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
+        known, narrow = observed_words(pair, source, bits_offset)
         images, named = _padded(*next(source.in_order()), tile, pair)
         target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
         if progress:
@@ -143,8 +152,9 @@ def ais(
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
         "sha256": digest.hexdigest(),
+        **known,
     }
-    return found.result(settings, said, protocol, notes=notes, bits_offset=bits_offset)
+    return found.result(settings, said, protocol, notes=notes + narrow, bits_offset=bits_offset)
 
 
 class _Figures:
@@ -174,9 +184,7 @@ class _Figures:
     ) -> AnnealedMarginal:
         """All images, with the protocol: how it was estimated, and what the caller knows."""
         log_px, variance, ess, share, debiased, elbo, acceptance, step = torch.cat(self._columns, dim=1)
-        if bool(log_px.isnan().any()):
-            image = int(log_px.isnan().nonzero()[0])
-            raise UserError(f"image {image}: its log weights hold a NaN: look for NaN in the model's parameters")
+        refuse_nan(log_px)
         return AnnealedMarginal(
             log_px=log_px,
             se=variance.sqrt(),

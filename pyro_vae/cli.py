@@ -69,10 +69,7 @@ def parse(given: list[str]) -> Command:
     if isinstance(options, Train) and options.config is not None:
         configured = read_config(options.config)
         options = _one_length(_read(given, configured), configured)
-    if isinstance(options, Train):
-        options.check()
-    else:
-        check_fields(options)
+    getattr(options, "check", lambda: check_fields(options))()
     return options
 
 

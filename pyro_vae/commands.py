@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae import registry, runs
+from pyro_vae import methods, registry, runs
 from pyro_vae.batches import make_source
 from pyro_vae.callbacks import EarlyStopping
 from pyro_vae.devices import find_device
@@ -19,10 +19,11 @@ from pyro_vae.endings import Failure, Stopped
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.experiment import Experiment, dry_run, prepare
 from pyro_vae.history import History
-from pyro_vae.importance import log_marginal
+from pyro_vae.importance import LogMarginal
 from pyro_vae.objectives import Loss
-from pyro_vae.options import Evaluate, List, Plot, Sample, Train
+from pyro_vae.options import Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.pair import Pair
+from pyro_vae.representation import reconstruct
 from pyro_vae.runs import Recorder, Run
 from pyro_vae.training import Diverged, evaluate_elbo, fit
 
@@ -68,10 +69,11 @@ def train(options: Train) -> None:
         if structure.point_masses:
             result, headline = _reconstruction_error(experiment, device, history, structure.point_masses[0])
         else:
-            result, headline = _log_marginal(
-                experiment, options, history.num_steps, "test", options.eval_images, options.seed
-            )
+            found = methods.evaluate(experiment, _evaluation(run, options), history.num_steps)
+            result, headline = found.figures, found.headline
         run.add_result(evaluations=[{"split": "test", **result}])
+        if not structure.point_masses:
+            _keep_images(run, experiment, found, options.pictures, options.device)
         if options.pictures:
             _pictures(run, experiment)
     except Stopped as stopped:
@@ -152,7 +154,7 @@ def _reconstruction_error(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# evaluate, sample, plot, list
+# evaluate, compare, sample, plot, list
 
 
 @execute.register
@@ -163,12 +165,30 @@ def evaluate(options: Evaluate) -> None:
     run.results()  # damaged results are told before the work, not after
     experiment, steps = _trained(run, options.data_root)
     try:
-        result, headline = _log_marginal(experiment, options, steps, options.split, options.num_images, options.seed)
+        found = methods.evaluate(experiment, options, steps)
     except Stopped as stopped:
         stopped.kept = "nothing was added to the run"
         raise
-    run.add_result(evaluations=[{"split": options.split, **result}])
-    _print_result(run, result, headline, options.json)
+    _keep(run, experiment, found, options)
+    _print_result(run, found.figures, found.headline, options.json)
+
+
+@execute.register
+def compare_runs(options: Compare) -> None:
+    """Paired differences between runs, from what they have stored."""
+    from pyro_vae.comparison import compare
+
+    find_device(options.device)
+    opened = [runs.open_run(folder) for folder in options.runs]
+    stored = {str(run): _stored(run, options) for run in opened}
+    number = options.num_images
+    if number is None:
+        number = next((ll.num_images for ll in stored.values() if ll is not None), None)
+    for run in opened:
+        if stored[str(run)] is None:
+            stored[str(run)] = _evaluated(run, options, number)
+    result = compare({name: ll for name, ll in stored.items() if ll is not None})
+    print(json.dumps(runs.finite(result.to_dict()), ensure_ascii=False) if options.json else result)
 
 
 @execute.register
@@ -236,24 +256,73 @@ def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
     return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
 
 
-def _log_marginal(
-    experiment: Experiment, options: Train | Evaluate, steps: int, split: str, number: int | None, seed: int
-) -> tuple[dict[str, Any], str]:
-    """The figures of `log_marginal` under their names, and the headline."""
-    x, words = experiment.images(split, number)
-    result = log_marginal(
-        experiment.model,
-        experiment.guide,
-        x,
+def _evaluation(run: Run, options: Train) -> Evaluate:
+    """The evaluation that ends a training."""
+    return Evaluate(
+        run.folder,
         num_samples=options.num_samples,
-        protocol={**words, **experiment.protocol(steps)},
-        seed=seed,
+        num_images=options.eval_images,
+        seed=options.seed,
         device=options.device,
         compile=options.compile,
-        progress=not options.quiet,
-        bits_offset=experiment.observed.bits_offset,
+        quiet=options.quiet,
     )
-    return result.to_dict(), str(result)
+
+
+def _keep(run: Run, experiment: Experiment, found: methods.Outcome, options: Evaluate) -> None:
+    """Write an evaluation into the run's folder, the figures first: each file appears whole or not at all."""
+    run.add_result(evaluations=[{"split": found.split, **found.figures}])
+    try:
+        _keep_images(run, experiment, found, options.pictures, options.device)
+    except Stopped as stopped:
+        stopped.kept = f"the result is in {runs.shown(run.results_file)}"
+        raise
+
+
+def _keep_images(run: Run, experiment: Experiment, found: methods.Outcome, pictures: bool, device: str) -> None:
+    """The per-image figures as a table and for `compare`, and the page of plots, where there are such figures."""
+    from pyro_vae.stored import save_estimate
+
+    if found.estimate is None or found.x is None:
+        return
+    save_estimate(run.estimate_file(found.figures["method"], found.split), found.estimate, run.trained())
+    found.estimate.to_csv(run.per_image_file)
+    if pictures:
+        shown = reconstruct(experiment.model, experiment.guide, found.x, device=device)
+        fitting = (each for each in shown.values() if each[0].numel() == found.x[0].numel())
+        found.estimate.plot(run.folder / "evaluation.png", found.x, next(fitting, None))
+
+
+def _stored(run: Run, options: Compare) -> LogMarginal | None:
+    """The run's latest estimate of the kind that is asked for, of its present parameters."""
+    from pyro_vae.stored import load_estimate
+
+    ll = load_estimate(run.estimate_file(options.method, options.split), run.trained())
+    if ll is None or options.num_images not in (None, ll.num_images):
+        return None
+    return ll if options.num_samples in (None, ll.num_samples) else None
+
+
+def _evaluated(run: Run, options: Compare, number: int | None) -> LogMarginal:
+    """A fresh estimate, which is added to the run."""
+    if not options.quiet:
+        _say(f"evaluating {run}")
+    evaluation = Evaluate(
+        run.folder,
+        method=options.method,
+        num_samples=options.num_samples,
+        num_images=number,
+        split=options.split,
+        seed=options.seed,
+        device=options.device,
+        compile=options.compile,
+        quiet=options.quiet,
+    )
+    experiment, steps = _trained(run, options.data_root)
+    found = methods.evaluate(experiment, evaluation, steps)
+    _keep(run, experiment, found, evaluation)
+    assert found.estimate is not None
+    return found.estimate
 
 
 def _pictures(run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str, ...] = ()) -> list[Path]:

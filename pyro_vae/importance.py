@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import gcd, log
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +22,14 @@ from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import Resident, Source, check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.kind import NARROW_IMAGES, kind_of, narrow_notes
 from pyro_vae.pair import Pair
 from pyro_vae.proposals import Proposal
 from pyro_vae.staged_weights import Draw, make_weights
 from pyro_vae.weights import check_count
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
@@ -164,6 +170,44 @@ class LogMarginal:
             "warnings": list(self.warnings),
         }
 
+    # ---- for readers and other tools (`pyro_vae.export`, `pyro_vae.evaluation_page`)
+
+    def summary(self) -> str:
+        """The headline, and below it what a reader who doubts it asks next: the curve, quantiles, the worst images."""
+        from pyro_vae import export
+
+        return export.summary(self)
+
+    def per_image(self) -> pandas.DataFrame:
+        """One row an image: log_px, se, bias, ess, khat, max_weight_share, lower, upper, flag."""
+        from pyro_vae import export
+
+        return export.per_image_table(self)
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write `per_image` as CSV, all digits."""
+        from pyro_vae import export
+
+        return export.write_per_image_csv(self, path)
+
+    def to_elpd(self) -> Any:
+        """ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and ``az.plot_khat`` take it."""
+        from pyro_vae import export
+
+        return export.to_elpd(self)
+
+    def to_inference_data(self, model: Callable[..., Any], guide: Callable[..., Any], x: Any, **options: Any) -> Any:
+        """The first images' posteriors for ArviZ; ``options`` are those of `pyro_vae.export.to_inference_data`."""
+        from pyro_vae import export
+
+        return export.to_inference_data(self, model, guide, x, **options)
+
+    def plot(self, path: str | Path, x: Tensor | None = None, reconstructions: Tensor | None = None) -> Path:
+        """Write the page of plots as a PNG: K-curve, k̂, ESS, and the worst of the images ``x`` above their reconstructions."""
+        from pyro_vae import evaluation_page
+
+        return evaluation_page.write_evaluation_page(path, self, x, reconstructions)
+
 
 def log_marginal(
     model: Callable[..., Any],
@@ -192,20 +236,18 @@ def log_marginal(
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
     """
-    check_count("num_samples", num_samples)
-    check_seed(seed)
+    _check(num_samples, seed, precision)
     source_of_draws: Proposal = registry.build("proposal", proposal)
-    if precision != "float32":
-        raise UserError(did_you_mean("precision", str(precision), ["float32"]))
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
     chunk, tile = _tiles(num_samples, ROWS.get(place.type, ROWS["cpu"]))
     source = make_source(x, fields, tile, place)
-    digest, columns, tails, curve = hashlib.sha256(), [], [], dict.fromkeys(_stops(num_samples), 0.0)
+    tile = min(tile, source.num_images)
+    found, digest = _Gathered(num_samples), hashlib.sha256()
     notes = _mode_notes(pair) + ((source_of_draws.warning,) if source_of_draws.warning else ())
-    devices = [place] if place.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad(), pair.active(training=False, may_create=False):
+    with running(pair, place):
         _refuse(pair, source, source_of_draws)
+        known, narrow = observed_words(pair, source, bits_offset)
         images, named = _padded(*next(source.in_order()), tile, pair)
         weights, how = make_weights(
             pair, source_of_draws.kernel(pair), compile, source.num_images, num_samples, chunk, images, named
@@ -219,14 +261,7 @@ def log_marginal(
             digest.update(images.cpu().contiguous().numpy().tobytes())
             draw = weights.tile(*_padded(images, named, tile, pair))
             sums = WeightSums(len(images), num_samples, place, source_of_draws.strata)
-            scored = _score(draw, sums, chunk, curve)
-            columns.append(scored.columns())
-            tails.append(pareto_khat(scored.top.cpu().numpy(), num_samples, columns[-1][2].numpy()))
-    log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(columns, dim=1)
-    if bool(log_px.isnan().any()):
-        raise UserError(
-            f"image {int(log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters"
-        )
+            found.add(_score(draw, sums, chunk, found.curve))
     said = {
         "estimator": f"IW-{num_samples}",
         "num_samples": num_samples,
@@ -236,22 +271,77 @@ def log_marginal(
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
         "sha256": digest.hexdigest(),
+        **known,
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     return LogMarginal(
-        log_px=log_px,
-        se=variance.sqrt(),
-        ess=ess,
-        khat=torch.from_numpy(np.concatenate(tails)),
-        elbo_px=elbo_px,
-        max_weight_share=max_share,
-        debiased_px=debiased,
-        curve={k: float(v) / source.num_images for k, v in curve.items()},
-        num_samples=num_samples,
-        protocol=said,
-        notes=notes,
-        bits_offset=bits_offset,
+        **found.figures(), num_samples=num_samples, protocol=said, notes=notes + narrow, bits_offset=bits_offset
     )
+
+
+def _check(num_samples: Any, seed: Any, precision: Any) -> None:
+    check_count("num_samples", num_samples)
+    check_seed(seed)
+    if precision != "float32":
+        raise UserError(did_you_mean("precision", str(precision), ["float32"]))
+
+
+@contextmanager
+def running(pair: Pair, place: torch.device) -> Iterator[None]:
+    """Eval mode, no gradients, the caller's random state kept; a program's own mistake stays one sentence."""
+    with (
+        explain.one_sentence(),
+        torch.random.fork_rng([place] if place.type == "cuda" else []),
+        torch.no_grad(),
+        pair.active(training=False, may_create=False),
+    ):
+        yield
+
+
+def observed_words(pair: Pair, source: Source, bits_offset: float | None) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The kind of log p(x) for the protocol, by the model's observed sites, and what is to be said of their σ."""
+    images, named = next(source.in_order())
+    few = pair.cast(images[:NARROW_IMAGES]), {name: value[:NARROW_IMAGES] for name, value in named.items()}
+    return {"kind": kind_of(pair, *few)}, narrow_notes(pair, *few, bits_offset)
+
+
+class _Gathered:
+    """The figures of each tile of images."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.num_samples = num_samples
+        self.curve: dict[int, Any] = dict.fromkeys(_stops(num_samples), 0.0)
+        self._columns: list[Tensor] = []
+        self._tails: list[Any] = []
+
+    def add(self, scored: ImageSums) -> None:
+        """A tile."""
+        self._columns.append(scored.columns())
+        self._tails.append(pareto_khat(scored.top.cpu().numpy(), self.num_samples, self._columns[-1][2].numpy()))
+
+    def figures(self) -> dict[str, Any]:
+        """Those of all images, under the names of `LogMarginal`."""
+        log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(self._columns, dim=1)
+        refuse_nan(log_px)
+        return {
+            "log_px": log_px,
+            "se": variance.sqrt(),
+            "ess": ess,
+            "khat": torch.from_numpy(np.concatenate(self._tails)),
+            "elbo_px": elbo_px,
+            "max_weight_share": max_share,
+            "debiased_px": debiased,
+            "curve": {k: float(v) / len(log_px) for k, v in self.curve.items()},
+        }
+
+
+def refuse_nan(log_px: Tensor) -> None:
+    """A ``UserError`` for the first image whose estimate is NaN."""
+    if bool(log_px.isnan().any()):
+        raise UserError(
+            f"image {int(log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters, or a "
+            "refined guide given other images"
+        )
 
 
 def _words(proposal: Proposal) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import Normal
 
 from pyro_vae.densities import Fields, sample_nodes
 from pyro_vae.pair import Pair
@@ -31,7 +30,7 @@ def narrow_notes(pair: Pair, x: Tensor, fields: Fields, bits_offset: float | Non
         base: Any = fn
         while hasattr(base, "base_dist"):
             base = base.base_dist
-        if isinstance(base, dist.Normal | torch.distributions.Normal) and float(base.scale.min()) < grain:
+        if isinstance(base, Normal) and float(base.scale.min()) < grain:
             found.append(
                 f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below 1/{2**bits_offset:g}, the grain of the data: "
                 "the density then rewards the dequantization noise, not the images; bound σ from below"

@@ -181,6 +181,7 @@ class TraceMeanField_ELBO(Objective):
             if name in terms.observed:
                 elbo = elbo + scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
             elif name in structure.analytic:
+                _refuse_lone_scale(name, terms.prior[name], terms.guide[name])
                 kl = _closed_kl(terms, terms.prior[name], terms.guide[name], structure)
                 elbo = elbo - kl_weight * scaled_sum(kl, terms.guide[name].scale)
                 total_kl = total_kl + kl.detach().sum()
@@ -191,6 +192,15 @@ class TraceMeanField_ELBO(Objective):
                 total_kl = total_kl + (guide.log_prob.sum() - prior.log_prob.sum()).detach()
         kl_part = torch.as_tensor(total_kl) / terms.num_particles
         return Estimate(-elbo / terms.num_particles, _reconstruction(terms), kl_part, terms.plate_scale)
+
+
+def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
+    """The closed form carries the guide's scale: one that stands in the model alone would be without effect."""
+    if prior.scale != guide.scale:
+        raise UserError(
+            f"site {name!r} is scaled by {prior.scale:g} in the model and by {guide.scale:g} in the guide, and a closed-form KL "
+            "can have one scale alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size in both"
+        )
 
 
 def _closed_kl(terms: SiteTerms, prior: Site, guide: Site, structure: Structure) -> Tensor:

@@ -128,16 +128,27 @@ class Evaluate:
 
     run: Run
     """The run's folder."""
-    num_samples: int = option(5000, least=1)
-    """K, the importance samples an image."""
+    method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
+    """Importance sampling, annealed importance sampling, bounds from both sides on simulated images, the two gaps of
+    the guide, or naive Monte Carlo from the prior."""
+    proposal: str | None = None
+    """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
+    num_samples: int | None = option(None, least=1)
+    """iw, refine, prior: K, the importance samples an image; by default 5000."""
+    num_steps: int | None = option(None, least=1)
+    """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default 500."""
+    num_chains: int | None = option(None, least=1)
+    """ais, bdmc: chains an image; by default 8."""
     num_images: int | None = option(None, least=1)
-    """So many images, chosen at random; by default all."""
+    """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and refine."""
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
+    pictures: bool = True
+    """iw, ais: draw the page of plots into the run's folder."""
     data_root: Path | None = None
     """Where the data are, if not where they were."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the importance samples."""
+    """Of the draws."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
@@ -146,6 +157,65 @@ class Evaluate:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
+        check_fields(self)
+        for name, methods in OF_METHODS.items():
+            if getattr(self, name) is not None and self.method not in methods:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(
+                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: leave it out"
+                )
+        if self.method == "bdmc" and self.split != "test":
+            raise UserError("--method bdmc simulates its images: leave --split out")
+
+
+OF_METHODS: dict[str, tuple[str, ...]] = {
+    "proposal": ("iw",),
+    "num_samples": ("iw", "refine", "prior"),
+    "num_steps": ("ais", "bdmc", "refine"),
+    "num_chains": ("ais", "bdmc"),
+}
+"""Options of `evaluate` that serve some methods alone."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare runs on the same images: paired differences of log p(x), from the runs' latest evaluations."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """The runs' folders, two or more."""
+    method: Literal["iw", "ais"] = "iw"
+    """Whose estimates are compared; a run without one is evaluated first."""
+    num_samples: int | None = option(None, least=1)
+    """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where there is none."""
+    num_images: int | None = option(None, least=1)
+    """Evaluate afresh where a stored number of images is another one; by default that of the first stored."""
+    split: Literal["test", "valid"] = "test"
+    """Which images: the test set, or those held out for validation."""
+    data_root: Path | None = None
+    """Where the data are, if not where they were."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the draws, where a run is evaluated."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How the programs are run."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
+        check_fields(self)
+        if self.num_samples is not None and self.method not in OF_METHODS["num_samples"]:
+            raise UserError(f"--method {self.method} takes no --num-samples, which is for iw: leave it out")
+        if len(self.runs) < 2:
+            raise UserError(f"compare takes two or more run folders, got {len(self.runs)}")
+        if len({each.expanduser().resolve() for each in self.runs}) < len(self.runs):
+            raise UserError("compare: a run folder is given twice")
 
 
 @dataclass(frozen=True)
@@ -190,9 +260,16 @@ class List:
     """Print one JSON object: a list of parts for each slot."""
 
 
-Command = Train | Evaluate | Sample | Plot | List
+Command = Train | Evaluate | Compare | Sample | Plot | List
 
-COMMANDS: dict[str, type[Any]] = {"train": Train, "evaluate": Evaluate, "sample": Sample, "plot": Plot, "list": List}
+COMMANDS: dict[str, type[Any]] = {
+    "train": Train,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "sample": Sample,
+    "plot": Plot,
+    "list": List,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

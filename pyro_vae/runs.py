@@ -1,4 +1,4 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, pictures."""
+"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, evaluations/, pictures."""
 
 from __future__ import annotations
 
@@ -66,6 +66,19 @@ class Run:
     def checkpoints(self) -> Path:
         """Where the trained tensors are."""
         return self.folder / "checkpoints"
+
+    @property
+    def per_image_file(self) -> Path:
+        """The latest evaluation's figures by image."""
+        return self.folder / "per_image.csv"
+
+    def estimate_file(self, method: str, split: str) -> Path:
+        """The latest estimate of its kind, for `pyro-vae compare`."""
+        return self.folder / "evaluations" / f"{method}-{split}.npz"
+
+    def trained(self) -> str:
+        """The SHA-256 of the trained tensors."""
+        return checkpoint.manifest(checkpoint.latest(self.checkpoints)).read_text(encoding="utf-8").split()[0]
 
     def __str__(self) -> str:
         return shown(self.folder)

@@ -58,7 +58,8 @@ def change(file: Path, old: str, new: str) -> None:
 
 def test_the_files_of_a_run(trained: Path) -> None:
     names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
-    assert names == {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "results.json"}
+    files = {"config.toml", "environment.json", "metrics.jsonl", "results.json", "per_image.csv"}
+    assert names == {*files, "checkpoints", "evaluations"}
     rows = runs.open_run(trained).rows()
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert rows[-1]["step"] == 25

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import guides, models
-from pyro_vae import staging
+from pyro_vae import guides, models, staging
 from pyro_vae.densities import plain_score
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
@@ -18,7 +17,8 @@ from pyro_vae.steps import EagerStep, StagedStep, make_step
 from pyro_vae.training import fit, trainable
 
 needs_compiler = pytest.mark.skipif(
-    bool(staging.missing_compiler(torch.device("cpu"))), reason=f"inductor: {staging.missing_compiler(torch.device('cpu'))}"
+    bool(staging.missing_compiler(torch.device("cpu"))),
+    reason=f"inductor: {staging.missing_compiler(torch.device('cpu'))}",
 )
 
 
@@ -76,7 +76,9 @@ def test_only_what_no_draw_feeds_is_in_the_prologue() -> None:
     prologue, body = split_at_draws(program.graph)
     names = [str(node.target) for node in body.graph.nodes if node.op == "call_function"]
     assert not any("mm" in name or "exp." in name or "tanh" in name for name in names)
-    assert any("expand" in name for name in names), "an expanded view belongs to the tile of draws, where it is no memory"
+    assert any("expand" in name for name in names), (
+        "an expanded view belongs to the tile of draws, where it is no memory"
+    )
     x = torch.randn(2, 4)
     torch.manual_seed(0)
     expected = function(x)[0]

@@ -1,0 +1,51 @@
+"""IW, defensive IW, the jackknife and AIS side by side on the same test images of a trained run.
+
+python benchmarks/estimators.py RUN [number of images]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import write
+
+import pyro_vae as pv
+from pyro_vae.experiment import prepare
+from pyro_vae.options import train_from
+
+
+def main(folder: Path, num_images: int) -> None:
+    """Score the same images by every estimator, and print them with their errors."""
+    experiment = prepare(train_from(folder / "config.toml"))
+    x, words = experiment.images("test", num_images)
+    model, guide = pv.load(folder)
+    protocol = {**experiment.observed.protocol, **words, "run": folder.name}
+    rows: dict[str, dict[str, Any]] = {}
+
+    def score(name: str, estimate: Any) -> Any:
+        started = time.perf_counter()
+        result = estimate()
+        rows[name] = {**result.to_dict(), "seconds": time.perf_counter() - started}
+        print(f"{name} ({rows[name]['seconds']:.0f} s)\n{result}\n", flush=True)
+        return result
+
+    plain = score("IW-5000", lambda: pv.log_marginal(model, guide, x, num_samples=5000, protocol=protocol))
+    rows["IW-5000, jackknifed"] = {"mean": plain.debiased, "se_mc": plain.se_mc}
+    wide = score(
+        "IW-5000, defensive",
+        lambda: pv.log_marginal(model, guide, x, num_samples=5000, proposal="defensive", protocol=protocol),
+    )
+    score("IW-50000", lambda: pv.log_marginal(model, guide, x, num_samples=50_000, protocol=protocol))
+    annealed = score("AIS, T = 1000, 8 chains", lambda: pv.ais(model, guide, x, protocol=protocol))
+    for name, other in (("IW-5000", plain), ("IW-5000, defensive", wide)):
+        difference = annealed.log_px - other.log_px
+        rows[f"AIS − {name}"] = {"mean": float(difference.mean()), "se": float(difference.std() / len(x) ** 0.5)}
+        print(f"AIS − {name}: {difference.mean():+.3f} ± {difference.std() / len(x) ** 0.5:.3f} nats (paired)")
+    write("estimators", {"images": num_images, "rows": rows})
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100)
