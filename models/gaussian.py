@@ -36,7 +36,9 @@ class Gaussian(Likelihood):
     ) -> None:
         fixed = isinstance(scale, int | float) and not isinstance(scale, bool)
         if not fixed and scale not in ("learned", "per_pixel"):
-            raise UserError(did_you_mean("scale of Gaussian", str(scale), ["learned", "per_pixel", "a positive number"]))
+            raise UserError(
+                did_you_mean("scale of Gaussian", str(scale), ["learned", "per_pixel", "a positive number"])
+            )
         if fixed and not 0 < float(scale) < float("inf"):
             raise UserError(f"Gaussian(scale={scale}): the standard deviation must be positive and finite")
         if not 0 <= min_scale < float("inf"):

@@ -86,7 +86,7 @@ class LogMarginal:
 
     @property
     def elbo(self) -> float:
-        """The ELBO from the same draws."""
+        """The mean log weight of the same draws: the guide's ELBO where the guide is the proposal."""
         return float(self.elbo_px.mean())
 
     @property
@@ -135,9 +135,11 @@ class LogMarginal:
         label = self.protocol.get("estimator", f"IW-{self.num_samples}")
         line = f"log p(x) ≥ {_figure(self.mean)} nats ({label}, N = {self.num_images})"
         line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  est. bias {_figure(self.bias, 3)}"
-        line += (
-            f"  k̂ > 0.7: {_share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}  ELBO {_figure(self.elbo)}"
-        )
+        line += f"  k̂ > 0.7: {_share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}"
+        if (
+            self.protocol.get("proposal", "guide") == "guide"
+        ):  # another proposal's mean log weight is not the guide's ELBO
+            line += f"  ELBO {_figure(self.elbo)}"
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         shown = {
