@@ -18,7 +18,7 @@ _HOME = {
     "EarlyStopping": "callbacks",
     "EpochEnd": "callbacks",
     "log_marginal": "importance",
-    "LogMarginal": "importance",
+    "LogMarginal": "marginal",
     "log_weights": "weights",
     "log_densities": "weights",
     "ais": "annealed",
@@ -70,7 +70,8 @@ if TYPE_CHECKING:
     from pyro_vae.diagnostics import diagnose
     from pyro_vae.errors import UserError
     from pyro_vae.history import History
-    from pyro_vae.importance import LogMarginal, log_marginal
+    from pyro_vae.importance import log_marginal
+    from pyro_vae.marginal import LogMarginal
     from pyro_vae.pair import Pair
     from pyro_vae.refinement import refine
     from pyro_vae.representation import encode, reconstruct, sample

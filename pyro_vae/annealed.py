@@ -20,21 +20,11 @@ from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
-from pyro_vae.importance import (
-    ROWS,
-    LogMarginal,
-    _figure,
-    _mode_notes,
-    _padded,
-    _shorten,
-    _stops,
-    _tiled,
-    observed_words,
-    refuse_nan,
-    running,
-)
+from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
+from pyro_vae.marginal import LogMarginal, figure, shorten
 from pyro_vae.pair import Pair
 from pyro_vae.staged_target import make_target
+from pyro_vae.tiles import ROWS, padded, stops, tiled
 from pyro_vae.unconstrained import Point, Unconstrained
 
 LOW_ACCEPTANCE = 0.2
@@ -67,14 +57,14 @@ class AnnealedMarginal(LogMarginal):
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"log p(x) ≥ {_figure(self.mean)} nats (AIS, T = {said['num_steps']}, {self.num_samples} chains, "
+        line = f"log p(x) ≥ {figure(self.mean)} nats (AIS, T = {said['num_steps']}, {self.num_samples} chains, "
         line += f"N = {self.num_images})  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  "
-        line += f"est. bias {_figure(self.bias, 3)}  median ESS {float(self.ess.median()):.1f}  "
-        line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {_figure(self.elbo)}"
+        line += f"est. bias {figure(self.bias, 3)}  median ESS {float(self.ess.median()):.1f}  "
+        line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {figure(self.elbo)}"
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         hidden = ("estimator", "num_samples", "num_chains", "num_images", "num_dims", "num_steps")
-        rest = "; ".join(f"{k} {_shorten(v)}" for k, v in said.items() if k not in hidden)
+        rest = "; ".join(f"{k} {shorten(v)}" for k, v in said.items() if k not in hidden)
         lines = [
             line,
             "  a lower bound in expectation; real data have no such upper bound (bdmc: both, on simulated data)",
@@ -126,22 +116,22 @@ def ais(
     source = make_source(x, fields, 1, place)
     source.batch_size = tile = tiles(source.num_images, num_chains, ROWS.get(place.type, ROWS["cpu"]))
     digest, found = hashlib.sha256(), _Figures(num_chains, place)
-    notes = _mode_notes(pair)
+    notes = mode_notes(pair)
     total = num_steps * -(-source.num_images // tile)
     with (
         running(pair, place),
         tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
         known, narrow = observed_words(pair, source, bits_offset)
-        images, named = _padded(*next(source.in_order()), tile, pair)
+        images, named = padded(*next(source.in_order()), tile, pair)
         target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)
-        for images, named in _tiled(source, tile, False):
+        for images, named in tiled(source, tile, False):
             explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
-            batch = _padded(images, named, tile, pair)
+            batch = padded(images, named, tile, pair)
             on_tile = target.tile(*batch)
             kernel = prepare_kernel(target, on_tile, *batch, settings)
             start = on_tile.point(target.space.draw(*batch))
@@ -162,7 +152,7 @@ class _Figures:
 
     def __init__(self, num_chains: int, device: torch.device) -> None:
         self.num_chains, self.device = num_chains, device
-        self.curve = dict.fromkeys(_stops(num_chains), 0.0)
+        self.curve = dict.fromkeys(stops(num_chains), 0.0)
         self._columns: list[Tensor] = []
         self._tails: list[Any] = []
 

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
 from pyro_vae.devices import find_device
-from pyro_vae.importance import ROWS, _figure, _shorten
+from pyro_vae.marginal import figure, shorten
 from pyro_vae.pair import Pair
 from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.staged_target import EagerTarget, make_target
+from pyro_vae.tiles import ROWS
 from pyro_vae.unconstrained import Unconstrained
 from pyro_vae.weights import check_count
 
@@ -77,11 +78,11 @@ class BDMC:
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"{_figure(self.lower)} ≤ log p(x) ≤ {_figure(self.upper)} nats in expectation (BDMC, T = {said['num_steps']}, "
-        line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {_figure(self.gap, 3)} "
+        line = f"{figure(self.lower)} ≤ log p(x) ≤ {figure(self.upper)} nats in expectation (BDMC, T = {said['num_steps']}, "
+        line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
         line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
         hidden = ("num_samples", "num_chains", "num_images", "num_steps")
-        rest = "; ".join(f"{k} {_shorten(v)}" for k, v in said.items() if k not in hidden)
+        rest = "; ".join(f"{k} {shorten(v)}" for k, v in said.items() if k not in hidden)
         return "\n".join(
             [
                 line,

@@ -19,7 +19,7 @@ from pyro_vae.endings import Failure, Stopped
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.experiment import Experiment, dry_run, prepare
 from pyro_vae.history import History
-from pyro_vae.importance import LogMarginal
+from pyro_vae.marginal import LogMarginal
 from pyro_vae.objectives import Loss
 from pyro_vae.options import Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.pair import Pair

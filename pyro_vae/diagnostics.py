@@ -14,6 +14,7 @@ from pyro_vae.densities import Fields, Site, masked
 from pyro_vae.draws import by_draw, rows_first
 from pyro_vae.errors import UserError
 from pyro_vae.information import Information, mutual_information
+from pyro_vae.marginal import figure
 from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
 from pyro_vae.sbc import SBC, sbc_ranks
@@ -92,7 +93,7 @@ class RateDistortion:
 
     def __str__(self) -> str:
         parts = (
-            f"{name} {_figure(value)} ± {error:.2f}"
+            f"{name} {figure(value)} ± {error:.2f}"
             for name, value, error in (
                 ("rate", self.rate, self.rate_se),
                 ("distortion", self.distortion, self.distortion_se),
@@ -313,7 +314,3 @@ def _by_site(values: Mapping[str, Tensor], words: str) -> list[str]:
         shown = " ".join(f"{value:.3g}" for value in each.sort(descending=True).values.tolist()[:20])
         lines.append(f"  {name}: {words}: {shown}{' …' if len(each) > 20 else ''}")
     return lines
-
-
-def _figure(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")

@@ -20,7 +20,7 @@ from pyro_vae.files import write_atomically
 from pyro_vae.image_grid import DoesNotFit, picture_shape, to_pixels, value_range
 
 if TYPE_CHECKING:
-    from pyro_vae.importance import LogMarginal
+    from pyro_vae.marginal import LogMarginal
 
 DPI = 160
 WORST = 10

@@ -17,6 +17,7 @@ from pyro_vae.batches import as_images
 from pyro_vae.draws import by_draw, prior_draws, rows_first, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
+from pyro_vae.marginal import LogMarginal, figure
 from pyro_vae.pair import Pair
 from pyro_vae.representation import decode, visit_images
 from pyro_vae.weights import check_count, refuse_bad_weights
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
     import xarray
 
-    from pyro_vae.importance import LogMarginal
 
 SOUND_KHAT, SOUND_ESS = 0.5, 300.0
 """Where an image's nominal 95% interval covers: k̂ below, and the weights' ESS at least (evaluation.md, measured)."""
@@ -82,14 +82,14 @@ def write_per_image_csv(ll: LogMarginal, path: str | Path) -> Path:
 
 def summary(ll: LogMarginal) -> str:
     """The headline, and below it what a reader who doubts it asks next."""
-    curve = "  ".join(f"{_figure(value)} (K = {k})" for k, value in sorted(ll.curve.items()))
+    curve = "  ".join(f"{figure(value)} (K = {k})" for k, value in sorted(ll.curve.items()))
     order = torch.argsort(ll.log_px)[: min(5, ll.num_images)].tolist()
-    worst = ", ".join(f"{i}: {_figure(float(ll.log_px[i]))}" for i in order)
+    worst = ", ".join(f"{i}: {figure(float(ll.log_px[i]))}" for i in order)
     lines = [
         str(ll),
-        f"  95% lower bound on the mean, whatever the weights: {_figure(ll.lower95)}",
-        f"  first k of the same draws: {curve}; ELBO {_figure(ll.elbo)}",
-        f"  jackknifed, which is no bound: {_figure(ll.debiased)}",
+        f"  95% lower bound on the mean, whatever the weights: {figure(ll.lower95)}",
+        f"  first k of the same draws: {curve}; ELBO {figure(ll.elbo)}",
+        f"  jackknifed, which is no bound: {figure(ll.debiased)}",
         f"  ESS by image: {_quantiles(ll.ess, 0)}",
         f"  k̂ by image: {_quantiles(ll.khat, 2)}",
         f"  largest weight's share by image: {_quantiles(ll.max_weight_share, 3)}",
@@ -107,11 +107,7 @@ def _quantiles(values: Tensor, digits: int) -> str:
     found = np.quantile(known, [0.0, 0.05, 0.5, 0.95, 1.0], method="nearest")
     named = zip(("min", "5%", "median", "95%", "max"), found, strict=True)
     unknown = f"  ({len(values) - len(known)} unknown)" if len(known) < len(values) else ""
-    return "  ".join(f"{name} {_figure(float(value), digits)}" for name, value in named) + unknown
-
-
-def _figure(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    return "  ".join(f"{name} {figure(float(value), digits)}" for name, value in named) + unknown
 
 
 # ---------------------------------------------------------------------------------------------------------------------

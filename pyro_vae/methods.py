@@ -11,7 +11,8 @@ from torch import Tensor
 from pyro_vae.annealed import ais
 from pyro_vae.bidirectional import bdmc
 from pyro_vae.experiment import Experiment
-from pyro_vae.importance import LogMarginal, log_marginal
+from pyro_vae.importance import log_marginal
+from pyro_vae.marginal import LogMarginal
 from pyro_vae.options import Evaluate
 from pyro_vae.refinement import refine
 

@@ -16,11 +16,13 @@ from pyro_vae.annealing import tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
-from pyro_vae.importance import ROWS, LogMarginal, _figure, _shorten, log_marginal
+from pyro_vae.importance import log_marginal
+from pyro_vae.marginal import LogMarginal, figure, shorten
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.steps import EagerStep, make_step
+from pyro_vae.tiles import ROWS
 from pyro_vae.weights import check_count
 
 BETAS = (0.9, 0.95)
@@ -84,11 +86,11 @@ class Refinement:
         return _se(self.elbo_refined_px - self.elbo_amortized_px)
 
     def __str__(self) -> str:
-        line = f"ELBO[q] {_figure(self.elbo_amortized)} → ELBO[q*] {_figure(self.elbo_refined)} → log p(x) ≥ "
-        line += f"{_figure(float(self.log_px.mean()))} nats (N = {self.num_images}, {self.protocol['log_px']})"
-        gaps = f"  amortization gap {_figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
-        gaps += f"{_figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
-        rest = "; ".join(f"{k} {_shorten(v)}" for k, v in self.protocol.items() if k not in ("log_px", "num_images"))
+        line = f"ELBO[q] {figure(self.elbo_amortized)} → ELBO[q*] {figure(self.elbo_refined)} → log p(x) ≥ "
+        line += f"{figure(float(self.log_px.mean()))} nats (N = {self.num_images}, {self.protocol['log_px']})"
+        gaps = f"  amortization gap {figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
+        gaps += f"{figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
+        rest = "; ".join(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k not in ("log_px", "num_images"))
         return "\n".join(
             [line, gaps, f"  protocol: {rest}", *(f"  warning: {text}" for text in self.log_marginal.warnings)]
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.annealed import AnnealedMarginal
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
-from pyro_vae.importance import LogMarginal
+from pyro_vae.marginal import LogMarginal
 
 KINDS: dict[str, type[LogMarginal]] = {"LogMarginal": LogMarginal, "AnnealedMarginal": AnnealedMarginal}
 

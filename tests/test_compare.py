@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.comparison import Comparison, compare
 from pyro_vae.errors import UserError
-from pyro_vae.importance import LogMarginal
+from pyro_vae.marginal import LogMarginal
 
 KNOWN = {"sha256": "a" * 64, "kind": "mass", "observation": "dynamic binarization", "estimator": "IW-100"}
 

@@ -15,7 +15,8 @@ from pairs import binary_images, fresh
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation_page import WORST, evaluation_figure, write_evaluation_page
-from pyro_vae.importance import LogMarginal, log_marginal
+from pyro_vae.importance import log_marginal
+from pyro_vae.marginal import LogMarginal
 from pyro_vae.representation import reconstruct
 
 OPTIONS: dict[str, Any] = {"compile": "off", "device": "cpu"}

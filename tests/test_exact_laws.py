@@ -16,7 +16,7 @@ from exact import Exact, gamma_poisson, ppca, two_levels
 from pyro import distributions as dist
 from pyro import poutine
 
-from pyro_vae import LogMarginal, importance, log_marginal, log_weights
+from pyro_vae import LogMarginal, importance, log_marginal, log_weights, tiles
 from pyro_vae.accumulate import WeightSums, tail_length
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.errors import UserError
@@ -130,7 +130,7 @@ def test_fields_stay_with_their_images(rows: int, tier: str, monkeypatch: pytest
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 60, 5000])
 @pytest.mark.parametrize("rows", [1, 10, 333, 2000])
 def test_tiles_cover_the_draws(num_samples: int, rows: int) -> None:
-    chunk, images = importance._tiles(num_samples, rows)
+    chunk, images = tiles.tile_sizes(num_samples, rows)
     assert 1 <= chunk <= min(num_samples, rows) and images >= 1
     assert chunk * images <= max(rows, 1)
 

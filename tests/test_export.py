@@ -17,7 +17,8 @@ from torch import Tensor
 
 from pyro_vae import export
 from pyro_vae.errors import UserError
-from pyro_vae.importance import LogMarginal, log_marginal
+from pyro_vae.importance import log_marginal
+from pyro_vae.marginal import LogMarginal
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # ArviZ 0.23 announces its next release

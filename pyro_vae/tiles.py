@@ -1,0 +1,44 @@
+"""The tiles of an evaluation: how many draws and images the model sees at once, and one shape for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import gcd
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.batches import Source
+from pyro_vae.pair import Pair
+
+ROWS = {"cpu": 2000, "cuda": 200_000}
+"""Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
+
+
+def tile_sizes(num_samples: int, rows: int) -> tuple[int, int]:
+    """Draws and images of one run of the model: about ``rows`` together, the draws dividing the curve's stops evenly."""
+    common = gcd(*stops(num_samples))
+    fits = [n for n in range(1, min(common, rows) + 1) if common % n == 0]
+    chunk = fits[-1] if fits[-1] >= min(num_samples, rows) // 16 else min(num_samples, rows)
+    return chunk, max(1, rows // chunk)
+
+
+def padded(x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+    """A tile of exactly ``tile`` images, the first ones again where there are fewer: one shape, one program."""
+    rows = torch.arange(tile, device=x.device) % len(x)
+    return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
+
+
+def tiled(source: Source, tile: int, shown: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
+        for images, named in source.in_order():
+            for start in range(0, len(images), tile):
+                rows = slice(start, start + tile)
+                yield images[rows], {name: value[rows] for name, value in named.items()}
+                bar.update(len(images[rows]))
+
+
+def stops(num_samples: int) -> list[int]:
+    """The k at which the curve is read: K/10, K/2, K."""
+    return sorted({max(1, num_samples // 10), max(1, num_samples // 2), num_samples})
