@@ -25,7 +25,9 @@ def random_rows(number: int, fraction: float, seed: int, what: str, least: int =
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
-def checked_pixels(name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None) -> tuple[dict[str, Tensor], int | None]:
+def checked_pixels(
+    name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None
+) -> tuple[dict[str, Tensor], int | None]:
     """The arrays as tensors (N, C, H, W) or (N, D) of uint8 or float32, checked; and their number of levels."""
     kinds = {key: _kind(f"{name}, array {key!r}", array) for key, array in arrays.items()}
     if len(set(kinds.values())) > 1:
