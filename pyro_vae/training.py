@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from math import isfinite
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import explain, registry
-from pyro_vae.batches import Resident, Source, check_seed, make_source, mix
+from pyro_vae.batches import Batch, Resident, Source, check_seed, make_source, mix
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
@@ -154,11 +155,19 @@ class _Loop:
                     history.stopped = f"{getattr(stops[0], '__name__', type(stops[0]).__name__)} after epoch {epoch}"
         return history
 
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """This pass; a last one that is cut short belongs to it, as its few batches would make a noisy record."""
+        left = self.total_steps - self.step
+        passes = [self.source.shuffled(self.seed, epoch)]
+        if self.source.num_batches < left < 2 * self.source.num_batches:
+            passes.append(self.source.shuffled(self.seed, epoch + 1))
+        return islice(chain.from_iterable(passes), left)
+
     def epoch(self, epoch: int, base_rates: Sequence[float], bar: Any) -> Record:
-        """One pass, or what is left of the steps; the device is read once, at its end."""
+        """One pass, with what is left of the steps where that is no whole pass; the device is read once, at its end."""
         sums, seen = torch.zeros(3, dtype=torch.float64, device=self.loss.kl_weight.device), 0
         with self.loss.pair.active(training=True):
-            for x, named in self.source.shuffled(self.seed, epoch):
+            for x, named in self._batches(epoch):
                 for group, rate in zip(self.optim.param_groups, base_rates, strict=True):
                     group["lr"] = rate * self.decay(self.step / self.total_steps)
                 risen = min(1.0, self.step / self.warmup_steps) if self.warmup_steps else 1.0
@@ -169,8 +178,6 @@ class _Loop:
                 self.optim.step()
                 seen, self.step = seen + len(x), self.step + 1
                 bar.update()
-                if self.step == self.total_steps:
-                    break
         return _record(sums, seen, epoch, self.step)  # the epoch's one host read
 
 

@@ -269,7 +269,7 @@ def test_train_ends_with_the_headline_and_the_run(here: Path, capsys: pytest.Cap
     for words in ("data digits", "dynamic binarization", "guide MeanField", "40 of 359 test images", "steps 20"):
         assert words in lines[1]
     assert lines[-1] == "run: runs/digits-MeanField-1"
-    assert len(runs.open_run("runs/digits-MeanField-1").rows()) == 2
+    assert len(runs.open_run("runs/digits-MeanField-1").rows()) == 1  # 20 steps of 11 an epoch: one record
 
 
 def test_progress_goes_to_stderr_and_json_alone_to_stdout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -459,9 +459,10 @@ def test_optimisers(optimizer: Any) -> None:
     assert history.train[-1].loss < history.train[0].loss and not same(before, state_of(*pair))
 
 
-def test_steps_win_over_epochs() -> None:
-    history = fit(*our_pair(), X, num_epochs=50, num_steps=7, **QUICK)
-    assert history.num_steps == 7 and [r.step for r in history.train] == [3, 6, 7]
+@pytest.mark.parametrize(("steps", "records"), [(7, [3, 7]), (6, [3, 6]), (5, [5]), (3, [3]), (2, [2])])
+def test_steps_win_over_epochs_and_a_cut_pass_joins_the_one_before(steps: int, records: list[int]) -> None:
+    history = fit(*our_pair(), X, num_epochs=50, num_steps=steps, **QUICK)
+    assert history.num_steps == steps and [r.step for r in history.train] == records
 
 
 def test_a_batch_larger_than_the_set_is_the_set() -> None:
