@@ -121,7 +121,7 @@ BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four draws of each image at a time."""
-    monkeypatch.setattr(importance, "_tiles", lambda num_samples, rows: (min(4, num_samples), 500))
+    monkeypatch.setattr(importance, "tile_sizes", lambda num_samples, rows: (min(4, num_samples), 500))
 
 
 @pytest.mark.parametrize("law", LAWS)
