@@ -188,7 +188,8 @@ def _check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], names
         if name not in guide_sites:
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide_sites) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the guide"
+                f"{', '.join(guide_sites) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the "
+                "guide, or sum it out in the model"
             )
 
 

@@ -186,7 +186,10 @@ class Observed:
     seed: int
 
     def validation(self, rows: Tensor) -> Tensor:
-        """Rows of `x_train` that are held out, observed once as the test set is: (M, *event) float32."""
+        """Rows of `x_train` that are held out, observed once as the test set is: (M, *event) float32.
+
+        For scoring by hand: `fit` observes its `x_valid` itself, so give it the stored rows.
+        """
         return rows if self.observe is None else self.observe.fixed(rows, self.seed, "validation")
 
 

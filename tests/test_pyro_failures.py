@@ -207,9 +207,8 @@ def test_what_pyro_runs_in_silence_is_refused_with_what_to_do(name: str) -> None
 @pytest.mark.parametrize("name", REFUSED)
 def test_and_by_ais(name: str) -> None:
     model, guide, _, _ = REFUSED[name]
-    ais = pytest.importorskip("pyro_vae.annealed").ais
     with pytest.raises(pv.UserError) as error:
-        ais(model, guide, CASE.x, num_steps=2, num_chains=2, device="cpu")
+        pv.ais(model, guide, CASE.x, num_steps=2, num_chains=2, device="cpu")
     assert "\n" not in str(error.value)
 
 
