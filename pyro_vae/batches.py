@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
-from math import ceil
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ class Source(ABC):
 
     batch_size: int
     num_images: int
+    own_order = False  # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
 
     @property
     @abstractmethod
@@ -30,8 +30,8 @@ class Source(ABC):
         """Batches in one pass."""
 
     @abstractmethod
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
-        """One pass in the order that (seed, epoch) alone decide."""
+    def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+        """One pass in the order that (seed, epoch) alone decide, less its first ``skip`` batches."""
 
     @abstractmethod
     def in_order(self) -> Iterator[Batch]:
@@ -53,13 +53,17 @@ class Resident(Source):
         """Batches in one pass; the last may be smaller, or larger by one."""
         return len(self._starts) - 1
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+    def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass by a permutation from a generator of its own."""
+        return map(self.take, self.rows(seed, epoch, skip))
+
+    def rows(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
+        """The rows of each batch of such a pass, ``(B,)``."""
         # a CPU generator: the same order on every device
         order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
         order = order.to(self.x.device)
-        for start, end in pairwise(self._starts):
-            yield self._take(order[start:end])
+        for start, end in pairwise(self._starts[skip:]):
+            yield order[start:end]
 
     def in_order(self) -> Iterator[Batch]:
         """One pass, slices without a copy."""
@@ -67,7 +71,8 @@ class Resident(Source):
             rows = slice(start, start + self.batch_size)
             yield self.x[rows], {name: value[rows] for name, value in self.fields.items()}
 
-    def _take(self, rows: Tensor) -> Batch:
+    def take(self, rows: Tensor) -> Batch:
+        """The batch of these rows."""
         return self.x.index_select(0, rows), {n: v.index_select(0, rows) for n, v in self.fields.items()}
 
 
@@ -81,6 +86,7 @@ class Streamed(Source):
         if not hasattr(self.dataset, "__len__"):
             raise UserError(f"{type(self.dataset).__name__} has no length: give a Dataset with __len__ and __getitem__")
         self.num_images = len(self.dataset)
+        self.own_order = self._given is not None
         self.batch_size = self._given.batch_size or batch_size if self._given is not None else batch_size
         if not self.num_images:
             raise UserError("the data set is empty: expected at least one image")
@@ -88,15 +94,15 @@ class Streamed(Source):
     @property
     def num_batches(self) -> int:
         """Batches in one pass."""
-        return len(self._given) if self._given is not None else ceil(self.num_images / self.batch_size)
+        return len(self._given) if self._given is not None else len(_starts(self.num_images, self.batch_size)) - 1
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
+    def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
         if self._given is not None:
-            yield from map(self._unpack, self._given)
+            yield from map(self._unpack, islice(self._given, skip, None))
             return
         generator = torch.Generator().manual_seed(mix(seed, epoch))
-        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist(), generator)
+        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist(), generator, skip)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order."""
@@ -105,8 +111,8 @@ class Streamed(Source):
             return
         yield from self._indexed(list(range(self.num_images)), torch.Generator().manual_seed(0))
 
-    def _indexed(self, order: list[int], generator: torch.Generator) -> Iterator[Batch]:
-        starts = _starts(self.num_images, self.batch_size)
+    def _indexed(self, order: list[int], generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
+        starts = _starts(self.num_images, self.batch_size)[skip:]
         batches = [order[start:end] for start, end in pairwise(starts)]
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the noise is that of tensors
         loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)

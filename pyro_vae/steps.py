@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +12,8 @@ from torch import Tensor, nn
 
 from pyro_vae.objectives import Estimate, Loss
 from pyro_vae.observation import Observation
-from pyro_vae.staging import NotStageable, TensorProgram, check_tier, missing_compiler, own_buffers, trace
+from pyro_vae.staging import NotStageable, TensorProgram, own_buffers, trace
 
-WORTH_COMPILING = 90.0
-"""Estimated seconds of training from which inductor's compile time (about 15 s, cold) is worth a fifth of them."""
-_SECONDS_PER_NODE, _FLOPS_PER_SECOND = 6e-6, 2e11
 _TOLERANCE = 1e-4  # largest gradient error over the largest gradient, float32
 _MOST_SHAPES = 4
 
@@ -87,9 +85,8 @@ class StagedStep(EagerStep):
         names = list(fields)
 
         def pure(x: Tensor, *values: Tensor) -> list[Tensor]:
-            with own_buffers(self._buffers):
-                results = self.compute(x, dict(zip(names, values, strict=True)))
-                return [*results, *(_buffer(place) for place in self._buffers)]
+            with self.with_own_buffers() as buffers:
+                return [*self.compute(x, dict(zip(names, values, strict=True))), *buffers()]
 
         arguments = [x, *fields.values()]
         program = trace(pure, arguments)
@@ -101,12 +98,12 @@ class StagedStep(EagerStep):
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 raise NotStageable(f"inductor failed ({type(error).__name__}: {reason[:160]})") from error
         self._check(run, pure, arguments)
-        self._programs[_shape(x)] = run
+        self._programs[shape_of(x)] = run
         return program
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Run the program for this shape; a shape that is new is traced, or run eagerly where that can't be."""
-        key = _shape(x)
+        key = shape_of(x)
         if key not in self._programs:
             self._add(key, x, fields)
         program = self._programs[key]
@@ -115,9 +112,19 @@ class StagedStep(EagerStep):
         with torch.no_grad():
             sums, *rest = program(x, *fields.values())
             self.set_gradients(rest[: len(self.parameters)])
-            if self._originals:
-                torch._foreach_copy_(self._originals, list(rest[len(self.parameters) :]))
+            self.write_buffers(rest[len(self.parameters) :])
         return sums
+
+    def write_buffers(self, values: Sequence[Tensor]) -> None:
+        """Put the buffers that a program returned in the place of the modules' own."""
+        if self._originals:
+            torch._foreach_copy_(self._originals, list(values))
+
+    @contextmanager
+    def with_own_buffers(self) -> Iterator[Callable[[], list[Tensor]]]:
+        """Inside, what a step writes into buffers goes into clones, which the function that is given reads."""
+        with own_buffers(self._buffers):
+            yield lambda: [_buffer(place) for place in self._buffers]
 
     def _add(self, key: Any, x: Tensor, fields: Mapping[str, Tensor]) -> None:
         self._programs[key] = None
@@ -152,43 +159,13 @@ class StagedStep(EagerStep):
             with torch.no_grad():
                 found = run(*batch)
             for part in (slice(0, 1), slice(1, 1 + len(self.parameters)), slice(1 + len(self.parameters), None)):
-                error, size = _largest_error(found[part], expected[part])
+                error, size = largest_error(found[part], expected[part])
                 if not error <= _TOLERANCE * size + torch.finfo(torch.float32).tiny:
                     raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
 
 
-def make_step(
-    eager: EagerStep, compile: str, total_steps: int, x: Tensor, fields: Mapping[str, Tensor]
-) -> tuple[Step, str]:
-    """The step in the tier asked for, or in the best one that the work is worth, and one line that says why."""
-    check_tier(compile)
-    if compile == "off":
-        return eager, "eager Pyro, as asked for"
-    try:
-        staged = StagedStep(eager, "graph")
-        nodes = len(staged.prepare(x, fields).graph.graph.nodes)
-        flops = 6.0 * sum(p.numel() for p in eager.parameters) * len(x) * eager.loss.objective.num_particles
-        seconds = total_steps * (_SECONDS_PER_NODE * nodes + flops / _FLOPS_PER_SECOND)
-        wanted = compile == "inductor" or (compile == "auto" and seconds > WORTH_COMPILING)
-        note = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
-        if not wanted:
-            return (
-                staged,
-                f"traced graph, replayed ({note}{'' if compile == 'graph' else ': less than compiling is worth'})",
-            )
-        if missing := missing_compiler(x.device):
-            return staged, f"traced graph, replayed ({missing})"
-    except NotStageable as reason:
-        return eager, f"eager Pyro ({reason})"
-    try:
-        compiled = StagedStep(eager, "inductor")
-        compiled.prepare(x, fields)
-        return compiled, f"compiled by inductor ({note})"
-    except NotStageable as reason:
-        return staged, f"traced graph, replayed ({reason})"
-
-
-def _shape(x: Tensor) -> Any:
+def shape_of(x: Tensor) -> Any:
+    """What a program is compiled for."""
     return tuple(x.shape), x.dtype
 
 
@@ -198,7 +175,7 @@ def _buffer(place: tuple[nn.Module, str]) -> Tensor:
     return buffer
 
 
-def _largest_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
+def largest_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> tuple[float, float]:
     """The largest difference in a group of tensors, and the largest value there."""
     pairs = [(a.double(), b.double()) for a, b in zip(found, expected, strict=True) if b.numel()]
     if not pairs:

@@ -1,7 +1,6 @@
 """A traced program is the function that was traced: on other batches, in other noise, with other parameters."""
 
 import logging
-import shutil
 from collections.abc import Callable
 
 import pytest
@@ -13,8 +12,8 @@ from pyro_vae.densities import plain_score
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.staged_weights import EagerWeights, StagedWeights, split_at_draws
-from pyro_vae.steps import EagerStep, StagedStep, make_step
-from pyro_vae.training import fit, trainable
+from pyro_vae.steps import EagerStep, StagedStep
+from pyro_vae.training import trainable
 
 needs_compiler = pytest.mark.skipif(
     bool(staging.missing_compiler(torch.device("cpu"))),
@@ -116,20 +115,6 @@ def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
 
 
 @needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize("net", ["MLP", "Conv"])
-def test_compiled_training_follows_the_eager_one(net: str) -> None:
-    """50 steps: losses within 1e-6 relative, and the compiled step is what ran."""
-    losses = {}
-    for tier in ("off", "inductor"):
-        model, guide = small_pair(net)
-        history = fit(model, guide, images(200), num_steps=50, batch_size=40, compile=tier, progress=False, seed=2)
-        assert history.compile == tier, history.note
-        losses[tier] = torch.tensor([record.loss for record in history.train])
-    assert float(((losses["inductor"] - losses["off"]) / losses["off"]).abs().max()) < 1e-6
-
-
-@needs_compiler
 def test_compiled_log_weights_are_the_eager_ones_in_the_same_noise(caplog: pytest.LogCaptureFixture) -> None:
     pair = Pair.of(*small_pair())
     x, fields = images(6), {"index": torch.arange(6)}
@@ -165,18 +150,3 @@ def test_a_program_that_is_not_its_own_eager_self_is_refused() -> None:
     eager.loss.step = drifting  # type: ignore[method-assign, assignment]
     with eager.loss.pair.active(training=True), pytest.raises(staging.NotStageable, match="differs from the eager one"):
         StagedStep(eager, "graph").prepare(x, fields)
-
-
-def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
-    eager, x, fields = step_of("MLP")
-    with eager.loss.pair.active(training=True):
-        step, why = make_step(eager, "auto", 100, x, fields)
-    assert step.tier == "graph" and "less than compiling is worth" in why
-
-
-def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    eager, x, fields = step_of("MLP")
-    with eager.loss.pair.active(training=True):
-        step, why = make_step(eager, "inductor", 100, x, fields)
-    assert step.tier == "graph" and "g++" in why
