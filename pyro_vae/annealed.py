@@ -21,10 +21,10 @@ from pyro_vae.batches import check_seed, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
 from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
-from pyro_vae.marginal import LogMarginal, figure, shorten
+from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.pair import Pair
 from pyro_vae.staged_target import make_target
-from pyro_vae.tiles import ROWS, padded, stops, tiled
+from pyro_vae.tiles import padded, rows_of, stops, tiled
 from pyro_vae.unconstrained import Point, Unconstrained
 
 LOW_ACCEPTANCE = 0.2
@@ -57,7 +57,7 @@ class AnnealedMarginal(LogMarginal):
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"log p(x) ≥ {figure(self.mean)} nats (AIS, T = {said['num_steps']}, {self.num_samples} chains, "
+        line = f"{quantity(said)} ≥ {figure(self.mean)} nats (AIS, T = {said['num_steps']}, {self.num_samples} chains, "
         line += f"N = {self.num_images})  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  "
         line += f"est. bias {figure(self.bias, 3)}  median ESS {float(self.ess.median()):.1f}  "
         line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {figure(self.elbo)}"
@@ -114,7 +114,7 @@ def ais(
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
     source = make_source(x, fields, 1, place)
-    source.batch_size = tile = tiles(source.num_images, num_chains, ROWS.get(place.type, ROWS["cpu"]))
+    source.batch_size = tile = tiles(source.num_images, num_chains, rows_of(pair, place))
     digest, found = hashlib.sha256(), _Figures(num_chains, place)
     notes = mode_notes(pair)
     total = num_steps * -(-source.num_images // tile)
@@ -128,7 +128,7 @@ def ais(
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)
-        for images, named in tiled(source, tile, False):
+        for _, images, named in tiled(source, tile, False):
             explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
             batch = padded(images, named, tile, pair)

@@ -16,11 +16,12 @@ from tqdm import tqdm
 from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
 from pyro_vae.devices import find_device
-from pyro_vae.marginal import figure, shorten
+from pyro_vae.kind import given
+from pyro_vae.marginal import figure, quantity, shorten
 from pyro_vae.pair import Pair
 from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.staged_target import EagerTarget, make_target
-from pyro_vae.tiles import ROWS
+from pyro_vae.tiles import rows_of
 from pyro_vae.unconstrained import Unconstrained
 from pyro_vae.weights import check_count
 
@@ -78,7 +79,7 @@ class BDMC:
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"{figure(self.lower)} ≤ log p(x) ≤ {figure(self.upper)} nats in expectation (BDMC, T = {said['num_steps']}, "
+        line = f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation (BDMC, T = {said['num_steps']}, "
         line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
         line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
         hidden = ("num_samples", "num_chains", "num_images", "num_steps")
@@ -135,7 +136,7 @@ def bdmc(
     few = None if like is None else as_images(like, "like")
     made = simulate(model, guide, size, few, place, mix(seed, 0) % 2**32, as_fields(fields, size))
     pair = Pair.of(model, guide)
-    tile = tiles(size, num_chains, ROWS.get(place.type, ROWS["cpu"]))
+    tile = tiles(size, num_chains, rows_of(pair, place))
     starts = range(0, size, tile)
     devices = [place] if place.type == "cuda" else []
     with (
@@ -158,6 +159,7 @@ def bdmc(
         "seed": seed,
         "sha256": hashlib.sha256(made.x.cpu().contiguous().numpy().tobytes()).hexdigest(),
         **settings.said(),
+        **given(pair, fields),
         "data": "simulated from the model",
     }
     return BDMC(lower, upper, acceptance, made.x.cpu(), num_chains, said)

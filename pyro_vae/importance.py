@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,20 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import explain, registry
-from pyro_vae.accumulate import ImageSums, WeightSums
+from pyro_vae.accumulate import ImageSums
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import Resident, Source, check_seed, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.kind import NARROW_IMAGES, kind_of, narrow_notes
-from pyro_vae.marginal import LogMarginal
+from pyro_vae.errors import UserError
+from pyro_vae.kind import NARROW_IMAGES, given, kind_of, narrow_notes
+from pyro_vae.marginal import EXACT, LogMarginal
 from pyro_vae.pair import Pair
+from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, MeasuredError, Precision, find_precision, measure_error
 from pyro_vae.proposals import Proposal
-from pyro_vae.staged_weights import Draw, make_weights
-from pyro_vae.tiles import ROWS, padded, stops, tile_sizes, tiled
+from pyro_vae.scoring import Curve, Scorer
+from pyro_vae.staged_weights import WeightSource, make_weights
+from pyro_vae.structure import Structure
+from pyro_vae.tiles import padded, rows_of, stops, tile_sizes, tiled
 from pyro_vae.weights import check_count
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -47,7 +52,8 @@ def log_marginal(
 ) -> LogMarginal:
     """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8), streaming.
 
-    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not grow with K.
+    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not grow with K. Where no
+    latent is drawn (there is none, or all are summed out) the number is exact, and one run of the model stands for all K.
 
     Args:
         x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
@@ -57,54 +63,66 @@ def log_marginal(
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
     """
-    _check(num_samples, seed, precision)
+    _check(num_samples, seed)
+    arithmetic = find_precision(precision)
     source_of_draws: Proposal = registry.build("proposal", proposal)
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
-    chunk, tile = tile_sizes(num_samples, ROWS.get(place.type, ROWS["cpu"]))
-    source = make_source(x, fields, tile, place)
-    tile = min(tile, source.num_images)
+    rows = rows_of(pair, place)
+    source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
     found, digest = _Gathered(num_samples), hashlib.sha256()
     notes = mode_notes(pair) + ((source_of_draws.warning,) if source_of_draws.warning else ())
-    with running(pair, place):
-        _refuse(pair, source, source_of_draws)
+    with running(pair, place), arithmetic.running():
+        structure = _refuse(pair, source, source_of_draws)
+        exact = source_of_draws.is_exact(structure)
+        if exact or structure.summed:  # each value of a site that is summed out is a row of the model as well
+            rows = max(1, rows // prod(structure.summed.values()))
+            source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
         known, narrow = observed_words(pair, source, bits_offset)
-        images, named = padded(*next(source.in_order()), tile, pair)
-        weights, how = make_weights(
-            pair, source_of_draws.kernel(pair), compile, source.num_images, num_samples, chunk, images, named
-        )
+
+        def make(chunk: int, tile: int, tier: str = compile, by: Precision = arithmetic) -> tuple[WeightSource, str]:
+            images, named = padded(*next(source.in_order()), tile, pair)
+            by.check(images.dtype, place)
+            work = source.num_images, num_samples, chunk
+            return make_weights(pair, source_of_draws, tier, *work, images, named, by)
+
+        largest = source.num_images, num_samples, seed, source_of_draws.strata, exact
+        scorer = Scorer(pair, make, rows, *largest)
         if progress:
-            tqdm.write(f"log weights: {how}", file=sys.stderr)
-        torch.manual_seed(seed)
-        for images, named in tiled(source, tile, progress):
+            tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)
+        in_words = str(pair.cast(next(source.in_order())[0]).dtype).removeprefix("torch.")
+        if arithmetic.reduced:
+            plain = Scorer(pair, partial(make, tier="graph", by=FLOAT32), rows, *largest)
+            in_words = f"{arithmetic.words} ({_measured_error(plain, scorer, source)})"
+        for start, images, named in tiled(source, scorer.tile, progress):
             if not isinstance(source, Resident):
                 explain.check_all_support(pair, pair.cast(images), named)
             digest.update(images.cpu().contiguous().numpy().tobytes())
-            draw = weights.tile(*padded(images, named, tile, pair))
-            sums = WeightSums(len(images), num_samples, place, source_of_draws.strata)
-            found.add(_score(draw, sums, chunk, found.curve))
+            found.add(scorer.score(start, images, named))
     said = {
-        "estimator": f"IW-{num_samples}",
+        "estimator": EXACT if exact else f"IW-{num_samples}",
         "num_samples": num_samples,
         "num_images": source.num_images,
         "num_dims": int(images[0].numel()),
-        "proposal": _words(source_of_draws),
-        "precision": str(pair.cast(images).dtype).removeprefix("torch."),
+        **({} if exact else {"proposal": _words(source_of_draws)}),
+        "precision": in_words,
         "seed": seed,
         "sha256": digest.hexdigest(),
         **known,
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     return LogMarginal(
-        **found.figures(), num_samples=num_samples, protocol=said, notes=notes + narrow, bits_offset=bits_offset
+        **found.figures(),
+        num_samples=num_samples,
+        protocol=said,
+        notes=(*notes, *narrow, *scorer.notes),
+        bits_offset=bits_offset,
     )
 
 
-def _check(num_samples: Any, seed: Any, precision: Any) -> None:
+def _check(num_samples: Any, seed: Any) -> None:
     check_count("num_samples", num_samples)
     check_seed(seed)
-    if precision != "float32":
-        raise UserError(did_you_mean("precision", str(precision), ["float32"]))
 
 
 @contextmanager
@@ -120,10 +138,26 @@ def running(pair: Pair, place: torch.device) -> Iterator[None]:
 
 
 def observed_words(pair: Pair, source: Source, bits_offset: float | None) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The kind of log p(x) for the protocol, by the model's observed sites, and what is to be said of their σ."""
+    """For the protocol, the kind of log p(x), by the model's observed sites, and what is given; what is to be said of their σ."""
     images, named = next(source.in_order())
     few = pair.cast(images[:NARROW_IMAGES]), {name: value[:NARROW_IMAGES] for name, value in named.items()}
-    return {"kind": kind_of(pair, *few)}, narrow_notes(pair, *few, bits_offset)
+    return {"kind": kind_of(pair, *few), **given(pair, named)}, narrow_notes(pair, *few, bits_offset)
+
+
+def _measured_error(plain: Scorer, reduced: Scorer, source: Source) -> MeasuredError:
+    """On a random few of the images (the first ones of a stream): reduced precision against float32, in the same noise."""
+    if isinstance(source, Resident):
+        rows = torch.randperm(source.num_images, generator=torch.Generator().manual_seed(0))[:IMAGES]
+        images, named = source.take(rows.to(source.x.device))
+    else:
+        images, named = next(source.in_order())
+        images, named = images[:IMAGES], {name: value[:IMAGES] for name, value in named.items()}
+
+    def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:
+        with FLOAT32.running():
+            return plain.estimate(x, fields, k)
+
+    return measure_error(exact, reduced.estimate, images, named, min(reduced.num_samples, DRAWS))
 
 
 class _Gathered:
@@ -135,10 +169,13 @@ class _Gathered:
         self._columns: list[Tensor] = []
         self._tails: list[Any] = []
 
-    def add(self, scored: ImageSums) -> None:
-        """A tile."""
-        self._columns.append(scored.columns())
-        self._tails.append(pareto_khat(scored.top.cpu().numpy(), self.num_samples, self._columns[-1][2].numpy()))
+    def add(self, scored: Iterable[tuple[ImageSums, Curve]]) -> None:
+        """A tile, in one part or more."""
+        for sums, curve in scored:
+            self._columns.append(sums.columns())
+            self._tails.append(pareto_khat(sums.top.cpu().numpy(), self.num_samples, self._columns[-1][2].numpy()))
+            for stop, total in curve.items():
+                self.curve[stop] = self.curve[stop] + total
 
     def figures(self) -> dict[str, Any]:
         """Those of all images, under the names of `LogMarginal`."""
@@ -170,24 +207,17 @@ def _words(proposal: Proposal) -> str:
     return type(proposal).__name__.lower() + (f"({settings})" if settings else "")
 
 
-def _score(draw: Draw, sums: WeightSums, chunk: int, curve: dict[int, Any]) -> ImageSums:
-    """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
-    while sums.seen < sums.num_samples:
-        stop = next(k for k in curve if k > sums.seen)
-        sums.add(draw(min(chunk, stop - sums.seen))[:, : len(sums.largest)])
-        if sums.seen == stop:
-            curve[stop] = curve[stop] + sums.log_mean().sum()
-    return sums.finish()
-
-
-def _refuse(pair: Pair, source: Source, proposal: Proposal) -> None:
+def _refuse(pair: Pair, source: Source, proposal: Proposal) -> Structure:
     images, named = next(source.in_order())
-    if isinstance(source, Resident):
-        few = pair.cast(source.x[:5])
-        proposal.check(pair.structure(few, {name: value[:5] for name, value in source.fields.items()}))
-        explain.check_all_support(pair, pair.cast(source.x), source.fields)
-    else:
-        proposal.check(pair.structure(pair.cast(images), named))
+    if not isinstance(source, Resident):
+        structure = pair.structure(pair.cast(images), named)
+        proposal.check(structure)
+        return structure
+    explain.check_fields(pair, source.fields)
+    structure = pair.structure(pair.cast(source.x[:5]), {name: value[:5] for name, value in source.fields.items()})
+    proposal.check(structure)
+    explain.check_all_support(pair, pair.cast(source.x), source.fields)
+    return structure
 
 
 def mode_notes(pair: Pair) -> tuple[str, ...]:

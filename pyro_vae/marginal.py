@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
@@ -12,6 +12,10 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
+
+
+EXACT = "exact"
+"""The protocol's estimator where no latent is drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +34,11 @@ class LogMarginal:
     protocol: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     bits_offset: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether no latent was drawn: log p(x) itself, without a Monte Carlo error."""
+        return self.protocol.get("estimator") == EXACT
 
     @property
     def num_images(self) -> int:
@@ -59,7 +68,7 @@ class LogMarginal:
     @property
     def lower95(self) -> float:
         """mean L_K − log(20)/N: at most the true mean with probability 95%, even for weights of infinite variance."""
-        return self.mean - log(20) / self.num_images
+        return self.mean if self.exact else self.mean - log(20) / self.num_images
 
     @property
     def elbo(self) -> float:
@@ -88,7 +97,7 @@ class LogMarginal:
     def warnings(self) -> tuple[str, ...]:
         """What changes how the number is to be read."""
         found = list(self.notes)
-        if self.num_samples == 1:
+        if self.num_samples == 1 and not self.exact:
             found.append(
                 "one draw an image: this is the ELBO, and it has no Monte Carlo error or bias estimate; use more draws"
             )
@@ -110,13 +119,13 @@ class LogMarginal:
 
     def __str__(self) -> str:
         label = self.protocol.get("estimator", f"IW-{self.num_samples}")
-        line = f"log p(x) ≥ {figure(self.mean)} nats ({label}, N = {self.num_images})"
-        line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}  est. bias {figure(self.bias, 3)}"
-        line += f"  k̂ > 0.7: {share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}"
-        if (
-            self.protocol.get("proposal", "guide") == "guide"
-        ):  # another proposal's mean log weight is not the guide's ELBO
-            line += f"  ELBO {figure(self.elbo)}"
+        line = f"{quantity(self.protocol)} {'=' if self.exact else '≥'} {figure(self.mean)} nats ({label}, N = {self.num_images})"
+        line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}"
+        if not self.exact:
+            line += f"  est. bias {figure(self.bias, 3)}"
+            line += f"  k̂ > 0.7: {share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}"
+            # another proposal's mean log weight is not the guide's ELBO
+            line += f"  ELBO {figure(self.elbo)}" if self.protocol.get("proposal", "guide") == "guide" else ""
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         shown = {
@@ -186,6 +195,11 @@ class LogMarginal:
         from pyro_vae import evaluation_page
 
         return evaluation_page.write_evaluation_page(path, self, x, reconstructions)
+
+
+def quantity(protocol: Mapping[str, Any]) -> str:
+    """``log p(x)``, or ``log p(x | y)`` where the model is given y."""
+    return f"log p(x | {protocol['given']})" if protocol.get("given") else "log p(x)"
 
 
 def figure(value: float, digits: int = 2) -> str:

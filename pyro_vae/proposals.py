@@ -43,6 +43,10 @@ class Proposal(ABC):
         """Raise a ``UserError`` where the weights would not be those of each image's p(x)."""
         refuse_bad_weights(structure)
 
+    def is_exact(self, structure: Structure) -> bool:
+        """Whether no latent is drawn, so that one weight is p(x) itself."""
+        return not structure.latents
+
     @abstractmethod
     def kernel(self, pair: Pair) -> Kernel:
         """The log weights of fresh draws, to be called inside ``pair.active``."""
@@ -116,6 +120,10 @@ class Prior(Proposal):
     def check(self, structure: Structure) -> None:
         """The guide's density is not used, so a point mass does no harm."""
         refuse_subsampling(structure)
+
+    def is_exact(self, structure: Structure) -> bool:
+        """Discrete sites that the guide lacks are drawn as well."""
+        return not (structure.latents or structure.summed)
 
     def kernel(self, pair: Pair) -> Kernel:
         """log p(x | z) at draws of the prior."""

@@ -11,8 +11,10 @@ from torch import Tensor, fx
 
 from pyro_vae import fast_densities
 from pyro_vae.densities import plain_score
+from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
-from pyro_vae.proposals import Kernel
+from pyro_vae.precision import FLOAT32, Precision
+from pyro_vae.proposals import Kernel, Proposal
 from pyro_vae.staging import NotStageable, TensorProgram, check_tier, missing_compiler, trace
 
 Draw = Callable[[int], Tensor]  # k -> the log weights of k fresh draws at each image of the tile, (k, B)
@@ -21,6 +23,7 @@ WORTH_COMPILING = 60.0
 """Estimated seconds of evaluation from which compiling is worth its time."""
 _FLOPS_PER_SECOND = 1e11
 _TOLERANCE = 1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
+_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and told besides
 
 
 class WeightSource(ABC):
@@ -49,8 +52,8 @@ class EagerWeights(WeightSource):
 class StagedWeights(WeightSource):
     """The kernel as two tensor programs: a prologue for the tile of images, and what each tile of draws needs."""
 
-    def __init__(self, kernel: Kernel, tier: str) -> None:
-        self.kernel, self.tier = kernel, tier
+    def __init__(self, kernel: Kernel, tier: str, precision: Precision = FLOAT32) -> None:
+        self.kernel, self.tier, self.precision = kernel, tier, precision
         self._programs: dict[int, tuple[fx.GraphModule, TensorProgram, Callable[..., Any]]] = {}
 
     def tile(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
@@ -77,6 +80,19 @@ class StagedWeights(WeightSource):
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             self._prepare(x, fields, k)
 
+    def holds(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> bool:
+        """Whether there is a program for ``k`` draws, and it is still the pair's: a user may have changed a module since."""
+        if k not in self._programs:
+            return False
+        prologue, program, body = self._programs[k]
+        tolerance = _ROUGHLY if self.precision.reduced else _TOLERANCE
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            try:
+                self._check(prologue, body, program, [x, *fields.values()], fields, k, tolerance)
+            except NotStageable:
+                return False
+        return True
+
     def _prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
         names, arguments = list(fields), [x, *fields.values()]
 
@@ -86,6 +102,8 @@ class StagedWeights(WeightSource):
 
         self.kernel(x, fields, k, plain_score)  # what a kernel reads from values, it reads now: a trace has none
         program = trace(log_weights, arguments)
+        self._check(*split_at_draws(program.graph), program, arguments, fields, k, _TOLERANCE)
+        self.precision.rewrite(program.graph)
         prologue, body_graph = split_at_draws(program.graph)
         body: Callable[..., Any] = body_graph
         if self.tier == "inductor":
@@ -95,17 +113,21 @@ class StagedWeights(WeightSource):
             except Exception as error:
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 raise NotStageable(f"inductor failed ({type(error).__name__}: {reason[:160]})") from error
-        self._check(prologue, program, body, arguments, fields, k)
+        if self.precision.reduced or self.tier == "inductor":
+            self._check(
+                prologue, body, program, arguments, fields, k, _ROUGHLY if self.precision.reduced else _TOLERANCE
+            )
         self._programs[k] = prologue, program, body
 
     def _check(
         self,
         prologue: fx.GraphModule,
-        program: TensorProgram,
         body: Callable[..., Any],
+        program: TensorProgram,
         arguments: Sequence[Tensor],
         fields: Mapping[str, Tensor],
         k: int,
+        tolerance: float,
     ) -> None:
         """Against ``log_prob`` itself, on two batches with two noises."""
         for seed, batch in enumerate((list(arguments), [value.flip(0) for value in arguments])):
@@ -114,43 +136,64 @@ class StagedWeights(WeightSource):
             torch.manual_seed(seed)
             found = body(*program.captured, *batch, *prologue(*program.captured, *batch))[0].double()
             error = (found - expected).abs().max()
-            if not bool(error <= _TOLERANCE * expected.abs().max().clamp(min=1.0)):
+            if not bool(error <= tolerance * expected.abs().max().clamp(min=1.0)):
                 raise NotStageable(f"the tensor program differs from log_prob by {float(error):.1e} nats")
 
 
 def make_weights(
     pair: Pair,
-    kernel: Kernel,
+    proposal: Proposal,
     compile: str,
     num_images: int,
     num_samples: int,
     chunk: int,
     x: Tensor,
     fields: Mapping[str, Tensor],
+    precision: Precision = FLOAT32,
 ) -> tuple[WeightSource, str]:
     """The source in the tier asked for, or in the best one that the work is worth, and one line that says why."""
     check_tier(compile)
+    kernel = proposal.kernel(pair)
     if compile == "off":
+        if precision.reduced:
+            raise UserError(
+                f"compile='off' runs the programs as they are, in float32: leave it out for {precision.words}"
+            )
         return EagerWeights(kernel), "eager Pyro, as asked for"
     pair.layout(x, fields)  # chosen beforehand: a dry run reads values, which a trace can't
     parameters = sum(t.numel() for t in pair.tensors())
     seconds = 2.0 * parameters * num_images * num_samples / _FLOPS_PER_SECOND
     note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
     try:
-        staged = StagedWeights(kernel, "graph")
-        staged.prepare(x, fields, chunk)
+        staged = _kept(pair, proposal, StagedWeights(kernel, "graph", precision), x, fields, chunk)
     except NotStageable as reason:
+        if precision.reduced:
+            raise UserError(
+                f"{precision.words} need a program that can be staged ({reason}): use precision='float32'"
+            ) from reason
         return EagerWeights(kernel), f"eager Pyro ({reason})"
     if compile == "graph" or (compile == "auto" and seconds < WORTH_COMPILING):
         return staged, f"traced graph, replayed ({note})"
     if missing := missing_compiler(x.device):
         return staged, f"traced graph, replayed ({missing})"
     try:
-        compiled = StagedWeights(kernel, "inductor")
-        compiled.prepare(x, fields, chunk)
+        compiled = _kept(pair, proposal, StagedWeights(kernel, "inductor", precision), x, fields, chunk)
         return compiled, f"compiled by inductor ({note})"
     except NotStageable as reason:
         return staged, f"traced graph, replayed ({reason})"
+
+
+def _kept(
+    pair: Pair, proposal: Proposal, fresh: StagedWeights, x: Tensor, fields: Mapping[str, Tensor], k: int
+) -> StagedWeights:
+    """The programs that an earlier evaluation of this pair made, if they still hold; else fresh ones."""
+    key = ("weights", proposal, fresh.tier, fresh.precision, x.shape, x.dtype, x.device, tuple(fields))
+    kept = pair.programs.get(key)
+    if not isinstance(kept, StagedWeights) or not kept.holds(x, fields, k):
+        fresh.prepare(x, fields, k)
+        kept = fresh
+    pair.keep(key, kept)
+    return kept
 
 
 def split_at_draws(module: fx.GraphModule, varying: int | None = None) -> tuple[fx.GraphModule, fx.GraphModule]:

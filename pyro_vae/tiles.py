@@ -15,6 +15,15 @@ from pyro_vae.pair import Pair
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
 
+OUTPUTS = 8
+"""Decoder outputs a pixel from which rows are wider than those that `ROWS` was measured with (a Categorical has 256)."""
+
+
+def rows_of(pair: Pair, place: torch.device) -> int:
+    """`ROWS` on this device, fewer where a likelihood of the model has many decoder outputs for each pixel."""
+    widest = max((getattr(module, "per_pixel", 1) for module in pair.modules), default=1)
+    return ROWS.get(place.type, ROWS["cpu"]) // max(1, widest // OUTPUTS)
+
 
 def tile_sizes(num_samples: int, rows: int) -> tuple[int, int]:
     """Draws and images of one run of the model: about ``rows`` together, the draws dividing the curve's stops evenly."""
@@ -30,13 +39,16 @@ def padded(x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair) -> tu
     return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
 
 
-def tiled(source: Source, tile: int, shown: bool) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def tiled(source: Source, tile: int, shown: bool) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+    """All images in order, at most ``tile`` at a time, each time with the number of the first one."""
+    done = 0
     with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
         for images, named in source.in_order():
             for start in range(0, len(images), tile):
                 rows = slice(start, start + tile)
-                yield images[rows], {name: value[rows] for name, value in named.items()}
+                yield done, images[rows], {name: value[rows] for name, value in named.items()}
                 bar.update(len(images[rows]))
+                done += len(images[rows])
 
 
 def stops(num_samples: int) -> list[int]:

@@ -1,0 +1,139 @@
+"""Tiles of images scored by K draws each: in the memory that there is, and with noise that depends on a tile's place alone."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from pyro_vae.accumulate import ImageSums, WeightSums, tail_length
+from pyro_vae.batches import mix
+from pyro_vae.errors import UserError
+from pyro_vae.pair import Pair
+from pyro_vae.staged_weights import Draw, WeightSource
+from pyro_vae.tiles import padded, stops, tile_sizes
+
+Make = Callable[[int, int], tuple[WeightSource, str]]
+"""(chunk, tile) -> the source of log weights for tiles of so many images by so many draws, and how it is run."""
+
+Result = TypeVar("Result")
+Fields = Mapping[str, Tensor]
+Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
+
+
+@dataclass
+class Scorer:
+    """Scores tiles of images; where the device's memory does not hold one run of the model, the next ones are half as large."""
+
+    pair: Pair
+    make: Make
+    rows: int  # draws times images of one run of the model
+    most_images: int
+    num_samples: int
+    seed: int
+    strata: tuple[float, ...] = (1.0,)
+    exact: bool = False  # every weight of an image is its p(x)
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.how = ""
+        self._within_memory(self._build)
+
+    def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
+        """The figures of these images, the first of which is the set's number ``start``."""
+        return self._within_memory(lambda: self._score(start, images, fields))
+
+    def estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
+        """log p(x) of a few images, ``(B,)``, in the present random state."""
+        found = []
+        for rows in self._parts(len(images)):
+            draw = self._draw(images[rows], {name: value[rows] for name, value in fields.items()})
+            sums, _ = _stream(draw, images.device, len(images[rows]), num_samples, self.chunk, self.strata)
+            found.append(sums.log_px)
+        return torch.cat(found)
+
+    def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
+        scored = []
+        for rows in self._parts(len(images)):
+            part = images[rows]
+            draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
+            # its own seed: the numbers are the same however the tiles are shared out among processes
+            torch.manual_seed(mix(self.seed, start + rows.start))
+            if self.exact:
+                scored.append(_exact(draw, len(part), self.num_samples))
+            else:
+                scored.append(_stream(draw, images.device, len(part), self.num_samples, self.chunk, self.strata))
+        return scored
+
+    def _parts(self, num_images: int) -> list[slice]:
+        return [slice(start, min(start + self.tile, num_images)) for start in range(0, num_images, self.tile)]
+
+    def _draw(self, images: Tensor, fields: Fields) -> Draw:
+        return self.weights.tile(*padded(images, dict(fields), self.tile, self.pair))
+
+    def _build(self) -> None:
+        chunk, tile = (1, self.rows) if self.exact else tile_sizes(self.num_samples, self.rows)
+        self.chunk, self.tile = chunk, min(tile, self.most_images)
+        self.weights, self.how = self.make(self.chunk, self.tile)
+
+    def _within_memory(self, work: Callable[[], Result]) -> Result:
+        while True:
+            try:
+                return work()
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.rows == 1:
+                    raise UserError(
+                        "the memory does not hold one image and one draw of this model: use another device or a smaller model "
+                        f"({_first_line(error)})"
+                    ) from error
+            # outside the handler, whose traceback holds on to the tensors of the run that failed
+            self._halve()
+            if work != self._build:
+                self._within_memory(self._build)
+
+    def _halve(self) -> None:
+        before, self.rows = self.rows, self.rows // 2
+        said = f"out of memory with {before} rows (draws times images) at once"
+        first = self.notes[0].partition(", ")[0] if self.notes else said
+        self.notes[:] = [f"{first}, went on with {self.rows}"]
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """An allocator's error, CUDA's or the CPU's."""
+    said = any(words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0][:160]
+
+
+def _stream(
+    draw: Draw, place: torch.device, num_images: int, num_samples: int, chunk: int, strata: tuple[float, ...]
+) -> tuple[ImageSums, Curve]:
+    """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
+    sums, curve = WeightSums(num_images, num_samples, place, strata), {}
+    while sums.seen < num_samples:
+        stop = next(k for k in stops(num_samples) if k > sums.seen)
+        sums.add(draw(min(chunk, stop - sums.seen))[:, :num_images])
+        if sums.seen == stop:
+            curve[stop] = sums.log_mean().sum()
+    return sums.finish(), curve
+
+
+def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:
+    """All K weights of an image are log p(x) itself."""
+    log_px = draw(1)[0, :num_images].double()
+    top = log_px.expand(tail_length(num_samples) + 1, -1)
+    draws = torch.full_like(log_px, num_samples)
+    sums = ImageSums(log_px, log_px, torch.zeros_like(log_px), draws, 1.0 / draws, log_px, top)
+    return sums, {stop: log_px.sum() for stop in stops(num_samples)}
