@@ -1,0 +1,143 @@
+"""log q once more at the same draws, its parameters held fixed while z keeps its path: what path derivatives need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from pyro_vae.densities import Fields, plain_draw, sample_nodes
+from pyro_vae.program import Program, modules_called
+from pyro_vae.staging import own_buffers
+
+if TYPE_CHECKING:
+    from pyro_vae.pair import Pair
+
+
+class Held(TorchFunctionMode):
+    """Inside, these tensors are constants: every operation receives their detached selves.
+
+    It holds what it is given wherever that is used, in a module, a ``pyro.param`` or a closure, and leaves tensors that
+    the program makes for itself alone (the inner gradient steps of a semi-amortized guide).
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._constants = {id(tensor): tensor.detach() for tensor in tensors}
+        self._kept = tensors  # an id is a tensor's for as long as it lives
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map(lambda value: self._constants.get(id(value), value), (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
+    """The guide's draws z = z_φ(ε, x), as copies, with log q_φ̄(z | x): φ̄ is φ without its gradient, z keeps its own.
+
+    The guide runs a second time, replayed at the copies, so that q(z₂ | z₁, x) is conditioned on the copy of z₁ and each
+    copy's gradient is the partial derivative that one hook may weigh. A copy is another tensor than the draw: a flow that
+    remembers its last draw would score it by what it remembers, with φ in it.
+    """
+    drawn = plain_draw(guide, x, fields)
+    if not torch.is_grad_enabled():
+        return drawn
+    copies = drawn.copy()
+    log_q: list[Tensor] = []
+    for name, node in latent_nodes(drawn):
+        log_q.append(node["fn"].log_prob(node["value"]))
+        node = copies.nodes[name] = node.copy()
+        node["value"] = node["value"].view_as(node["value"])
+    return rescored(guide, x, fields, copies, leaves(*log_q))
+
+
+def rescored(
+    guide: Program, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
+) -> poutine.Trace:
+    """The guide run at the values of ``at``, its latents scored with ``parameters`` held fixed."""
+    with Held(parameters), statistics_kept():
+        again = poutine.trace(poutine.replay(lambda: guide(x, fields), trace=at)).get_trace()
+        for _, node in latent_nodes(again):
+            node["unscaled_log_prob"] = node["fn"].log_prob(node["value"])
+    return again
+
+
+def latent_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
+    """The sites that are drawn."""
+    return [(name, node) for name, node in sample_nodes(trace) if not node["is_observed"]]
+
+
+@contextmanager
+def statistics_kept() -> Iterator[None]:
+    """Modules that run inside leave their running statistics (BatchNorm's) as they were: a batch is counted once."""
+    with ExitStack() as stack:
+
+        def meet(module: nn.Module) -> None:
+            if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
+                places = [(module, name) for name, buffer in module._buffers.items() if buffer is not None]
+                stack.enter_context(own_buffers(places))
+
+        stack.enter_context(modules_called(meet))
+        yield
+
+
+def leaves(*values: Tensor) -> list[nn.Parameter]:
+    """The tensors that the values' gradient would flow into."""
+    found: dict[int, Any] = {}
+    waiting, met = [value.grad_fn for value in values], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in met:
+            continue
+        met.add(node)
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+        waiting += [following for following, _ in node.next_functions]
+    return list(found.values())
+
+
+def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
+    """What `Structure` tells of scoring a given z: ``own_draws_only`` and ``not_held``; inside ``pair.probing``."""
+    drawn = plain_draw(pair.guide, x, fields)
+    latents = latent_nodes(drawn)
+    own = tuple(name for name, node in latents if not scores_foreign(node["fn"], node["value"]))
+    if own or not latents:
+        return {"own_draws_only": own}
+    with torch.enable_grad(), pair.active(training=True), statistics_kept():
+        return {"not_held": _why_not_held(pair.guide, x, fields)}
+
+
+def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
+    """Why a training run of the guide can't be scored again at its draws; nothing where it can."""
+    try:
+        drawn = plain_draw(guide, x, fields)
+        parameters = leaves(*(node["fn"].log_prob(node["value"]) for _, node in latent_nodes(drawn)))
+        fixed = drawn.copy()
+        for name, node in latent_nodes(drawn):
+            node = fixed.nodes[name] = node.copy()
+            node["value"] = node["value"].detach().clone()
+        first, second = (dict(latent_nodes(rescored(guide, x, fields, fixed, parameters))) for _ in range(2))
+    except Exception as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        return f"running it again at its own draws fails ({type(error).__name__}: {reason})"
+    for name, node in first.items():
+        log_q, again = node["unscaled_log_prob"], second[name]["unscaled_log_prob"]
+        if log_q.requires_grad:
+            return f"log q of its site {name!r} depends on a tensor that requires gradients and can't be held fixed"
+        if not torch.allclose(log_q, again, rtol=1e-4, atol=1e-4):
+            return f"log q of its site {name!r} changes from run to run at the same z, as dropout in training mode does"
+    return ""
+
+
+def scores_foreign(fn: Any, value: Tensor) -> bool:
+    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own density."""
+    try:
+        own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
+    except Exception:  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError
+        return False
+    return torch.allclose(own, foreign, rtol=1e-3, atol=1e-2)
