@@ -31,8 +31,7 @@ class PairReport:
             f"observed sites: {', '.join(s.observed)}; latent sites: {', '.join(s.latents) or 'none'}",
             f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
             + (" (subsampling: fit only, no log p(x))" if s.subsampling else ""),
-            *(f"KL of {name!r}: analytic" for name in s.analytic),
-            *(f"KL of {name!r}: sampled, as {why}" for name, why in s.sampled.items()),
+            *s.words(),
             f"many draws: {LAYOUT_WORDS[self.layout]}",
         ]
         if self.fields:
@@ -41,6 +40,10 @@ class PairReport:
             lines.append(
                 f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's score-function gradients)"
             )
+        if s.own_draws_only:
+            lines.append(f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, DReG, AIS)")
+        if s.not_held:
+            lines.append(f"no STL, no DReG: {s.not_held}")
         if s.point_masses:
             lines.append(f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))")
         return "\n".join(lines)

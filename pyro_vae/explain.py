@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,11 @@ from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import constraints, kl_divergence
 
-from pyro_vae.densities import Fields, Geometry, sample_nodes
+from pyro_vae import gaussian_kl  # noqa: F401  # registers closed forms
+from pyro_vae.densities import Fields, Geometry, sample_nodes, trace_model
+from pyro_vae.enumeration import num_values
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.program import Program, validation
 from pyro_vae.structure import Structure
@@ -127,13 +130,12 @@ def _site_of(error: Exception) -> Any | None:
     return found
 
 
-def read_structure(large: Traces, small: Traces) -> Structure:
+def read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     """The structure that two dry runs, on 5 and on 4 images, agree upon; a ``UserError`` where they show a mistake."""
     model, guide, x = large
     model_sites, guide_sites = dict(sample_nodes(model)), dict(sample_nodes(guide))
-    _check_names(
-        model_sites, guide_sites, {n for n, _ in sample_nodes(small[0])} | {n for n, _ in sample_nodes(small[1])}
-    )
+    names_at_four = {n for n, _ in sample_nodes(small[0])} | {n for n, _ in sample_nodes(small[1])}
+    _check_names(model_sites, guide_sites, names_at_four, _fitting(pair))
     sizes = {"model": _plate_sizes(small[0]), "guide": _plate_sizes(small[1])}
     plates = {}
     for role, sites in (("model", model_sites), ("guide", guide_sites)):
@@ -144,7 +146,8 @@ def read_structure(large: Traces, small: Traces) -> Structure:
     _check_event_shapes(model, guide)
     for name, node in model_sites.items():
         _check_values(name, node, len(x))
-    latents = tuple(name for name, node in model_sites.items() if not node["is_observed"])
+    summed = _summed_out(model_sites, guide_sites, plates["model"])
+    latents = tuple(name for name, node in model_sites.items() if not node["is_observed"] and name not in summed)
     analytic, sampled = _analytic_kl(model_sites, guide_sites, latents)
     model_frame = plates["model"]
     guide_frame = plates.get("guide", model_frame)
@@ -154,17 +157,82 @@ def read_structure(large: Traces, small: Traces) -> Structure:
     return Structure(
         observed=tuple(name for name, node in model_sites.items() if node["is_observed"]),
         latents=latents,
-        geometry=Geometry(model_frame.dim, guide_frame.dim, -depth - 1, model_frame.name),
+        geometry=Geometry(model_frame.dim, guide_frame.dim, -depth - 1, model_frame.name, summed=tuple(summed)),
         plates=(model_frame.name, guide_frame.name),
         analytic=analytic,
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide_sites.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide_sites.items() if _is_point_mass(node["fn"])),
         subsampling=any(f.full_size not in (None, f.size) for f in (model_frame, guide_frame)),
+        summed=summed,
     )
 
 
-def _check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], names_at_four: set[str]) -> None:
+def _summed_out(model_sites: dict[str, Any], guide_sites: dict[str, Any], data_frame: Any) -> dict[str, int]:
+    """The discrete sites that the guide lacks, and how many values each has."""
+    found = {}
+    for name, node in model_sites.items():
+        if node["is_observed"] or name in guide_sites:
+            continue
+        found[name] = num_values(node)
+        for frame in node["cond_indep_stack"]:
+            if frame.name != data_frame.name:
+                raise UserError(
+                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as well as in the data plate: a "
+                    "site is summed out where each image has one; sample it in the guide, or write a site for each of its parts"
+                )
+    return found
+
+
+def check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> Structure:
+    """The structure once the model has run at all values of the sites that are summed out.
+
+    A latent that depends on one has a mixture for its prior, and no closed-form KL. A ``UserError`` where the model can't run
+    so.
+    """
+    at, names = structure.geometry, ", ".join(map(repr, structure.summed))
+    with validation(distributions=True):
+        drawn = poutine.trace(lambda: pair.guide(x, fields)).get_trace()
+        try:
+            nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
+            shapes = {name: node["fn"].log_prob(node["value"]).shape for name, node in nodes.items()}
+        except Exception as error:
+            site = _site_of(error)
+            where = f" at site {site['name']!r}" if site is not None else ""
+            raise UserError(
+                f"the model fails{where} with all values of {names} at once, which are summed out as the guide lacks them: "
+                f"{_first_line(error)}: write it for values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, "
+                "or sample them in the guide"
+            ) from error
+    dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
+    if len(set(dims)) < len(dims):
+        raise UserError(
+            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are summed over at once"
+        )
+    mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
+    return replace(
+        structure,
+        analytic=tuple(name for name in structure.analytic if name not in mixed),
+        sampled={
+            **structure.sampled,
+            **dict.fromkeys(mixed, f"its prior is a mixture over {names}, which is summed out"),
+        },
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+
+
+def _fitting(pair: Pair) -> str:
+    """The guides that the model names as its own, in words."""
+    guides = getattr(pair.model.owner, "fitting_guides", ())
+    return f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}" if guides else ""
+
+
+def _check_names(
+    model_sites: dict[str, Any], guide_sites: dict[str, Any], names_at_four: set[str], fitting: str
+) -> None:
     latents = [name for name, node in model_sites.items() if not node["is_observed"]]
     observed = [name for name, node in model_sites.items() if node["is_observed"]]
     if changed := (model_sites.keys() | guide_sites.keys()) ^ names_at_four:
@@ -178,18 +246,18 @@ def _check_names(model_sites: dict[str, Any], guide_sites: dict[str, Any], names
         if name not in model_sites:
             hint = did_you_mean("site", name, latents) if latents else f"the model has no latent site {name!r}"
             raise UserError(
-                f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint})"
+                f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint}){fitting}"
             )
         if name in observed:
             raise UserError(
                 f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
             )
     for name in latents:
-        if name not in guide_sites:
+        if name not in guide_sites and not model_sites[name]["fn"].support.is_discrete:
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
                 f"{', '.join(guide_sites) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the "
-                "guide, or sum it out in the model"
+                f"guide, or sum it out in the model{fitting}"
             )
 
 
@@ -272,14 +340,29 @@ def check_support(name: str, fn: Any, value: Tensor) -> None:
         base = base.base_dist
     elementwise = base.support.check(value)
     bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
-    remedy = (
-        ": binarize the images (binarize='dynamic', --binarize dynamic), or choose a likelihood of real values such as Gaussian"
-        if isinstance(base, dist.Bernoulli)
-        else ": choose a likelihood whose support holds the data"
-    )
-    raise UserError(
-        f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {type(base).__name__}{remedy}"
-    )
+    remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
+    law = type(base).__name__.lstrip("_")
+    raise UserError(f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {law}: {remedy}")
+
+
+_REAL = "choose a likelihood of real values such as Gaussian"
+_REMEDIES = {
+    type(constraints.boolean): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
+    type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
+    constraints.integer_interval: (
+        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood with as many levels=…"
+    ),
+    type(constraints.nonnegative_integer): "give the grey levels as they are stored, whole numbers from 0",
+}
+"""What to do about a value outside, by the support."""
+
+
+def check_fields(pair: Pair, fields: Fields) -> None:
+    """What a program itself has to say against the named fields of all images: its method ``check_fields(fields)``."""
+    for program in (pair.model, pair.guide):
+        check = getattr(program.owner, "check_fields", None)
+        if check is not None:
+            check(fields)
 
 
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
@@ -287,6 +370,7 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
 
     Where the model observes x itself, perhaps reshaped, one look at x suffices; else the model runs once on all images.
     """
+    check_fields(pair, fields)
     few = {name: value[:5] for name, value in fields.items()}
     with pair.probing():
         nodes = sample_nodes(trace_pair(pair, x[:5], few)[0])

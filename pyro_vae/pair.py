@@ -12,11 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import explain
+from pyro_vae import explain, held
 from pyro_vae.batches import as_float
-from pyro_vae.densities import LAYOUTS, Fields, Geometry, Score, SiteTerms, plain_score, run_plain, run_repeat
+from pyro_vae.densities import (
+    LAYOUTS,
+    Draw,
+    Fields,
+    Geometry,
+    Score,
+    SiteTerms,
+    plain_draw,
+    plain_score,
+    run_plain,
+    run_repeat,
+)
 from pyro_vae.errors import UserError
-from pyro_vae.program import ParameterStore, Program, modules_called, validation
+from pyro_vae.program import ParameterStore, Program, dry_run, modules_called, validation
 from pyro_vae.structure import Structure
 
 PROBE_IMAGES = 5
@@ -40,6 +51,7 @@ class Pair:
         self._structures: dict[Any, Structure] = {}
         self._layouts: dict[Any, str] = {}
         self._device: torch.device | None = None
+        self.programs: OrderedDict[Any, Any] = OrderedDict()
         for program in (self.model, self.guide):
             for module in program.owner.modules() if program.owner is not None else ():
                 self._modules.setdefault(id(module), module)
@@ -93,6 +105,13 @@ class Pair:
             return x.to(tensor.dtype)
         return as_float(x)
 
+    def keep(self, key: Any, program: Any) -> None:
+        """Keep a staged program for a later call; whoever takes it from ``programs`` checks it against the pair first."""
+        self.programs[key] = program
+        self.programs.move_to_end(key)
+        while len(self.programs) > _MOST_PROGRAMS:
+            self.programs.popitem(last=False)
+
     # ---- running it
 
     @contextmanager
@@ -118,14 +137,19 @@ class Pair:
                     module.training = self._training
 
     def run(
-        self, x: Tensor, fields: Fields, num_particles: int = 1, layout: str | None = None, score: Score = plain_score
+        self,
+        x: Tensor,
+        fields: Fields,
+        num_particles: int = 1,
+        layout: str | None = None,
+        score: Score = plain_score,
+        draw: Draw = plain_draw,
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K, B)``."""
-        geometry = replace(self.structure(x, fields).geometry, score=score)
-        if num_particles == 1:
-            return run_plain(self.model, self.guide, x, fields, 1, geometry)
-        runner = LAYOUTS[layout or self.layout(x, fields)]
-        return runner(self.model, self.guide, x, fields, num_particles, geometry)
+        geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
+        runner = run_plain if num_particles == 1 else LAYOUTS[layout or self.layout(x, fields)]
+        with explain.one_sentence():
+            return runner(self.model, self.guide, x, fields, num_particles, geometry)
 
     # ---- understanding it
 
@@ -137,7 +161,10 @@ class Pair:
                 with self.probing():
                     five = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES))
                     four = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES - 1))
-                    self._structures[key] = explain.read_structure(five, four)
+                    structure = explain.read_structure(self, five, four)
+                    if structure.summed:
+                        structure = explain.check_enumeration(self, *_probe(x, fields, PROBE_IMAGES), structure)
+                    self._structures[key] = replace(structure, **held.probe(self, *_probe(x, fields, PROBE_IMAGES)))
             except UserError:
                 explain.refuse_broken_parameters(self)
                 raise
@@ -175,17 +202,22 @@ class Pair:
                 self._modes.append((module, module.training))
                 module.training = False
 
-        with torch.random.fork_rng(), torch.no_grad(), self.active(training=False), modules_called(meet):
+        with torch.random.fork_rng(), torch.no_grad(), dry_run(), self.active(training=False), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:
         """Name the parameters that the store has seen since the last call as ``program``'s."""
         for name, parameter in self.store.seen.items():
-            self._names.setdefault(id(parameter), (program.role, name))
+            self._names.setdefault(id(parameter), (self._whose(parameter, program).role, name))
         self.store.seen.clear()
 
+    def _whose(self, parameter: nn.Parameter, program: Program) -> Program:
+        """``program``, or the other one where it is that one's module's alone: a guide may run its model."""
+        other = self.guide if program is self.model else self.model
+        return other if other.owns(parameter) and not program.owns(parameter) else program
 
-_MOST_PAIRS = 16
+
+_MOST_PAIRS, _MOST_PROGRAMS = 16, 12
 _PAIRS: OrderedDict[Any, Pair] = OrderedDict()
 _Stores = weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[Any, ParameterStore]]]
 _STORES: _Stores = weakref.WeakKeyDictionary()

@@ -1,0 +1,51 @@
+"""A guide of a hierarchy that infers each layer from the one below."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import pyro
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae.diagonal_normal import DiagonalNormal
+from pyro_vae.hierarchy import levels_of
+from pyro_vae.nn import MLP, make_encoder
+from pyro_vae.nn.levels import level_args
+
+
+class BottomUp(PyroModule):
+    """q(z | x) = q(z_1 | x) Π_l q(z_{l+1} | z_l), diagonal Gaussians: upwards from the image.
+
+    As in Burda et al. (2016), equation 2. The dimensions are the model's own. ``hidden`` holds widths for every level,
+    or each level's own from the image upwards, as ``((200, 200), (100, 100))``. Of its KLs only that of z_L has a
+    closed form that is right: the model draws the others given latents that this guide has not drawn yet.
+
+    Raises:
+        UserError: the model has no layers of latents.
+    """
+
+    slot: ClassVar[str] = "guide"
+
+    def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
+        super().__init__()
+        dims = levels_of("BottomUp", model)
+        first, *others = level_args(net_args, len(dims))
+        steps = zip(pairwise(dims), others, strict=True)
+        self.conditionals = nn.ModuleList(  # q(z_1 | x), then q(z_{l+1} | z_l)
+            [
+                DiagonalNormal(make_encoder(net, event_shape, 2 * dims[0], **first)),
+                *(DiagonalNormal(MLP.encoder((below,), 2 * above, **args)) for (below, above), args in steps),
+            ]
+        )
+
+    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+        """Sample z_1, …, z_L upwards; the last is returned, ``(B, latent_dims[-1])``."""
+        first, *others = self.conditionals
+        q = first(x)
+        with pyro.plate("data", x.shape[0]):
+            z: Tensor = pyro.sample("z1", q)
+            for level, conditional in enumerate(others, start=2):
+                z = pyro.sample(f"z{level}", conditional(z))
+        return z

@@ -1,0 +1,38 @@
+"""The guide of a model that knows its own posterior."""
+
+from typing import Any, ClassVar
+
+import pyro
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+
+
+class ExactPosterior(PyroModule):
+    """q(z | x) = p(z | x), the model's own ``posterior(x)``: the ELBO is log p(x).
+
+    So is every log weight. It has no parameters: the model, an argument, is used and not owned, so that fitting this
+    pair by SVI is maximum likelihood.
+
+    Raises:
+        UserError: the model has no ``posterior``.
+    """
+
+    slot: ClassVar[str] = "guide"
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if not callable(getattr(model, "posterior", None)):
+            raise UserError(
+                f"ExactPosterior is a guide for a model that knows p(z | x) in closed form, such as LinearGaussian, and "
+                f"{type(model).__name__} has no posterior(x): use a guide that approximates it, such as MeanField"
+            )
+        self._model = (model,)  # a tuple hides it from the guide's submodules: freezing q does not freeze p
+
+    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+        """Sample z ~ p(z | x), ``(B, latent_dim)``."""
+        posterior = self._model[0].posterior(x)
+        with pyro.plate("data", x.shape[0]):
+            z: Tensor = pyro.sample("z", posterior)
+        return z

@@ -1,0 +1,66 @@
+"""A guide of a hierarchy that infers the top layer first, and each lower one from image and model together."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import pyro
+from pyro import distributions as dist
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_vae.hierarchy import levels_of
+from pyro_vae.nn import MLP, make_encoder
+from pyro_vae.nn.levels import level_args
+
+
+class TopDown(PyroModule):
+    """q(z | x) = q(z_L | x) Π_l q(z_l | z_{l+1}, x), each ∝ N(h_l(x)) p(z_l | z_{l+1}): downwards.
+
+    The ladder of Sønderby et al. (2016). The network climbs once, deterministically: h_l = (μ̂_l, log σ̂_l) from
+    h_{l−1}, h_0 = x. Coming down, each h_l meets the model's own p(z_l | z_{l+1}), precision-weighted: were p(x | z_l)
+    a diagonal Gaussian in z_l, this would be its posterior. Every KL has a closed form that is right, as the guide
+    draws in the model's order. The model's conditionals, an argument, are used and not owned: they are no parameters of
+    the guide.
+
+    Raises:
+        UserError: the model has no layers of latents.
+    """
+
+    slot: ClassVar[str] = "guide"
+
+    def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
+        super().__init__()
+        dims = levels_of("TopDown", model)
+        first, *others = level_args(net_args, len(dims))
+        steps = zip(pairwise(dims), others, strict=True)
+        self.climb = nn.ModuleList(
+            [
+                make_encoder(net, event_shape, 2 * dims[0], **first),
+                *(MLP.encoder((2 * below,), 2 * above, **args) for (below, above), args in steps),
+            ]
+        )
+        self._model = (model,)  # a tuple hides it from the guide's submodules: freezing q does not freeze p
+
+    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+        """Sample z_L, …, z_1 downwards; the last is returned, ``(B, latent_dims[0])``."""
+        h, seen = x, []
+        for net in self.climb:
+            h = net(h)
+            seen.append(h)
+        conditionals = self._model[0].conditionals
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = seen[-1].chunk(2, dim=-1)
+            z: Tensor = pyro.sample(f"z{len(seen)}", dist.Normal(loc, log_scale.exp()).to_event(1))
+            for level in range(len(seen) - 1, 0, -1):
+                loc, log_scale = seen[level - 1].chunk(2, dim=-1)
+                z = pyro.sample(f"z{level}", _product(loc, log_scale, conditionals[level - 1](z)))
+        return z
+
+
+def _product(loc: Tensor, log_scale: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+    """The normalised product of N(loc, scale²) and the prior's diagonal Gaussian."""
+    ours, theirs = (-2 * log_scale).exp(), prior.variance.reciprocal()
+    variance = (ours + theirs).reciprocal()
+    return dist.Normal(variance * (ours * loc + theirs * prior.mean), variance.sqrt()).to_event(1)
