@@ -5,7 +5,7 @@ from typing import Any
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood
+from pyro_vae.conditional import Likelihood, inner_logit
 
 
 class Bernoulli(Likelihood):
@@ -21,3 +21,7 @@ class Bernoulli(Likelihood):
         """p(x | z = context)."""
         (logits,) = self.outputs(context)
         return dist.Bernoulli(logits=logits).to_event(len(self.event_shape))
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The mean's logit."""
+        return (inner_logit(mean),)

@@ -10,7 +10,7 @@ A new named set is one function from `Source` to `ImageData` (its docstring's fi
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_vae import registry
+from pyro_vae.amat_files import read_static_mnist
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.idx_files import read_idx_set
 from pyro_vae.image_arrays import checked_labels, checked_pixels, random_rows
 from pyro_vae.image_files import WHAT_DATA_MAY_BE, read_folder, read_numpy
+from pyro_vae.omniglot_files import find_burda, read_burda, read_drawings
 from pyro_vae.torchvision_sets import read_cifar10
 
 
@@ -98,7 +101,8 @@ def load(
     - Folder: images of one size; subfolders are classes and give the labels; `train/` and `test/` give the split.
 
     Args:
-        name_or_path: a name wins over a file or folder called the same (write `./digits` for that).
+        name_or_path: a name wins over a file or folder called the same (write `./digits` for that); a loader of another
+            package is named as any part is: an entry point, `module:Name` or `file.py:Name`.
         data_root: the folder in which named sets have, or receive, their files; by default `$PYRO_VAE_DATA`,
             else `data` in the current folder. Nothing is written into it if the files are there.
         seed: of the random split, where the set has no split of its own.
@@ -118,9 +122,13 @@ def load(
         return _split(path.resolve().name, read_folder(path), source)
     if path.is_file():
         return _split(path.name, read_numpy(path), source)
+    installed = registry.installed("data")
+    if ":" in text or text in installed:
+        loader: Loader = registry.resolve("data", text)
+        return loader(source)
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{path}: no such file or folder; data are {WHAT_DATA_MAY_BE}")
-    raise UserError(f"{did_you_mean('data set', text, DATASETS)}; data are {WHAT_DATA_MAY_BE}")
+    raise UserError(f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}")
 
 
 def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
@@ -241,11 +249,34 @@ def cifar10(source: Source) -> ImageData:
     return own_split("cifar10", *read_cifar10(source.root, source.download))
 
 
+def omniglot(source: Source) -> ImageData:
+    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat (24345 + 8070) where given, else drawings, resized."""
+    path = find_burda(source.root)
+    if path is None:
+        found = own_split("omniglot", *read_drawings(source.root, source.download))
+        return replace(
+            found, split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE paper's images)"
+        )
+    images, alphabets, published = read_burda(path)
+    found = own_split("omniglot", *images, *alphabets)
+    return replace(
+        found, split=f"the IWAE paper's split{'' if published else ' (another file than the published one)'}"
+    )
+
+
+def static_mnist(source: Source) -> ImageData:
+    """60000 + 10000 digits, 28x28, binarized once and for all by Larochelle; three .amat files, placed by hand."""
+    found = own_split("static-mnist", *read_static_mnist(source.root))
+    return replace(found, split="the set's own split, its validation images last among the training images")
+
+
 DATASETS: dict[str, Loader] = {
     "digits": digits,
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "kmnist": kmnist,
+    "omniglot": omniglot,
     "cifar10": cifar10,
+    "static-mnist": static_mnist,
 }
 """The named sets; the first line of a loader's docstring describes its set."""

@@ -51,6 +51,10 @@ class Observation(ABC):
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Observe a batch on its own device; noise comes from `generator`, else from torch's global one."""
 
+    def expected(self, batch: Tensor) -> Tensor:
+        """The mean of what is observed of each image, float32: itself where nothing is drawn."""
+        return self(batch)
+
     def fixed(self, images: Tensor, seed: int, part: str) -> Tensor:
         """Observe a whole set once, on the CPU; float32.
 
@@ -91,6 +95,9 @@ class Dynamic(Observation):
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return (_uniform(batch, generator) < _grey(batch, self.levels)).to(torch.float32)
+
+    def expected(self, batch: Tensor) -> Tensor:
+        return _grey(batch, self.levels)
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,9 @@ class Dequantize(Observation):
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.place(batch, _uniform(batch, generator))
 
+    def expected(self, batch: Tensor) -> Tensor:
+        return (batch.to(torch.float32) + 0.5) / self.levels
+
 
 @dataclass(frozen=True, eq=False)
 class Observed:
@@ -184,6 +194,15 @@ class Observed:
     levels: int | None
     bits_offset: float | None
     seed: int
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """The mean of what is observed of these rows of `x_train`, *event; float64, on the CPU, nothing drawn."""
+        total = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
+        for few in rows.split(1000):
+            images = self.x_train[few]
+            expected = images if self.observe is None else self.observe.expected(images)
+            total += expected.to(torch.float64).sum(0)
+        return total / len(rows)
 
     def validation(self, rows: Tensor) -> Tensor:
         """Rows of `x_train` that are held out, observed once as the test set is: (M, *event) float32.

@@ -544,3 +544,191 @@ def test_an_unpacked_file_wins_over_the_packed_one(idx_root: Path) -> None:
     shutil.copy(raw / f"{IDX_STEMS[3]}.gz", raw / "unrelated.gz")
     (raw / f"{IDX_STEMS[3]}.gz").write_bytes(gzip.compress(idx(np.arange(2, dtype=np.uint8))))
     assert len(data.load("mnist", idx_root).test) == 2
+
+
+# ------------------------------------------------------------------------------- sets whose files are placed by hand
+
+
+@pytest.fixture
+def amat_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Larochelle's three files with a few made-up images in them, and their SHA-256 in the place of the published."""
+    import hashlib
+
+    from pyro_vae import amat_files
+
+    folder = tmp_path / "static-mnist"
+    folder.mkdir()
+    for name, number in zip(amat_files.SHA256, (5, 3, 2), strict=True):
+        rows = (levels(number, 784) > 127).astype(int)
+        rows[:, 0] = number % 2
+        content = "".join(" ".join(map(str, row)) + "\n" for row in rows).encode()
+        (folder / name).write_bytes(content)
+        monkeypatch.setitem(amat_files.SHA256, name, hashlib.sha256(content).hexdigest())
+    return tmp_path
+
+
+def test_static_mnist_is_read_in_order(amat_root: Path) -> None:
+    read = load("static-mnist", amat_root)
+    assert read.train.shape == (8, 1, 28, 28) and read.test.shape == (2, 1, 28, 28) and read.levels == 2
+    assert torch.equal(read.train[:5].flatten(1)[:, 1:], torch.from_numpy(levels(5, 784)[:, 1:] > 127).byte())
+    assert read.train[:, 0, 0, 0].tolist() == [1] * 8 and read.test[:, 0, 0, 0].tolist() == [0, 0]
+    assert read.train_labels is None and "validation images last" in read.split
+    assert load("static-mnist", amat_root / "static-mnist").sha256 == read.sha256
+
+
+def test_static_mnist_says_where_to_put_its_files(amat_root: Path) -> None:
+    (amat_root / "static-mnist" / "binarized_mnist_valid.amat").unlink()
+    message = refused(
+        lambda: load("static-mnist", amat_root), "binarized_mnist_valid.amat not found", "--data-root", "SHA-256"
+    )
+    assert str(amat_root / "static-mnist") in message and "train.amat" not in message
+
+
+def test_the_published_hashes_are_those_of_whole_files() -> None:
+    """64 hexadecimal digits each, all different."""
+    from pyro_vae.amat_files import SHA256
+
+    assert len(set(SHA256.values())) == 3 and all(len(bytes.fromhex(each)) == 32 for each in SHA256.values())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda content: content[:-100], "truncated or damaged"),
+        (lambda content: b"<!DOCTYPE html><html>404</html>", "web page"),
+        (lambda content: b"", "truncated or damaged, 0 digits"),
+        (
+            lambda content: content.replace(b"0", b"1", 1) if content[:1] == b"0" else b"0" + content[1:],
+            "not the published file",
+        ),
+        (lambda content: content[: 2 * 784], "not the published file"),
+    ],
+    ids=["cut", "html", "empty", "flipped", "cut-at-an-image"],
+)
+def test_damaged_amat_files_are_named(amat_root: Path, spoil: Any, words: str) -> None:
+    path = amat_root / "static-mnist" / "binarized_mnist_train.amat"
+    path.write_bytes(spoil(path.read_bytes()))
+    refused(lambda: load("static-mnist", amat_root), str(path), words, "get it again")
+
+
+@pytest.fixture
+def chardata(tmp_path: Path) -> Path:
+    """A file as the IWAE paper's: pixels in columns, each image column by column; one-hot alphabets."""
+    from scipy.io import savemat
+
+    random = np.random.default_rng(0)
+    held = {"data": random.uniform(size=(784, 6)), "testdata": random.uniform(size=(784, 4))}
+    held |= {"target": np.eye(5)[:, [0, 1, 2, 3, 4, 0]], "testtarget": np.eye(5)[:, [4, 3, 2, 1]]}
+    path = tmp_path / "OMNIGLOT" / "chardata.mat"
+    path.parent.mkdir()
+    savemat(path, held)
+    return path
+
+
+def test_omniglot_of_the_iwae_paper(chardata: Path) -> None:
+    """Against the IWAE code's own reshape: rows of 28×28 laid out again in Fortran's order."""
+    from scipy.io import loadmat
+
+    read = load("omniglot", chardata.parents[1], download=False)
+    held = loadmat(chardata)["data"].T.astype(np.float32)
+    expected = held.reshape(-1, 28, 28).reshape(-1, 784, order="F")
+    assert torch.equal(read.train.flatten(1), torch.from_numpy(expected)) and read.event_shape == (1, 28, 28)
+    assert read.train_labels is not None and read.train_labels.tolist() == [0, 1, 2, 3, 4, 0]
+    assert read.test_labels is not None and read.test_labels.tolist() == [4, 3, 2, 1]
+    assert read.levels is None and read.split == "the IWAE paper's split (another file than the published one)"
+
+
+def test_a_git_object_name_tells_the_published_file(chardata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SHA-1 of ``blob``, the size and the bytes, as `git hash-object` prints it."""
+    import hashlib
+
+    from pyro_vae import omniglot_files
+
+    content = chardata.read_bytes()
+    blob = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
+    monkeypatch.setattr(omniglot_files, "BURDA_BLOB", blob)
+    assert load("omniglot", chardata.parents[1], download=False).split == "the IWAE paper's split"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda content: content[:500], "truncated or damaged"),
+        (lambda content: b"<html>404</html>", "web page"),
+        (lambda content: b"", "truncated or damaged"),
+    ],
+    ids=["cut", "html", "empty"],
+)
+def test_damaged_omniglot_files_are_named(chardata: Path, spoil: Any, words: str) -> None:
+    chardata.write_bytes(spoil(chardata.read_bytes()))
+    refused(lambda: load("omniglot", chardata.parents[1], download=False), str(chardata), words, "get it again")
+
+
+def test_a_matlab_file_of_something_else_is_named(chardata: Path) -> None:
+    from scipy.io import savemat
+
+    savemat(chardata, {"data": np.zeros((100, 6)), "target": np.eye(6)})
+    refused(lambda: load("omniglot", chardata.parents[1], download=False), "(784, N)", "(100, 6)")
+
+
+def drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Torchvision's two archives, with three drawings in each, the names out of order."""
+    import hashlib
+    import io
+    import zipfile
+
+    from torchvision import datasets
+
+    home = tmp_path / datasets.Omniglot.folder
+    home.mkdir()
+    sums = {}
+    for part, name in enumerate(datasets.Omniglot.zips_md5):
+        with zipfile.ZipFile(home / f"{name}.zip", "w") as archive:
+            for number in (2, 0, 1):
+                canvas = np.full((105, 105), True)
+                canvas[15 * number : 15 * number + 15, 45 * part : 45 * part + 15] = False
+                file = io.BytesIO()
+                Image.fromarray(canvas).save(file, "png")
+                archive.writestr(f"{name}/Greek/character01/{number}.png", file.getvalue())
+        sums[name] = hashlib.md5((home / f"{name}.zip").read_bytes()).hexdigest()
+    monkeypatch.setattr(datasets.Omniglot, "zips_md5", sums)
+    return home
+
+
+def test_omniglots_drawings_are_resized_by_area(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strokes are white, in order of their names; the mean grey level is the share of ink; a block keeps its place."""
+    drawings(tmp_path, monkeypatch)
+    read = load("omniglot", tmp_path, download=False)
+    assert read.train.shape == read.test.shape == (3, 1, 28, 28) and read.levels == 256 and "not the IWAE" in read.split
+    for part, images in enumerate((read.train, read.test)):
+        for number, image in enumerate(images[:, 0]):
+            assert float(image.float().mean()) / 255 == pytest.approx(15 * 15 / 105**2, rel=0.02)
+            block = image[4 * number : 4 * number + 4, 12 * part : 12 * part + 4]
+            assert int(block.sum()) == int(image.sum()) and int(block.max()) == 255
+
+
+def test_a_damaged_or_absent_omniglot_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = drawings(tmp_path, monkeypatch)
+    archive = home / "images_evaluation.zip"
+    archive.write_bytes(archive.read_bytes()[:-20])
+    refused(lambda: load("omniglot", tmp_path), str(archive), "MD5")
+    archive.unlink()
+    refused(
+        lambda: load("omniglot", tmp_path, download=False),
+        str(home),
+        "chardata.mat",
+        "images_evaluation.zip",
+        "--data-root",
+    )
+
+
+def test_an_omniglot_download_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    from torchvision import datasets
+
+    def offline(self: Any) -> None:
+        raise URLError("no route\nto host")
+
+    monkeypatch.setattr(datasets.Omniglot, "download", offline)
+    refused(lambda: load("omniglot", tmp_path), "no route to host", "chardata.mat", "images_background.zip")

@@ -135,3 +135,75 @@ def test_refusals_are_a_line(make: Any, words: tuple[str, ...]) -> None:
         make()
     line = str(error.value)
     assert "\n" not in line and [word for word in words if word not in line] == []
+
+
+# ---- initialisation
+
+
+@pytest.mark.parametrize("make", [make_encoder, lambda *a, **k: make_decoder(a[0], a[2], a[1], 1, **k)])
+@pytest.mark.parametrize("net", NETS)
+def test_glorot_has_the_papers_variance_and_no_bias(net: str, make: Any) -> None:
+    """Var W = 2 / (fan in + fan out), uniform: no weight beyond √(6 / (fan in + fan out)), some beyond 0.95 of it."""
+    torch.manual_seed(0)
+    built = make(
+        net, (1, 16, 16), 40, init="glorot", **({"hidden": (60, 50)} if net == "MLP" else {"channels": (8, 16)})
+    )
+    layers = [m for m in built.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    for layer in layers:
+        field = layer.weight[0, 0].numel()
+        bound = (6 / (field * (layer.weight.shape[0] + layer.weight.shape[1]))) ** 0.5
+        assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound * (1 + 1e-6)
+        spread = float(layer.weight.detach().var()) / (
+            bound**2 / 3
+        )  # a uniform's sample variance has a relative error √(0.8 / n)
+        assert abs(spread - 1) < 5 * (0.8 / layer.weight.numel()) ** 0.5
+        assert layer.bias is None or not bool(layer.bias.any())
+    assert len(layers) == (3 if net == "MLP" else len(layers))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_default_initialisation_is_torchs(net: str) -> None:
+    """The same numbers from the same seed, with or without the options being written."""
+    states = []
+    for given in ({}, {"init": "torch", "input_scale": 1.0, "output_bias": None}):
+        torch.manual_seed(0)
+        states.append(make_decoder(net, 3, (1, 8, 8), 1, **small(net, (1, 8, 8)), **given).state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_options_of_one_direction_leave_the_other_alone(net: str) -> None:
+    given = {"input_scale": 16, "output_bias": "mean", **small(net, (1, 8, 8))}
+    encoder, decoder = make_encoder(net, (1, 8, 8), 3, **given), make_decoder(net, 3, (1, 8, 8), 2, **given)
+    assert (encoder.input_scale, encoder.output_bias) == (16, None) and (decoder.input_scale, decoder.output_bias) == (
+        1,
+        "mean",
+    )
+    assert decoder.last_bias().shape == (2, 8, 8)
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(encoder.eval()(x), encoder.transform(x / 16))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_the_last_bias_is_added_to_each_output(net: str) -> None:
+    decoder = make_decoder(net, 3, (1, 8, 8), 1, output_bias="mean", **small(net, (1, 8, 8))).eval()
+    z, shift = torch.randn(5, 3), torch.randn(1, 8, 8)
+    before = decoder(z)
+    with torch.no_grad():
+        decoder.last_bias().add_(shift)
+    torch.testing.assert_close(decoder(z), before + shift)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"init": "glorott"}, "did you mean 'glorot'"),
+        ({"output_bias": "meen"}, "did you mean 'mean'"),
+        ({"input_scale": 0}, "input_scale=0"),
+        ({"input_scale": "16"}, "input_scale='16'"),
+    ],
+)
+def test_unknown_options_are_a_line(given: dict[str, Any], words: str) -> None:
+    for net in (MLP, Conv):
+        with pytest.raises(UserError, match=words):
+            net((1, 8, 8), (3,), **given)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from math import ceil, log2
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
@@ -44,7 +45,9 @@ class Conv(Net):
     """Stride-2 3×3 convolutions with BatchNorm, ``channels`` wide (32…512 at 32×32), then one linear layer.
 
     The decoder mirrors it with transposed convolutions and ends in a plain 3×3 convolution. Any image with sides of 2
-    pixels or more; sizes that are not powers of two are halved rounding up, and restored exactly.
+    pixels or more; sizes that are not powers of two are halved rounding up, and restored exactly. ``init``,
+    ``input_scale`` and ``output_bias`` are those of `MLP`; with ``output_bias=mean`` the decoder's last bias has one
+    entry for each output, where it otherwise has one for each channel.
     """
 
     def __init__(
@@ -53,10 +56,16 @@ class Conv(Net):
         out_shape: tuple[int, ...],
         channels: tuple[int, ...] | None = None,
         activation: str = "leaky_relu",
+        init: str = "torch",
+        input_scale: float = 1.0,
+        output_bias: str | None = None,
     ) -> None:
         super().__init__(in_shape, out_shape)
-        build = _downwards if len(in_shape) == 3 else _upwards
-        self.layers = build(tuple(in_shape), tuple(out_shape), channels, activation)
+        if len(in_shape) == 3:
+            self.layers = _downwards(tuple(in_shape), tuple(out_shape), channels, activation)
+        else:
+            self.layers = _upwards(tuple(in_shape), tuple(out_shape), channels, activation, output_bias is not None)
+        self._set_up(init, input_scale, output_bias)
 
     @classmethod
     def encoder(cls, in_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
@@ -68,6 +77,25 @@ class Conv(Net):
         """``(rows, *in_shape)`` to ``(rows, *out_shape)``."""
         outputs: Tensor = self.layers(rows)
         return outputs
+
+    def last_bias(self) -> Tensor:
+        """The last layer's bias, ``out_shape``; a ``UserError`` where it has one entry for each channel alone."""
+        last = self.layers[-1]
+        if not isinstance(last, Bias):
+            raise UserError("this Conv's last layer has one bias a channel: build it with output_bias=mean")
+        return last.bias
+
+
+class Bias(nn.Module):
+    """x + b, with an entry of b for each entry of one image."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(rows, *shape)``."""
+        return x + self.bias
 
 
 def _downwards(
@@ -87,7 +115,11 @@ def _downwards(
 
 
 def _upwards(
-    in_shape: tuple[int, ...], out_shape: tuple[int, ...], channels: tuple[int, ...] | None, name: str
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    channels: tuple[int, ...] | None,
+    name: str,
+    bias_each: bool = False,
 ) -> nn.Sequential:
     channels, sizes = _sizes(out_shape, channels)
     widths, heights = tuple(reversed(channels)), list(reversed(sizes))
@@ -100,4 +132,5 @@ def _upwards(
         padding = tuple(big - (2 * tiny - 1) for tiny, big in zip(small, large, strict=True))
         up = nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=padding, bias=False)  # type: ignore[arg-type]
         layers += [up, nn.BatchNorm2d(after), activation(name)]
-    return nn.Sequential(*layers, nn.Conv2d(widths[-1], out_shape[0], 3, padding=1))
+    last = nn.Conv2d(widths[-1], out_shape[0], 3, padding=1, bias=not bias_each)
+    return nn.Sequential(*layers, last, *([Bias(out_shape)] if bias_each else []))

@@ -14,7 +14,9 @@ from pyro_vae.nn.net import Net, activation, check_widths
 class MLP(Net):
     """Fully connected layers: ``hidden`` widths in the encoder's order, one ``activation`` (tanh, relu, softplus, silu).
 
-    ``hidden=()`` is a linear map.
+    ``hidden=()`` is a linear map. ``init`` is ``torch`` or ``glorot`` (Glorot & Bengio 2010: uniform weights, biases 0).
+    ``output_bias=mean`` starts a decoder at the training mean (Burda et al. 2016): the command line does so, in Python
+    `Likelihood.start_at_mean` does. An encoder divides its input by ``input_scale``: 255 for 8-bit levels.
     """
 
     def __init__(
@@ -23,10 +25,14 @@ class MLP(Net):
         out_shape: tuple[int, ...],
         hidden: tuple[int, ...] = (500, 500),
         activation: str = "silu",
+        init: str = "torch",
+        input_scale: float = 1.0,
+        output_bias: str | None = None,
     ) -> None:
         super().__init__(in_shape, out_shape)
         widths = check_widths("MLP", "hidden", hidden)
         self.layers = _perceptron((prod(in_shape), *widths, prod(out_shape)), activation)
+        self._set_up(init, input_scale, output_bias)
 
     @classmethod
     def decoder(cls, num_inputs: int, out_shape: tuple[int, ...], **args: Any) -> Net:
@@ -39,6 +45,11 @@ class MLP(Net):
         """``(rows, *in_shape)`` to ``(rows, numel(out_shape))``."""
         outputs: Tensor = self.layers(rows.flatten(1))
         return outputs
+
+    def last_bias(self) -> Tensor:
+        """The last layer's bias, ``out_shape``."""
+        bias: Tensor = self.layers[-1].bias  # type: ignore[assignment]
+        return bias.view(self.out_shape)
 
 
 def _perceptron(widths: tuple[int, ...], name: str) -> nn.Sequential:

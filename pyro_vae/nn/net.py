@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import prod
+from math import inf, prod
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,12 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+INITS = ("torch", "glorot")
+
+OF_ONE_DIRECTION = {"input_scale": "encoder", "output_bias": "decoder"}
+"""Options that serve one side of an auto-encoder; the other side, built from the same arguments, does without them."""
+
+
 def activation(name: str) -> nn.Module:
     """The activation of that name; a ``UserError`` lists the known ones."""
     if name.lower() not in ACTIVATIONS:
@@ -36,6 +42,8 @@ class Net(nn.Module, ABC):
     """
 
     slot: ClassVar[str] = "net"
+    input_scale: float = 1.0
+    output_bias: str | None = None
 
     def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -64,7 +72,44 @@ class Net(nn.Module, ABC):
                 f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} after the batch dimensions, but got a "
                 f"tensor of shape {tuple(x.shape)}: build it with the data's event_shape and the model's latent_dim, or reshape"
             )
-        return self.transform(x.reshape(-1, *self.in_shape)).reshape(batch + self.out_shape)
+        rows = x.reshape(-1, *self.in_shape)
+        if self.input_scale != 1:
+            rows = rows / self.input_scale
+        return self.transform(rows).reshape(batch + self.out_shape)
+
+    def last_bias(self) -> Tensor:
+        """The output's bias as a view, ``out_shape``: what `Likelihood.start_at_mean` sets.
+
+        Raises:
+            UserError: the network has no bias for each of its outputs.
+        """
+        raise UserError(
+            f"{type(self).__name__} has no bias of its own for each output (last_bias): leave output_bias=mean out, or use net=MLP"
+        )
+
+    def _set_up(self, init: str, input_scale: float, output_bias: str | None) -> None:
+        """Keep and apply the options that every network of this package has, its layers being there."""
+        if init not in INITS:
+            raise UserError(did_you_mean(f"init of {type(self).__name__}", str(init), INITS))
+        if isinstance(input_scale, bool) or not isinstance(input_scale, int | float) or not 0 < input_scale < inf:
+            raise UserError(
+                f"{type(self).__name__}(input_scale={input_scale!r}): expected a positive number, such as 255 for 8-bit levels"
+            )
+        if output_bias not in (None, "mean"):
+            raise UserError(did_you_mean(f"output_bias of {type(self).__name__}", str(output_bias), ["mean"]))
+        self.input_scale, self.output_bias = float(input_scale), output_bias
+        if init == "glorot":
+            glorot(self)
+
+
+@torch.no_grad()
+def glorot(net: nn.Module) -> None:
+    """Weights uniform with variance 2 / (fan in + fan out), biases 0 (Glorot & Bengio 2010, equation 16), in place."""
+    for layer in net.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
@@ -81,6 +126,10 @@ def _find(net: str | type) -> Any:
     return registry.resolve("net", net) if isinstance(net, str) else net
 
 
+def _of(direction: str, args: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if OF_ONE_DIRECTION.get(name, direction) == direction}
+
+
 def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
     shape = tuple(event_shape)
     if not shape or prod(shape) == 0:
@@ -90,10 +139,10 @@ def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def make_encoder(net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
     """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to ``(num_outputs,)``."""
-    return _find(net).encoder(_image_shape(event_shape), num_outputs, **args)
+    return _find(net).encoder(_image_shape(event_shape), num_outputs, **_of("encoder", args))
 
 
 def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any) -> Net:
     """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first event dimension."""
     shape = _image_shape(event_shape)
-    return _find(net).decoder(latent_dim, (per_pixel * shape[0], *shape[1:]), **args)
+    return _find(net).decoder(latent_dim, (per_pixel * shape[0], *shape[1:]), **_of("decoder", args))

@@ -1,0 +1,98 @@
+"""An inference model of images whose classes are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor, nn
+
+from pyro_vae import registry
+from pyro_vae.classes import OneHot
+from pyro_vae.errors import UserError
+
+NUM_CLASSES = 10
+
+
+class ClassConditional(AmortizedGuide):
+    """z ~ q(z | x, y), of the family of another guide, whose encoder sees the class y as a further input (Sohn et al. 2015).
+
+    A learned embedding of y is laid beside the image as one more channel, or behind the pixels of a flat one; the family
+    is an amortized guide, given by its name and built here, or an instance built for images of `joint_shape`.
+    """
+
+    def __init__(
+        self,
+        guide: Any = "MeanField",
+        num_classes: int = NUM_CLASSES,
+        *,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
+        super().__init__(event_shape, latent_dim, 0, net=None)
+        self.event_shape = torch.Size(event_shape)
+        joint = joint_shape(event_shape, num_classes)
+        shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
+        self.classes = OneHot(num_classes)
+        self.embedding = nn.Linear(num_classes, prod(joint) - prod(event_shape), bias=False)
+        nn.init.normal_(self.embedding.weight)
+        self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
+        if not isinstance(self.guide, AmortizedGuide):
+            raise UserError(
+                f"ClassConditional(guide={type(self.guide).__name__}): expected a guide that computes q(z | x) by local(x) "
+                "and build(η), such as MeanField"
+            )
+
+    @property
+    def amortized(self) -> bool:  # type: ignore[override]
+        """Whether images that it was not fitted on have a q(z | x, y)."""
+        return bool(self.guide.amortized)
+
+    @staticmethod
+    def context_of(argument: str, values: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: the inner guide sees larger images."""
+        if argument != "guide" or "event_shape" not in context:
+            return context
+        shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
+        return {**context, "event_shape": shape}
+
+    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """A ``UserError`` for labels that are no classes of this guide."""
+        if "y" in fields:
+            self.classes.check(fields["y"])
+
+    def joint(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Images ``(B, *event_shape)`` with their classes' embeddings, ``(B, *joint_shape)``."""
+        extra = self.embedding(self.classes(y))
+        return torch.cat((x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])), dim=-len(self.event_shape))
+
+    def local(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
+        """The inner guide's η, ``(B, num_params)``."""
+        eta: Tensor = self.guide.local(self.joint(x, y), **fields)
+        return eta
+
+    def start(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
+        """The inner guide's η at which `refine` begins, ``(B, num_params)``."""
+        eta: Tensor = self.guide.start(self.joint(x, y), **fields)
+        return eta
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """The inner guide's q(z | x, y), batch shape ``(B,)``."""
+        law: dist.TorchDistribution = self.guide.build(eta)
+        return law
+
+    def forward(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
+        """Sample z ~ q(z | x, y), ``(B, latent_dim)``."""
+        return super().forward(x, y=y, **fields)
+
+
+def joint_shape(event_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+    """The shape of an image with its class: one more channel, or ``num_classes`` more numbers behind a flat image."""
+    first, *rest = event_shape
+    return (first + (1 if rest else num_classes), *rest)

@@ -1,0 +1,27 @@
+"""The likelihood of counts whose variance is their mean."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from torch import Tensor
+
+from pyro_vae.conditional import Likelihood, output_of, rate_of
+
+
+class Poisson(Likelihood):
+    """x_d | z ~ Poisson(softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without an upper end."""
+
+    kind = "mass"
+    observes = "levels"
+
+    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], net: str | type = "MLP", **net_args: Any) -> None:
+        super().__init__(latent_dim, event_shape, 1, net, **net_args)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z = context)."""
+        (output,) = self.outputs(context)
+        return dist.Poisson(rate_of(output)).to_event(len(self.event_shape))
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The inverse of softplus at the mean."""
+        return (output_of(mean),)
