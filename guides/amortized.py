@@ -21,22 +21,36 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
 
     η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic given x. A guide that
     finds them in another way (a table, a few gradient steps) overrides ``local``; another family overrides ``build``.
+    ``net=None`` makes no network. ``amortized`` is False where images that it was not fitted on have no q(z | x);
+    ``first_order`` is True where ``local`` leaves a part of its own gradient out by design.
     """
 
     slot: ClassVar[str] = "guide"
+    amortized: ClassVar[bool] = True
+    first_order: ClassVar[bool] = False
 
     def __init__(
-        self, event_shape: tuple[int, ...], latent_dim: int, num_params: int, net: str | type = "MLP", **net_args: Any
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        num_params: int,
+        net: str | type | None = "MLP",
+        **net_args: Any,
     ) -> None:
         super().__init__()
         check_latent_dim(latent_dim)
         self.latent_dim = latent_dim
-        self.net = make_encoder(net, event_shape, num_params, **net_args)
+        if net is not None:
+            self.net = make_encoder(net, event_shape, num_params, **net_args)
 
     def local(self, x: Tensor, **fields: Any) -> Tensor:
         """η, ``(B, num_params)``, for the images ``x``, ``(B, *event_shape)``."""
         eta: Tensor = self.net(x)
         return eta
+
+    def start(self, x: Tensor, **fields: Any) -> Tensor:
+        """η at which `refine` begins, ``(B, num_params)``."""
+        return self.local(x, **fields)
 
     @abstractmethod
     def build(self, eta: Tensor) -> dist.TorchDistribution:

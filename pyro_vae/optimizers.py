@@ -11,6 +11,7 @@ from torch import nn
 
 from pyro_vae import registry
 from pyro_vae.errors import UserError
+from pyro_vae.row_tables import hold_absent_rows
 
 OptimizerSpec = str | type[torch.optim.Optimizer] | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
@@ -26,6 +27,7 @@ def make_optimizer(
                 f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or "
                 "a function of the parameter list that returns a torch optimiser"
             )
+        hold_absent_rows(optimizer)
         return optimizer
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
     try:
@@ -42,4 +44,5 @@ def _build(
     if fused and "fused" in inspect.signature(kind).parameters:
         context["fused"] = True
     optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, **context)
+    hold_absent_rows(optimizer)
     return optimizer

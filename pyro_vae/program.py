@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -122,6 +123,10 @@ class Program:
             )
         return dict(fields) if self._takes_all else {k: v for k, v in fields.items() if k in self.field_names}
 
+    def owns(self, parameter: nn.Parameter) -> bool:
+        """Whether the parameter belongs to the program's own module."""
+        return self.owner is not None and any(parameter is each for each in self.owner.parameters())
+
     def wants(self, field: str) -> bool:
         """Whether the signature names this field itself."""
         return field in self.field_names
@@ -133,6 +138,24 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(call, partial):
         return partial(_unwrapped(call.func), *call.args, **call.keywords)
     return call.forward if isinstance(call, nn.Module) else call
+
+
+_dry: ContextVar[bool] = ContextVar("_dry", default=False)
+
+
+@contextmanager
+def dry_run() -> Iterator[None]:
+    """Inside, programs are run to be understood alone, and nothing is made of their draws."""
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
+
+
+def in_dry_run() -> bool:
+    """Whether a program is being run to be understood: what it refuses to score it may then still show the shape of."""
+    return _dry.get()
 
 
 @contextmanager

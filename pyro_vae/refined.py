@@ -60,7 +60,7 @@ def _other_images(what: str, num_images: int) -> str:
 
 
 def local_parameters(guide: Callable[..., Any], x: Tensor, fields: Fields) -> tuple[nn.Module, Tensor]:
-    """The guide, if it has ``local`` and ``build``, and η = local(x), ``(B, P)``, without its graph.
+    """The guide, if it has ``local`` and ``build``, and η = local(x), ``(B, P)``, or start(x) where it has that.
 
     Raises:
         UserError: it has none, or η is no ``(B, P)``; it says what to write.
@@ -71,7 +71,7 @@ def local_parameters(guide: Callable[..., Any], x: Tensor, fields: Fields) -> tu
             "as an nn.Module with local(x, **fields) -> η, (B, P) and unconstrained, and build(η) -> q(z | x), and sample "
             "build(self.local(x)) in its forward, as pyro_vae.guides.AmortizedGuide does"
         )
-    local: Any = guide.local
+    local: Any = getattr(guide, "start", guide.local)
     with torch.no_grad(), poutine.block():  # outside the plate, and unseen: forward will open it again
         eta = Program("guide's local", local)(x, fields)
     if not isinstance(eta, Tensor) or eta.dim() != 2 or len(eta) != len(x) or not eta.is_floating_point():

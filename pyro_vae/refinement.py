@@ -16,13 +16,15 @@ from pyro_vae.annealing import tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
+from pyro_vae.health import Health
 from pyro_vae.importance import log_marginal
-from pyro_vae.marginal import LogMarginal, figure, shorten
+from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.refined import RefinedGuide, local_parameters
-from pyro_vae.steps import EagerStep, make_step
-from pyro_vae.tiles import ROWS
+from pyro_vae.steps import EagerStep
+from pyro_vae.tiers import make_update
+from pyro_vae.tiles import rows_of
 from pyro_vae.weights import check_count
 
 BETAS = (0.9, 0.95)
@@ -86,7 +88,7 @@ class Refinement:
         return _se(self.elbo_refined_px - self.elbo_amortized_px)
 
     def __str__(self) -> str:
-        line = f"ELBO[q] {figure(self.elbo_amortized)} → ELBO[q*] {figure(self.elbo_refined)} → log p(x) ≥ "
+        line = f"ELBO[q] {figure(self.elbo_amortized)} → ELBO[q*] {figure(self.elbo_refined)} → {quantity(self.protocol)} ≥ "
         line += f"{figure(float(self.log_px.mean()))} nats (N = {self.num_images}, {self.protocol['log_px']})"
         gaps = f"  amortization gap {figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
         gaps += f"{figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
@@ -145,10 +147,11 @@ def refine(
     named = {name: value.to(place) for name, value in as_fields(fields, len(images)).items()}
     named.setdefault("index", torch.arange(len(images), device=place))
     options: dict[str, Any] = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
-    amortized = log_marginal(model, guide, images, seed=mix(seed, 1) % 2**32, **options)
-    _check_reference(reference, amortized)
-    tile = tiles(len(images), num_particles, ROWS.get(place.type, ROWS["cpu"]))
+    tile = tiles(len(images), num_particles, rows_of(pair, place))
     starts = range(0, len(images), tile)
+    initial = _at_start(model, guide, seen, named, tile, pair)
+    amortized = log_marginal(model, initial, images, seed=mix(seed, 1) % 2**32, **options)
+    _check_reference(reference, amortized)
     etas = []
     with tqdm(total=num_steps * len(starts), unit="step", disable=not progress, dynamic_ncols=True) as bar:
         for start in starts:
@@ -156,19 +159,33 @@ def refine(
             batch = seen[rows], {name: value[rows] for name, value in named.items()}
             climb = _Climb(num_steps, learning_rate, num_particles, compile, mix(seed, 0, start) % 2**32, bar)
             etas.append(climb(model, guide, *batch))
-    with pair.active(training=False):
-        base, _ = local_parameters(guide, seen[:1], {name: value[:1] for name, value in named.items()})
-    refined = RefinedGuide(base, torch.cat(etas), seen)
+    refined = RefinedGuide(initial.base, torch.cat(etas), seen)
     _share_store(model, guide, refined)
     best = log_marginal(model, refined, images, seed=mix(seed, 2) % 2**32, **options)
     said = {
         "log_px": _label(best if reference is None else reference),
         **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision", "sha256")},
+        **{name: best.protocol[name] for name in ("given",) if name in best.protocol},
         **{"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles, "seed": seed},
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     log_px = best.log_px if reference is None else reference.log_px
     return Refinement(refined, amortized.elbo_px, best.elbo_px, log_px, best, said)
+
+
+def _at_start(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, fields: dict[str, Tensor], tile: int, pair: Pair
+) -> RefinedGuide:
+    """The guide with the η at which each image begins: its own, for an amortized guide."""
+    etas = []
+    with pair.active(training=False, may_create=False):
+        for start in range(0, len(x), tile):
+            rows = slice(start, start + tile)
+            base, eta = local_parameters(guide, x[rows], {name: value[rows] for name, value in fields.items()})
+            etas.append(eta)
+    initial = RefinedGuide(base, torch.cat(etas), x)
+    _share_store(model, guide, initial)
+    return initial
 
 
 @dataclass(frozen=True)
@@ -207,14 +224,14 @@ class _Climb:
             )
         eager = EagerStep(loss, [freed.eta], None)
         _check_used(eager, x, fields)
-        step, how = make_step(eager, "graph" if self.compile == "auto" else self.compile, self.num_steps, x, fields)
+        optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
+        tier = "graph" if self.compile == "auto" else self.compile
+        update, _, how = make_update(eager, optim, Health.on(x.device), tier, self.num_steps, x, fields)
         if not self.bar.disable:
             tqdm.write(f"refinement step: {how}", file=sys.stderr)
-        optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS)
         for i in range(self.num_steps):
-            optim.param_groups[0]["lr"] = self.learning_rate * (1 + cos(pi * i / self.num_steps)) / 2
-            step(x, fields)
-            optim.step()
+            update.set_rate((1 + cos(pi * i / self.num_steps)) / 2)
+            update(x, fields)
             self.bar.update()
 
 

@@ -35,6 +35,7 @@ NAMESPACES: dict[str, str] = {
     "net": "pyro_vae.nn",
     "optimizer": "torch.optim",
     "schedule": "pyro_vae.schedules",
+    "warmup": "pyro_vae.warmups",
     "data": "pyro_vae.data",
     "proposal": "pyro_vae.proposals",
 }
@@ -258,6 +259,11 @@ def resolve(slot: str, name: str) -> Any:
     raise UserError(did_you_mean(slot, name, _names(slot)))
 
 
+def installed(slot: str) -> list[str]:
+    """The names that other packages offer for the slot, as entry points."""
+    return [entry.name for entry in _entries(slot)]
+
+
 def _entries(slot: str) -> Iterable[EntryPoint]:
     return entry_points(group=f"pyro_vae.{slot}")
 
@@ -276,7 +282,7 @@ def _is_optimizer(part: type) -> bool:
 
 
 def _names(slot: str) -> list[str]:
-    return [*members(slot), *(entry.name for entry in _entries(slot))]
+    return [*members(slot), *installed(slot)]
 
 
 def _slots_by_name() -> dict[str, list[str]]:
@@ -372,8 +378,9 @@ def build(slot: str, spec: Any, /, **context: Any) -> Any:
     An argument is filled by name: what ``spec`` says first, else ``context``, if the constructor's signature names it.
     A part that passes ``**net_args`` on to its ``net`` takes the arguments of the chosen network as its own, and
     ``net=MLP(hidden=(200,))`` is ``net=MLP, hidden=(200,)``. Nested choices are built with the same context, in the
-    slot that the argument is named after, else in the one that has the name. A function that is named without arguments
-    is returned as it is: it is a Pyro program.
+    slot that the argument is named after, else in the one that has the name; a part with a static method
+    ``context_of(argument, values, context)`` chooses the context of each of its arguments. A function that is named
+    without arguments is returned as it is: it is a Pyro program.
 
     Raises:
         UserError: for an unknown name, an unknown, doubled, missing or unusable argument.
@@ -407,7 +414,9 @@ def _construct(slot: str, part: Callable[..., Any], choice: Choice, context: Map
     if missing:
         there = ", ".join(sorted(context)) or "nothing"
         raise UserError(f"{label} lacks {', '.join(missing)}: write {missing[0]}=... (the context has {there})")
-    built = {name: _build_argument(name, value, context) for name, value in values.items()}
+    # a part may build what it holds in another context than its own: a decoder that also receives a class has more inputs
+    inner = getattr(part, "context_of", lambda argument, values, context: context)
+    built = {name: _build_argument(name, value, inner(name, values, context)) for name, value in values.items()}
     try:
         return part(**built)
     except UserError:

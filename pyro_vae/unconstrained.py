@@ -74,13 +74,13 @@ class Unconstrained:
             row_fields = {n: v.repeat(self.num_chains, *(1 for _ in v.shape[1:])) for n, v in fields.items()}
         else:
             plate = pyro.plate(PARTICLE_PLATE, self.num_chains, dim=self.geometry.particle_dim)
-        with torch.no_grad(), plate:
+        with explain.one_sentence(), torch.no_grad(), plate:
             trace = poutine.trace(lambda: self.pair.guide(rows, row_fields)).get_trace()
         return self._joined(self._coordinates(trace, chained=True, batch_size=len(x)))
 
     def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
         """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same, ``(C, B, d)``."""
-        with torch.no_grad(), _Given(values, dict.fromkeys(values, self.geometry.guide_dim)):
+        with explain.one_sentence(), torch.no_grad(), _Given(values, dict.fromkeys(values, self.geometry.guide_dim)):
             trace = poutine.trace(lambda: self.pair.guide(x, fields)).get_trace()
         u = self._joined(self._coordinates(trace, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()
@@ -177,7 +177,8 @@ def _width(fn: Any, places: Sequence[int]) -> int:
 
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at any u."""
-    refuse_bad_weights(pair.structure(x, fields))
+    structure = pair.structure(x, fields)
+    refuse_bad_weights(structure)
     few = x[:PROBE_IMAGES]
     few_fields = {name: value[:PROBE_IMAGES] for name, value in fields.items()}
     with pair.probing():
@@ -194,21 +195,12 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                     "log_marginal, or sum that site out in the model"
                 )
             _refuse_no_bijection(name, node["fn"])
-            if not scores_foreign(node["fn"], node["value"]):
+            if name in structure.own_draws_only:
                 raise UserError(
                     f"the guide's site {name!r} can't score any z but its own last draw ({type(node['fn']).__name__}; as a planar "
                     "flow): use a guide whose log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
         pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
-
-
-def scores_foreign(fn: Any, value: Tensor) -> bool:
-    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own density."""
-    try:
-        own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
-    except Exception:  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError
-        return False
-    return torch.allclose(own, foreign, rtol=1e-3, atol=1e-2)
 
 
 def _refuse_no_bijection(name: str, fn: Any) -> None:

@@ -12,7 +12,7 @@ from exact import Exact, ppca
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae import UserError, encode, fit, guides, log_marginal, log_weights, models, refinement
+from pyro_vae import UserError, encode, fit, guides, log_marginal, log_weights, models, tiles
 from pyro_vae.refinement import Refinement, refine
 
 
@@ -100,7 +100,7 @@ def test_staged_equals_eager() -> None:
 
 def test_tiles_come_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, whole = refined_ppca()
-    monkeypatch.setitem(refinement.ROWS, "cpu", 120)
+    monkeypatch.setitem(tiles.ROWS, "cpu", 120)
     _, _, tiled = refined_ppca()
     error = (whole.se_approximation_gap**2 + tiled.se_approximation_gap**2) ** 0.5
     assert not torch.equal(whole.guide.eta, tiled.guide.eta)

@@ -1,0 +1,38 @@
+"""The Gaussian guide with every covariance."""
+
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class FullRank(AmortizedGuide):
+    """q(z | x) = N(μ(x), L(x) L(x)ᵀ), with η = (μ, L below its diagonal, log of L's diagonal).
+
+    P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians is closed
+    (`pyro_vae.gaussian_kl`).
+    """
+
+    position: Tensor
+
+    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, net: str | type = "MLP", **net_args: Any) -> None:
+        num_below = latent_dim * (latent_dim - 1) // 2
+        super().__init__(event_shape, latent_dim, 2 * latent_dim + num_below, net, **net_args)
+        # where each entry of L stands in the vector (below, diagonal, 0): a gather, as a trace can't follow a boolean mask
+        position = torch.full((latent_dim, latent_dim), num_below + latent_dim)
+        row, column = torch.tril_indices(latent_dim, latent_dim, -1)
+        position[row, column] = torch.arange(num_below)
+        position.diagonal().copy_(num_below + torch.arange(latent_dim))
+        self.register_buffer("position", position.flatten(), persistent=False)
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """N(μ, L Lᵀ) from ``(B, num_params)``."""
+        num_dims = self.latent_dim
+        num_below = eta.shape[-1] - 2 * num_dims
+        loc, below, log_diagonal = eta.split([num_dims, num_below, num_dims], dim=-1)
+        entries = F.pad(torch.cat((below, log_diagonal.exp()), dim=-1), (0, 1))
+        scale_tril = entries.index_select(-1, self.position).unflatten(-1, (num_dims, num_dims))
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)

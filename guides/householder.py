@@ -1,0 +1,36 @@
+"""The Householder flow."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from pyro.distributions.transforms.householder import ConditionedHouseholder
+from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor
+
+from pyro_vae.zuko_flows import check_depth
+
+
+class Householder(AmortizedGuide):
+    """z = H_T ⋯ H_1 (μ + σ ε), H_t reflections: a Gaussian with its axes turned.
+
+    H_t = I − 2 v_t v_tᵀ / ‖v_t‖² and η = (μ, log σ, v_1, …, v_T), T = ``depth`` (Tomczak & Welling 2016; here the network
+    gives every v_t). With T = D it is every Gaussian. The volume is preserved, any z can be scored.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        depth: int = 10,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
+        check_depth("Householder", depth)
+        super().__init__(event_shape, latent_dim, (2 + depth) * latent_dim, net, **net_args)
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """The law of z from ``(B, num_params)``."""
+        num_dims = self.latent_dim
+        loc, log_scale, normals = eta.split([num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1)
+        base = dist.Normal(loc, log_scale.exp()).to_event(1)
+        return dist.TransformedDistribution(base, [ConditionedHouseholder(normals.unflatten(-1, (-1, num_dims)))])

@@ -1,0 +1,37 @@
+"""The Gaussian guide with a few directions of correlation."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+
+
+class LowRank(AmortizedGuide):
+    """q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag σ²(x)), W of ``rank`` columns.
+
+    η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is closed
+    (`pyro_vae.gaussian_kl`).
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        rank: int = 2,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise UserError(f"LowRank(rank={rank!r}): expected a whole number of directions, 1 or more")
+        super().__init__(event_shape, latent_dim, (2 + rank) * latent_dim, net, **net_args)
+        self.rank = rank
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """N(μ, W Wᵀ + diag σ²) from ``(B, num_params)``."""
+        num_dims = self.latent_dim
+        loc, log_scale, factor = eta.split([num_dims, num_dims, self.rank * num_dims], dim=-1)
+        factor = factor.unflatten(-1, (num_dims, self.rank))
+        return dist.LowRankMultivariateNormal(loc, factor, (2 * log_scale).exp())

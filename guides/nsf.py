@@ -1,0 +1,40 @@
+"""The neural spline flow."""
+
+from typing import Any
+
+from pyro import distributions as dist
+from pyro_vae.guides.amortized import AmortizedGuide
+from torch import Tensor
+
+from pyro_vae.nn.net import check_widths
+from pyro_vae.zuko_flows import check_depth, pushed_forward, spline_transform
+
+
+class NSF(AmortizedGuide):
+    """z = μ + σ T(ε), T an autoregressive rational-quadratic spline flow given a context h(x).
+
+    η = (μ, log σ, h), ``context_dim`` numbers in h (Durkan et al. 2019, inverted: draws take one pass a step, a z that is
+    not the guide's own draw ``latent_dim`` passes). ``depth`` steps of ``bins`` pieces on [−5, 5].
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        depth: int = 2,
+        bins: int = 8,
+        width: int = 100,
+        context_dim: int = 50,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
+        check_depth("NSF", depth)
+        (bins,), (context_dim,) = check_widths("NSF", "bins", bins), check_widths("NSF", "context_dim", context_dim)
+        super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)
+        self.flow = spline_transform(latent_dim, context_dim, depth, width, bins)
+
+    def build(self, eta: Tensor) -> dist.TorchDistribution:
+        """The law of z from ``(B, num_params)``."""
+        num_dims = self.latent_dim
+        loc, log_scale, context = eta.split([num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1)
+        return pushed_forward(self.flow(context), loc, log_scale.exp())

@@ -1,0 +1,34 @@
+"""The mixture prior."""
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Prior
+from pyro_vae.errors import UserError
+
+
+class MixtureOfGaussians(Prior):
+    """p(z) = Σ_c π_c N(z; m_c, diag s_c²), weights, means and scales learned.
+
+    There are ``components`` of them.
+    It starts near N(0, I): means at draws of N(0, 0.3² I), scales 1, weights equal.
+    """
+
+    def __init__(self, latent_dim: int, components: int = 10) -> None:
+        super().__init__(latent_dim)
+        check_components("MixtureOfGaussians", components)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(0.3 * torch.randn(components, latent_dim))
+        self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """The mixture, batch shape ``()``; the context is not used."""
+        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+def check_components(part: str, components: object) -> None:
+    """A whole number, 1 or more."""
+    if isinstance(components, bool) or not isinstance(components, int) or components < 1:
+        raise UserError(f"{part}(components={components!r}): expected a whole number of components, 1 or more")

@@ -1,0 +1,103 @@
+"""The variational mixture of posteriors."""
+
+from __future__ import annotations
+
+from math import log
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro_vae.models.mixture_of_gaussians import check_components
+from torch import Tensor, nn
+
+from pyro_vae.conditional import Prior
+from pyro_vae.errors import UserError
+
+
+class _EvenMixture(dist.MixtureSameFamily):
+    """Equal weights; each z is put before every component in full, as not every flow broadcasts it."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log 1/C Σ_c q_c(z)."""
+        components = self.component_distribution
+        num_components = components.batch_shape[-1]
+        batch = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+        each = components.log_prob(value.unsqueeze(-2).expand(*batch, num_components, -1))
+        log_prob: Tensor = torch.logsumexp(each, dim=-1) - log(num_components)
+        return log_prob
+
+
+class VampPrior(Prior):
+    """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c.
+
+    There are C = ``components`` of them (Tomczak & Welling 2018, equation 9).
+    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. Its parameters are the guide's, not the
+    model's: freezing or saving one leaves the other alone, and the density depends on both. Pseudo-inputs have pixels in
+    (0, 1), σ of what is learned, times the encoder's ``input_scale``; the first `fit` puts them at training images. Each z is
+    scored under every component: with a flow as the encoder, which inverts each, take few of them.
+
+    Raises:
+        UserError: the encoder gives no density at z of another image (a table, a point mass, a planar flow, a guide of images
+            with classes).
+    """
+
+    started: Tensor
+
+    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], encoder: Any, components: int = 500) -> None:
+        super().__init__(latent_dim)
+        check_components("VampPrior", components)
+        self.pseudo_logits = nn.Parameter(torch.randn(components, *event_shape))
+        self.register_buffer("started", torch.tensor(False))
+        self.input_scale = float(getattr(getattr(encoder, "net", None), "input_scale", 1.0))
+        self._encoder = (encoder,)  # in a tuple, so that its parameters are not the model's
+        self._check_encoder()
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """u, ``(components, *event_shape)``."""
+        return self.input_scale * self.pseudo_logits.sigmoid()
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether `start_from` is still to come; a prior that was trained and loaded has had its start."""
+        return not bool(self.started)
+
+    @torch.no_grad()
+    def start_from(self, images: Tensor) -> None:
+        """Put the pseudo-inputs at the first images, ``(N, *event_shape)``; those for which there is none stay."""
+        images = images[: len(self.pseudo_logits)].to(self.pseudo_logits) / self.input_scale
+        self.pseudo_logits[: len(images)] = images.clamp(0.01, 0.99).logit()
+        self.started.fill_(True)
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """The mixture, batch shape ``()``; the context is not used."""
+        (encoder,) = self._encoder
+        components = encoder.build(encoder.local(self.pseudo_inputs))
+        weights = dist.Categorical(logits=torch.zeros_like(self.pseudo_logits.flatten(1)[:, 0]))
+        return _EvenMixture(weights, components)
+
+    def _check_encoder(self) -> None:
+        """Once, on two pseudo-inputs: q(z | u) at a z that it didn't draw."""
+        (encoder,) = self._encoder
+        name = type(encoder).__name__
+        if not all(callable(getattr(encoder, part, None)) for part in ("local", "build")):
+            raise UserError(
+                f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as MeanField"
+            )
+        modes = [(module, module.training) for module in encoder.modules()]
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                encoder.eval()
+                law = encoder.build(encoder.local(self.pseudo_inputs[:2].detach()))
+                scores = bool(law.log_prob(law.sample().flip(0)).isfinite().all())
+        except Exception:  # a flow that has no inverse, a table without these rows: each says no in its own way
+            scores = False
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if not scores:
+            raise UserError(
+                f"VampPrior needs the density q(z | u) of any z given any image u, and the guide {name} has none (a point mass, a "
+                "table, a guide of images with classes, or a flow that scores its own draws alone): use one such as MeanField, "
+                "FullRank or IAF"
+            )
