@@ -15,9 +15,14 @@ from torch import Tensor
 from pyro_vae import guides, models
 from pyro_vae.data import ImageData, own_split
 from pyro_vae.errors import UserError
+from pyro_vae.figures import side_by_side
 from pyro_vae.image_grid import DoesNotFit, image_site, picture_shape, tile, to_pixels, value_range
+from pyro_vae.latent_pages import gaussian_grid
+from pyro_vae.latent_paths import arc, line, prior_laws
 from pyro_vae.observation import Observed, observe
-from pyro_vae.plotting import PAGES, Subject, gaussian_grid, samples_picture, write_pictures
+from pyro_vae.plotting import PAGES, samples_picture, write_beside, write_pictures
+from pyro_vae.restoration_pages import missing_half, noise_for
+from pyro_vae.subject import Subject
 
 HALF_LEVEL = 0.501 / 255
 ROWS: list[dict[str, Any]] = [
@@ -186,13 +191,207 @@ def test_curves_are_the_history() -> None:
     assert figure.axes[0].get_ylabel() == "nats per image"
 
 
+# ---- ways through the latent space
+
+
+def cells(figure: Figure, height: int, width: int, row_gaps: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """The images of a grid, ``(rows, columns, height, width)``; ``row_gaps``: pixels between rows, in turn."""
+    canvas, rows, top, i = drawn_canvas(figure), [], 0, 0
+    while top < len(canvas):
+        rows.append([canvas[top : top + height, left : left + width] for left in range(0, canvas.shape[1], width + 1)])
+        top, i = top + height + row_gaps[i % len(row_gaps)], i + 1
+    return np.array(rows)
+
+
+def test_lines_and_arcs() -> None:
+    start, end, at = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0]), torch.linspace(0, 1, 7)
+    for way in (line, arc):
+        torch.testing.assert_close(way(start, end, at)[[0, -1]], torch.stack((start, end)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(line(start, end, at)[3], torch.tensor([1.5, 1.5, 0.0]))
+    round_about = arc(start, end, at)
+    torch.testing.assert_close(round_about.norm(dim=1), torch.full((7,), 3.0))
+    steps = (round_about[1:] * round_about[:-1]).sum(1) / 9  # equal angles
+    torch.testing.assert_close(steps, torch.full((6,), float(np.cos(np.pi / 12))))
+    for other in (2 * start, -start, torch.zeros(3)):  # no plane to go round in
+        torch.testing.assert_close(arc(start, other, at), line(start, other, at))
+
+
+def test_an_interpolation_goes_from_image_to_image() -> None:
+    x = wiped_images(7)
+    found = cells(PAGES["interpolation"](Subject(wipe, read_wipe, x)), 4, 6, (1, 3))
+    assert found.shape == (6, 13, 4, 6)  # three pairs, each on a line and on an arc
+    z = torch.special.ndtri(x[:, 0, 0, [0, -1]])
+    for pair in range(3):
+        for row in (2 * pair, 2 * pair + 1):
+            assert found[row, 0] == pytest.approx(x[2 * pair, 0].numpy(), abs=HALF_LEVEL)
+            assert found[row, 1] == pytest.approx(x[2 * pair, 0].numpy(), abs=HALF_LEVEL)
+            assert found[row, -2] == pytest.approx(x[2 * pair + 1, 0].numpy(), abs=HALF_LEVEL)
+            assert found[row, -1] == pytest.approx(x[2 * pair + 1, 0].numpy(), abs=HALF_LEVEL)
+        middle = torch.special.ndtr(z[2 * pair : 2 * pair + 2].mean(0))
+        assert found[2 * pair, 6, 0, [0, -1]] == pytest.approx(middle.numpy(), abs=HALF_LEVEL)
+
+
+def test_a_traversal_moves_one_dimension_through_the_quantiles_of_its_prior() -> None:
+    x = wiped_images(40)
+    subject = Subject(wipe, read_wipe, x)
+    figure = PAGES["traversals"](subject)
+    found = cells(figure, 4, 6, (1,))
+    assert found.shape == (2, 11, 4, 6)
+    variances = subject.means.var(0)
+    order = variances.argsort(descending=True).tolist()  # the most active first
+    even, first = (np.arange(11) + 0.5) / 11, x[0, 0, 0, [0, -1]].numpy()
+    for row, d in enumerate(order):
+        moved, still = found[row, :, 0, [0, -1][d]], found[row, :, 0, [0, -1][1 - d]]
+        assert moved == pytest.approx(even, abs=HALF_LEVEL) and still == pytest.approx(first[1 - d], abs=HALF_LEVEL)
+    labels = [text.get_text() for text in figure.texts if text.get_text().startswith("$z")]
+    assert labels == [f"$z_{{{d + 1}}}$: {float(variances[d]):.2f}" for d in order]
+    assert "2 of 2 above" in figure.texts[-1].get_text()
+
+
+def test_the_prior_of_a_site_is_its_marginal() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(torch.full((4,), 3.0), 2.0).to_event(1))
+            b = pyro.sample("b", dist.Normal(a - 3.0, 1.0).to_event(1))
+            c = pyro.sample("c", dist.Categorical(torch.ones(3)))
+            pyro.sample("x", dist.Normal(a + b + c.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("b", dist.Normal(x, 1.0).to_event(1))
+            pyro.sample("c", dist.Categorical(torch.ones(3)))
+
+    subject = Subject(model, guide, torch.randn(30, 4))
+    laws = prior_laws(subject)
+    assert (laws["a"].mean == 3).all() and (laws["a"].sd == 2).all()  # exactly
+    draws = 2010
+    assert (laws["b"].mean.abs() < 5 * 2 / draws**0.5).all()
+    assert ((laws["b"].sd / 5**0.5 - 1).abs() < 5 / (2 * draws) ** 0.5).all()
+    assert [law.discrete for law in laws.values()] == [False, False, True] and laws["a"].real
+    for page in ("interpolation", "traversals"):
+        with pytest.raises(DoesNotFit, match="site 'c' is discrete"):
+            PAGES[page](subject)
+
+
+# ---- classes
+
+
+def shaded(x: Tensor | None = None, size: int | None = None, y: Tensor | None = None) -> None:
+    """Class y has grey y/4, plus a little of z."""
+    assert y is not None
+    with pyro.plate("rows", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        grey = y / 4 + 0.1 * torch.special.ndtr(z[..., 0])
+        pyro.sample("x", dist.Normal(grey[:, None].expand(-1, 16), 0.1).to_event(1), obs=x)
+
+
+def read_shade(x: Tensor, y: Tensor) -> None:
+    """Its guide."""
+    with pyro.plate("rows", len(y)):
+        pyro.sample("z", dist.Normal(10 * (x.mean(1, keepdim=True) - y[:, None] / 4), 1.0).to_event(1))
+
+
+def test_classes_are_rows_and_draws_are_columns() -> None:
+    labels = torch.tensor([3, 0, 1, 1, 3, 0])
+    subject = Subject(shaded, read_shade, labels[:, None] / 4 + torch.zeros(6, 16), labels)
+    figure = PAGES["classes"](subject)
+    found = cells(figure, 4, 4, (1,))
+    assert found.shape == (3, 10, 4, 4)
+    extra = found[0, :, 0, 0]
+    assert len(np.unique(extra)) > 5 and (extra <= 0.1 + HALF_LEVEL).all()
+    for row, label in enumerate((0, 1, 3)):
+        assert found[row, :, 2, 3] == pytest.approx(label / 4 + extra, abs=2 * HALF_LEVEL)
+    assert [text.get_text() for text in figure.texts[:3]] == ["0", "1", "3"]
+    for page in ("reconstructions", "samples", "traversals", "imputation"):  # given y, they are drawn
+        PAGES[page](subject)
+
+
+def test_a_page_of_classes_says_why_it_is_not_there() -> None:
+    x = wiped_images(30)
+    for labels, words in ((None, "no labels"), (torch.arange(30), "not conditional")):
+        with pytest.raises(DoesNotFit, match=words):
+            PAGES["classes"](Subject(wipe, read_wipe, x, labels))
+    grey = torch.zeros(30, 16)
+    with pytest.raises(DoesNotFit, match="30 classes"):
+        PAGES["classes"](Subject(shaded, read_shade, grey, torch.arange(30)))
+
+
+# ---- restored images
+
+
+def test_imputation_shows_what_is_seen_and_keeps_it() -> None:
+    x = wiped_images(11)
+    figure = PAGES["imputation"](Subject(wipe, read_wipe, x, seed=3))
+    found = cells(figure, 4, 6, (1,))
+    assert found.shape == (6, 10, 4, 6)  # the image, what is seen, the mean, three draws
+    missing = missing_half(10, (1, 4, 6), 3)[:, 0].numpy()
+    image = x[:10, 0].numpy()
+    assert missing[:5, 2:].all() and not missing[:5, :2].any()
+    assert found[0] == pytest.approx(image, abs=HALF_LEVEL)
+    assert found[1][missing] == pytest.approx(0.5, abs=HALF_LEVEL)
+    for row in range(1, 6):
+        assert found[row][~missing] == pytest.approx(image[~missing], abs=HALF_LEVEL)
+    title = figure.texts[-1].get_text()
+    error = np.sqrt(np.square(found[2] - image)[missing].mean())
+    written = float(title.split("missing pixels: ")[1].split(";")[0])
+    assert written == pytest.approx(error, abs=0.01)  # to what 8 bits and clipping leave
+
+
+def test_the_noise_is_that_of_the_data() -> None:
+    law, words = noise_for(Subject(wipe, read_wipe, torch.tensor([[0.0, 1.0], [1.0, 1.0]])))
+    assert law(torch.tensor([0.0, 1.0])).mean.tolist() == pytest.approx([0.1, 0.9]) and "10% of the pixels" in words
+    law, words = noise_for(Subject(wipe, read_wipe, torch.tensor([[0.0, 16.0]])))
+    assert law(torch.tensor([3.0])).stddev.item() == pytest.approx(3.2) and "sd 3.2" in words
+
+
+def test_denoising_takes_noise_off() -> None:
+    figure = PAGES["denoising"](Subject(wipe, read_wipe, wiped_images(30)))
+    title = figure.texts[-1].get_text()
+    before, after = (float(word) for word in title.split("pixel: ")[1].split(" after")[0].split(" before, "))
+    assert before == pytest.approx(0.2, rel=0.3) and after < before / 2
+
+
+def test_an_autoencoder_is_not_sampled_from() -> None:
+    def point(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Delta(x[:, 0, 0, [0, -1]], event_dim=1))
+
+    for page in ("imputation", "denoising"):
+        with pytest.raises(DoesNotFit, match="point mass"):
+            PAGES[page](Subject(wipe, point, wiped_images(5)))
+    assert cells(PAGES["traversals"](Subject(wipe, point, wiped_images(5))), 4, 6, (1,)).shape[:2] == (2, 11)
+
+
 # ---- files
+
+
+def test_runs_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
+    subjects = {"one": Subject(wipe, read_wipe, wiped_images(30)), "other": Subject(wipe, read_wipe, wiped_images(31))}
+    path = write_beside(tmp_path / "new" / "two.png", subjects, ["manifold", "latent"])
+    assert imread(path).ndim == 3
+    alone = [[PAGES[page](subject) for subject in subjects.values()] for page in ("manifold", "latent")]
+    whole = side_by_side(alone, list(subjects))
+    shown = np.asarray(whole.axes[0].images[0].get_array())
+    height, width = (
+        round(inches * figure.dpi) for inches, figure in zip(alone[0][0].get_size_inches()[::-1], alone[0], strict=True)
+    )
+    first = np.asarray(alone[0][0].canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
+    assert any(
+        np.array_equal(shown[60 : 60 + height, left : left + width], first) for left in range(shown.shape[1] - width)
+    )
+    assert [text.get_text() for text in whole.texts] == ["one", "other"]
+    single = Subject(shaded, read_shade, torch.zeros(30, 16), torch.arange(30) % 2)
+    write_beside(tmp_path / "mixed.png", {"a": subjects["one"], "b": single}, ["manifold", "classes"])
+    with pytest.raises(UserError, match="no page 'classes': the test images have no labels"):
+        write_beside(tmp_path / "none.png", subjects, ["classes"])
 
 
 def test_the_pages_that_fit_are_written(tmp_path: Path) -> None:
     observed, data = observed_of(wiped_images(30), torch.arange(30) % 4)
     written = write_pictures(tmp_path / "run", wipe, read_wipe, observed, data, ROWS)
-    assert [path.stem for path in written] == list(PAGES) and all(imread(path).ndim == 3 for path in written)
+    assert [path.stem for path in written] == [name for name in PAGES if name != "classes"]
+    assert all(imread(path).ndim == 3 for path in written)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in written)
 
 
