@@ -1,4 +1,4 @@
-"""The four architectures of the training benchmarks, and their data: random binary images of the right shape."""
+"""The architectures of the benchmarks, and their data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
 
 from pyro_vae import guides, models
 
@@ -34,6 +35,15 @@ class Architecture:
         model = models.GenerativeModel(models.StandardNormal(self.latent_dim), likelihood)
         return model, guides.MeanField(self.event_shape, self.latent_dim, net=self.net, **self.net_args)
 
+    def networks(self, seed: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
+        """The encoder, to (μ, log σ), and the decoder, to logits, as plain torch: what every other contestant starts from."""
+        return plain_networks(*self.pair(seed))
+
+
+def plain_networks(model: models.GenerativeModel, guide: guides.MeanField) -> tuple[nn.Sequential, nn.Sequential]:
+    """The two networks of a pair of ours, without what we put around them."""
+    return guide.net.layers, model.likelihood.net.layers
+
 
 def mlp(name: str, pixels: int, hidden: tuple[int, ...], latent: int, batch: int, activation: str) -> Architecture:
     """A perceptron on flat images."""
@@ -50,3 +60,10 @@ ARCHITECTURES = {
         Architecture("conv b64", (3, 32, 32), 64, 64, net="Conv"),
     )
 }
+
+
+def large_digits(num_images: int) -> Tensor:
+    """scikit-learn's 8×8 digits enlarged to 28×28 and binarized at 1/2, flat: images that a 784-pixel model can learn."""
+    grey = torch.from_numpy(load_digits().images[:num_images] / 16.0).float()[:, None]
+    enlarged = nn.functional.interpolate(grey, size=(28, 28), mode="bilinear", align_corners=False)
+    return (enlarged > 0.5).float().flatten(1)

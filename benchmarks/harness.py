@@ -3,17 +3,53 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
+
+from pyro_vae.errors import did_you_mean
 
 RESULTS = Path(__file__).resolve().parent / "results"
+Table = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the suites take on their command lines."""
+
+    only: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Cases of the suite, such as "iwae b20"; by default all."""
+    rounds: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """How often every contestant has its turn."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the torch contestants run."""
+    quick: bool = False
+    """Two short rounds: whether everything runs, and no figures to keep."""
+    out: Path | None = None
+    """Where the JSON goes; by default benchmarks/results, and nowhere with --quick."""
+
+
+def options(description: str | None) -> Options:
+    """The command line of a suite."""
+    return tyro.cli(Options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def chosen(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The cases asked for, or all."""
+    every = list(known)
+    for name in names:
+        if name not in every:
+            raise SystemExit("error: " + did_you_mean("case", name, every))
+    return list(names) or every
 
 
 @dataclass(frozen=True)
@@ -29,21 +65,34 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleave(contestants: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
-    """Run all contestants in turn, ``rounds`` times; each call is one round's work."""
+def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
+    """Run all contestants in turn, ``rounds`` times; one that returns a float has timed itself, in seconds."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warmup + rounds):
         for name, run in contestants.items():
             _synchronize()
             started = time.perf_counter()
-            run()
+            own = run()
             _synchronize()
+            seconds = own if isinstance(own, float) else time.perf_counter() - started
             if turn >= warmup:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(seconds)
     return {name: Timing(name, seconds) for name, seconds in times.items()}
 
 
-def ratios(timings: dict[str, Timing], base: str) -> dict[str, dict[str, float]]:
+def repeated(step: Callable[[], Any], times: int) -> Callable[[], None]:
+    """A round: enough steps to be timed; the last result is waited for, as some contestants are asynchronous."""
+
+    def work() -> None:
+        value: Any = 0.0
+        for _ in range(times):
+            value = step()
+        float(value)
+
+    return work
+
+
+def ratios(timings: Mapping[str, Timing], base: str) -> Table:
     """Each contestant over ``base``, round by round: median and range."""
     table = {}
     for name, timing in timings.items():
@@ -57,28 +106,62 @@ def ratios(timings: dict[str, Timing], base: str) -> dict[str, dict[str, float]]
     return table
 
 
-def report(title: str, table: dict[str, dict[str, float]], base: str, unit: float = 1e3) -> None:
+def assert_alike(found: Mapping[str, float], base: str, noise: float) -> None:
+    """All contestants do the same work: their results are those of ``base`` but for the noise."""
+    apart = {name: value - found[base] for name, value in found.items() if not abs(value - found[base]) <= noise}
+    assert not apart, f"not within {noise:.3g} of {base}, {found[base]:.3f}: {apart}"
+
+
+def report(title: str, table: Table, base: str, unit: float = 1e3) -> None:
     """The table on the terminal; ``seconds`` times ``unit`` is shown."""
     print(f"\n{title} (ratio to {base}: median, range)")
     for name, row in table.items():
         print(
-            f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  {row['seconds'] * unit:9.3f} ms"
+            f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  {row['seconds'] * unit:9.3f} ms",
+            flush=True,
         )
 
 
-def write(name: str, tables: dict[str, Any]) -> Path:
-    """The figures as JSON, with the machine in words."""
-    RESULTS.mkdir(exist_ok=True)
-    machine = {
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    packages = ("pyro-ppl", "numpyro", "jax", "pythae")
+    return {
         "torch": torch.__version__,
+        **{name: version for name in packages if (version := _version(name))},
         "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": machine, **tables}, indent=1) + "\n")
+
+
+def write(name: str, tables: dict[str, Any], chosen: Options | None = None) -> Path | None:
+    """The figures as JSON, with the machine in words; cases measured earlier on the same machine are kept."""
+    if chosen is not None and chosen.quick and chosen.out is None:
+        return None
+    folder = RESULTS if chosen is None or chosen.out is None else chosen.out
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    held = json.loads(path.read_text()) if chosen is not None and path.exists() else {}
+    if held.get("machine") != machine():
+        held = {}
+    path.write_text(json.dumps({**held, "machine": machine(), **tables}, indent=1) + "\n")
     return path
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
 
 
 def _synchronize() -> None:

@@ -1,74 +1,121 @@
-"""Peak memory of ``log_marginal`` by the number of draws: an MNIST-sized model, four images, each K in a process of its own.
+"""Memory of `log_marginal` by the number of draws, each K in a process of its own on an MNIST-sized model; host reads of an epoch.
 
-python benchmarks/memory.py
+python benchmarks/memory.py [guide] [Defensive] [RenyiELBO] [reads]
+
+The peak of what the allocator gave out is counted by torch's profiler; the resident set, which the system counts, is beside
+it. Images are as many as fill a tile at the smallest K, so that the tiles of all K are of one size.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from architectures import ARCHITECTURES
-from harness import write
+from contestants import ours, pyro_svi
+from harness import chosen, machine, options, write
+from host_reads import reads_per_epoch
+from torch.profiler import ProfilerActivity, profile
 
 from pyro_vae import log_marginal
+from pyro_vae.tiles import ROWS, tile_sizes
 
-DRAWS = [500, 1000, 20_000, 100_000]
-PROPOSALS = ["guide", "Defensive"]
+DRAWS = [500, 5000, 20_000]
+ESTIMATORS = ["guide", "Defensive", "RenyiELBO"]
+MIB = 2.0**20
 
 
-def peak() -> float:
+def peak_resident() -> float:
     """The largest resident set of this process so far, in MiB (Linux counts in KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(num_samples: int, proposal: str) -> dict[str, Any]:
-    """One evaluation in this process: the peak before it, after torch, Pyro and the model are loaded, and the peak after it."""
-    torch.set_num_threads(1)
+def peak_allocated(work: Callable[[], Any]) -> float:
+    """The most tensor memory that was in use at once, beyond what was there before, in MiB."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        work()
+    held, most = 0, 0
+    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most / MIB
+
+
+def measure(num_samples: int, estimator: str) -> dict[str, Any]:
+    """One evaluation in this process: the resident peak before it, with torch, Pyro and the model loaded, and after it."""
     at = ARCHITECTURES["mlp400 b128"]
     model, guide = at.pair()
-    x = at.images(4)
-    log_marginal(
-        model, guide, x, num_samples=10, device="cpu", compile="graph", proposal=proposal
-    )  # imports, first use
-    before = peak()
-    log_marginal(model, guide, x, num_samples=num_samples, device="cpu", compile="graph", proposal=proposal)
-    return {"num_samples": num_samples, "proposal": proposal, "before_mib": before, "peak_mib": peak()}
+    images = at.images(max(4, tile_sizes(num_samples, ROWS["cpu"])[1]))  # a full tile
+
+    def score(draws: int) -> None:
+        if estimator == "RenyiELBO":
+            pyro_svi.renyi_log_px(guide.net.layers, model.likelihood.net.layers, images[:1], draws, chunk=draws)
+            return
+        log_marginal(model, guide, images, num_samples=draws, device="cpu", compile="graph", proposal=estimator)
+
+    score(10)  # imports, first use
+    score(min(DRAWS))
+    before = peak_resident()
+    score(num_samples)
+    after = peak_resident()
+    return {
+        "num_samples": num_samples,
+        "allocated_mib": peak_allocated(lambda: score(num_samples)),
+        "resident_before_mib": before,
+        "resident_mib": after,
+    }
+
+
+def by_draws(estimator: str, draws: list[int]) -> dict[str, Any]:
+    """Every K in a child process that gives freed memory back at once."""
+    table = []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    for k in draws:
+        child = [sys.executable, "-W", "ignore", __file__, "--child", str(k), estimator]
+        done = subprocess.run(child, check=True, capture_output=True, text=True, env=environment)
+        table.append(json.loads(done.stdout.splitlines()[-1]))
+        row = table[-1]
+        print(
+            f"{estimator:<9} K = {k:>6}  allocated {row['allocated_mib']:8.1f} MiB  resident {row['resident_mib']:8.1f} MiB, "
+            f"{row['resident_before_mib']:.1f} before",
+            flush=True,
+        )
+    first, last = table[0], table[-1]
+    growth = {f"growth_{kind}": last[f"{kind}_mib"] - first[f"{kind}_mib"] for kind in ("allocated", "resident")}
+    print(f"{estimator:<9} K = {draws[0]} to {draws[-1]}: {growth['growth_allocated']:+.1f} MiB allocated", flush=True)
+    return {"rows": table, **growth}
+
+
+def epoch_reads(tier: str) -> float:
+    """Host reads of one epoch of `fit`."""
+    at = ARCHITECTURES["digits b64"]
+    images = at.images(4 * at.batch_size)
+    return reads_per_epoch(lambda num_epochs: ours.epochs(at, images, tier)(num_epochs))
 
 
 def main() -> None:
     """Measure in child processes, print, and write results/memory.json."""
-    found: dict[str, Any] = {}
-    for proposal in PROPOSALS:
-        table = []
-        for k in DRAWS:
-            child = [sys.executable, __file__, "--child", str(k), proposal]
-            row = json.loads(subprocess.run(child, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-            table.append(row)
-            own = row["peak_mib"] - row["before_mib"]
-            print(
-                f"{proposal:<9} K = {k:>6}  peak {row['peak_mib']:.0f} MiB, of the evaluation {own:.0f} MiB", flush=True
-            )
-        by_draws = {row["num_samples"]: row for row in table}
-        found[proposal] = {
-            "rows": table,
-            "ratio_100000_to_1000": by_draws[100_000]["peak_mib"] / by_draws[1000]["peak_mib"],
-            "growth_500_to_20000_mib": by_draws[20_000]["peak_mib"] - by_draws[500]["peak_mib"],
-        }
-        print(
-            f"{proposal:<9} K = 100 000 over K = 1000: {found[proposal]['ratio_100000_to_1000']:.3f}; "
-            f"K = 500 to 20 000: {found[proposal]['growth_500_to_20000_mib']:+.1f} MiB",
-            flush=True,
-        )
-    write("memory", found)
+    asked = options(__doc__)
+    print(machine(), flush=True)
+    for name in chosen(asked.only, [*ESTIMATORS, "reads"]):
+        if name == "reads":
+            found: Any = {tier: epoch_reads(tier) for tier in ("inductor", "graph")}
+            print("host reads of an epoch of fit:", found, flush=True)
+        else:
+            found = by_draws(name, DRAWS[:2] if asked.quick else DRAWS)
+        write("memory", {name: found}, asked)
 
 
 if __name__ == "__main__":
     if "--child" in sys.argv:
+        torch.set_num_threads(1)
         print(json.dumps(measure(int(sys.argv[-2]), sys.argv[-1])))
     else:
         main()

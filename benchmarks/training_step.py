@@ -1,131 +1,94 @@
-"""One training step: hand-written PyTorch, Pyro's SVI and pyro_vae's tiers, with one model, one batch, fused Adam.
+"""One training step: hand-written PyTorch, Pyro's SVI, NumPyro, Pythae and pyro_vae's tiers; one model, one batch, Adam.
 
 python benchmarks/training_step.py [architecture …]
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 
-import pyro
 import torch
 from architectures import ARCHITECTURES, Architecture
-from harness import interleave, ratios, report, write
-from pyro.infer import SVI, Trace_ELBO
+from contestants import Step, hand_written, ours, pyro_svi
+from harness import Options, Table, assert_alike, chosen, interleave, machine, options, ratios, repeated, report, write
 from torch import Tensor
-from torch.nn import functional as F
 
-from pyro_vae.objectives import Loss, TraceMeanField_ELBO
-from pyro_vae.pair import Pair
-from pyro_vae.steps import EagerStep, StagedStep
-from pyro_vae.training import trainable
-
-Run = Callable[[], Tensor]  # one step; returns the loss, summed over the batch
-STEPS, ROUNDS = 30, 9
+BASE = "hand-written, eager"
+ROUNDS, ROUND_SECONDS = 11, 0.06
+SEEDS, TRAINED, SLOW = 5, 200, 0.02  # a slower step trains for an eighth of the steps
 
 
-def hand_written(at: Architecture, x: Tensor, *, compiled: bool) -> Run:
-    """As its users write it: the closed-form KL, logits, fused Adam."""
-    model, guide = at.pair()
-    encoder, decoder = guide.net, model.likelihood.net
-    optimizer = torch.optim.Adam([*guide.parameters(), *model.parameters()], lr=1e-3, fused=True)
-
-    def elbo_loss(x: Tensor) -> Tensor:
-        loc, log_scale = encoder(x).chunk(2, dim=-1)
-        z = loc + log_scale.exp() * torch.randn_like(loc)
-        reconstruction = F.binary_cross_entropy_with_logits(decoder(z), x, reduction="sum")
-        kl = 0.5 * (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
-        return reconstruction + kl
-
-    loss_of = torch.compile(elbo_loss) if compiled else elbo_loss
-
-    def step() -> Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(x)
-        (loss / len(x)).backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-def svi(at: Architecture, x: Tensor) -> Run:
-    """Pyro's own loop, validation off, the global store cleared."""
-    pyro.clear_param_store()
-    model, guide = at.pair()
-    inference = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
-    first = inference.evaluate_loss(x)
-    for _ in range(20):
-        inference.step(x)
-    assert inference.evaluate_loss(x) < first, "SVI does not train: the store held another model's parameters"
-    return lambda: torch.tensor(inference.step(x))
-
-
-def ours(at: Architecture, x: Tensor, tier: str) -> Run:
-    """The step that ``fit`` runs in this tier, with the optimiser that it makes."""
-    model, guide = at.pair()
-    pair = Pair.of(model, guide)
-    loss = Loss(TraceMeanField_ELBO(), pair)
-    fields = {"index": torch.arange(len(x))}
-    with pair.active(training=True):
-        parameters = trainable(loss, x, fields)
-        gradients = EagerStep(loss, parameters, None)
-        if tier != "off":
-            gradients = StagedStep(gradients, tier)
-            gradients.prepare(x, fields)
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
-
-    def step() -> Tensor:
-        with pair.active(training=True):
-            sums = gradients(x, fields)
-            optimizer.step()
-        return sums[0]
-
-    return step
-
-
-def repeat(step: Run) -> Callable[[], None]:
-    """A round: enough steps to be timed."""
-
-    def work() -> None:
-        for _ in range(STEPS):
-            step()
-
-    return work
-
-
-def bench(at: Architecture) -> dict[str, dict[str, float]]:
-    """All contestants on one architecture, their losses first asserted equal within noise."""
-    pyro.enable_validation(False)
-    x = at.images(at.batch_size)
-    makers: dict[str, Callable[[], Run]] = {
-        "hand-written, eager": lambda: hand_written(at, x, compiled=False),
-        "hand-written, torch.compile": lambda: hand_written(at, x, compiled=True),
-        "pyro.infer.SVI": lambda: svi(at, x),
-        "pyro_vae, eager Pyro": lambda: ours(at, x, "off"),
-        "pyro_vae, traced graph": lambda: ours(at, x, "graph"),
-        "pyro_vae, inductor": lambda: ours(at, x, "inductor"),
+def contestants(at: Architecture, x: Tensor) -> dict[str, Callable[[], Step]]:
+    """Their makers, by name; those whose library is not installed are left out."""
+    makers: dict[str, Callable[[], Step]] = {
+        BASE: lambda: hand_written.step(at, x),
+        "hand-written, torch.compile": lambda: hand_written.step(at, x, compiled=True),
+        "Pyro SVI": lambda: pyro_svi.step(at, x),
     }
-    steps = {name: make() for name, make in makers.items()}
-    losses = {}
-    for name, step in steps.items():
-        torch.manual_seed(0)
-        losses[name] = torch.stack([step().float().cpu() for _ in range(100)])[-20:].mean().item()
-    base = losses["hand-written, eager"]
-    spread = {name: value / base for name, value in losses.items()}
-    assert all(0.9 < ratio < 1.1 for ratio in spread.values()), f"the contestants do not train alike: {spread}"
-    return ratios(interleave({name: repeat(step) for name, step in steps.items()}, ROUNDS), "hand-written, eager")
+    if x.is_cuda:
+        makers["hand-written, CUDA graph"] = lambda: hand_written.captured_step(at, x)
+    if find_spec("numpyro") and not x.is_cuda:
+        from contestants import numpyro_svi
+
+        makers["NumPyro, jitted step"] = lambda: numpyro_svi.step(at, x)
+    if find_spec("pythae") and not x.is_cuda:
+        from contestants import pythae_vae
+
+        makers["Pythae"] = lambda: pythae_vae.step(at, x)
+    for tier in ("inductor", "graph", "off"):
+        makers[f"pyro_vae, {tier}"] = lambda tier=tier: ours.step(at, x, tier)
+    makers["pyro_vae, inductor, Adam beside"] = lambda: ours.step(at, x, "inductor", beside=True)
+    return makers
 
 
-def main(names: list[str]) -> None:
+def last_loss(step: Step, seed: int, num_steps: int) -> float:
+    """Train, and the mean loss of the last quarter of the steps."""
+    torch.manual_seed(seed)
+    losses = [step() for _ in range(num_steps)]
+    return statistics.fmean(float(loss) for loss in losses[-(num_steps // 4) :])
+
+
+def same_training(at: Architecture, x: Tensor, steps: Mapping[str, Step], num_steps: int = TRAINED) -> dict[str, float]:
+    """The last losses from the same parameters on the same batch, asserted equal but for the noise.
+
+    The noise is what other draws of z do to the hand-written step's loss: 6 standard deviations, at least 0.1%.
+    """
+    found = {name: last_loss(step, 0, num_steps) for name, step in steps.items()}
+    others = [last_loss(hand_written.step(at, x), 1 + seed, num_steps) for seed in range(SEEDS)]
+    mean = statistics.fmean(others)
+    assert_alike({**found, "other draws": mean}, "other draws", max(6 * statistics.stdev(others), 1e-3 * mean))
+    return found
+
+
+def bench(at: Architecture, chosen: Options) -> Table:
+    """All contestants on one architecture."""
+    torch._dynamo.reset()  # the hand-written loss is one piece of code: another architecture must not count as a recompilation
+    x = at.images(at.batch_size).to(chosen.device)
+    steps = {name: make() for name, make in contestants(at, x).items()}
+    seconds = interleave({BASE: repeated(hand_written.step(at, x), 5)}, 3)[BASE].median / 5
+    losses = same_training(at, x, steps, TRAINED // 8 if seconds > SLOW else TRAINED // 4 if chosen.quick else TRAINED)
+    times = 2 if chosen.quick else max(2, round(ROUND_SECONDS / seconds))
+    timings = interleave(
+        {name: repeated(step, times) for name, step in steps.items()}, chosen.rounds or (2 if chosen.quick else ROUNDS)
+    )
+    table = ratios(timings, BASE)
+    for name, row in table.items():
+        row["seconds"] /= times
+        row["loss"] = losses[name]
+    return table
+
+
+def main() -> None:
     """Time the architectures asked for, or all."""
-    tables = {}
-    for name in names or list(ARCHITECTURES):
-        tables[name] = bench(ARCHITECTURES[name])
-        report(f"training step, {name}", tables[name], "hand-written, eager", 1e3 / STEPS)
-    write("training_step", tables)
+    asked = options(__doc__)
+    print(machine(), flush=True)
+    for name in chosen(asked.only, ARCHITECTURES):
+        table = bench(ARCHITECTURES[name], asked)
+        report(f"training step, {name}", table, BASE)
+        write("training_step" if asked.device == "cpu" else "training_step_cuda", {name: table}, asked)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

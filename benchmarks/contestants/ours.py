@@ -1,0 +1,83 @@
+"""This package: `fit`, the step that it runs, and `log_marginal`."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from architectures import Architecture
+from torch import Tensor
+
+import pyro_vae as pv
+from contestants import Epochs, Step, Train
+from pyro_vae.health import Health
+from pyro_vae.objectives import Loss, TraceMeanField_ELBO
+from pyro_vae.optimizers import make_optimizer
+from pyro_vae.pair import Pair
+from pyro_vae.steps import EagerStep, StagedStep
+from pyro_vae.tiers import make_update
+from pyro_vae.training import trainable
+from pyro_vae.updates import OptimizerUpdate, Update
+
+
+def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:
+    """The step that ``fit`` runs in this tier, or that with the optimiser's own kernel beside the graph."""
+    model, guide = at.pair()
+    pair = Pair.of(model, guide).to(x.device)
+    loss = Loss(TraceMeanField_ELBO(), pair).to(x.device)
+    fields = {"index": torch.arange(len(x), device=x.device)}
+    with pair.active(training=True):
+        parameters = trainable(loss, x, fields)
+        optimizer = make_optimizer("Adam", parameters, 1e-3)
+        eager, health = EagerStep(loss, parameters, None), Health.on(x.device)
+        if beside:
+            staged = StagedStep(eager, tier)
+            staged.prepare(x, fields)
+            update: Update = OptimizerUpdate(staged, optimizer, health)
+        else:
+            update, found, note = make_update(eager, optimizer, health, tier, 1, x, fields)
+            assert found == tier, note
+
+    def run() -> Tensor:
+        with pair.active(training=True):
+            update.set_rate(1.0)
+            return update(x, fields)[0]
+
+    return run
+
+
+def epochs(at: Architecture, images: Tensor, tier: str) -> Train:
+    """`fit`, timed from the end of an epoch to the end of the next: its set-up is in the first, which is not counted."""
+    model, guide = at.pair()
+
+    def train(num_epochs: int) -> Epochs:
+        ends: list[float] = []
+
+        def clock(_: Any) -> None:
+            ends.append(time.perf_counter())
+
+        history = pv.fit(
+            model,
+            guide,
+            images,
+            num_epochs=num_epochs + 1,
+            batch_size=at.batch_size,
+            schedule="constant",
+            compile=tier,
+            device=images.device,
+            callbacks=[clock],
+            progress=False,
+        )
+        assert tier == "auto" or history.compile == tier, history.note
+        return Epochs([b - a for a, b in pairwise(ends)], history.train[-1].loss)
+
+    return train
+
+
+def log_px(
+    model: Any, guide: Any, x: Tensor, num_samples: int, tier: str, precision: str = "float32"
+) -> pv.LogMarginal:
+    """`log_marginal`, all of it."""
+    return pv.log_marginal(model, guide, x, num_samples=num_samples, precision=precision, device=x.device, compile=tier)

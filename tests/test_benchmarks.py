@@ -1,0 +1,132 @@
+"""The benchmarks' contestants do the same work, and a compiled epoch reads the device once. Nothing is timed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vae import bench
+from pyro_vae.cli import main, parse
+from pyro_vae.errors import UserError
+from pyro_vae.options import SUITES, Bench
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))
+
+import epochs  # noqa: E402  # the folder is no package
+import evaluation  # noqa: E402
+import training_step  # noqa: E402
+from architectures import mlp  # noqa: E402
+from contestants import ours  # noqa: E402
+from host_reads import host_reads, reads_per_epoch  # noqa: E402
+
+TINY = mlp("tiny", 16, (8,), 2, 10, "tanh")
+UNCOMPILED = pytest.mark.filterwarnings("ignore")  # the other libraries' own warnings
+
+
+def quick(names: list[str]) -> list[str]:
+    """Without those that compile, which take too long for a test."""
+    return [name for name in names if "compile" not in name and "inductor" not in name]
+
+
+@UNCOMPILED
+def test_contestants_arrive_at_the_same_loss_of_a_step() -> None:
+    x = TINY.images(TINY.batch_size)
+    makers = training_step.contestants(TINY, x)
+    found = training_step.same_training(TINY, x, {name: makers[name]() for name in quick(list(makers))}, 100)
+    assert len(found) >= 4
+
+
+@UNCOMPILED
+def test_contestants_arrive_at_the_same_loss_of_an_epoch() -> None:
+    images = TINY.images(20 * TINY.batch_size)
+    makers = epochs.contestants(TINY, images)
+    found = epochs.same_training(TINY, images, {name: makers[name]() for name in quick(list(makers))}, 3)
+    assert len(found) >= 3
+
+
+def test_a_contestant_that_does_other_work_is_found() -> None:
+    x = TINY.images(TINY.batch_size)
+    with pytest.raises(AssertionError, match="not within"):
+        training_step.same_training(TINY, x, {"lazy": lambda: torch.tensor(0.0)}, 20)
+
+
+@UNCOMPILED
+def test_contestants_estimate_the_same_log_px() -> None:
+    model, guide, x = evaluation.trained_pair(20, "cpu")
+    each = evaluation.contestants(model, guide, 500, ["float32"], "cpu")
+    few = {name: evaluation.Contestant(each[name].log_px, 3) for name in quick(list(each))}
+    assert len(evaluation.assert_same_estimates(few, model, guide, x[:3], 500)) >= 4
+
+
+@pytest.mark.skipif(not find_spec("numpyro"), reason="NumPyro is not installed (extra: bench)")
+@pytest.mark.parametrize("name", ["digits b64", "conv b64"])
+def test_the_numpyro_networks_are_the_torch_networks(name: str) -> None:
+    import numpy as np
+    from architectures import ARCHITECTURES
+    from contestants import numpyro_svi
+
+    at = ARCHITECTURES[name]
+    encoder, decoder = at.networks()
+    x, z = at.images(4), torch.randn(4, at.latent_dim)
+    for network, given, pictures_in, pictures_out in ((encoder, x, True, False), (decoder, z, False, True)):
+        init, apply = numpyro_svi._network(network)
+        found = torch.from_numpy(
+            np.array(apply(init(None, ())[1], numpyro_svi._images(given) if pictures_in else given.numpy()))
+        )
+        expected = network(given).detach()
+        torch.testing.assert_close(found.movedim(-1, 1) if pictures_out else found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_reads_are_counted_by_operator_and_by_method() -> None:
+    x = torch.arange(3.0)
+    with host_reads() as seen:
+        x.sum().item()
+        x.tolist()
+        bool((x > 0).all())
+        _ = x + 1
+    assert seen == ["_local_scalar_dense", "tolist", "_local_scalar_dense"]
+
+
+def test_a_replayed_epoch_reads_the_device_once() -> None:
+    images = TINY.images(5 * TINY.batch_size)
+    assert reads_per_epoch(lambda num_epochs: ours.epochs(TINY, images, "graph")(num_epochs)) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_epoch_reads_the_device_once() -> None:
+    from pyro_vae.staging import missing_compiler
+
+    if reason := missing_compiler(torch.device("cpu")):
+        pytest.skip(reason)
+    images = TINY.images(5 * TINY.batch_size)
+    assert reads_per_epoch(lambda num_epochs: ours.epochs(TINY, images, "inductor")(num_epochs)) == 1
+
+
+# ---- the command
+
+
+def test_every_suite_has_a_file() -> None:
+    assert all((FOLDER / f"{bench._FILES.get(suite, suite)}.py").exists() for suite in SUITES)
+    assert bench.find_benchmarks() == FOLDER
+
+
+def test_the_command_hands_its_options_on(tmp_path: Path) -> None:
+    options = parse(["bench", "epochs", "--only", "iwae b20", "--rounds", "3", "--quick"])
+    assert isinstance(options, Bench) and options.suites == ("epochs",)
+    given = bench._arguments(options, tmp_path)
+    assert given == ["iwae b20", "--rounds", "3", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+
+
+def test_outside_a_checkout_the_command_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "pyro_vae" / "bench.py"))
+    with pytest.raises(UserError, match="clone the repository"):
+        bench.find_benchmarks()
+    assert main(["bench", "--quick"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
