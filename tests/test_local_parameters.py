@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
-from pyro_vae import fit, guides, log_densities, log_marginal, log_weights, models, refine
+from pyro_vae import check_pair, fit, guides, log_densities, log_marginal, log_weights, models, refine
 from pyro_vae.errors import UserError
 from pyro_vae.optimizers import make_optimizer
 from pyro_vae.row_tables import mark_rows
@@ -145,6 +145,16 @@ def test_unseen_images_are_refused_and_refined(compile: str) -> None:
     found = refine(model, guide, other, num_steps=200, num_samples=100, compile=compile)
     assert found.approximation_gap == pytest.approx(0.0, abs=0.02)
     assert found.elbo_refined > found.elbo_amortized
+
+
+def test_a_row_that_no_step_has_seen_has_no_image() -> None:
+    """Once any row is fitted; and a dry run, in training mode too, fits none."""
+    model, guide, x = linear_model(correlated=False), per_datum(6), images(6)
+    check_pair(model, guide, images(6, seed=1))
+    assert log_weights(model, guide, x).shape == (1, 6)
+    fit(model, guide, x, num_steps=1, batch_size=3, **QUIET)
+    with pytest.raises(UserError, match="not the one it was fitted on"):
+        log_weights(model, guide, x)
 
 
 def test_a_validation_set_is_refused_beforehand() -> None:

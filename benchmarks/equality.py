@@ -1,0 +1,63 @@
+"""200 steps in each tier against eager Pyro, same seed: losses and parameters, on the architectures of the benchmarks.
+
+python benchmarks/equality.py [architecture …]
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from architectures import ARCHITECTURES, Architecture
+from harness import write
+from torch import Tensor
+
+import pyro_vae as pv
+
+STEPS, LIMIT = 200, 1e-5
+
+
+def trained(at: Architecture, tier: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The losses of each pass, and the parameters by name."""
+    model, guide = at.pair()
+    x = at.images(4 * at.batch_size)
+    history = pv.fit(
+        model, guide, x, num_steps=STEPS, batch_size=at.batch_size, compile=tier, device="cpu", progress=False
+    )
+    assert history.compile == tier, history.note
+    named = {
+        f"{role}.{name}": p.detach()
+        for role, m in (("model", model), ("guide", guide))
+        for name, p in m.named_parameters()
+    }
+    return torch.tensor([record.loss for record in history.train], dtype=torch.float64), named
+
+
+def compare(at: Architecture) -> dict[str, dict[str, float]]:
+    """The largest differences of the two staged tiers."""
+    losses, parameters = trained(at, "off")
+    table = {}
+    for tier in ("graph", "inductor"):
+        found, values = trained(at, tier)
+        table[tier] = {
+            "loss": float(((found - losses) / losses).abs().max()),
+            "parameters": max(float((values[name] - parameters[name]).abs().max()) for name in parameters),
+            "beyond": sum(int(((values[name] - parameters[name]).abs() > LIMIT).sum()) for name in parameters),
+            "of": sum(value.numel() for value in parameters.values()),
+        }
+    return table
+
+
+def main(names: list[str]) -> None:
+    """The architectures asked for, or all."""
+    tables = {}
+    for name in names or list(ARCHITECTURES):
+        tables[name] = compare(ARCHITECTURES[name])
+        for tier, row in tables[name].items():
+            beyond = f"{row['beyond']} of {row['of']} beyond {LIMIT:g}"
+            print(f"{name:12} {tier:9} losses {row['loss']:.1e} relative, parameters {row['parameters']:.1e}, {beyond}")
+    write("equality", tables)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
