@@ -1,9 +1,15 @@
-"""What may run after each epoch: any callable of the training's state; returning True ends the training."""
+"""What may run after each epoch: any callable of the training's state; returning True ends the training.
+
+A callback that has ``state_dict`` and ``load_state_dict`` is resumed with the training. One that has ``at_boundary(state,
+after)`` is called after each "step", and after each "epoch" once all callbacks have run ("end" after the last), with a
+function that gives the `TrainingState` there; its tensors are the living ones, to be written at once or copied.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -12,6 +18,7 @@ from pyro_vae.history import History, Record
 
 if TYPE_CHECKING:
     from pyro_vae.pair import Pair
+    from pyro_vae.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,11 @@ class EpochEnd:
     valid: Record | None
     history: History
     last: bool  # whether the training would end here in any case
+    capture: Callable[[], TrainingState] = field(repr=False)
+
+    def training_state(self) -> TrainingState:
+        """For ``fit(…, resume=state)``; callbacks later in the list have not seen this epoch in it, so be the last one."""
+        return self.capture().copy()
 
 
 @dataclass
@@ -46,3 +58,12 @@ class EarlyStopping:
             for tensor, kept in zip(state.pair.tensors(), self._state, strict=True):
                 tensor.data.copy_(kept)
         return stop
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best epoch's record and tensors."""
+        return {"best": None if self.best is None else asdict(self.best), "tensors": list(self._state)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.best = None if state["best"] is None else Record(**state["best"])
+        self._state = list(state["tensors"])

@@ -11,13 +11,14 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
 from pyro_vae.endings import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.options import COMMANDS, Command, Train, check_fields, read_config
+from pyro_vae.options import COMMANDS, FREE_ON_RESUME, Command, Train, check_fields, read_config, stored_names
 
 DESCRIPTION = (
     "Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended. "
@@ -66,7 +67,10 @@ def parse(given: list[str]) -> Command:
     if not word.startswith("-") and word not in COMMANDS:
         raise UserError(did_you_mean("command", word, COMMANDS))
     options = _read(given or ["--help"], {})
-    if isinstance(options, Train) and options.config is not None:
+    if isinstance(options, Train) and options.resume is not None:
+        options.check()
+        options = _resumed(given, options.resume)
+    elif isinstance(options, Train) and options.config is not None:
         configured = read_config(options.config)
         options = _one_length(_read(given, configured), configured)
     getattr(options, "check", lambda: check_fields(options))()
@@ -81,6 +85,22 @@ def _read(given: list[str], configured: dict[str, Any]) -> Any:
     )
     union: Any = Union[commands]  # noqa: UP007  # its members are made at run time
     return tyro.cli(union, args=given, prog="pyro-vae", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _resumed(given: list[str], folder: Path) -> Train:
+    """The options of the run in ``folder``, with those beside --resume that say no more than where and how it goes on."""
+    config = folder.expanduser() / "config.toml"
+    if not config.is_file():
+        raise UserError(f"--resume {folder}: no run in it, for there is no {config}")
+    configured = Train(**read_config(config))
+    options: Train = _read(given, read_config(config))
+    fixed = [name for name in stored_names() if name not in FREE_ON_RESUME]
+    if differing := [name for name in fixed if getattr(options, name) != getattr(configured, name)]:
+        words = "; ".join(f"{name} is {getattr(configured, name)}, not {getattr(options, name)}" for name in differing)
+        raise UserError(
+            f"--resume {folder}: the run has other options: {words}; leave them out, or train a run of its own"
+        )
+    return options
 
 
 def _one_length(options: Train, configured: dict[str, Any]) -> Train:

@@ -32,9 +32,19 @@ class Stopped(BaseException):
         return f"stopped by {signal.Signals(self.number).name}" + (f"; {self.kept}" if self.kept else "")
 
 
+class Waiting:
+    """A signal that waits for a good moment: ``signal`` is the `Stopped` to raise there, or None."""
+
+    def __init__(self) -> None:
+        self.signal: Stopped | None = None
+
+
+_waiting: Waiting | None = None
+
+
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a `Stopped`; a second one ends the process at once."""
+    """Turn the first SIGINT or SIGTERM into a `Stopped`, at once or where `postponed` says; a second one ends the process."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
@@ -44,7 +54,9 @@ def stopping() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
+        if _waiting is None:
+            raise Stopped(number)
+        _waiting.signal = Stopped(number)
 
     try:
         for number in numbers:
@@ -53,3 +65,17 @@ def stopping() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def postponed() -> Iterator[Waiting]:
+    """Inside, the first signal waits to be raised by who runs there; one that nobody raised is raised at the end."""
+    global _waiting
+    outer, _waiting = _waiting, Waiting()
+    mine = _waiting
+    try:
+        yield mine
+    finally:
+        _waiting = outer
+    if mine.signal is not None:
+        raise mine.signal

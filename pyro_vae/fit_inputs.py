@@ -12,6 +12,7 @@ from pyro_vae.batches import Resident, Source, as_images, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.observation import Dynamic, Grey, Observation, Threshold
+from pyro_vae.warmups import Warmup, make_warmup
 
 
 def observations(binarize: str | Observation | None, x: Any) -> tuple[Observation | None, Observation | None]:
@@ -42,6 +43,15 @@ def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> 
 
 def _is_float(x: Any) -> bool:
     return torch.as_tensor(x).is_floating_point() if hasattr(x, "__array__") else False
+
+
+def refuse_unseen(guide: Any) -> None:
+    """A ``UserError`` for a guide that has no q(z | x) of images that it was not fitted on (its ``amortized`` is False)."""
+    if not getattr(guide, "amortized", True):
+        raise UserError(
+            f"{type(guide).__name__} has a q(z) for each training image and none for others, so there is no ELBO of x_valid: leave "
+            "x_valid out, and call refine(model, guide, x) on images that it was not fitted on"
+        )
 
 
 def validation_source(
@@ -78,9 +88,10 @@ def check_options(
     batch_size: int,
     learning_rate: float,
     kl_weight: float,
-    kl_warmup: float,
+    kl_warmup: float | str | Warmup,
     grad_clip: float | None,
     freeze: str | None,
+    on_divergence: str,
 ) -> None:
     """A ``UserError`` for a number out of its range."""
 
@@ -96,11 +107,13 @@ def check_options(
         positive("num_epochs", num_epochs, int, "a whole number of epochs, 1 or more")
     if grad_clip is not None:
         positive("grad_clip", grad_clip, (int, float), "a positive norm, or None")
-    for name, value in (("kl_weight", float(kl_weight)), ("kl_warmup", float(kl_warmup))):
-        if not 0 <= value < float("inf"):
-            raise UserError(f"{name}={value!r}: expected a number, 0 or more")
+    if not 0 <= float(kl_weight) < float("inf"):
+        raise UserError(f"kl_weight={float(kl_weight)!r}: expected a number, 0 or more")
+    make_warmup(kl_warmup)
     if freeze not in (None, "model", "guide"):
         raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))
+    if on_divergence not in ("stop", "skip"):
+        raise UserError(did_you_mean("way with a divergence", str(on_divergence), ["stop", "skip"]))
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], ...]:

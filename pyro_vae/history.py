@@ -28,10 +28,13 @@ class History:
     compile: str = "off"  # the tier that ran
     note: str = ""  # why it was chosen
     stopped: str = ""  # which callback ended it early, and where
+    skipped: int = 0  # steps taken back because something was not finite (on_divergence="skip")
+    resumed: tuple[str, ...] = ()  # where it was resumed, and what is not as it was; empty where it never was
 
     def __str__(self) -> str:
         if not self.train:
             return "no epoch was finished"
         last = self.train[-1]
         text = f"{self.num_steps} steps, {last.epoch} epochs, {self.seconds:.0f} s: ELBO {last.elbo:.2f} nats an image (train)"
-        return text + (f", {self.valid[-1].elbo:.2f} (validation)" if self.valid else "")
+        text += f", {self.valid[-1].elbo:.2f} (validation)" if self.valid else ""
+        return text + (f"; {self.skipped} steps skipped, not finite" if self.skipped else "")

@@ -7,8 +7,8 @@ import math
 import platform
 import re
 import sys
-import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,16 +23,19 @@ from pyro_vae import checkpoint
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.files import write_atomically
+from pyro_vae.files import sweep, write_atomically
 from pyro_vae.history import Record
-from pyro_vae.options import Train, to_toml, train_from
+from pyro_vae.keeping import Checkpoints
+from pyro_vae.options import Train, plain, to_toml, train_from
+from pyro_vae.run_lock import HOLDER, LOCK, in_use, is_held
 
 HOME = Path("runs")
 """Where runs without a name of their own go, in the current folder."""
 
 PACKAGES = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "arviz", "matplotlib", "scikit-learn", "tyro")
 
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
+OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")
+"""The options without which a checkpoint's tensors mean something else."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,12 @@ class Run:
         return self.folder / "evaluations" / f"{method}-{split}.npz"
 
     def trained(self) -> str:
-        """The SHA-256 of the trained tensors."""
-        return checkpoint.manifest(checkpoint.latest(self.checkpoints)).read_text(encoding="utf-8").split()[0]
+        """The SHA-256 of the checkpoint that `load` takes."""
+        try:
+            path = checkpoint.newest(self.checkpoints).path
+        except checkpoint.Damaged:
+            path = checkpoint.latest(self.checkpoints)
+        return checkpoint.manifest(path).read_text(encoding="utf-8").split()[0]
 
     def __str__(self) -> str:
         return shown(self.folder)
@@ -90,17 +97,28 @@ class Run:
         write_atomically(self.config_file, to_toml(options))
         _write_json(self.environment_file, environment(device, sys.argv))
 
+    def resumed(self, device: torch.device) -> None:
+        """Add where and by which command the run goes on to environment.json."""
+        try:
+            held = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            before = list(held.get("resumed", []))
+        except (OSError, ValueError, AttributeError, TypeError):  # only a record of what was: never in the way
+            held, before = {}, []
+        _write_json(self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]})
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in (self.folder, self.checkpoints, self.folder / "evaluations"):
+            sweep(folder)
+
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch to metrics.jsonl."""
         with open(self.metrics_file, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
-    def save(self, name: str, held: Checkpoint) -> Path:
-        """Write ``checkpoints/name.pt`` with its SHA-256."""
-        self.checkpoints.mkdir(exist_ok=True)
-        path = self.checkpoints / (name + checkpoint.SUFFIX)
-        checkpoint.save(path, held)
-        return path
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Let metrics.jsonl hold these epochs and no others."""
+        write_atomically(self.metrics_file, "".join(json.dumps(finite(row)) + "\n" for row in rows).encode())
 
     def add_result(self, **entries: Any) -> None:
         """Put entries into results.json; under ``evaluations`` they follow those that are there."""
@@ -111,7 +129,7 @@ class Run:
 
     def discard(self) -> None:
         """Take back what `create` and `begin` made, for a training that was refused; nothing else is touched."""
-        for path in (self.config_file, self.environment_file):
+        for path in (self.config_file, self.environment_file, self.folder / LOCK, self.folder / HOLDER):
             path.unlink(missing_ok=True)
         for folder in reversed(self.made):
             with suppress(OSError):  # not empty: it has come to hold something of someone else's
@@ -144,55 +162,77 @@ class Run:
             raise UserError(f"{self.results_file}: not a results.json of pyro_vae; move it away, and evaluate again")
         return held
 
-    def load_pair(self) -> tuple[Any, Any, Checkpoint]:
-        """Model and guide as `load` gives them, and the checkpoint that they come from."""
+    def load_pair(
+        self, which: str = "last", tell: Callable[[str], None] = warnings.warn
+    ) -> tuple[Any, Any, Checkpoint]:
+        """Model and guide as `load` gives them, and the checkpoint that they come from; ``tell`` hears of damaged ones."""
         from pyro_vae.experiment import build_pair
 
-        path = checkpoint.latest(self.checkpoints)
-        held = checkpoint.load(path)
+        if which not in ("last", "best"):
+            raise UserError(did_you_mean("checkpoint", which, ("last", "best")))
+        found = checkpoint.newest(self.checkpoints, best=which == "best")
+        path, held = found.path, found.held
+        if found.note:
+            tell(found.note)
+        self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
         if not isinstance(shape, list) or not isinstance(num_data, int):
             raise UserError(f"{path}: not a checkpoint of a run (it does not tell the shape of its images)")
-        model, guide = build_pair(self.options(), shape, num_data)
+        known = {name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata}
+        model, guide = build_pair(self.options(), shape, num_data, **known)
         checkpoint.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 
+    def check_config(self, held: Checkpoint, path: Path, names: Iterable[str]) -> None:
+        """A ``UserError`` that names the fields in which config.toml is not what the checkpoint was written under."""
+        then, now = held.metadata.get("config"), plain(self.options())
+        if not isinstance(then, Mapping):  # of an older version
+            return
+        differing = [name for name in names if then.get(name) != now.get(name)]
+        if differing:
+            words = "; ".join(
+                f"{name} is {now.get(name)!r} there and {then.get(name)!r} in the checkpoint" for name in differing
+            )
+            raise UserError(f"{self.config_file}: not the configuration of {path.name}: {words}; restore the file")
 
-class Recorder:
-    """A callback of `fit`: writes each epoch to metrics.jsonl, and a checkpoint each minute."""
 
-    def __init__(self, run: Run, model: Any, guide: Any, metadata: Mapping[str, Any]) -> None:
-        self.run, self.model, self.guide, self.metadata = run, model, guide, dict(metadata)
-        self.epoch = self.step = 0
-        self._last: Path | None = None
-        self._saved = time.monotonic()
+class Recorder(Checkpoints):
+    """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
 
-    def __call__(self, state: EpochEnd) -> None:
+    def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
+        super().__init__(run.checkpoints, minutes, metadata)
+        self.run = run
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, end: EpochEnd) -> None:
         """Record the epoch; never ends the training."""
-        self.epoch, self.step = state.train.epoch, state.train.step
-        self.run.add_row(
-            {
-                "epoch": self.epoch,
-                "step": self.step,
-                "seconds": round(state.history.seconds, 3),
-                "train": _figures(state.train),
-                "valid": None if state.valid is None else _figures(state.valid),
-            }
-        )
-        if not state.last and time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
-            self.save()
+        super().__call__(end)
+        row = {
+            "epoch": end.train.epoch,
+            "step": end.train.step,
+            "seconds": round(end.history.seconds, 3),
+            "skipped": end.history.skipped,
+            "train": _figures(end.train),
+            "valid": None if end.valid is None else _figures(end.valid),
+        }
+        self.rows.append(row)
+        self.run.add_row(row)
 
-    def save(self, suffix: str = "") -> Path:
-        """A checkpoint of the present state, in the place of this training's previous one."""
-        held = Checkpoint(
-            state_of_cpu(self.model, self.guide), {**self.metadata, "epoch": self.epoch, "step": self.step}
-        )
-        path = self.run.save(f"epoch-{self.epoch:06d}{suffix}", held)
-        if self._last is not None and self._last != path:
-            checkpoint.manifest(self._last).unlink(missing_ok=True)
-            self._last.unlink(missing_ok=True)
-        self._last, self._saved = path, time.monotonic()
-        return path
+    def kept(self) -> str:
+        """Which checkpoint there is, and how to go on from it."""
+        if self.last is None:
+            return "no checkpoint was written yet"
+        return f"checkpoint: {shown(self.last)}; go on with: pyro-vae train --resume {self.run}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of metrics.jsonl too, so that the file is what the checkpoint says."""
+        return {**super().state_dict(), "rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write metrics.jsonl again: rows of epochs that the checkpoint has not seen will come again."""
+        super().load_state_dict(state)
+        self.rows = [dict(row) for row in state["rows"]]
+        self.run.write_rows(self.rows)
 
 
 def create(out: Path | None, name: str) -> Run:
@@ -221,7 +261,9 @@ def create(out: Path | None, name: str) -> Run:
 def refuse_taken(out: Path) -> None:
     """A ``UserError`` where ``out`` is something already."""
     path = out.expanduser()
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.is_dir() and is_held(path):
+        raise UserError(in_use(out))
+    if path.exists() and not (path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())):
         what = "a folder with something in it" if path.is_dir() else "a file"
         raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
 
@@ -239,13 +281,16 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def load(run_folder: str | Path) -> tuple[Any, Any]:
+def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
     """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml, then filled.
+
+    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one is damaged, the one before
+    it is taken, with a warning.
 
     Raises:
         UserError: no run there, or its configuration or checkpoint is missing, damaged or does not fit.
     """
-    model, guide, _ = open_run(run_folder).load_pair()
+    model, guide, _ = open_run(run_folder).load_pair(checkpoint)
     return model, guide
 
 
@@ -255,15 +300,6 @@ def run_name(options: Train) -> str:
 
     words = (Path(options.data).stem, registry.parse(options.guide).name.rpartition(":")[2])
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
-
-
-def state_of_cpu(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
-    """`checkpoint.state_of`, its tensors on the CPU: a file that says nothing of the device."""
-    sections = checkpoint.state_of(model, guide)
-    return {
-        role: {key: value.cpu() if isinstance(value, torch.Tensor) else value for key, value in section.items()}
-        for role, section in sections.items()
-    }
 
 
 def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:

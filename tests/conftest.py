@@ -1,5 +1,15 @@
 """What all tests share: one thread, as their tensors are small and several processes may share the machine."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked `stress` run where the mark is asked for, `pytest -m stress`, and nowhere else."""
+    if "stress" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("stress") is not None]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

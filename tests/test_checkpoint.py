@@ -15,7 +15,7 @@ from torch import nn
 from pyro_vae import checkpoint
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.errors import UserError
-from pyro_vae.files import write_atomically
+from pyro_vae.files import sweep, write_atomically
 
 
 def held(seed: int = 0) -> Checkpoint:
@@ -157,6 +157,69 @@ def test_the_latest_is_the_last_by_name_that_has_its_manifest(tmp_path: Path) ->
         checkpoint.save(tmp_path / f"{name}.pt", held())
     (tmp_path / "epoch-000011.pt").write_bytes(b"written, and then the power went")
     assert checkpoint.latest(tmp_path).name == "epoch-000010-stopped.pt"
+
+
+def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.add(tmp_path, held(step), step)
+    assert [path.stem for path in checkpoint.complete(tmp_path)] == ["step-000000002", "step-000000003"]
+    assert checkpoint.newest(tmp_path).note == ""
+    path = tmp_path / "step-000000003.pt"
+    for content in (path.read_bytes()[:-1], b"", b"x" * 100):
+        path.write_bytes(content)
+        found = checkpoint.newest(tmp_path)
+        assert found.path.stem == "step-000000002" and list(found.unsound) == [path]
+        assert "damaged" in found.note and "step-000000002.pt, is taken" in found.note and "\n" not in found.note
+    checkpoint.set_aside(found.unsound)
+    assert (
+        checkpoint.newest(tmp_path).note == "" and (tmp_path / "step-000000003.pt.damaged").read_bytes() == b"x" * 100
+    )
+    (tmp_path / "step-000000002.pt").write_bytes(b"")
+    refused(lambda: checkpoint.newest(tmp_path), "step-000000002.pt", "damaged")
+
+
+def test_a_step_that_comes_again_is_not_written_over(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        checkpoint.add(tmp_path, held(seed), 7)
+    assert [path.stem for path in checkpoint.complete(tmp_path)] == ["step-000000007-2", "step-000000007-3"]
+    assert torch.equal(checkpoint.newest(tmp_path).held.sections["guide"]["b"], held(3).sections["guide"]["b"])
+
+
+def test_the_best_stands_beside_the_last(tmp_path: Path) -> None:
+    refused(lambda: checkpoint.newest(tmp_path, best=True), "no checkpoint")
+    checkpoint.add(tmp_path, held(1), 1)
+    refused(lambda: checkpoint.newest(tmp_path, best=True), "no best checkpoint")
+    for step in (1, 2):
+        checkpoint.add(tmp_path, held(step), step, best=True)
+    assert [path.stem for path in checkpoint.complete(tmp_path, best=True)] == ["best-000000002"]
+    assert checkpoint.newest(tmp_path).path.stem == "step-000000001"
+
+
+def test_a_file_without_its_digest_is_removed_when_newer_ones_are_there(tmp_path: Path) -> None:
+    """What a kill between the two writes leaves."""
+    (tmp_path / "step-000000001.pt").write_bytes(b"whole, but nobody said so")
+    for step in (2, 3, 4):
+        checkpoint.add(tmp_path, held(step), step)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-000000003.pt", "step-000000004.pt"]
+
+
+def test_a_newer_format_names_the_version_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.add(tmp_path, held(), 1)
+    with monkeypatch.context() as future:
+        future.setattr(checkpoint, "FORMAT", 3)
+        future.setattr(checkpoint, "__version__", "2.5.0")
+        checkpoint.add(tmp_path, held(), 2)
+    words = ["format 3", "reads format 1", "install pyro-vae 2.5.0 or later"]
+    refused(lambda: checkpoint.newest(tmp_path), *words)  # the one before would hide a mistake: it is not taken
+
+
+def test_scratch_files_of_the_dead_are_swept(tmp_path: Path) -> None:
+    kept = [".a.pt.1.tmp", "a.tmp", ".tmp", ".a.pt.tmp", ".a.pt.x.tmp", "a.pt.4194305.tmp"]  # process 1 is alive
+    for name in (*kept, ".a.pt.4194305.tmp", f".a.pt.{os.getpid()}.tmp"):
+        (tmp_path / name).write_bytes(b"")
+    sweep(tmp_path)
+    sweep(tmp_path / "nowhere")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 
 def test_restoring_into_other_modules_is_refused() -> None:

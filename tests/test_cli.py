@@ -371,7 +371,7 @@ def test_a_signal_leaves_a_checkpoint(
     assert signal.getsignal(number) is before
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert number.name in err and "run/checkpoints/epoch-000002-stopped.pt" in err
+    assert number.name in err and "--resume run" in err and "run/checkpoints/step-000000022.pt" in err
     model, guide = pv.load("run")
     assert not model.training and not guide.training
     assert main(["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--compile", "off"]) == 0
@@ -453,6 +453,24 @@ def test_sample_and_plot_write_pictures(run: Path, capsys: pytest.CaptureFixture
     for path in ("nine.png", "run/curves.png", "run/samples.png"):
         with Image.open(path) as picture:
             assert min(picture.size) > 50
+
+
+def test_runs_side_by_side(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    shutil.copytree(run, "other")
+    for out, path in ((["--out", "both.png"], "both.png"), ([], "run/beside.png")):
+        assert main(["plot", "run", "latent", "--beside", "other", *out]) == 0
+        assert capsys.readouterr().out == f"{path}\n"
+        with Image.open(path) as picture:
+            assert picture.width > 1.5 * picture.height  # two square scatters
+    for words, message in (
+        ("plot run --beside run", "a run folder is given twice"),
+        ("plot run --out both.png", "give the other runs with --beside"),
+        ("plot run --beside other --out both.png", "both.png exists"),
+        ("plot run manifld --beside other", "did you mean 'manifold'"),
+    ):
+        assert main(words.split()) == 2 and message in capsys.readouterr().err
 
 
 def test_list_shows_every_slot(capsys: pytest.CaptureFixture[str]) -> None:

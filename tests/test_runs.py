@@ -160,15 +160,91 @@ def test_another_seed_has_the_same_images() -> None:
         (lambda run: (run / "config.toml").unlink(), ["config.toml"]),
         (lambda run: (run / "config.toml").write_text("latent_dim = ["), ["config.toml", "TOML"]),
         (lambda run: (run / "config.toml").write_text("latent_dmi = 3"), ["did you mean 'latent_dim'"]),
-        (lambda run: change(run / "config.toml", "latent_dim = 3", "latent_dim = 4"), [".pt", "size mismatch"]),
+        (
+            lambda run: change(run / "config.toml", "latent_dim = 3", "latent_dim = 4"),
+            ["config.toml", "latent_dim is 4 there and 3"],
+        ),
         (lambda run: shutil.rmtree(run / "checkpoints"), ["no checkpoint"]),
-        (lambda run: next(run.glob("checkpoints/*.sha256")).unlink(), ["no checkpoint"]),
-        (lambda run: next(run.glob("checkpoints/*.pt")).write_bytes(b"x"), [".pt", "damaged"]),
+        (lambda run: [path.unlink() for path in run.glob("checkpoints/*.sha256")], ["no checkpoint"]),
+        (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
     ],
 )
 def test_a_broken_run_is_refused(run: Path, spoil: Any, words: list[str]) -> None:
     spoil(run)
     refused(lambda: runs.load(run), *words)
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(run: Path) -> None:
+    first, last = checkpoint.complete(run / "checkpoints")
+    last.write_bytes(b"")
+    with pytest.warns(UserWarning, match=f"{last.name}.*damaged.*{first.name}, is taken"):
+        model, _ = pv.load(run)
+    held = checkpoint.load(first)
+    assert all(torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items())
+
+
+def test_the_best_checkpoint_can_be_loaded(run: Path) -> None:
+    rows = runs.open_run(run).rows()
+    best = max(rows, key=lambda row: row["valid"]["elbo"])
+    held = checkpoint.newest(run / "checkpoints", best=True).held
+    assert (held.metadata["epoch"], held.metadata["elbo"]) == (best["epoch"], best["valid"]["elbo"])
+    model, _ = pv.load(run, "best")
+    assert all(torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items())
+    refused(lambda: pv.load(run, "bset"), "did you mean 'best'")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("--steps 50", "steps is 25, not 50"),
+        ("--learning-rate 0.1 --seed 3", "learning_rate is 0.001, not 0.1; seed is 0, not 3"),
+        ("--guide FullRank", "guide is MeanField, not FullRank"),
+        ("--out elsewhere", "leave --out out"),
+        ("--config run/config.toml", "leave --config out"),
+        ("--quiet --compile graph", "complete"),
+    ],
+)
+def test_what_a_resume_may_not_change(
+    line: str, words: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    assert main(["train", "--resume", "run", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda run: change(run / "config.toml", "learning_rate = 0.001", "learning_rate = 0.5"),
+            ["learning_rate is 0.5 there"],
+        ),
+        (lambda run: change(run / "config.toml", "data_seed = 0", "data_seed = 1"), ["data_seed is 1 there and 0"]),
+        (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
+        (lambda run: (run / "config.toml").unlink(), ["no run in it", "config.toml"]),
+    ],
+)
+def test_a_run_that_is_not_what_it_was_is_not_resumed(
+    run: Path, spoil: Any, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "results.json").unlink()  # as if its evaluation had been stopped
+    spoil(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".run.lock"}
+    assert main(["train", "--resume", str(run), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(word in error for word in words), error
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".run.lock"} == before
+
+
+def test_a_stopped_evaluation_is_resumed_without_a_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "results.json").read_text())
+    metrics, trained = (run / "metrics.jsonl").read_text(), runs.open_run(run).trained()
+    (run / "results.json").unlink()
+    assert main(["train", "--resume", str(run), "--quiet"]) == 0
+    after = json.loads((run / "results.json").read_text())
+    assert after["evaluations"] == before["evaluations"] and (run / "metrics.jsonl").read_text() == metrics
+    assert runs.open_run(run).trained() == trained
 
 
 def test_no_run_at_all_suggests_its_neighbour(run: Path) -> None:

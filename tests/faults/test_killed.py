@@ -1,0 +1,121 @@
+"""A training that dies goes on from its last checkpoint, and ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from children import QUICK, Child, checkpoints, done
+
+import pyro_vae as pv
+from pyro_vae import checkpoint
+
+RUN = [*QUICK, "--early-stopping", "1000", "--kl-warmup", "3", "--grad-clip", "5", "--checkpoint-minutes", "0"]
+"""All that has a state: an early stopping that never stops, a warm-up, a schedule, Adam; saved after every step."""
+
+
+def final(run: Path) -> tuple[Any, list[dict[str, Any]]]:
+    """The last checkpoint, and the metrics without the clock."""
+    held = checkpoint.newest(run / "checkpoints").held
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return held, [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """The same structure with the same bits."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Parameters, optimiser, random numbers, position, early stopping's best and metrics: bit for bit."""
+    (held, rows), (expected, expected_rows) = final(run), final(other)
+    assert rows == expected_rows and len({row["epoch"] for row in rows}) == len(rows)
+    for section in ("model", "guide", "optimizer", "random"):
+        assert equal(held.sections[section], expected.sections[section]), section
+    for part in ("position", "settings", "callbacks"):
+        ours, theirs = held.sections["training"][part], expected.sections["training"][part]
+        if part == "callbacks":  # the rows have the clock in them
+            for each in (*ours, *theirs):
+                each[1].pop("rows", None)
+        assert equal(ours, theirs), part
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 60 steps that nothing disturbs; it is not saved on the way."""
+    folder = tmp_path_factory.mktemp("whole")
+    steady = [word if word != "0" else "5" for word in RUN]
+    child = done(folder, ["train", *steady, "--steps", "60", "--out", "run"])
+    assert child.wait() == 0, child.error
+    return folder / "run"
+
+
+# in the first epoch, at the end of the third (11 steps each), in the last, which has 16 steps
+@pytest.mark.parametrize("stop", [4, 33, 52])
+def test_resumed_at_a_point_it_ends_as_the_whole_run(stop: int, whole: Path, tmp_path: Path) -> None:
+    child = Child(tmp_path, ["train", *RUN, "--steps", "60", "--out", "run"])
+    child.until(lambda: (checkpoints(tmp_path / "run") or [""])[-1] >= f"step-{stop:09d}")
+    child.kill()
+    reached = checkpoints(tmp_path / "run")[-1]
+    again = done(tmp_path, ["train", "--resume", "run", "--checkpoint-minutes", "5"])
+    assert again.wait() == 0, again.error
+    assert reached >= f"step-{stop:09d}" and "Traceback" not in again.error
+    assert_same_end(tmp_path / "run", whole)
+    ours, theirs = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", whole))
+    assert ours["evaluations"][0]["mean"] == theirs["evaluations"][0]["mean"]
+    assert len(ours["training"]["resumed"]) == 1 and "step" in ours["training"]["resumed"][0]
+
+
+def killed_often(folder: Path, times: int, steps: int, seed: int) -> None:
+    """``kill -9`` at random moments of a run that saves constantly; each time it loads, and goes on."""
+    moments, run, reached = random.Random(seed), folder / "run", 0
+    arguments = ["train", *RUN, "--steps", str(steps), "--out", "run"]
+    for _ in range(times):
+        child = Child(folder, arguments)
+        start, wait = reached, moments.randint(1, 20)
+        child.until(lambda start=start, wait=wait: last_step(run) >= min(start + wait, steps - 1))  # type: ignore[misc]
+        time.sleep(moments.random() * 0.02)
+        child.kill()
+        model, guide = pv.load(run)
+        assert all(bool(torch.isfinite(p).all()) for program in (model, guide) for p in program.parameters())
+        assert last_step(run) > reached
+        reached, arguments = last_step(run), ["train", "--resume", "run"]
+    child = done(folder, [*arguments, "--checkpoint-minutes", "5"])
+    assert child.wait() == 0, child.error
+    assert not list(run.rglob("*.tmp")) and len(checkpoints(run)) == 2
+
+
+def last_step(run: Path) -> int:
+    """Of the newest complete checkpoint."""
+    names = checkpoints(run)
+    return int(names[-1].removeprefix("step-").split(".")[0].split("-")[0]) if names else 0
+
+
+def uninterrupted(folder: Path, steps: int) -> Path:
+    """The run that nobody kills."""
+    child = done(folder, ["train", *RUN[:-1], "5", "--steps", str(steps), "--out", "whole"])
+    assert child.wait() == 0, child.error
+    return folder / "whole"
+
+
+@pytest.mark.slow
+def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
+    killed_often(tmp_path, 10, 200, seed=0)
+    assert_same_end(tmp_path / "run", uninterrupted(tmp_path, 200))
+
+
+@pytest.mark.stress
+def test_fifty_kills_lose_nothing(tmp_path: Path) -> None:
+    killed_often(tmp_path, 50, 900, seed=1)
+    assert_same_end(tmp_path / "run", uninterrupted(tmp_path, 900))
