@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 # no module has the name of a public function: once imported, it would stand in the function's place
 _HOME = {
     "fit": "training",
-    "Diverged": "training",
+    "Diverged": "divergence",
     "History": "history",
+    "Checkpoints": "keeping",
     "EarlyStopping": "callbacks",
     "EpochEnd": "callbacks",
+    "TrainingState": "training_state",
     "log_marginal": "importance",
     "LogMarginal": "marginal",
     "log_weights": "weights",
@@ -29,6 +31,8 @@ _HOME = {
     "sbc_ranks": "sbc",
     "check_pair": "check",
     "encode": "representation",
+    "impute": "imputation",
+    "denoise": "denoising",
     "reconstruct": "representation",
     "sample": "representation",
     "load": "runs",
@@ -37,20 +41,24 @@ _HOME = {
 }
 
 __all__ = [
+    "Checkpoints",
     "Diverged",
     "EarlyStopping",
     "EpochEnd",
     "History",
     "LogMarginal",
     "Pair",
+    "TrainingState",
     "UserError",
     "ais",
     "bdmc",
     "check_pair",
     "compare",
+    "denoise",
     "diagnose",
     "encode",
     "fit",
+    "impute",
     "load",
     "log_densities",
     "log_marginal",
@@ -67,17 +75,22 @@ if TYPE_CHECKING:
     from pyro_vae.callbacks import EarlyStopping, EpochEnd
     from pyro_vae.check import check_pair
     from pyro_vae.comparison import compare
+    from pyro_vae.denoising import denoise
     from pyro_vae.diagnostics import diagnose
+    from pyro_vae.divergence import Diverged
     from pyro_vae.errors import UserError
     from pyro_vae.history import History
     from pyro_vae.importance import log_marginal
+    from pyro_vae.imputation import impute
+    from pyro_vae.keeping import Checkpoints
     from pyro_vae.marginal import LogMarginal
     from pyro_vae.pair import Pair
     from pyro_vae.refinement import refine
     from pyro_vae.representation import encode, reconstruct, sample
     from pyro_vae.runs import load
     from pyro_vae.sbc import sbc_ranks
-    from pyro_vae.training import Diverged, fit
+    from pyro_vae.training import fit
+    from pyro_vae.training_state import TrainingState
     from pyro_vae.weights import log_densities, log_weights
 
 

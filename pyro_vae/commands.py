@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from dataclasses import asdict
 from functools import singledispatch
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from pyro_vae import methods, registry, runs
+from pyro_vae import bench, methods, registry, runs
 from pyro_vae.batches import make_source
-from pyro_vae.callbacks import EarlyStopping
 from pyro_vae.devices import find_device
-from pyro_vae.endings import Failure, Stopped
+from pyro_vae.endings import Stopped
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.experiment import Experiment, dry_run, prepare
 from pyro_vae.history import History
 from pyro_vae.marginal import LogMarginal
 from pyro_vae.objectives import Loss
-from pyro_vae.options import Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.options import Bench, Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.pair import Pair
+from pyro_vae.program import Program
 from pyro_vae.representation import reconstruct
-from pyro_vae.runs import Recorder, Run
-from pyro_vae.training import Diverged, evaluate_elbo, fit
+from pyro_vae.run_lock import hold
+from pyro_vae.runs import Run
+from pyro_vae.structure import Structure
+from pyro_vae.train_run import fit_run, last_state
+from pyro_vae.training import evaluate_elbo
+from pyro_vae.training_state import TrainingState
 
 WIDTH = 110
 """Of the lines of `list`."""
@@ -45,31 +50,64 @@ def execute(command: Any) -> None:
 def train(options: Train) -> None:
     """Train, evaluate, and leave a run behind."""
     options = options.decided()
-    device = find_device(options.device)
+    if options.resume is not None:
+        _resume(runs.open_run(options.resume), options)
+        return
     if options.out is not None:
         runs.refuse_taken(options.out)
+    device = find_device(options.device)
+    experiment, structure = _prepared(options, device)
+    run = runs.create(options.out, runs.run_name(options))
+    with hold(run.folder):
+        _train(run, experiment, structure, device, None)
+
+
+def _resume(run: Run, options: Train) -> None:
+    """Go on with a run from its last checkpoint, or with its evaluation where all its steps are done."""
+    device = find_device(options.device)
+    with hold(run.folder):
+        results = run.results()
+        if results.get("training") and results.get("evaluations"):
+            raise UserError(f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores it again")
+        run.sweep()
+        experiment, structure = _prepared(options, device)
+        _train(run, experiment, structure, device, last_state(experiment, run, _say))
+
+
+def _prepared(options: Train, device: torch.device) -> tuple[Experiment, Structure]:
     experiment = prepare(options)
     experiment.images("test", options.eval_images)  # too many are told before the training, not after
-    structure = dry_run(experiment, device)
-    run = runs.create(options.out, runs.run_name(options))
-    history = _fit(experiment, run, device)
-    run.add_result(
-        training={
-            "steps": history.num_steps,
-            "epochs": len(history.train),
-            "seconds": round(history.seconds, 3),
-            "compile": history.compile,
-            "note": history.note,
-            "stopped": history.stopped,
-        }
-    )
-    if not options.quiet:
-        _say(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
+    return experiment, dry_run(experiment, device)
+
+
+def _train(
+    run: Run, experiment: Experiment, structure: Structure, device: torch.device, state: TrainingState | None
+) -> None:
+    """Train, evaluate and print, the run's folder being held."""
+    options = experiment.options
+    history = fit_run(experiment, run, device, state)
     try:
+        run.add_result(
+            training={
+                "steps": history.num_steps,
+                "epochs": len(history.train),
+                "seconds": round(history.seconds, 3),
+                "compile": history.compile,
+                "note": history.note,
+                "stopped": history.stopped,
+                "skipped": history.skipped,
+                "resumed": history.resumed,
+            }
+        )
+        if not options.quiet:
+            _say(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
         if structure.point_masses:
             result, headline = _reconstruction_error(experiment, device, history, structure.point_masses[0])
         else:
-            found = methods.evaluate(experiment, _evaluation(run, options), history.num_steps)
+            method: Literal["iw", "refine"] = (
+                "iw" if experiment.amortized else "refine"
+            )  # a guide without a network fits the test images first
+            found = methods.evaluate(experiment, _evaluation(run, options, method), history.num_steps)
             result, headline = found.figures, found.headline
         run.add_result(evaluations=[{"split": "test", **result}])
         if not structure.point_masses:
@@ -82,54 +120,6 @@ def train(options: Train) -> None:
     _print_result(run, result, headline, options.json)
 
 
-def _fit(experiment: Experiment, run: Run, device: torch.device) -> History:
-    """Train; a checkpoint is written at the end, or where a signal stops it."""
-    options = experiment.options
-    recorder = Recorder(
-        run,
-        experiment.model,
-        experiment.guide,
-        {"event_shape": list(experiment.data.event_shape), "num_data": len(experiment.train_rows)},
-    )
-    stopping = [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
-    try:
-        run.begin(options, device)
-        history = fit(
-            experiment.model,
-            experiment.guide,
-            experiment.x_train,
-            objective=options.objective,
-            num_epochs=options.epochs or 1,
-            num_steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            optimizer=options.optimizer,
-            schedule=options.schedule,
-            kl_weight=options.kl_weight,
-            kl_warmup=options.kl_warmup,
-            grad_clip=options.grad_clip,
-            callbacks=[*stopping, recorder],
-            binarize=experiment.observed.observe,
-            x_valid=experiment.stored_valid,
-            seed=options.seed,
-            device=device,
-            compile=options.compile,
-            progress=not options.quiet,
-        )
-        recorder.save()
-    except UserError:
-        if not recorder.epoch:
-            run.discard()
-        raise
-    except Diverged as error:
-        raise Failure(f"{error} (run: {run})") from error
-    except Stopped as stopped:
-        path = recorder.save(suffix="-stopped")
-        stopped.kept = f"checkpoint after {recorder.epoch} whole epochs: {runs.shown(path)}"
-        raise
-    return history
-
-
 def _reconstruction_error(
     experiment: Experiment, device: torch.device, history: History, site: str
 ) -> tuple[dict[str, Any], str]:
@@ -137,7 +127,8 @@ def _reconstruction_error(
     pair = Pair.of(experiment.model, experiment.guide)
     loss = Loss(registry.build("objective", "Trace_ELBO"), pair).to(device)
     x, words = experiment.images("test", experiment.options.eval_images)
-    record = evaluate_elbo(loss, make_source(x, {}, 500, device), experiment.options.seed)
+    fields = experiment.fields("test", experiment.options.eval_images)
+    record = evaluate_elbo(loss, make_source(x, fields, 500, device), experiment.options.seed)
     why = (
         f"the guide's site {site!r} is a point mass, which has no density: no importance weights, and no log p(x); "
         "swap in a guide with a density, such as MeanField"
@@ -196,28 +187,44 @@ def sample(options: Sample) -> None:
     """Draw images into one picture."""
     find_device(options.device)
     run = runs.open_run(options.run)
-    if options.out is not None and options.out.expanduser().exists():
-        raise UserError(f"--out {options.out} exists: give another name")
-    path = options.out.expanduser() if options.out is not None else run.folder / "samples.png"
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--out {options.out}: a picture's name ends in .png")
-    model, guide, held = run.load_pair()
+    path = _picture_file(options.out) if options.out is not None else run.folder / "samples.png"
+    model, guide, held = run.load_pair(tell=_say)
     from pyro_vae import plotting
 
     shape = tuple(held.metadata["event_shape"])
-    wanted = {"guide": guide, "device": options.device}
+    wanted = {"guide": guide, "device": options.device, **_classes(model, options, held.metadata.get("num_classes"))}
     print(runs.shown(plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)))
+
+
+def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
+    """The field ``y`` of the images to draw, for a model that names it: the class asked for, or all classes in turn."""
+    if not Program("model", model).wants("y") or num_classes is None:
+        if options.y is not None:
+            raise UserError(f"--y {options.y}: this run's model takes no class; leave it out")
+        return {}
+    if options.y is not None and options.y >= num_classes:
+        raise UserError(f"--y {options.y}: the classes are 0 to {num_classes - 1}")
+    return {
+        "y": torch.arange(options.number) % num_classes
+        if options.y is None
+        else torch.full((options.number,), options.y)
+    }
 
 
 @execute.register
 def plot(options: Plot) -> None:
-    """Draw the run's pictures again."""
+    """Draw the run's pictures again, or those of several runs side by side."""
     device = find_device(options.device)
-    run = runs.open_run(options.run)
-    experiment, _ = _trained(run, options.data_root)
-    Pair.of(experiment.model, experiment.guide).to(device)
-    for path in _pictures(run, experiment, options.seed, options.pages):
-        print(runs.shown(path))
+    opened = [runs.open_run(folder) for folder in (options.run, *options.beside)]
+    path = _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
+    experiments = [_trained(run, options.data_root)[0] for run in opened]
+    for experiment in experiments:
+        Pair.of(experiment.model, experiment.guide).to(device)
+    if options.beside:
+        print(runs.shown(_side_by_side(path, opened, experiments, options)))
+        return
+    for each in _pictures(opened[0], experiments[0], options.seed, options.pages):
+        print(runs.shown(each))
 
 
 @execute.register
@@ -235,6 +242,16 @@ def list_parts(options: List) -> None:
         width = max((len(part.name) for part in found), default=0)
         for part in found:
             print(f"  {part.name:{width}}  {_shortened(part.summary, WIDTH - width - 4)}".rstrip())
+            for line in textwrap.wrap(part.arguments, WIDTH - width - 4, break_on_hyphens=False):
+                print(f"{'':{width + 4}}{line}")
+
+
+@execute.register
+def run_benchmarks(options: Bench) -> None:
+    """Run the benchmarks of the checkout."""
+    results = bench.run(options)
+    if options.json:
+        print(json.dumps(results, ensure_ascii=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,7 +263,7 @@ def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
     from dataclasses import replace
 
     options = run.options()
-    model, guide, held = run.load_pair()
+    model, guide, held = run.load_pair(tell=_say)
     experiment = prepare(replace(options, data_root=data_root) if data_root is not None else options)
     if list(experiment.data.event_shape) != held.metadata["event_shape"]:
         raise UserError(
@@ -256,10 +273,11 @@ def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
     return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
 
 
-def _evaluation(run: Run, options: Train) -> Evaluate:
+def _evaluation(run: Run, options: Train, method: Literal["iw", "refine"]) -> Evaluate:
     """The evaluation that ends a training."""
     return Evaluate(
         run.folder,
+        method=method,
         num_samples=options.num_samples,
         num_images=options.eval_images,
         seed=options.seed,
@@ -288,7 +306,8 @@ def _keep_images(run: Run, experiment: Experiment, found: methods.Outcome, pictu
     save_estimate(run.estimate_file(found.figures["method"], found.split), found.estimate, run.trained())
     found.estimate.to_csv(run.per_image_file)
     if pictures:
-        shown = reconstruct(experiment.model, experiment.guide, found.x, device=device)
+        fields = experiment.fields(found.split, len(found.x))
+        shown = reconstruct(experiment.model, experiment.guide, found.x, device=device, **fields)
         fitting = (each for each in shown.values() if each[0].numel() == found.x[0].numel())
         found.estimate.plot(run.folder / "evaluation.png", found.x, next(fitting, None))
 
@@ -339,6 +358,32 @@ def _pictures(run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str,
         seed=seed,
         pages=pages or None,
     )
+
+
+def _side_by_side(path: Path, opened: list[Run], experiments: list[Experiment], options: Plot) -> Path:
+    """One picture of all runs, a column each, under the folders' names."""
+    from pyro_vae import plotting
+
+    names = [run.folder.resolve().name for run in opened]
+    if len(set(names)) < len(names):
+        names = [str(run) for run in opened]
+    subjects = {
+        name: plotting.subject_of(
+            each.model, each.guide, each.observed, each.data, run.rows(), options.seed, options.device
+        )
+        for name, run, each in zip(names, opened, experiments, strict=True)
+    }
+    return plotting.write_beside(path, subjects, options.pages or None)
+
+
+def _picture_file(out: Path) -> Path:
+    """A new .png file's path, as given with ``--out``."""
+    path = out.expanduser()
+    if path.exists():
+        raise UserError(f"--out {out} exists: give another name")
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--out {out}: a picture's name ends in .png")
+    return path
 
 
 def _print_result(run: Run, result: dict[str, Any], headline: str, as_json: bool) -> None:

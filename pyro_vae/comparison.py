@@ -138,6 +138,7 @@ def _row(name: str, result: Estimate, difference: float, error: float, weight: f
 
 
 _SAME = {
+    "given": "log p(x | y) and log p(x) are different quantities; compare models that are given the same",
     "sha256": "their images differ; evaluate both on the same tensor",
     "kind": "a density and a mass function have no common scale; compare likelihoods within a kind",
 }

@@ -19,7 +19,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
 from pyro_vae.sbc import SBC, sbc_ranks
 from pyro_vae.structure import Structure
-from pyro_vae.weights import check_count, refuse_bad_weights
+from pyro_vae.weights import check_count, refuse_bad_weights, refuse_no_latents
 
 __all__ = [
     "SBC",
@@ -215,6 +215,7 @@ def diagnose(
     parts = []
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         for images, named in batches:
+            refuse_no_latents(pair.structure(images, named))
             refuse_bad_weights(pair.structure(images, named))
             parts.append(_visit(pair, images, named, num_draws))
     sites = list(parts[0].kl)
@@ -266,7 +267,7 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
 
 def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tuple[Tensor, str]:
     """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise, and how."""
-    q, p = _scalars(guide.fn), _scalars(prior.fn)
+    q, p = _scalars(guide.fn), None if prior.mixed else _scalars(prior.fn)
     dim = structure.geometry.guide_dim
     whole = "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
     if q is not None and p is not None and prior.mask in (None, True) and guide.mask in (None, True):

@@ -68,8 +68,8 @@ def per_image_table(ll: LogMarginal) -> pandas.DataFrame:
 
 
 def sound(ll: LogMarginal) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each image's interval can be read, ``(N,)``: k̂ < 0.5 and ESS ≥ 300; an unknown k̂ is none."""
-    return ((ll.khat < SOUND_KHAT) & (ll.ess >= SOUND_ESS)).cpu().numpy()
+    """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an unknown k̂ is none."""
+    return (((ll.khat < SOUND_KHAT) & (ll.ess >= SOUND_ESS)) | ll.exact).cpu().numpy()
 
 
 def write_per_image_csv(ll: LogMarginal, path: str | Path) -> Path:

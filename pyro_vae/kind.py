@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Normal, StudentT
 
 from pyro_vae.densities import Fields, sample_nodes
 from pyro_vae.pair import Pair
@@ -21,8 +21,14 @@ def kind_of(pair: Pair, x: Tensor, fields: Fields) -> str:
     return "mixed" if len(discrete) > 1 else "mass" if discrete == {True} else "density"
 
 
+def given(pair: Pair, fields: Fields) -> dict[str, str]:
+    """For the protocol: the fields that the model names, so that the number is log p(x | y) of them, not log p(x)."""
+    names = sorted(name for name in fields if name != "index" and pair.model.wants(name))
+    return {"given": ", ".join(names)} if names else {}
+
+
 def narrow_notes(pair: Pair, x: Tensor, fields: Fields, bits_offset: float | None) -> tuple[str, ...]:
-    """A warning where a Gaussian's σ is below the grain of dequantized data: there it scores the noise that was added."""
+    """A warning where the σ of a Gaussian or Student t is below the grain of dequantized data: there it scores the added noise."""
     if bits_offset is None:
         return ()
     grain, found = 2.0**-bits_offset, []
@@ -30,7 +36,7 @@ def narrow_notes(pair: Pair, x: Tensor, fields: Fields, bits_offset: float | Non
         base: Any = fn
         while hasattr(base, "base_dist"):
             base = base.base_dist
-        if isinstance(base, Normal) and float(base.scale.min()) < grain:
+        if isinstance(base, Normal | StudentT) and float(base.scale.min()) < grain:
             found.append(
                 f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below 1/{2**bits_offset:g}, the grain of the data: "
                 "the density then rewards the dequantization noise, not the images; bound σ from below"

@@ -67,10 +67,11 @@ def _sampled(experiment: Experiment, options: Evaluate, steps: int, number: int 
         experiment.model,
         experiment.guide,
         x,
+        **experiment.fields(options.split, number),
         proposal=proposal,
         protocol={**words, **experiment.protocol(steps)},
         bits_offset=experiment.observed.bits_offset,
-        **_given(options, "num_samples"),
+        **_given(options, "num_samples", "precision"),
     )
     return Outcome(result.to_dict(), str(result), options.split, result, x)
 
@@ -81,6 +82,7 @@ def _annealed(experiment: Experiment, options: Evaluate, steps: int, number: int
         experiment.model,
         experiment.guide,
         x,
+        **experiment.fields(options.split, number),
         protocol={**words, **experiment.protocol(steps)},
         bits_offset=experiment.observed.bits_offset,
         **_given(options, "num_steps", "num_chains"),
@@ -92,7 +94,8 @@ def _bounds(experiment: Experiment, options: Evaluate, steps: int, number: int |
     x, _ = experiment.images("test", 1)
     chosen: dict[str, Any] = {"size": number} if number is not None else {}
     given = _given(options, "num_steps", "num_chains")
-    result = bdmc(experiment.model, experiment.guide, like=x, **chosen, **given)
+    size = chosen.get("size", len(experiment.images("test", None)[0]))
+    result = bdmc(experiment.model, experiment.guide, like=x, **chosen, **experiment.fields("test", size), **given)
     known = experiment.protocol(steps)
     parts = {key: value for key, value in known.items() if key not in experiment.observed.protocol}
     result = replace(result, protocol={**parts, **result.protocol})
@@ -103,7 +106,8 @@ def _refined(experiment: Experiment, options: Evaluate, steps: int, number: int 
     x, words = experiment.images(options.split, number)
     said = {**words, **experiment.protocol(steps)}
     given = _given(options, "num_samples", "num_steps")
-    result = refine(experiment.model, experiment.guide, x, protocol=said, **given)
+    fields = experiment.fields(options.split, number)
+    result = refine(experiment.model, experiment.guide, x, protocol=said, **fields, **given)
     return Outcome(result.to_dict(), str(result), options.split)
 
 

@@ -18,8 +18,11 @@ import tyro
 
 from pyro_vae.errors import UserError, did_you_mean
 
-OF_THE_CALL = ("config", "out", "json", "quiet")
+OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
+
+FREE_ON_RESUME = ("data_root", "device", "compile", "pictures", "checkpoint_minutes")
+"""Options that may differ when a run is resumed: where and how, not what. The length may not: the schedule ends with it."""
 
 DEFAULT_STEPS = 10_000
 """A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch 128."""
@@ -75,8 +78,8 @@ class Train:
     """How the learning rate falls: cosine, linear, geometric, constant."""
     kl_weight: float = option(1.0, least=0)
     """The weight of the KL term (β)."""
-    kl_warmup: float = option(0.0, least=0)
-    """Epochs over which that weight rises from 0."""
+    kl_warmup: float | str = option(0.0, least=0)
+    """How that weight is reached: a number of epochs over which it rises from 0, or "Cyclical(cycles=4, ramp=0.5)"."""
     grad_clip: float | None = option(None, above=0)
     """The largest norm of the gradient."""
     valid_fraction: float = option(0.1, least=0, below=1)
@@ -99,6 +102,12 @@ class Train:
     """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
     config: Path | None = None
     """A TOML file of these options (a run's config.toml is one); what is given beside it wins."""
+    on_divergence: Literal["stop", "skip"] = "stop"
+    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count it."""
+    checkpoint_minutes: float = option(5.0, least=0)
+    """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
+    resume: Path | None = None
+    """Go on with the run in this folder, from its last checkpoint, with its own options."""
     out: Path | None = None
     """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
     json: bool = False
@@ -111,6 +120,9 @@ class Train:
         check_fields(self)
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs}: give one of the two")
+        if self.resume is not None and (self.config is not None or self.out is not None):
+            other = "--config" if self.config is not None else "--out"
+            raise UserError(f"--resume {self.resume} goes on in that folder with its own options: leave {other} out")
         if self.early_stopping is not None and self.valid_fraction == 0:
             raise UserError("--early-stopping watches the validation ELBO: give --valid-fraction a part above 0")
 
@@ -133,6 +145,8 @@ class Evaluate:
     the guide, or naive Monte Carlo from the prior."""
     proposal: str | None = None
     """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
+    precision: Literal["float32", "tf32", "bfloat16"] | None = None
+    """iw: of the matrix products; less than float32 is quicker, and its measured error is told with the number."""
     num_samples: int | None = option(None, least=1)
     """iw, refine, prior: K, the importance samples an image; by default 5000."""
     num_steps: int | None = option(None, least=1)
@@ -173,6 +187,7 @@ class Evaluate:
 
 OF_METHODS: dict[str, tuple[str, ...]] = {
     "proposal": ("iw",),
+    "precision": ("iw",),
     "num_samples": ("iw", "refine", "prior"),
     "num_steps": ("ais", "bdmc", "refine"),
     "num_chains": ("ais", "bdmc"),
@@ -226,6 +241,8 @@ class Sample:
     """The run's folder."""
     number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = option(64, least=1)
     """How many images."""
+    y: int | None = option(None, least=0)
+    """The class of every image, for a model that takes one; by default the classes in turn."""
     out: Path | None = None
     """The picture's file (.png); by default RUN/samples.png."""
     seed: int = option(0, least=0, below=2**32)
@@ -236,18 +253,31 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a run's pictures again: reconstructions, samples, curves, latents."""
+    """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored images."""
 
     run: Run
     """The run's folder."""
     pages: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which pictures, such as "curves latent"; by default all that fit the run."""
+    """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation, traversals, imputation
+    and denoising; by default all that fit the run."""
+    beside: tuple[Path, ...] = ()
+    """Other runs' folders: one picture with a column for each run and a row for each page."""
+    out: Path | None = None
+    """With --beside: the picture's file (.png); by default RUN/beside.png."""
     data_root: Path | None = None
     """Where the data are, if not where they were."""
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture side by side."""
+        check_fields(self)
+        if self.out is not None and not self.beside:
+            raise UserError("--out names the picture of runs side by side: give the other runs with --beside")
+        if len({each.expanduser().resolve() for each in (self.run, *self.beside)}) <= len(self.beside):
+            raise UserError("plot: a run folder is given twice")
 
 
 @dataclass(frozen=True)
@@ -260,7 +290,33 @@ class List:
     """Print one JSON object: a list of parts for each slot."""
 
 
-Command = Train | Evaluate | Compare | Sample | Plot | List
+SUITES = ("training", "epochs", "evaluation", "memory", "startup")
+"""The benchmarks' suites, in the order in which they run."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Time the package against hand-written PyTorch, Pyro's SVI, NumPyro and Pythae (in a checkout; extra: bench)."""
+
+    suites: tyro.conf.Positional[tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...]] = ()
+    """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default all."""
+    only: tuple[str, ...] = ()
+    """Cases of the suites, such as "iwae b20"; by default all."""
+    rounds: int | None = option(None, least=1)
+    """How often every contestant has its turn."""
+    threads: int | None = option(None, least=1)
+    """Of torch; by default what torch takes."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the contestants that are written in torch run."""
+    quick: bool = False
+    """Short rounds that show whether everything runs; figures are printed, and kept only with --out."""
+    out: Path | None = None
+    """The folder for the results' JSON; by default benchmarks/results."""
+    json: bool = False
+    """Print the results as one JSON object; the tables go to stderr."""
+
+
+Command = Train | Evaluate | Compare | Sample | Plot | List | Bench
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
@@ -269,6 +325,7 @@ COMMANDS: dict[str, type[Any]] = {
     "sample": Sample,
     "plot": Plot,
     "list": List,
+    "bench": Bench,
 }
 
 
@@ -338,9 +395,13 @@ def to_toml(options: Train) -> bytes:
     """The stored options as a TOML file that `read_config` reads; an option that is not given is left out."""
     import tomli_w
 
+    return tomli_w.dumps(plain(options)).encode()
+
+
+def plain(options: Train) -> dict[str, Any]:
+    """The stored options that are given, as plain values."""
     values = {name: getattr(options, name) for name in stored_names()}
-    plain = {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-    return tomli_w.dumps({key: value for key, value in plain.items() if value is not None}).encode()
+    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if value is not None}
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.batches import as_fields, make_source
-from pyro_vae.densities import sample_nodes
+from pyro_vae.densities import Geometry, posterior_weights, sample_nodes, trace_model
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
@@ -71,7 +71,8 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or one draw of it.
 
-    Means are understood as in `encode`; a discrete latent has none that the model could take, and is drawn.
+    Means are understood as in `encode`; a discrete latent has none that the model could take, and is drawn. Where the guide
+    lacks it, it is summed out: Σ_c p(c | x, z) E[x | z, c].
 
     Args:
         at: ``mean`` or ``sample``.
@@ -84,12 +85,17 @@ def reconstruct(
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         parts = []
         for images, named in batches:
-            dim = pair.structure(images, named).geometry.model_dim
+            at_pair = pair.structure(images, named).geometry
             with _AtMeans() if at == "mean" else Messenger():
                 drawn = poutine.trace(pair.guide).get_trace(images, named)
-            trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(images, named)
-            observed = {n: node["fn"] for n, node in sample_nodes(trace) if node["is_observed"]}
-            parts.append({n: _rows_first(mean_of(fn), fn, dim) for n, fn in observed.items()})
+            trace = trace_model(pair.model, drawn, images, named, at_pair)
+            observed = {n: node for n, node in sample_nodes(trace) if node["is_observed"]}
+            if at_pair.summed:
+                weights = posterior_weights(trace, len(images), at_pair)
+                parts.append({n: _averaged(node, weights, at_pair) for n, node in observed.items()})
+            else:
+                means = {n: (mean_of(node["fn"]), node["fn"]) for n, node in observed.items()}
+                parts.append({n: _rows_first(mean, fn, at_pair.model_dim) for n, (mean, fn) in means.items()})
     return _join(parts)
 
 
@@ -147,6 +153,20 @@ def decode(
     with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
         given = generation.check(values)
         return _join(generation.run(rows, given, mean) for rows in _slices(size, batch_size))
+
+
+def _averaged(node: Any, weights: Tensor, at: Geometry) -> Tensor:
+    """The mean under p(c | x, z), ``(*values, B)``, of a distribution that has c's values in front: rows first, as below."""
+    fn, own = node["fn"], {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+    mean = mean_of(fn)
+    if len(fn.batch_shape) <= -at.particle_dim:  # c does not enter it
+        return _rows_first(mean, fn, at.model_dim)
+    plates = [1] * -at.particle_dim
+    plates[at.model_dim] = weights.shape[-1]
+    laid = weights.reshape(*weights.shape[:-1], *plates, *[1] * fn.event_dim)
+    total = (laid * mean).flatten(0, weights.dim() - 2).sum(0).movedim(at.model_dim - at.particle_dim, 0)
+    others = [dim for dim in range(at.particle_dim, 0) if dim != at.model_dim]
+    return total.squeeze([1 + i for i, dim in enumerate(others) if dim not in own]).cpu()
 
 
 def mean_of(fn: Any) -> Tensor:

@@ -14,7 +14,7 @@ from pyro_vae.devices import find_device
 from pyro_vae.draws import guide_draws
 from pyro_vae.representation import visit_images
 from pyro_vae.simulate import simulate
-from pyro_vae.weights import check_count, refuse_bad_weights
+from pyro_vae.weights import check_count, refuse_bad_weights, refuse_no_latents
 
 BATCH = 250
 NOTABLE = 1e-3
@@ -105,6 +105,7 @@ def sbc_ranks(
     # a stream of its own: under one seed the guide would draw the very numbers that made the truth
     with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (pair, batches):
         for images, named in batches:
+            refuse_no_latents(pair.structure(images, named))
             refuse_bad_weights(pair.structure(images, named))
             parts.append(guide_draws(pair, images, named, num_draws))
         drawn = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
@@ -122,7 +123,7 @@ def _ranks(truth: Tensor, drawn: Tensor) -> Tensor:
 
 def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
     """Kolmogorov–Smirnov p-values of ``(rank + U)/(L + 1)``, which is uniform on [0, 1] where ranks are uniform: ``(D,)``."""
-    from scipy.stats import kstest  # type: ignore[import-untyped]
+    from scipy.stats import kstest
 
     place = (ranks.double() + torch.rand(ranks.shape, dtype=torch.float64)) / (num_draws + 1)
     return torch.tensor([float(kstest(place[:, d].numpy(), "uniform").pvalue) for d in range(place.shape[1])])

@@ -77,6 +77,15 @@ def refuse_bad_weights(structure: Structure) -> None:
     refuse_subsampling(structure)
 
 
+def refuse_no_latents(structure: Structure) -> None:
+    """Raise where the guide samples nothing, so that there is no representation."""
+    if not structure.latents:
+        why = f" ({', '.join(structure.summed)} is summed out)" if structure.summed else ""
+        raise UserError(
+            f"the guide samples no latent site{why}: there is no q(z | x) to look at, and log p(x) is exact"
+        )
+
+
 def refuse_subsampling(structure: Structure) -> None:
     """Raise where a plate's scale would enter the log weights."""
     if structure.subsampling:

@@ -425,3 +425,9 @@ def test_describe() -> None:
 def test_importing_the_registry_does_not_import_torch() -> None:
     code = "import sys, pyro_vae.registry as r; r.parse('IAF(depth=4)'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_standard_library_holds_no_parts() -> None:
+    for name in ("os:mkdir", "subprocess:run(cmd)", "os.path:join"):
+        with pytest.raises(UserError, match="standard library"):
+            registry.build("guide", name)
