@@ -14,7 +14,7 @@ from pyro import distributions as dist
 from spaces import SPACES
 from torch import Tensor, nn
 
-from pyro_vae import LogMarginal, UserError, log_marginal, log_weights
+from pyro_vae import LogMarginal, UserError, log_marginal, log_weights, tiles
 from pyro_vae.annealed import AnnealedMarginal, ais
 from pyro_vae.annealing import Settings
 from pyro_vae.bidirectional import BDMC, bdmc
@@ -131,20 +131,13 @@ def test_staged_equals_eager(name: str) -> None:
 def test_tiles_change_no_more_than_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     case = ppca(50, widen=0.8)
     whole = anneal(case, 20)
-    monkeypatch.setitem(ais_module().ROWS, "cpu", 64)
+    monkeypatch.setitem(tiles.ROWS, "cpu", 64)
     tiled = anneal(case, 20)  # 4 tiles of 13, the last one filled up
     assert not torch.equal(whole.log_px, tiled.log_px) and len(tiled.log_px) == 50
     assert abs(whole.mean - tiled.mean) < 4 * (whole.se_mc**2 + tiled.se_mc**2) ** 0.5
     assert tiled.protocol["sha256"] == whole.protocol["sha256"]
     per_image = (tiled.log_px - case.log_px) / (tiled.se + 1e-3)
     assert per_image.abs().max() < 8
-
-
-def ais_module() -> Any:
-    """The module of `ais`."""
-    from importlib import import_module
-
-    return import_module("pyro_vae.annealed")
 
 
 def test_one_seed_one_number_and_the_callers_state_is_left_alone() -> None:

@@ -16,7 +16,7 @@ from exact import Exact, gamma_poisson, ppca, two_levels
 from pyro import distributions as dist
 from pyro import poutine
 
-from pyro_vae import LogMarginal, importance, log_marginal, log_weights, tiles
+from pyro_vae import LogMarginal, log_marginal, log_weights, tiles
 from pyro_vae.accumulate import WeightSums, tail_length
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.errors import UserError
@@ -98,7 +98,7 @@ def test_the_curve_comes_from_the_first_of_the_same_draws() -> None:
 def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = ppca(num_images=60, widen=1.2)
     reference = estimate(case, 300, seed=1)
-    monkeypatch.setitem(importance.ROWS, "cpu", rows)
+    monkeypatch.setitem(tiles.ROWS, "cpu", rows)
     order = torch.randperm(60, generator=torch.Generator().manual_seed(0))
     for result in (estimate(case, 300, seed=2), estimate(case, 300, seed=3, x=case.x[order])):
         error = (result.se_mc**2 + reference.se_mc**2) ** 0.5
@@ -112,7 +112,7 @@ def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: 
 def test_fields_stay_with_their_images(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """x − y ~ pPCA, with the exact guide's means in a table by ``index``: every image has its own y and row."""
     case = ppca(num_images=23)
-    monkeypatch.setitem(importance.ROWS, "cpu", rows)
+    monkeypatch.setitem(tiles.ROWS, "cpu", rows)
     table = poutine.trace(case.guide).get_trace(case.x).nodes["latent"]["fn"]
     y = torch.arange(23, dtype=torch.float64)
 

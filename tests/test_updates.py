@@ -168,7 +168,7 @@ def test_gradients_are_at_hand_between_backward_and_update() -> None:
     for halve in (True, False):
         eager, x, fields = step_of("MLP")
         optimizer = torch.optim.SGD(eager.parameters, lr=0.1 if halve else 0.05)
-        reduce = (lambda gradients: torch._foreach_mul_(list(gradients), 0.5)) if halve else None
+        reduce = (lambda gradients, _: torch._foreach_mul_(list(gradients), 0.5)) if halve else None
         with eager.loss.pair.active(training=True):
             update, _, _ = make_update(eager, optimizer, Health.on(CPU), "graph", 10, x, fields, None, reduce)
             torch.manual_seed(0)
