@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from pyro_vae.errors import UserError
 
 Batch = tuple[Tensor, dict[str, Tensor]]
+Part = tuple[int, int]
+"""(r, R): of the rows of each shuffled batch of R·B, those that process r of R takes; all take as many."""
 
 
 class Source(ABC):
@@ -41,17 +43,24 @@ class Source(ABC):
 class Resident(Source):
     """The whole set as tensors on the device: a batch is one gather, and nothing else crosses the bus."""
 
-    def __init__(self, x: Tensor, fields: Mapping[str, Tensor], batch_size: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        fields: Mapping[str, Tensor],
+        batch_size: int,
+        device: torch.device,
+        part: Part = (0, 1),
+    ) -> None:
         self.x = x.to(device)
         self.fields = {name: value.to(device) for name, value in fields.items()}
         self.fields.setdefault("index", torch.arange(len(x), device=device))
         self.batch_size, self.num_images = batch_size, len(x)
-        self._starts = _starts(len(x), batch_size)
+        self._bounds = _bounds(len(x), batch_size, part)
 
     @property
     def num_batches(self) -> int:
         """Batches in one pass; the last may be smaller, or larger by one."""
-        return len(self._starts) - 1
+        return len(self._bounds)
 
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass by a permutation from a generator of its own."""
@@ -62,8 +71,8 @@ class Resident(Source):
         # a CPU generator: the same order on every device
         order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
         order = order.to(self.x.device)
-        for start, end in pairwise(self._starts[skip:]):
-            yield order[start:end]
+        for rows in self._bounds[skip:]:
+            yield order[rows]
 
     def in_order(self) -> Iterator[Batch]:
         """One pass, slices without a copy."""
@@ -79,8 +88,8 @@ class Resident(Source):
 class Streamed(Source):
     """A torch Dataset or DataLoader: items are x, (x, y) or a dict with ``x`` and named fields."""
 
-    def __init__(self, data: Any, batch_size: int, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, data: Any, batch_size: int, device: torch.device, part: Part = (0, 1)) -> None:
+        self.device, self.part = device, part
         self._given = data if isinstance(data, DataLoader) else None
         self.dataset = data.dataset if isinstance(data, DataLoader) else data
         if not hasattr(self.dataset, "__len__"):
@@ -90,11 +99,18 @@ class Streamed(Source):
         self.batch_size = self._given.batch_size or batch_size if self._given is not None else batch_size
         if not self.num_images:
             raise UserError("the data set is empty: expected at least one image")
+        if self.own_order and part[1] > 1:
+            raise UserError(
+                "a DataLoader has an order of its own, which several processes can't divide: give its Dataset instead"
+            )
 
     @property
     def num_batches(self) -> int:
         """Batches in one pass."""
-        return len(self._given) if self._given is not None else len(_starts(self.num_images, self.batch_size)) - 1
+        return len(self._given) if self._given is not None else len(self._bounds())
+
+    def _bounds(self) -> list[slice]:
+        return _bounds(self.num_images, self.batch_size, self.part)
 
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
@@ -102,18 +118,19 @@ class Streamed(Source):
             yield from map(self._unpack, islice(self._given, skip, None))
             return
         generator = torch.Generator().manual_seed(mix(seed, epoch))
-        yield from self._indexed(torch.randperm(self.num_images, generator=generator).tolist(), generator, skip)
+        order = torch.randperm(self.num_images, generator=generator).tolist()
+        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]], generator)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order."""
         if self._given is not None:
             yield from map(self._unpack, self._given)
             return
-        yield from self._indexed(list(range(self.num_images)), torch.Generator().manual_seed(0))
+        every = range(self.num_images)
+        batches = [list(every[rows]) for rows in _bounds(self.num_images, self.batch_size)]
+        yield from self._indexed(batches, torch.Generator().manual_seed(0))
 
-    def _indexed(self, order: list[int], generator: torch.Generator, skip: int = 0) -> Iterator[Batch]:
-        starts = _starts(self.num_images, self.batch_size)[skip:]
-        batches = [order[start:end] for start, end in pairwise(starts)]
+    def _indexed(self, batches: list[list[int]], generator: torch.Generator) -> Iterator[Batch]:
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the noise is that of tensors
         loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)
         for rows, items in zip(batches, loader, strict=True):
@@ -134,16 +151,23 @@ class Streamed(Source):
         return moved.pop("x"), moved
 
 
-def make_source(data: Any, fields: Mapping[str, Any], batch_size: int, device: torch.device, what: str = "x") -> Source:
+def make_source(
+    data: Any,
+    fields: Mapping[str, Any],
+    batch_size: int,
+    device: torch.device,
+    what: str = "x",
+    part: Part = (0, 1),
+) -> Source:
     """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is wrong with it."""
     if isinstance(data, DataLoader | Dataset):
         if fields:
             raise UserError(
                 f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be dicts that hold them"
             )
-        return Streamed(data, batch_size, device)
+        return Streamed(data, batch_size, device, part)
     x = as_images(data, what)
-    return Resident(x, as_fields(fields, len(x)), batch_size, device)
+    return Resident(x, as_fields(fields, len(x)), batch_size, device, part)
 
 
 def as_images(data: Any, what: str = "x") -> Tensor:
@@ -197,9 +221,16 @@ def mix(seed: int, *others: int) -> int:
     return int(np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _starts(num_images: int, batch_size: int) -> list[int]:
-    """Bounds of the batches; a last batch of a single image joins the one before (BatchNorm can't serve one image)."""
-    starts = [*range(0, num_images, batch_size), num_images]
+def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:
+    """The batches in a pass's order; a last batch of a single image joins the one before (BatchNorm can't serve one image).
+
+    R processes take R·B images at a time, process r those at r, r + R, …; so many as R does not divide are left out.
+    """
+    number, size = part
+    if num_images < size:
+        raise UserError(f"{num_images} images can't be divided among {size} processes: start fewer")
+    mine = num_images // size
+    starts = [*range(0, mine, batch_size), mine]
     if len(starts) > 2 and batch_size > 1 and starts[-1] - starts[-2] == 1:
         del starts[-2]
-    return starts
+    return [slice(size * start + number, size * end, size) for start, end in pairwise(starts)]

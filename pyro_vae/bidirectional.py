@@ -79,7 +79,8 @@ class BDMC:
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation (BDMC, T = {said['num_steps']}, "
+        line = f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation "
+        line += f"(BDMC, T = {said['num_steps']}, "
         line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
         line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
         hidden = ("num_samples", "num_chains", "num_images", "num_steps")

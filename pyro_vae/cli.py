@@ -16,9 +16,10 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from pyro_vae import launch
 from pyro_vae.endings import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.options import COMMANDS, FREE_ON_RESUME, Command, Train, check_fields, read_config, stored_names
+from pyro_vae.options import COMMANDS, DIVIDED, FREE_ON_RESUME, Command, Train, check_fields, read_config, stored_names
 
 DESCRIPTION = (
     "Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended. "
@@ -30,8 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with stopping():
+        with stopping(), launch.quiet():
             command = parse(given)
+            if launch.rank() > 0 and not isinstance(command, DIVIDED):
+                return DONE
             with warnings.catch_warnings():
                 # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this program could change
                 warnings.filterwarnings("ignore", message=".*torch.jit.*")
@@ -40,19 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 execute(command)
             sys.stdout.flush()
     except SystemExit as parsed:  # --help, or an option that the parser refuses
-        return parsed.code if isinstance(parsed.code, int) else DONE
+        return launch.end("", parsed.code if isinstance(parsed.code, int) else DONE)
     except UserError as mistake:
         return _end(mistake, MISTAKEN)
     except Failure as failure:
-        return _end(failure, FAILED)
+        return _end(failure, FAILED, lost=failure.of_another)
     except BrokenPipeError:  # as in `pyro-vae list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (OSError, MemoryError) as failure:
         return _end(f"{type(failure).__name__}: {failure}", FAILED)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
+        return launch.end(str(stopped), stopped.exit_code)
     return DONE
 
 
@@ -113,6 +115,5 @@ def _one_length(options: Train, configured: dict[str, Any]) -> Train:
     return options
 
 
-def _end(message: object, code: int) -> int:
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    return code
+def _end(message: object, code: int, *, lost: bool = False) -> int:
+    return launch.end("error: " + " ".join(str(message).split()), code, lost=lost)

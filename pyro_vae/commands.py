@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_vae import bench, methods, registry, runs
+from pyro_vae import bench, distributed, methods, registry, runs
 from pyro_vae.batches import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.endings import Stopped
@@ -25,7 +25,6 @@ from pyro_vae.options import Bench, Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.pair import Pair
 from pyro_vae.program import Program
 from pyro_vae.representation import reconstruct
-from pyro_vae.run_lock import hold
 from pyro_vae.runs import Run
 from pyro_vae.structure import Structure
 from pyro_vae.train_run import fit_run, last_state
@@ -50,32 +49,39 @@ def execute(command: Any) -> None:
 def train(options: Train) -> None:
     """Train, evaluate, and leave a run behind."""
     options = options.decided()
-    if options.resume is not None:
-        _resume(runs.open_run(options.resume), options)
-        return
+    with distributed.begun(options.device):
+        if options.resume is not None:
+            _resume(runs.open_run(options.resume), options)
+        else:
+            _begin(options)
+
+
+def _begin(options: Train) -> None:
+    """A run of its own."""
     if options.out is not None:
         runs.refuse_taken(options.out)
     device = find_device(options.device)
     experiment, structure = _prepared(options, device)
     run = runs.create(options.out, runs.run_name(options))
-    with hold(run.folder):
+    with run.held():
         _train(run, experiment, structure, device, None)
 
 
 def _resume(run: Run, options: Train) -> None:
     """Go on with a run from its last checkpoint, or with its evaluation where all its steps are done."""
-    device = find_device(options.device)
-    with hold(run.folder):
+    device, group = find_device(options.device), distributed.current()
+    with run.held():
         results = run.results()
         if results.get("training") and results.get("evaluations"):
             raise UserError(f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores it again")
         run.sweep()
         experiment, structure = _prepared(options, device)
-        _train(run, experiment, structure, device, last_state(experiment, run, _say))
+        state = group.once(lambda: last_state(experiment, run, _say))
+        _train(run, experiment, structure, device, state)
 
 
 def _prepared(options: Train, device: torch.device) -> tuple[Experiment, Structure]:
-    experiment = prepare(options)
+    experiment = distributed.current().after_the_first(lambda: prepare(options))  # which may download the data
     experiment.images("test", options.eval_images)  # too many are told before the training, not after
     return experiment, dry_run(experiment, device)
 
@@ -101,16 +107,21 @@ def _train(
         )
         if not options.quiet:
             _say(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
+        found: methods.Outcome | None = None
         if structure.point_masses:
+            if not distributed.goes_on():
+                return
             result, headline = _reconstruction_error(experiment, device, history, structure.point_masses[0])
         else:
             method: Literal["iw", "refine"] = (
                 "iw" if experiment.amortized else "refine"
             )  # a guide without a network fits the test images first
-            found = methods.evaluate(experiment, _evaluation(run, options, method), history.num_steps)
+            found = _outcome(experiment, _evaluation(run, options, method), history.num_steps)
+            if found is None:
+                return
             result, headline = found.figures, found.headline
         run.add_result(evaluations=[{"split": "test", **result}])
-        if not structure.point_masses:
+        if found is not None:
             _keep_images(run, experiment, found, options.pictures, options.device)
         if options.pictures:
             _pictures(run, experiment)
@@ -151,15 +162,18 @@ def _reconstruction_error(
 @execute.register
 def evaluate(options: Evaluate) -> None:
     """Estimate log p(x) again, and add it to the run's results."""
-    find_device(options.device)
-    run = runs.open_run(options.run)
-    run.results()  # damaged results are told before the work, not after
-    experiment, steps = _trained(run, options.data_root)
-    try:
-        found = methods.evaluate(experiment, options, steps)
-    except Stopped as stopped:
-        stopped.kept = "nothing was added to the run"
-        raise
+    with distributed.begun(options.device):
+        find_device(options.device)
+        run = runs.open_run(options.run)
+        run.results()  # damaged results are told before the work, not after
+        experiment, steps = distributed.current().after_the_first(lambda: _trained(run, options.data_root))
+        try:
+            found = _outcome(experiment, options, steps)
+        except Stopped as stopped:
+            stopped.kept = "nothing was added to the run"
+            raise
+    if found is None:
+        return
     _keep(run, experiment, found, options)
     _print_result(run, found.figures, found.headline, options.json)
 
@@ -271,6 +285,14 @@ def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
             f"{tuple(held.metadata['event_shape'])}: name the folder of its data with --data-root"
         )
     return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
+
+
+def _outcome(experiment: Experiment, options: Evaluate, steps: int) -> methods.Outcome | None:
+    """What the method finds, for the process that is to write it; None in the others, which are done."""
+    if not methods.METHODS[options.method].divided and not distributed.goes_on():
+        return None
+    found = methods.evaluate(experiment, options, steps)
+    return found if distributed.goes_on() else None
 
 
 def _evaluation(run: Run, options: Train, method: Literal["iw", "refine"]) -> Evaluate:

@@ -14,6 +14,8 @@ DONE, FAILED, MISTAKEN = 0, 1, 2
 class Failure(RuntimeError):
     """A failure that is not the user's mistake, told in one line without a traceback (exit code 1)."""
 
+    of_another = False  # whether it is another process that failed
+
 
 class Stopped(BaseException):
     """SIGINT or SIGTERM arrived. ``kept`` says what there is of the work."""

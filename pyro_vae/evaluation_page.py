@@ -83,8 +83,8 @@ def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions:
 def _title(ll: LogMarginal) -> str:
     label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
     return (
-        f"log p(x) {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N = {ll.num_images}),  MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  "
-        f"est. bias {_figure(ll.bias, 3)}"
+        f"log p(x) {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N = {ll.num_images}),  MC ±{ll.se_mc:.3f},  "
+        f"test set ±{ll.se_total:.2f},  est. bias {_figure(ll.bias, 3)}"
     )
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, cycle
 from math import prod
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import explain, registry
+from pyro_vae import distributed, explain, registry
 from pyro_vae.accumulate import ImageSums
 from pyro_vae.arviz_adapter import pareto_khat
-from pyro_vae.batches import Resident, Source, check_seed, make_source
+from pyro_vae.batches import Batch, Resident, Source, check_seed, make_source
 from pyro_vae.devices import find_device
+from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
 from pyro_vae.kind import NARROW_IMAGES, given, kind_of, narrow_notes
 from pyro_vae.marginal import EXACT, LogMarginal
@@ -54,6 +56,7 @@ def log_marginal(
 
     Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not grow with K. Where no
     latent is drawn (there is none, or all are summed out) the number is exact, and one run of the model stands for all K.
+    Where torch.distributed is initialised, every process calls this alike, scores its part, and has the whole result.
 
     Args:
         x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
@@ -67,7 +70,8 @@ def log_marginal(
     arithmetic = find_precision(precision)
     source_of_draws: Proposal = registry.build("proposal", proposal)
     place = find_device(device)
-    pair = Pair.of(model, guide).to(place)
+    pair, group = Pair.of(model, guide).to(place), distributed.current()
+    progress = progress and group.first
     rows = rows_of(pair, place)
     source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
     found, digest = _Gathered(num_samples), hashlib.sha256()
@@ -90,20 +94,28 @@ def log_marginal(
         scorer = Scorer(pair, make, rows, *largest)
         if progress:
             tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)
-        in_words = str(pair.cast(next(source.in_order())[0]).dtype).removeprefix("torch.")
+        few = pair.cast(next(source.in_order())[0])
+        in_words = str(few.dtype).removeprefix("torch.")
         if arithmetic.reduced:
             plain = Scorer(pair, partial(make, tier="graph", by=FLOAT32), rows, *largest)
             in_words = f"{arithmetic.words} ({_measured_error(plain, scorer, source)})"
-        for start, images, named in tiled(source, scorer.tile, progress):
+        mine = cycle(number == group.rank for number in range(group.size))
+
+        def seen(batch: Batch) -> bool:
             if not isinstance(source, Resident):
-                explain.check_all_support(pair, pair.cast(images), named)
-            digest.update(images.cpu().contiguous().numpy().tobytes())
-            found.add(scorer.score(start, images, named))
+                explain.check_all_support(pair, pair.cast(batch[0]), batch[1])
+            digest.update(batch[0].cpu().contiguous().numpy().tobytes())
+            return next(mine)
+
+        for start, images, named in tiled(source, scorer.tile, progress, seen):
+            found.add(start, scorer.score(start, images, named))
+        found.gather(group)
+        in_words, memory = group.once(lambda: in_words), chain.from_iterable(group.gather(scorer.notes))
     said = {
         "estimator": EXACT if exact else f"IW-{num_samples}",
         "num_samples": num_samples,
         "num_images": source.num_images,
-        "num_dims": int(images[0].numel()),
+        "num_dims": few[0].numel(),
         **({} if exact else {"proposal": _words(source_of_draws)}),
         "precision": in_words,
         "seed": seed,
@@ -115,7 +127,7 @@ def log_marginal(
         **found.figures(),
         num_samples=num_samples,
         protocol=said,
-        notes=(*notes, *narrow, *scorer.notes),
+        notes=(*notes, *narrow, *dict.fromkeys(memory)),
         bits_offset=bits_offset,
     )
 
@@ -165,31 +177,34 @@ class _Gathered:
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
-        self.curve: dict[int, Any] = dict.fromkeys(stops(num_samples), 0.0)
-        self._columns: list[Tensor] = []
-        self._tails: list[Any] = []
+        self._tiles: list[tuple[int, Tensor, Any, Curve]] = []  # (first image, columns, k̂, curve)
 
-    def add(self, scored: Iterable[tuple[ImageSums, Curve]]) -> None:
-        """A tile, in one part or more."""
+    def add(self, start: int, scored: Iterable[tuple[ImageSums, Curve]]) -> None:
+        """A tile, in one part or more; its first image is the set's number ``start``."""
         for sums, curve in scored:
-            self._columns.append(sums.columns())
-            self._tails.append(pareto_khat(sums.top.cpu().numpy(), self.num_samples, self._columns[-1][2].numpy()))
-            for stop, total in curve.items():
-                self.curve[stop] = self.curve[stop] + total
+            columns = sums.columns()
+            tails = pareto_khat(sums.top.cpu().numpy(), self.num_samples, columns[2].numpy())
+            self._tiles.append((start, columns, tails, {stop: total.cpu() for stop, total in curve.items()}))
+
+    def gather(self, group: Alone) -> None:
+        """The tiles of all processes, in the images' order: sums then have the bits that one process gives them."""
+        self._tiles = sorted(chain.from_iterable(group.gather(self._tiles)), key=lambda tile: tile[0])
 
     def figures(self) -> dict[str, Any]:
         """Those of all images, under the names of `LogMarginal`."""
-        log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(self._columns, dim=1)
+        _, columns, tails, curves = zip(*self._tiles, strict=True)
+        log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(columns, dim=1)
         refuse_nan(log_px)
+        totals = {stop: float(sum(curve[stop] for curve in curves)) for stop in stops(self.num_samples)}
         return {
             "log_px": log_px,
             "se": variance.sqrt(),
             "ess": ess,
-            "khat": torch.from_numpy(np.concatenate(self._tails)),
+            "khat": torch.from_numpy(np.concatenate(tails)),
             "elbo_px": elbo_px,
             "max_weight_share": max_share,
             "debiased_px": debiased,
-            "curve": {k: float(v) / len(log_px) for k, v in self.curve.items()},
+            "curve": {k: total / len(log_px) for k, total in totals.items()},
         }
 
 

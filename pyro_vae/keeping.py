@@ -58,9 +58,9 @@ class Checkpoints:
         """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised then."""
         since, stopped = time.monotonic() - self._saved, self.waiting.signal
         due = since >= 60 * self.minutes or (after == "epoch" and since >= SHARE * self._cost)
-        mine = self.group.first and (due or after == "end"), stopped.number if stopped is not None else 0
-        due, number = self.group.largest(*map(int, mine))
-        if due or number:
+        wanted = int(self.group.first and (due or after == "end"))
+        wanted, number = self.group.largest(wanted, stopped.number if stopped is not None else 0)
+        if wanted or number:
             self.save(state())
         if number:
             stopped = stopped or Stopped(number)
@@ -69,6 +69,7 @@ class Checkpoints:
 
     def kept(self) -> str:
         """Which checkpoint there is, for a training that ends."""
+        self._look()
         return f"checkpoint: {self.last}" if self.last is not None else "no checkpoint was written yet"
 
     def save(self, state: TrainingState) -> None:
@@ -83,6 +84,10 @@ class Checkpoints:
         self.last = checkpoint.add(self.folder, state.to_checkpoint(self.metadata), state.step)
         self._saved = time.monotonic()
         self._cost = self._saved - begun
+
+    def _look(self) -> None:
+        if not self.group.first:  # it is not this process that writes them
+            self.last = next(reversed(checkpoint.complete(self.folder)), None)
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation ELBO so far."""

@@ -33,10 +33,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """One way: what to call, and on how many images where nobody says (None: all)."""
+    """One way: what to call, and on how many images where nobody says (None: all).
+
+    ``divided``: several processes share the images out, and all have the outcome; else it is the first one's work.
+    """
 
     call: Callable[[Experiment, Evaluate, int, int | None], Outcome]
     num_images: int | None = None
+    divided: bool = False
 
 
 def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
@@ -119,9 +123,9 @@ def _given(options: Evaluate, *names: str) -> dict[str, Any]:
 
 
 METHODS: dict[str, Method] = {
-    "iw": Method(_importance),
+    "iw": Method(_importance, divided=True),
     "ais": Method(_annealed, 100),
     "bdmc": Method(_bounds, 100),
     "refine": Method(_refined, 100),
-    "prior": Method(_prior),
+    "prior": Method(_prior, divided=True),
 }

@@ -328,6 +328,9 @@ COMMANDS: dict[str, type[Any]] = {
     "bench": Bench,
 }
 
+DIVIDED = (Train, Evaluate)
+"""Commands that torchrun's processes share; of any other, the first process alone runs."""
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks

@@ -320,7 +320,9 @@ def _load(reference: str) -> Any:
 
 def _load_module(place: str) -> Any:
     if place.partition(".")[0] in sys.stdlib_module_names:  # no part lives there, and os:mkdir(x) is one call away
-        raise UserError(f"{place} is a module of Python's standard library, which holds no parts: name a module of your own")
+        raise UserError(
+            f"{place} is a module of Python's standard library, which holds no parts: name a module of your own"
+        )
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:

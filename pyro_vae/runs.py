@@ -9,7 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pyro_vae import checkpoint
+from pyro_vae import checkpoint, distributed
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.errors import UserError, did_you_mean
@@ -27,7 +27,7 @@ from pyro_vae.files import sweep, write_atomically
 from pyro_vae.history import Record
 from pyro_vae.keeping import Checkpoints
 from pyro_vae.options import Train, plain, to_toml, train_from
-from pyro_vae.run_lock import HOLDER, LOCK, in_use, is_held
+from pyro_vae.run_lock import HOLDER, LOCK, hold, in_use, is_held
 
 HOME = Path("runs")
 """Where runs without a name of their own go, in the current folder."""
@@ -91,6 +91,10 @@ class Run:
         return shown(self.folder)
 
     # ---- writing
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder's lock inside; a ``UserError`` where another process does."""
+        return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
         """Write down what is about to be done, and where."""
@@ -196,6 +200,29 @@ class Run:
             raise UserError(f"{self.config_file}: not the configuration of {path.name}: {words}; restore the file")
 
 
+class Unwritten(Run):
+    """A run as all but the first of several processes have it: read, and never written to."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """The first process holds it."""
+        return nullcontext()
+
+    def begin(self, options: Train, device: torch.device) -> None:
+        """Nothing, as for all that follows."""
+
+    def resumed(self, device: torch.device) -> None: ...
+
+    def sweep(self) -> None: ...
+
+    def add_row(self, row: Mapping[str, Any]) -> None: ...
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def add_result(self, **entries: Any) -> None: ...
+
+    def discard(self) -> None: ...
+
+
 class Recorder(Checkpoints):
     """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
 
@@ -220,6 +247,7 @@ class Recorder(Checkpoints):
 
     def kept(self) -> str:
         """Which checkpoint there is, and how to go on from it."""
+        self._look()
         if self.last is None:
             return "no checkpoint was written yet"
         return f"checkpoint: {shown(self.last)}; go on with: pyro-vae train --resume {self.run}"
@@ -241,6 +269,14 @@ def create(out: Path | None, name: str) -> Run:
     Raises:
         UserError: ``out`` is a file, or a folder with something in it; or it can't be written.
     """
+    return _as_here(distributed.current().once(lambda: _create(out, name)))
+
+
+def _as_here(run: Run) -> Run:
+    return run if distributed.current().first else Unwritten(run.folder)
+
+
+def _create(out: Path | None, name: str) -> Run:
     try:
         if out is not None:
             refuse_taken(out)
@@ -275,7 +311,7 @@ def open_run(folder: str | Path) -> Run:
         known = [each.parent.name for each in path.parent.glob("*/config.toml")] if path.parent.is_dir() else []
         hint = f" ({did_you_mean('run', path.name, known)})" if known else ""
         raise UserError(f"{folder}: no such run folder{hint}")
-    run = Run(path)
+    run = _as_here(Run(path))
     if not run.config_file.is_file():
         raise UserError(f"{folder}: not a run folder, for it has no config.toml")
     return run

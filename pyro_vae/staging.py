@@ -104,7 +104,10 @@ def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
         node.replace_all_uses_with(placeholders[id(tensor)])
         graph.erase_node(node)
     module.delete_all_unused_submodules()
-    for name in [*module._parameters, *module._buffers]:  # the compiler would hand each of them over again at every call
+    for name in [
+        *module._parameters,
+        *module._buffers,
+    ]:  # the compiler would hand each of them over again at every call
         delattr(module, name)
     return tuple(tensor.detach() for tensor in captured.values())
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import gcd
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae.batches import Source
+from pyro_vae.batches import Batch, Source
 from pyro_vae.pair import Pair
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
@@ -39,11 +39,20 @@ def padded(x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair) -> tu
     return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
 
 
-def tiled(source: Source, tile: int, shown: bool) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
-    """All images in order, at most ``tile`` at a time, each time with the number of the first one."""
+def tiled(
+    source: Source, tile: int, shown: bool, seen: Callable[[Batch], bool] = lambda batch: True
+) -> Iterator[tuple[int, Tensor, dict[str, Tensor]]]:
+    """All images in order, at most ``tile`` at a time, each time with the number of the first one.
+
+    ``seen`` is shown every batch of the source, and says whether its images are to be given.
+    """
     done = 0
     with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
         for images, named in source.in_order():
+            if not seen((images, named)):
+                bar.update(len(images))
+                done += len(images)
+                continue
             for start in range(0, len(images), tile):
                 rows = slice(start, start + tile)
                 yield done, images[rows], {name: value[rows] for name, value in named.items()}

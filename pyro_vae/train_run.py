@@ -9,6 +9,7 @@ import torch
 
 from pyro_vae import checkpoint
 from pyro_vae.callbacks import EarlyStopping
+from pyro_vae.distributed import Lost
 from pyro_vae.endings import Failure, Stopped, postponed
 from pyro_vae.errors import UserError
 from pyro_vae.experiment import Experiment, about_the_data
@@ -76,6 +77,8 @@ def fit_run(experiment: Experiment, run: Run, device: torch.device, state: Train
     except Stopped as stopped:
         stopped.kept = stopped.kept or recorder.kept()
         raise
+    except Lost as lost:
+        raise Lost(f"{lost}; {recorder.kept()}") from lost
     except OSError as error:
         kept = recorder.kept()
         if not run.config_file.is_file():
@@ -116,4 +119,4 @@ def _fit(experiment: Experiment, recorder: Recorder, device: torch.device, state
     except Diverged as error:
         if error.state is not None:
             recorder.save(error.state)
-        raise Failure(f"{error}; {recorder.kept()}") from error
+        raise Failure(f"{error}; {recorder.group.once(recorder.kept)}") from error

@@ -14,8 +14,8 @@ from pyro_vae.health import Health, gradient_norm
 from pyro_vae.row_tables import tables_of
 from pyro_vae.steps import Step
 
-Reduce = Callable[[Sequence[Tensor]], None]
-"""Changes the gradients in place, between backward and update: where an all-reduce goes."""
+Reduce = Callable[[Sequence[Tensor], Tensor], None]
+"""Changes gradients and sums in place, between backward and update: where an all-reduce goes."""
 
 
 class Update(ABC):
@@ -80,7 +80,8 @@ class OptimizerUpdate(Update):
         with torch.no_grad():
             gradients = [_gradient(parameter) for parameter in self.gradients.parameters]
             if self.reduce is not None:
-                self.reduce(gradients)
+                gradients = [_writable(parameter) for parameter in self.gradients.parameters]
+                self.reduce(gradients, sums)
             norm = gradient_norm(gradients) if self.health.skip or self.grad_clip is not None else None
             left_out = self.health.observe(sums, norm)
             if norm is not None and self.grad_clip is not None:
@@ -151,3 +152,11 @@ def fused_adam(
 def _gradient(parameter: nn.Parameter) -> Tensor:
     assert parameter.grad is not None
     return parameter.grad
+
+
+def _writable(parameter: nn.Parameter) -> Tensor:
+    """The gradient in memory of its own, where it is one number that was expanded."""
+    gradient = _gradient(parameter)
+    if gradient.stride() != parameter.stride():
+        parameter.grad = gradient = torch.empty_like(gradient, memory_format=torch.contiguous_format).copy_(gradient)
+    return gradient

@@ -172,6 +172,8 @@ def test_programs_are_kept_for_the_next_evaluation_until_the_pair_changes(monkey
     assert torch.equal(first, again) and len(traced) == once
     with torch.no_grad():
         model.likelihood.net.layers[0].bias.add_(0.5)
-    assert torch.allclose(evaluate("graph"), evaluate("off"), atol=1e-4) and len(traced) == once, "parameters are inputs"
+    assert torch.allclose(evaluate("graph"), evaluate("off"), atol=1e-4) and len(traced) == once, (
+        "parameters are inputs"
+    )
     model.likelihood.net.layers[1] = nn.Tanh()
     assert torch.allclose(evaluate("graph"), evaluate("off"), atol=1e-4) and len(traced) > once
