@@ -1,9 +1,17 @@
 """What all tests share: one thread, as their tensors are small and several processes may share the machine."""
 
+import pyro
 import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def pyros_own_defaults() -> None:
+    """Pyro's global state, which no test may inherit from another: an empty parameter store, and its checks on."""
+    pyro.clear_param_store()
+    pyro.enable_validation(True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
