@@ -12,7 +12,20 @@ from importlib.util import find_spec
 import torch
 from architectures import ARCHITECTURES, Architecture
 from contestants import Step, hand_written, ours, pyro_svi
-from harness import Options, Table, assert_alike, chosen, interleave, machine, options, ratios, repeated, report, write
+from harness import (
+    Options,
+    Table,
+    around,
+    assert_alike,
+    chosen,
+    interleave,
+    machine,
+    options,
+    ratios,
+    repeated,
+    report,
+    write,
+)
 from torch import Tensor
 
 BASE = "hand-written, eager"
@@ -46,7 +59,8 @@ def contestants(at: Architecture, x: Tensor) -> dict[str, Callable[[], Step]]:
 def last_loss(step: Step, seed: int, num_steps: int) -> float:
     """Train, and the mean loss of the last quarter of the steps."""
     torch.manual_seed(seed)
-    losses = [step() for _ in range(num_steps)]
+    with around(step):
+        losses = [step() for _ in range(num_steps)]
     return statistics.fmean(float(loss) for loss in losses[-(num_steps // 4) :])
 
 

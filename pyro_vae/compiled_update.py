@@ -144,7 +144,7 @@ def adam(
     for step in steps:
         step.add_(1 - left_out)
     number = steps[0].double()  # 1 − β^t loses its digits in float32
-    size, root = rate / (1 - beta1**number), (1 - beta2**number).sqrt()
+    size, root = _once(rate / (1 - beta1**number)), _once((1 - beta2**number).sqrt())
     for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
         dtype, value = parameter.dtype, parameter.detach()
         if decay and decoupled:
@@ -157,6 +157,11 @@ def adam(
         parameter.copy_(torch.where(kept, moved, parameter.detach()))
         mean.copy_(torch.where(kept, new_mean, mean))
         square.copy_(torch.where(kept, new_square, square))
+
+
+def _once(number: Tensor) -> Tensor:
+    """The same number as a sum, which a compiler computes once: what is pointwise it would compute at every element."""
+    return number.expand(16).sum() / 16
 
 
 def make_state(optim: torch.optim.Optimizer) -> None:

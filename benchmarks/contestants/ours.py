@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -40,12 +42,26 @@ def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Ste
             update, found, note = make_update(eager, optimizer, health, tier, 1, x, fields)
             assert found == tier, note
 
-    def run() -> Tensor:
-        with pair.active(training=True):
-            update.set_rate(1.0)
-            return update(x, fields)[0]
+    return Running(pair, update, x, fields)
 
-    return run
+
+@dataclass(frozen=True)
+class Running:
+    """A step inside the pair's context, which `fit` enters once an epoch."""
+
+    pair: Pair
+    update: Update
+    x: Tensor
+    fields: dict[str, Tensor]
+
+    def around(self) -> AbstractContextManager[None]:
+        """That context."""
+        return self.pair.active(training=True)
+
+    def __call__(self) -> Tensor:
+        """The loss, summed over the batch."""
+        self.update.set_rate(1.0)
+        return self.update(self.x, self.fields)[0]
 
 
 def epochs(at: Architecture, images: Tensor, tier: str) -> Train:
