@@ -1,0 +1,35 @@
+"""Memory that runs out in an evaluation: a real process with a real limit on its address space."""
+
+import subprocess
+import sys
+
+import pytest
+
+CHILD = """
+import resource, torch
+import pyro_vae as pv
+from pyro_vae import guides, models
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+shape, net = (1, 128, 128), {"hidden": (4,)}
+model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, shape, **net))
+guide = guides.MeanField(shape, 2, **net)
+x = (torch.rand(4, *shape) < 0.5).float()
+str(pv.log_marginal(model, guide, x[:1], num_samples=100, compile="off"))  # all is imported before the limit
+sizes = dict(line.split(":") for line in open("/proc/self/status"))
+limit = int(sizes["VmSize"].split()[0]) * 1024 + 30 * 2**20  # 30 MiB; 2000 draws of 128 x 128 pixels take 125
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(pv.log_marginal(model, guide, x, num_samples=500, compile="off"))
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads /proc, and limits the address space as Linux does"
+)
+def test_an_evaluation_that_its_memory_does_not_hold_goes_on_in_smaller_tiles() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHILD], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("log p(x) ≥") and "out of memory with 2000 rows" in done.stdout
