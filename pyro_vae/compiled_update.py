@@ -44,8 +44,8 @@ class CompiledUpdate(Update):
         self._state: list[Tensor] = []
 
     def set_rate(self, factor: float) -> None:
-        """The learning rate as an input of the program."""
-        super().set_rate(factor)
+        """The learning rate as an input of the program, and where the other form reads it."""
+        self.beside.set_rate(factor)
         self.rate.fill_(self.optim.param_groups[0]["lr"])
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
@@ -169,7 +169,7 @@ def make_state(optim: torch.optim.Optimizer) -> None:
     parameters = [p for group in optim.param_groups for p in group["params"]]
     if all(p in optim.state for p in parameters):
         return
-    gradients, rates = [p.grad for p in parameters], [group["lr"] for group in optim.param_groups]
+    gradients = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     with restored(parameters):
@@ -178,8 +178,6 @@ def make_state(optim: torch.optim.Optimizer) -> None:
         parameter.grad = gradient
         for tensor in optim.state[parameter].values():
             tensor.zero_()
-    for group, rate in zip(optim.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 @contextmanager

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from pyro_vae.errors import UserError, did_you_mean
 
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution")
-"""The operations that cost: their factors are rounded, what they sum over is summed in float32."""
+_aten = torch.ops.aten
+PRODUCTS: dict[Any, tuple[Any, int, int | None]] = {
+    _aten.mm.default: (_aten.mm.default, 0, None),
+    _aten.addmm.default: (_aten.mm.default, 1, 0),
+    _aten.bmm.default: (_aten.bmm.default, 0, None),
+    _aten.baddbmm.default: (_aten.bmm.default, 1, 0),
+    _aten.convolution.default: (_aten.convolution.default, 0, 2),
+}
+"""The operations that cost: the same without a bias, where its two factors stand, and its bias (None: there is none)."""
 
 IMAGES, DRAWS = 16, 1000
 """On which the error is measured."""
@@ -62,7 +70,8 @@ class TF32(Precision):
 
 @dataclass(frozen=True)
 class BFloat16(Precision):
-    """The factors of products in bfloat16, 8 bits of mantissa; all else, the sums over pixels above all, in float32."""
+    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more; all else, the sums over pixels
+    above all, in float32."""
 
     words: str = "bfloat16 products, float32 sums"
     reduced: bool = True
@@ -72,29 +81,34 @@ class BFloat16(Precision):
         _need_float32("bfloat16", dtype)
 
     def rewrite(self, module: fx.GraphModule) -> None:
-        """Round the factors of each product, and go on in float32 from its result."""
-        graph = module.graph
-        aten = torch.ops.aten
-        rounded: dict[fx.Node, fx.Node] = {}
+        """Round the two factors of each product, and go on in float32 from its result; a bias is added there."""
+        graph, rounded = module.graph, {}
+
+        def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
+            return graph.call_function(_aten._to_copy.default, (node,), {"dtype": dtype})
+
         for node in list(graph.nodes):
-            if node.op != "call_function" or getattr(node.target, "__name__", "").split(".")[0] not in PRODUCTS:
+            if node.op != "call_function" or node.target not in PRODUCTS:
                 continue
-            bias = node.args[0] if node.target in (aten.addmm.default, aten.baddbmm.default) else None
+            plain, first, bias_at = PRODUCTS[node.target]
+            arguments = list(node.args)
+            bias = None if bias_at is None else arguments[bias_at]
             with graph.inserting_before(node):
-                factors = [a for a in node.args[bias is not None :] if isinstance(a, fx.Node)]
-                for factor in factors:
+                for position in (first, first + 1):
+                    factor = arguments[position]
                     if factor not in rounded:
-                        rounded[factor] = graph.call_function(
-                            aten._to_copy.default, (factor,), {"dtype": torch.bfloat16}
-                        )
-                args = [rounded[a] if isinstance(a, fx.Node) else a for a in node.args[bias is not None :]]
-                plain = {aten.addmm.default: aten.mm.default, aten.baddbmm.default: aten.bmm.default}.get(
-                    node.target, node.target
-                )
-                product = graph.call_function(plain, tuple(args), {} if bias is not None else dict(node.kwargs))
-                result = graph.call_function(aten._to_copy.default, (product,), {"dtype": torch.float32})
+                        rounded[factor] = cast(factor, torch.bfloat16)
+                    arguments[position] = rounded[factor]
+                if bias_at == 0:
+                    del arguments[0]
+                elif bias_at is not None:
+                    arguments[bias_at] = None
+                result = cast(graph.call_function(plain, tuple(arguments)), torch.float32)
                 if bias is not None:
-                    result = graph.call_function(aten.add.Tensor, (result, bias))
+                    if bias_at:  # a convolution's: one number a channel
+                        ones = [1] * (node.meta["val"].dim() - 2)
+                        bias = graph.call_function(_aten.view.default, (bias, [-1, *ones]))
+                    result = graph.call_function(_aten.add.Tensor, (result, bias))
             node.replace_all_uses_with(result)
             graph.erase_node(node)
         module.recompile()

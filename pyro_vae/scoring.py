@@ -40,8 +40,8 @@ class Scorer:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.how = ""
-        self._within_memory(self._build)
+        self.how, self._stale = "", True
+        self._within_memory(lambda: None)
 
     def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
         """The figures of these images, the first of which is the set's number ``start``."""
@@ -49,6 +49,9 @@ class Scorer:
 
     def estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
         """log p(x) of a few images, ``(B,)``, in the present random state."""
+        return self._within_memory(lambda: self._estimate(images, fields, num_samples))
+
+    def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
         found = []
         for rows in self._parts(len(images)):
             draw = self._draw(images[rows], {name: value[rows] for name, value in fields.items()})
@@ -79,10 +82,13 @@ class Scorer:
         chunk, tile = (1, self.rows) if self.exact else tile_sizes(self.num_samples, self.rows)
         self.chunk, self.tile = chunk, min(tile, self.most_images)
         self.weights, self.how = self.make(self.chunk, self.tile)
+        self._stale = False
 
     def _within_memory(self, work: Callable[[], Result]) -> Result:
         while True:
             try:
+                if self._stale:
+                    self._build()
                 return work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -94,11 +100,9 @@ class Scorer:
                     ) from error
             # outside the handler, whose traceback holds on to the tensors of the run that failed
             self._halve()
-            if work != self._build:
-                self._within_memory(self._build)
 
     def _halve(self) -> None:
-        before, self.rows = self.rows, self.rows // 2
+        before, self.rows, self._stale = self.rows, self.rows // 2, True
         said = f"out of memory with {before} rows (draws times images) at once"
         first = self.notes[0].partition(", ")[0] if self.notes else said
         self.notes[:] = [f"{first}, went on with {self.rows}"]

@@ -106,10 +106,13 @@ def clip_factor(norm: Tensor, most: float) -> Tensor:
     return torch.clamp(most / (norm + 1e-6), max=1.0)
 
 
+KERNELS: dict[type, str] = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}
+
+
 def is_plain_adam(optim: torch.optim.Optimizer) -> bool:
     """Adam or AdamW with one group, without AMSGrad, and with the fused kernel: what the quick forms are written for."""
     (group, *others) = optim.param_groups
-    plain = type(optim) in (torch.optim.Adam, torch.optim.AdamW) and bool(group.get("fused")) and not tables_of(optim)
+    plain = type(optim) in KERNELS and bool(group.get("fused")) and not tables_of(optim)
     return plain and not others and not any(group.get(o) for o in ("amsgrad", "maximize", "differentiable"))
 
 
@@ -125,10 +128,10 @@ def fused_adam(
 
     The learning rate is read from ``rate`` where that is given, else from the optimiser's group.
     """
-    kernel: Any = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW: "_fused_adamw_"}.get(type(optim))
-    if kernel is None or not is_plain_adam(optim) or not hasattr(torch, kernel):
+    kernel: Any = getattr(torch, KERNELS.get(type(optim), ""), None)  # a private name of torch's
+    if kernel is None or not is_plain_adam(optim):
         return None
-    kernel, group = getattr(torch, kernel), optim.param_groups[0]
+    group = optim.param_groups[0]
     steps, means, squares = adam_state(optim, parameters)
     beta1, beta2 = group["betas"]
     fixed: dict[str, Any] = {
