@@ -38,9 +38,9 @@ class WeightSums:
         self.total = zeros.clone()
         self.top = torch.empty(0, num_images, dtype=torch.float64, device=device)
 
-    def add(self, log_weights: Tensor) -> None:
-        """Take in a chunk of log weights, ``(k, B)``."""
-        chunk = log_weights.double()
+    def add(self, *chunks: Tensor) -> None:
+        """Take in chunks of log weights, each ``(k, B)``: several at once are quicker than one by one."""
+        chunk = torch.cat(chunks).double()
         largest = torch.maximum(self.largest, chunk.amax(0))
         # an image whose weights so far are all zero has −inf for its largest: its sums stay zero
         anchor = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
@@ -50,13 +50,12 @@ class WeightSums:
         sums = (weights.sum(0), squares.sum(0), (squares * weights).sum(0), squares.square().sum(0))
         self.powers = self.powers * torch.stack([shrink**n for n in (1, 2, 3, 4)]) + torch.stack(sums)
         self.parts = self.parts * torch.stack((shrink, shrink.square())).unsqueeze(1)
-        start = 0
-        for part, size in enumerate(split_draws(len(chunk), self.strata)):
-            rows = slice(start, start + size)
-            self.parts[0, part] += weights[rows].sum(0)
-            self.parts[1, part] += squares[rows].sum(0)
-            self.counts[part] += size
-            start += size
+        sizes = [size for each in chunks for size in split_draws(len(each), self.strata)]
+        for row, values in enumerate((weights, squares)):
+            by_part = values.split(sizes)
+            for part in range(len(self.strata)):
+                self.parts[row, part] += sum(each.sum(0) for each in by_part[part :: len(self.strata)])
+        self.counts = [n + sum(sizes[part :: len(self.strata)]) for part, n in enumerate(self.counts)]
         self.total = self.total + chunk.sum(0)
         self.largest = largest
         kept = torch.cat((self.top, chunk))

@@ -122,8 +122,9 @@ def ais(
         running(pair, place),
         tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar,
     ):
-        known, narrow = observed_words(pair, source, bits_offset)
-        images, named = padded(*next(source.in_order()), tile, pair)
+        first = next(source.in_order())
+        known, narrow = observed_words(pair, first, bits_offset)
+        images, named = padded(*first, tile, pair)
         target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import textwrap
 from dataclasses import asdict
-from functools import singledispatch
+from functools import partial, singledispatch
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +33,8 @@ from pyro_vae.train_run import fit_run, last_state
 from pyro_vae.training import evaluate_elbo
 from pyro_vae.training_state import TrainingState
 
-WIDTH = 110
-"""Of the lines of `list`."""
+LIST_WIDTH, LEAST_TEXT = 120, 40
+"""Columns of `list` where standard output is no terminal, and of its texts beside the names in a terminal however narrow."""
 
 
 @singledispatch
@@ -251,13 +253,16 @@ def list_parts(options: List) -> None:
     if options.json:
         print(json.dumps({slot: [asdict(part) for part in found] for slot, found in parts.items()}, indent=2))
         return
+    columns = shutil.get_terminal_size((LIST_WIDTH, 0)).columns
+    wrap = partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
     for slot, found in parts.items():
         print(slot)
-        width = max((len(part.name) for part in found), default=0)
+        names = max((len(part.name) for part in found), default=0)
+        width = max(LEAST_TEXT, columns - names - 4)
         for part in found:
-            print(f"  {part.name:{width}}  {_shortened(part.summary, WIDTH - width - 4)}".rstrip())
-            for line in textwrap.wrap(part.arguments, WIDTH - width - 4, break_on_hyphens=False):
-                print(f"{'':{width + 4}}{line}")
+            lines = [*wrap(part.summary, width), *wrap(part.arguments, width)]
+            for name, line in zip_longest([part.name], lines, fillvalue=""):
+                print(f"  {name:{names}}  {line}".rstrip())
 
 
 @execute.register
@@ -418,7 +423,3 @@ def _print_result(run: Run, result: dict[str, Any], headline: str, as_json: bool
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-def _shortened(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"

@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain, cycle
 from math import prod
 from typing import Any
@@ -26,7 +26,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.kind import NARROW_IMAGES, given, kind_of, narrow_notes
 from pyro_vae.marginal import EXACT, LogMarginal
 from pyro_vae.pair import Pair
-from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, MeasuredError, Precision, find_precision, measure_error
+from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision, measure_error
 from pyro_vae.proposals import Proposal
 from pyro_vae.scoring import Curve, Scorer
 from pyro_vae.staged_weights import WeightSource, make_weights
@@ -66,57 +66,40 @@ def log_marginal(
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
     """
-    _check(num_samples, seed)
+    check_count("num_samples", num_samples)
+    check_seed(seed)
     arithmetic = find_precision(precision)
-    source_of_draws: Proposal = registry.build("proposal", proposal)
+    drawn: Proposal = registry.build("proposal", proposal)
     place = find_device(device)
     pair, group = Pair.of(model, guide).to(place), distributed.current()
-    progress = progress and group.first
-    rows = rows_of(pair, place)
-    source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
+    shown = progress and group.first
+    notes = mode_notes(pair) + ((drawn.warning,) if drawn.warning else ())
     found, digest = _Gathered(num_samples), hashlib.sha256()
-    notes = mode_notes(pair) + ((source_of_draws.warning,) if source_of_draws.warning else ())
     with running(pair, place), arithmetic.running():
-        structure = _refuse(pair, source, source_of_draws)
-        exact = source_of_draws.is_exact(structure)
-        if exact or structure.summed:  # each value of a site that is summed out is a row of the model as well
-            rows = max(1, rows // prod(structure.summed.values()))
-            source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
-        known, narrow = observed_words(pair, source, bits_offset)
-
-        def make(chunk: int, tile: int, tier: str = compile, by: Precision = arithmetic) -> tuple[WeightSource, str]:
-            images, named = padded(*next(source.in_order()), tile, pair)
-            by.check(images.dtype, place)
-            work = source.num_images, num_samples, chunk
-            return make_weights(pair, source_of_draws, tier, *work, images, named, by)
-
-        largest = source.num_images, num_samples, seed, source_of_draws.strata, exact
-        scorer = Scorer(pair, make, rows, *largest)
-        if progress:
+        work = _prepare(pair, x, fields, drawn, num_samples, seed, place)
+        known, narrow = observed_words(pair, work.first, bits_offset)
+        scorer = work.scorer(compile, arithmetic)
+        if shown:
             tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)
-        few = pair.cast(next(source.in_order())[0])
-        in_words = str(few.dtype).removeprefix("torch.")
-        if arithmetic.reduced:
-            plain = Scorer(pair, partial(make, tier="graph", by=FLOAT32), rows, *largest)
-            in_words = f"{arithmetic.words} ({_measured_error(plain, scorer, source)})"
+        in_words = _precision_words(work, scorer, arithmetic)
         mine = cycle(number == group.rank for number in range(group.size))
 
         def seen(batch: Batch) -> bool:
-            if not isinstance(source, Resident):
+            if not isinstance(work.source, Resident):
                 explain.check_all_support(pair, pair.cast(batch[0]), batch[1])
             digest.update(batch[0].cpu().contiguous().numpy().tobytes())
             return next(mine)
 
-        for start, images, named in tiled(source, scorer.tile, progress, seen):
+        for start, images, named in tiled(work.source, scorer.tile, shown, seen):
             found.add(start, scorer.score(start, images, named))
         found.gather(group)
         in_words, memory = group.once(lambda: in_words), chain.from_iterable(group.gather(scorer.notes))
     said = {
-        "estimator": EXACT if exact else f"IW-{num_samples}",
+        "estimator": EXACT if work.exact else f"IW-{num_samples}",
         "num_samples": num_samples,
-        "num_images": source.num_images,
-        "num_dims": few[0].numel(),
-        **({} if exact else {"proposal": _words(source_of_draws)}),
+        "num_images": work.source.num_images,
+        "num_dims": work.first[0][0].numel(),
+        **({} if work.exact else {"proposal": _words(drawn)}),
         "precision": in_words,
         "seed": seed,
         "sha256": digest.hexdigest(),
@@ -132,9 +115,54 @@ def log_marginal(
     )
 
 
-def _check(num_samples: Any, seed: Any) -> None:
-    check_count("num_samples", num_samples)
-    check_seed(seed)
+@dataclass(frozen=True)
+class _Work:
+    """What is to be scored: every image of the source by K draws of the proposal."""
+
+    pair: Pair
+    source: Source
+    first: Batch  # the source's first images, cast
+    proposal: Proposal
+    num_samples: int
+    seed: int
+    rows: int  # draws times images of one run of the model
+    exact: bool
+
+    def scorer(self, tier: str, precision: Precision) -> Scorer:
+        """Staged in this tier and at this precision."""
+        images, named = self.first
+        precision.check(images.dtype, images.device)
+
+        def make(chunk: int, tile: int) -> tuple[WeightSource, str]:
+            size = self.source.num_images, self.num_samples, chunk
+            return make_weights(
+                self.pair, self.proposal, tier, *size, *padded(images, named, tile, self.pair), precision
+            )
+
+        size = self.rows, self.source.num_images, self.num_samples
+        return Scorer(self.pair, make, *size, self.seed, self.proposal.strata, self.exact)
+
+    def some(self, number: int) -> Batch:
+        """A random few of the images; of a stream the first ones."""
+        if isinstance(self.source, Resident):
+            rows = torch.randperm(self.source.num_images, generator=torch.Generator().manual_seed(0))[:number]
+            return self.source.take(rows.to(self.source.x.device))
+        return self.first[0][:number], {name: value[:number] for name, value in self.first[1].items()}
+
+
+def _prepare(
+    pair: Pair, x: Any, fields: Mapping[str, Any], proposal: Proposal, num_samples: int, seed: int, place: torch.device
+) -> _Work:
+    """The images as a source, in tiles of one run of the model; a ``UserError`` where the number would not be log p(x)."""
+    rows = rows_of(pair, place)
+    source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
+    images, named = next(source.in_order())
+    structure = _refuse(pair, source, (images, named), proposal)
+    exact = proposal.is_exact(structure)
+    if exact or structure.summed:  # each value of a site that is summed out is a row of the model as well
+        rows = max(1, rows // prod(structure.summed.values()))
+        source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
+    return _Work(pair, source, (pair.cast(images), named), proposal, num_samples, seed, rows, exact)
 
 
 @contextmanager
@@ -149,27 +177,25 @@ def running(pair: Pair, place: torch.device) -> Iterator[None]:
         yield
 
 
-def observed_words(pair: Pair, source: Source, bits_offset: float | None) -> tuple[dict[str, str], tuple[str, ...]]:
+def observed_words(pair: Pair, first: Batch, bits_offset: float | None) -> tuple[dict[str, str], tuple[str, ...]]:
     """For the protocol, the kind of log p(x), by the model's observed sites, and what is given; what is to be said of their σ."""
-    images, named = next(source.in_order())
+    images, named = first
     few = pair.cast(images[:NARROW_IMAGES]), {name: value[:NARROW_IMAGES] for name, value in named.items()}
     return {"kind": kind_of(pair, *few), **given(pair, named)}, narrow_notes(pair, *few, bits_offset)
 
 
-def _measured_error(plain: Scorer, reduced: Scorer, source: Source) -> MeasuredError:
-    """On a random few of the images (the first ones of a stream): reduced precision against float32, in the same noise."""
-    if isinstance(source, Resident):
-        rows = torch.randperm(source.num_images, generator=torch.Generator().manual_seed(0))[:IMAGES]
-        images, named = source.take(rows.to(source.x.device))
-    else:
-        images, named = next(source.in_order())
-        images, named = images[:IMAGES], {name: value[:IMAGES] for name, value in named.items()}
+def _precision_words(work: _Work, scorer: Scorer, precision: Precision) -> str:
+    """For the protocol; reduced precision with its error against float32, in the same noise on a few of the images."""
+    if not precision.reduced:
+        return str(work.first[0].dtype).removeprefix("torch.")
+    plain = work.scorer("graph", FLOAT32)
 
     def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:
         with FLOAT32.running():
             return plain.estimate(x, fields, k)
 
-    return measure_error(exact, reduced.estimate, images, named, min(reduced.num_samples, DRAWS))
+    error = measure_error(exact, scorer.estimate, *work.some(IMAGES), min(work.num_samples, DRAWS))
+    return f"{precision.words} ({error})"
 
 
 class _Gathered:
@@ -222,16 +248,14 @@ def _words(proposal: Proposal) -> str:
     return type(proposal).__name__.lower() + (f"({settings})" if settings else "")
 
 
-def _refuse(pair: Pair, source: Source, proposal: Proposal) -> Structure:
-    images, named = next(source.in_order())
-    if not isinstance(source, Resident):
-        structure = pair.structure(pair.cast(images), named)
-        proposal.check(structure)
-        return structure
-    explain.check_fields(pair, source.fields)
-    structure = pair.structure(pair.cast(source.x[:5]), {name: value[:5] for name, value in source.fields.items()})
+def _refuse(pair: Pair, source: Source, first: Batch, proposal: Proposal) -> Structure:
+    """What the pair's programs look like, where log p(x) can be had from them."""
+    if isinstance(source, Resident):
+        explain.check_fields(pair, source.fields)
+    structure = pair.structure(pair.cast(first[0]), first[1])
     proposal.check(structure)
-    explain.check_all_support(pair, pair.cast(source.x), source.fields)
+    if isinstance(source, Resident):
+        explain.check_all_support(pair, pair.cast(source.x), source.fields)
     return structure
 
 

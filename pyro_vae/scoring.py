@@ -17,6 +17,9 @@ from pyro_vae.pair import Pair
 from pyro_vae.staged_weights import Draw, WeightSource
 from pyro_vae.tiles import padded, stops, tile_sizes
 
+HELD = 16
+"""Chunks of log weights that are summed up together, as each sum costs some forty small operations."""
+
 Make = Callable[[int, int], tuple[WeightSource, str]]
 """(chunk, tile) -> the source of log weights for tiles of so many images by so many draws, and how it is run."""
 
@@ -128,7 +131,8 @@ def _stream(
     sums, curve = WeightSums(num_images, num_samples, place, strata), {}
     while sums.seen < num_samples:
         stop = next(k for k in stops(num_samples) if k > sums.seen)
-        sums.add(draw(min(chunk, stop - sums.seen))[:, :num_images])
+        wanted = min(stop - sums.seen, HELD * chunk)
+        sums.add(*(draw(min(chunk, wanted - done))[:, :num_images] for done in range(0, wanted, chunk)))
         if sums.seen == stop:
             curve[stop] = sums.log_mean().sum()
     return sums.finish(), curve

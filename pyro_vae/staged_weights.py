@@ -85,13 +85,16 @@ class StagedWeights(WeightSource):
         if k not in self._programs:
             return False
         prologue, program, body = self._programs[k]
-        tolerance = _ROUGHLY if self.precision.reduced else _TOLERANCE
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
             try:
-                self._check(prologue, body, program, [x, *fields.values()], fields, k, tolerance)
+                self._check(prologue, body, program, [x, *fields.values()], fields, k, self._tolerance, num_batches=1)
             except NotStageable:
                 return False
         return True
+
+    @property
+    def _tolerance(self) -> float:
+        return _ROUGHLY if self.precision.reduced else _TOLERANCE
 
     def _prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
         names, arguments = list(fields), [x, *fields.values()]
@@ -114,9 +117,7 @@ class StagedWeights(WeightSource):
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 raise NotStageable(f"inductor failed ({type(error).__name__}: {reason[:160]})") from error
         if self.precision.reduced or self.tier == "inductor":
-            self._check(
-                prologue, body, program, arguments, fields, k, _ROUGHLY if self.precision.reduced else _TOLERANCE
-            )
+            self._check(prologue, body, program, arguments, fields, k, self._tolerance)
         self._programs[k] = prologue, program, body
 
     def _check(
@@ -128,9 +129,10 @@ class StagedWeights(WeightSource):
         fields: Mapping[str, Tensor],
         k: int,
         tolerance: float,
+        num_batches: int = 2,
     ) -> None:
-        """Against ``log_prob`` itself, on two batches with two noises."""
-        for seed, batch in enumerate((list(arguments), [value.flip(0) for value in arguments])):
+        """Against ``log_prob`` itself, on two batches with two noises (one, where the program has passed that before)."""
+        for seed, batch in enumerate((list(arguments), [value.flip(0) for value in arguments])[:num_batches]):
             torch.manual_seed(seed)
             expected = self.kernel(batch[0], dict(zip(fields, batch[1:], strict=True)), k, plain_score).double()
             torch.manual_seed(seed)
@@ -164,23 +166,24 @@ def make_weights(
     parameters = sum(t.numel() for t in pair.tensors())
     seconds = 2.0 * parameters * num_images * num_samples / _FLOPS_PER_SECOND
     note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
+    if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING):
+        missing = missing_compiler(x.device)
+        try:
+            if not missing:
+                compiled = _kept(pair, proposal, StagedWeights(kernel, "inductor", precision), x, fields, chunk)
+                return compiled, f"compiled by inductor ({note})"
+        except NotStageable as reason:
+            missing = str(reason)
+        note = missing
     try:
         staged = _kept(pair, proposal, StagedWeights(kernel, "graph", precision), x, fields, chunk)
+        return staged, f"traced graph, replayed ({note})"
     except NotStageable as reason:
         if precision.reduced:
             raise UserError(
                 f"{precision.words} need a program that can be staged ({reason}): use precision='float32'"
             ) from reason
         return EagerWeights(kernel), f"eager Pyro ({reason})"
-    if compile == "graph" or (compile == "auto" and seconds < WORTH_COMPILING):
-        return staged, f"traced graph, replayed ({note})"
-    if missing := missing_compiler(x.device):
-        return staged, f"traced graph, replayed ({missing})"
-    try:
-        compiled = _kept(pair, proposal, StagedWeights(kernel, "inductor", precision), x, fields, chunk)
-        return compiled, f"compiled by inductor ({note})"
-    except NotStageable as reason:
-        return staged, f"traced graph, replayed ({reason})"
 
 
 def _kept(

@@ -143,12 +143,9 @@ def fit(
         "binarize": _words(observe or once), "x_valid": valid.num_images if valid is not None else 0, "seed": seed,
         "on_divergence": on_divergence, "processes": group.size,
     }  # fmt: skip
-    begun = TrainingState.load(resume) if isinstance(resume, str | Path) else resume
-    if begun is not None:
-        if not isinstance(begun, TrainingState):
-            raise UserError(f"resume is a {type(begun).__name__}: expected a TrainingState, or the path of checkpoints")
-        begun.check_settings(settings)
-        compile = begun.place.get("tier", compile) if compile == "auto" else compile
+    begun = _begun(resume, settings)
+    if begun is not None and compile == "auto":
+        compile = begun.place.get("tier", compile)
     with _own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
@@ -181,6 +178,17 @@ def fit(
             history, at, settings, here, group,
         )  # fmt: skip
         return loop.run(progress)
+
+
+def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
+    """The stopped training that is to go on, which had these settings."""
+    begun = TrainingState.load(resume) if isinstance(resume, str | Path) else resume
+    if begun is None:
+        return None
+    if not isinstance(begun, TrainingState):
+        raise UserError(f"resume is a {type(begun).__name__}: expected a TrainingState, or the path of checkpoints")
+    begun.check_settings(settings)
+    return begun
 
 
 def _take_up(

@@ -70,10 +70,12 @@ def mean_of_logs(patch: pytest.MonkeyPatch) -> None:
     """The mean of the chunks' log means, where the log of the mean is right."""
     plain_add = WeightSums.add
 
-    def add(self: WeightSums, log_weights: Tensor) -> None:
-        plain_add(self, log_weights)
+    def add(self: WeightSums, *chunks: Tensor) -> None:
+        plain_add(self, *chunks)
         logs = getattr(self, "logs", torch.zeros_like(self.largest))
-        self.logs = logs + len(log_weights) * (log_weights.double().logsumexp(0) - log(len(log_weights)))  # type: ignore[attr-defined]
+        for each in chunks:
+            logs = logs + len(each) * (each.double().logsumexp(0) - log(len(each)))
+        self.logs = logs  # type: ignore[attr-defined]
 
     patch.setattr(WeightSums, "add", add)
     patch.setattr(WeightSums, "log_mean", lambda self: self.logs / self.seen)

@@ -34,6 +34,16 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
     assert kinds == {"torch.bfloat16", "torch.float32"}
 
 
+@pytest.mark.parametrize("biased", [True, False])
+def test_bfloat16_rounds_a_convolution_and_adds_its_bias_in_float32(biased: bool) -> None:
+    layer, x = torch.nn.Conv2d(3, 4, 3, padding=1, bias=biased), torch.randn(2, 3, 8, 8)
+    program = staging.trace(lambda x: [layer(x).flatten(1).sum(-1)], [x])
+    BFloat16().rewrite(program.graph)
+    products = torch.nn.functional.conv2d(x.bfloat16(), layer.weight.bfloat16(), padding=1).float()
+    expected = products + layer.bias.view(-1, 1, 1) if biased else products
+    assert torch.equal(program(x)[0], expected.flatten(1).sum(-1))
+
+
 def test_the_error_is_measured_told_and_small() -> None:
     model, guide = pair()
     exact = pv.log_marginal(model, guide, images(), num_samples=400, seed=3)
