@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
 from architectures import ARCHITECTURES, Architecture
-from contestants import Train, hand_written, ours, pyro_svi
+from contestants import Epochs, Train, hand_written, ours, pyro_svi
 from harness import Options, Table, assert_alike, chosen, interleave, machine, options, ratios, report, write
+from seats import seated
 from torch import Tensor
 
 BASE = "hand-written, eager"
@@ -28,33 +32,51 @@ def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Trai
         "hand-written, torch.compile": lambda: hand_written.epochs(at, images, compiled=True),
         "Pyro SVI, DataLoader": lambda: pyro_svi.epochs(at, images),
     }
-    if find_spec("numpyro") and not images.is_cuda:
-        from contestants import numpyro_svi
-
-        makers["NumPyro, scanned epoch"] = lambda: numpyro_svi.epochs(at, images)
-    if find_spec("pythae") and not images.is_cuda:
-        from contestants import pythae_vae
-
-        makers["Pythae"] = lambda: pythae_vae.epochs(at, images)
+    others = {"NumPyro, scanned epoch": ("numpyro", "numpyro_svi"), "Pythae": ("pythae", "pythae_vae")}
+    for name, (library, module) in others.items():
+        if (
+            find_spec(library) and not images.is_cuda
+        ):  # imported where it is made: its threads are not to run beside the others
+            makers[name] = lambda module=module: import_module(f"contestants.{module}").epochs(at, images)
     for tier in ("inductor", "graph"):
         makers[f"pyro_vae.fit, {tier}"] = lambda tier=tier: ours.epochs(at, images, tier)
     return makers
 
 
-def same_training(at: Architecture, images: Tensor, trains: Mapping[str, Train], num_epochs: int) -> dict[str, float]:
+@dataclass(frozen=True)
+class Runner:
+    """A training loop."""
+
+    epochs: Train
+
+    def train(self, seed: int, num_epochs: int) -> Epochs:
+        """Go on training for as many epochs."""
+        torch.manual_seed(seed)
+        return self.epochs(num_epochs)
+
+    def seconds(self, num_epochs: int) -> float:
+        """Of an epoch, on average."""
+        return statistics.fmean(self.epochs(num_epochs).seconds)
+
+
+def runner(name: str, at: Architecture, num_batches: int, device: str) -> Runner:
+    """A contestant, by its name."""
+    return Runner(contestants(at, at.images(at.batch_size * num_batches).to(device))[name]())
+
+
+def same_training(
+    at: Architecture, images: Tensor, trained: Mapping[str, Callable[[int, int], Epochs]], num_epochs: int
+) -> dict[str, float]:
     """The loss of an image in the last of as many epochs from the same parameters, asserted equal but for order and noise.
 
     The noise is that of the hand-written loop under other seeds: 6 standard deviations, at least 0.2%.
     """
-    found = {}
-    for name, train in trains.items():
-        torch.manual_seed(0)
-        found[name] = train(num_epochs - 1 if name.startswith("pyro_vae") else num_epochs).loss  # `fit` runs one more
-    others = []
-    for seed in range(SEEDS):
-        train = hand_written.epochs(at, images)
-        torch.manual_seed(1 + seed)
-        others.append(train(num_epochs).loss)
+    found = {  # `fit` runs one more
+        name: train(0, num_epochs - 1 if name.startswith("pyro_vae") else num_epochs).loss
+        for name, train in trained.items()
+    }
+    seeds = range(1, 1 + SEEDS)
+    others = [Runner(hand_written.epochs(at, images)).train(seed, num_epochs).loss for seed in seeds]
     mean = statistics.fmean(others)
     assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(others), 2e-3 * mean))
     return found
@@ -62,16 +84,13 @@ def same_training(at: Architecture, images: Tensor, trains: Mapping[str, Train],
 
 def bench(at: Architecture, num_batches: int, chosen: Options) -> Table:
     """All contestants on one architecture; an epoch of ours is timed by `fit`'s own callback."""
-    torch._dynamo.reset()
-    images = at.images(at.batch_size * (20 if chosen.quick else num_batches)).to(chosen.device)
-    trains = {name: make() for name, make in contestants(at, images).items()}
-    losses = same_training(at, images, trains, TRAINED)
+    num_batches = 20 if chosen.quick else num_batches
+    images = at.images(at.batch_size * num_batches).to(chosen.device)
     rounds, num_epochs = chosen.rounds or (2 if chosen.quick else ROUNDS), 1 if chosen.quick else EPOCHS
-
-    def mean_epoch(train: Train) -> Callable[[], float]:
-        return lambda: statistics.fmean(train(num_epochs).seconds)
-
-    table = ratios(interleave({name: mean_epoch(train) for name, train in trains.items()}, rounds), BASE)
+    with seated(contestants(at, images), runner, at, num_batches, chosen.device) as seats:
+        losses = same_training(at, images, {name: partial(seat.ask, "train") for name, seat in seats.items()}, TRAINED)
+        turns = {name: partial(seat.ask, "seconds", num_epochs) for name, seat in seats.items()}
+        table = ratios(interleave(turns, rounds), BASE)
     for name, row in table.items():
         row["loss"] = losses[name]
     return table

@@ -5,14 +5,18 @@ python benchmarks/evaluation.py [float32] [bfloat16]
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from architectures import ARCHITECTURES, large_digits, plain_networks
 from contestants import hand_written, ours, pyro_svi
-from harness import Options, Table, chosen, interleave, machine, options, ratios, report, write
+from harness import Options, Table, chosen, interleave, machine, options, ratios, report, synchronize, write
+from seats import seated
 from torch import Tensor
 
 import pyro_vae as pv
@@ -20,7 +24,11 @@ from pyro_vae.errors import UserError
 
 BASE = "hand-written, eager, chunks of 500"
 NUM_SAMPLES, ROUNDS, STEPS = 5000, 7, 1500
-FEW, SOME, MANY = 8, 32, 256  # images a round: of contestants that take them one by one, of the base, and of ours, whose set-up is part of its time
+FEW, SOME, MANY = (
+    8,
+    32,
+    256,
+)  # images a round: of contestants that take them one by one, of the base, and of ours, whose set-up is part of its time
 SIGMAS = 5.0
 
 
@@ -30,6 +38,32 @@ class Contestant:
 
     log_px: Callable[[Tensor], Any]  # each image's, or their mean
     num_images: int
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A contestant on the images of the benchmark."""
+
+    contestant: Contestant
+    x: Tensor
+
+    def mean(self) -> float:
+        """Of its round's images, in nats."""
+        found: float = self.contestant.log_px(self.x[: self.contestant.num_images]).double().mean().item()
+        return found
+
+    def seconds(self) -> float:
+        """An image."""
+        synchronize()
+        started = time.perf_counter()
+        self.mean()
+        return (time.perf_counter() - started) / self.contestant.num_images
+
+
+def runner(name: str, num_steps: int, num_samples: int, precisions: list[str], device: str) -> Runner:
+    """A contestant by its name, on a pair that is trained again: the same, as the seed is."""
+    model, guide, x = trained_pair(num_steps, device)
+    return Runner(contestants(model, guide, num_samples, precisions, device)[name], x)
 
 
 def contestants(model: Any, guide: Any, num_samples: int, precisions: list[str], device: str) -> dict[str, Contestant]:
@@ -54,16 +88,23 @@ def contestants(model: Any, guide: Any, num_samples: int, precisions: list[str],
         return each
     add("Pyro RenyiELBO", lambda x: pyro_svi.renyi_log_px(encoder, decoder, x, num_samples))
     add("Pyro vectorized_importance_weights", lambda x: pyro_svi.vectorized_log_px(encoder, decoder, x, num_samples))
-    if find_spec("numpyro"):
-        from contestants import numpyro_svi
-
-        add("NumPyro RenyiELBO", numpyro_svi.log_px(encoder, decoder, num_samples))
+    if find_spec("numpyro"):  # imported where it runs: its threads are not to run beside the others
+        add("NumPyro RenyiELBO", once(lambda: _of("numpyro_svi").log_px(encoder, decoder, num_samples)))
     if find_spec("pythae"):
-        from contestants import pythae_vae
-
         for chunk in (100, 500):
-            add(f"Pythae get_nll, chunks of {chunk}", pythae_vae.log_px(encoder, decoder, 50, num_samples, chunk))
+            made = once(lambda chunk=chunk: _of("pythae_vae").log_px(encoder, decoder, 50, num_samples, chunk))
+            add(f"Pythae get_nll, chunks of {chunk}", made)
     return each
+
+
+def once(make: Callable[[], Callable[[Tensor], Any]]) -> Callable[[Tensor], Any]:
+    """A contestant that is made at its first use."""
+    made = cache(make)
+    return lambda x: made()(x)
+
+
+def _of(module: str) -> Any:
+    return import_module(f"contestants.{module}")
 
 
 def trained_pair(num_steps: int, device: str) -> tuple[Any, Any, Tensor]:
@@ -78,16 +119,14 @@ def trained_pair(num_steps: int, device: str) -> tuple[Any, Any, Tensor]:
 
 
 def assert_same_estimates(
-    each: dict[str, Contestant], model: Any, guide: Any, x: Tensor, num_samples: int
+    found: Mapping[str, float], each: Mapping[str, Contestant], exact: pv.LogMarginal
 ) -> dict[str, float]:
     """Every contestant's mean less ours on the same images, within 5 standard errors of such a difference."""
-    exact = ours.log_px(model, guide, x, num_samples, "off")
     apart = {}
-    for name, contestant in each.items():
-        n = contestant.num_images
-        found = contestant.log_px(x[:n]).double().mean().item()
+    for name, mean in found.items():
+        n = each[name].num_images
         noise = float(exact.se[:n].square().sum().sqrt() / n) * 2**0.5
-        apart[name] = found - float(exact.log_px[:n].mean())
+        apart[name] = mean - float(exact.log_px[:n].mean())
         allowed = SIGMAS * noise + (0.01 if "bfloat16" in name else 0.0)
         assert abs(apart[name]) < allowed, f"{name}: {apart[name]:+.3f} nats from ours, noise {noise:.3f}"
     return apart
@@ -107,23 +146,15 @@ def available(precisions: list[str], model: Any, guide: Any, x: Tensor) -> list[
 
 def bench(precisions: list[str], chosen: Options) -> Table:
     """All contestants: seconds an image."""
-    model, guide, x = trained_pair(100 if chosen.quick else STEPS, chosen.device)
-    num_samples = 1000 if chosen.quick else NUM_SAMPLES
-    each = contestants(model, guide, num_samples, available(precisions, model, guide, x), chosen.device)
-    apart = assert_same_estimates(each, model, guide, x, num_samples)
-
-    def round_of(contestant: Contestant) -> Callable[[], None]:
-        def work() -> None:
-            contestant.log_px(x[: contestant.num_images])
-
-        return work
-
-    timings = interleave(
-        {name: round_of(c) for name, c in each.items()}, chosen.rounds or (2 if chosen.quick else ROUNDS)
-    )
-    for name, timing in timings.items():
-        timing.seconds[:] = [seconds / each[name].num_images for seconds in timing.seconds]
-    table = ratios(timings, BASE)
+    num_steps, num_samples = (100, 1000) if chosen.quick else (STEPS, NUM_SAMPLES)
+    model, guide, x = trained_pair(num_steps, chosen.device)
+    there = available(precisions, model, guide, x)
+    each = contestants(model, guide, num_samples, there, chosen.device)
+    exact = ours.log_px(model, guide, x, num_samples, "graph")
+    with seated(each, runner, num_steps, num_samples, there, chosen.device) as seats:
+        apart = assert_same_estimates({name: seat.ask("mean") for name, seat in seats.items()}, each, exact)
+        turns = {name: partial(seat.ask, "seconds") for name, seat in seats.items()}
+        table = ratios(interleave(turns, chosen.rounds or (2 if chosen.quick else ROUNDS)), BASE)
     for name, row in table.items():
         row["difference"], row["images"] = apart[name], each[name].num_images
     return table

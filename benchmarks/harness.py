@@ -1,4 +1,4 @@
-"""Contestants timed in turn, A B C A B C …, in one process: ratios survive a machine whose speed drifts."""
+"""Contestants timed in turn, A B C A B C …: ratios survive a machine whose speed drifts."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int, warmup
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warmup + rounds):
         for name, run in contestants.items():
-            _synchronize()
+            synchronize()
             started = time.perf_counter()
             own = run()
-            _synchronize()
+            synchronize()
             seconds = own if isinstance(own, float) else time.perf_counter() - started
             if turn >= warmup:
                 times[name].append(seconds)
@@ -172,6 +172,7 @@ def _processor() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for the device."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

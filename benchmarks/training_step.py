@@ -6,7 +6,11 @@ python benchmarks/training_step.py [architecture …]
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -24,8 +28,10 @@ from harness import (
     ratios,
     repeated,
     report,
+    synchronize,
     write,
 )
+from seats import seated
 from torch import Tensor
 
 BASE = "hand-written, eager"
@@ -42,35 +48,56 @@ def contestants(at: Architecture, x: Tensor) -> dict[str, Callable[[], Step]]:
     }
     if x.is_cuda:
         makers["hand-written, CUDA graph"] = lambda: hand_written.captured_step(at, x)
-    if find_spec("numpyro") and not x.is_cuda:
-        from contestants import numpyro_svi
-
-        makers["NumPyro, jitted step"] = lambda: numpyro_svi.step(at, x)
-    if find_spec("pythae") and not x.is_cuda:
-        from contestants import pythae_vae
-
-        makers["Pythae"] = lambda: pythae_vae.step(at, x)
+    others = {"NumPyro, jitted step": ("numpyro", "numpyro_svi"), "Pythae": ("pythae", "pythae_vae")}
+    for name, (library, module) in others.items():
+        if (
+            find_spec(library) and not x.is_cuda
+        ):  # imported where it is made: its threads are not to run beside the others
+            makers[name] = lambda module=module: import_module(f"contestants.{module}").step(at, x)
     for tier in ("inductor", "graph", "off"):
         makers[f"pyro_vae, {tier}"] = lambda tier=tier: ours.step(at, x, tier)
     makers["pyro_vae, inductor, Adam beside"] = lambda: ours.step(at, x, "inductor", beside=True)
     return makers
 
 
-def last_loss(step: Step, seed: int, num_steps: int) -> float:
-    """Train, and the mean loss of the last quarter of the steps."""
-    torch.manual_seed(seed)
-    with around(step):
-        losses = [step() for _ in range(num_steps)]
-    return statistics.fmean(float(loss) for loss in losses[-(num_steps // 4) :])
+@dataclass(frozen=True)
+class Runner:
+    """A step, trained or timed."""
+
+    step: Step
+
+    def last_loss(self, seed: int, num_steps: int) -> float:
+        """Train, and the mean loss of the last quarter of the steps."""
+        torch.manual_seed(seed)
+        with around(self.step):
+            losses = [self.step() for _ in range(num_steps)]
+        return statistics.fmean(float(loss) for loss in losses[-(num_steps // 4) :])
+
+    def seconds(self, times: int) -> float:
+        """Of as many steps."""
+        run = repeated(self.step, times)
+        synchronize()
+        started = time.perf_counter()
+        run()
+        synchronize()
+        return time.perf_counter() - started
 
 
-def same_training(at: Architecture, x: Tensor, steps: Mapping[str, Step], num_steps: int = TRAINED) -> dict[str, float]:
+def runner(name: str, at: Architecture, device: str) -> Runner:
+    """A contestant, by its name."""
+    x = at.images(at.batch_size).to(device)
+    return Runner(contestants(at, x)[name]())
+
+
+def same_training(
+    at: Architecture, x: Tensor, trained: Mapping[str, Callable[[int, int], float]], num_steps: int = TRAINED
+) -> dict[str, float]:
     """The last losses from the same parameters on the same batch, asserted equal but for the noise.
 
     The noise is what other draws of z do to the hand-written step's loss: 6 standard deviations, at least 0.1%.
     """
-    found = {name: last_loss(step, 0, num_steps) for name, step in steps.items()}
-    others = [last_loss(hand_written.step(at, x), 1 + seed, num_steps) for seed in range(SEEDS)]
+    found = {name: train(0, num_steps) for name, train in trained.items()}
+    others = [Runner(hand_written.step(at, x)).last_loss(1 + seed, num_steps) for seed in range(SEEDS)]
     mean = statistics.fmean(others)
     assert_alike({**found, "other draws": mean}, "other draws", max(6 * statistics.stdev(others), 1e-3 * mean))
     return found
@@ -78,16 +105,15 @@ def same_training(at: Architecture, x: Tensor, steps: Mapping[str, Step], num_st
 
 def bench(at: Architecture, chosen: Options) -> Table:
     """All contestants on one architecture."""
-    torch._dynamo.reset()  # the hand-written loss is one piece of code: another architecture must not count as a recompilation
     x = at.images(at.batch_size).to(chosen.device)
-    steps = {name: make() for name, make in contestants(at, x).items()}
-    seconds = interleave({BASE: repeated(hand_written.step(at, x), 5)}, 3)[BASE].median / 5
-    losses = same_training(at, x, steps, TRAINED // 8 if seconds > SLOW else TRAINED // 4 if chosen.quick else TRAINED)
-    times = 2 if chosen.quick else max(2, round(ROUND_SECONDS / seconds))
-    timings = interleave(
-        {name: repeated(step, times) for name, step in steps.items()}, chosen.rounds or (2 if chosen.quick else ROUNDS)
-    )
-    table = ratios(timings, BASE)
+    with seated(contestants(at, x), runner, at, chosen.device) as seats:
+        seats[BASE].ask("seconds", 5)
+        seconds = seats[BASE].ask("seconds", 5) / 5
+        num_steps = TRAINED // 8 if seconds > SLOW else TRAINED // 4 if chosen.quick else TRAINED
+        losses = same_training(at, x, {name: partial(seat.ask, "last_loss") for name, seat in seats.items()}, num_steps)
+        times = 2 if chosen.quick else max(2, round(ROUND_SECONDS / seconds))
+        turns = {name: partial(seat.ask, "seconds", times) for name, seat in seats.items()}
+        table = ratios(interleave(turns, chosen.rounds or (2 if chosen.quick else ROUNDS)), BASE)
     for name, row in table.items():
         row["seconds"] /= times
         row["loss"] = losses[name]

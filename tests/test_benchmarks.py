@@ -19,6 +19,7 @@ sys.path.append(str(FOLDER))
 
 import epochs  # noqa: E402  # the folder is no package
 import evaluation  # noqa: E402
+import seats  # noqa: E402
 import training_step  # noqa: E402
 from architectures import mlp  # noqa: E402
 from contestants import ours  # noqa: E402
@@ -37,7 +38,8 @@ def quick(names: list[str]) -> list[str]:
 def test_contestants_arrive_at_the_same_loss_of_a_step() -> None:
     x = TINY.images(TINY.batch_size)
     makers = training_step.contestants(TINY, x)
-    found = training_step.same_training(TINY, x, {name: makers[name]() for name in quick(list(makers))}, 100)
+    runners = {name: training_step.Runner(makers[name]()) for name in quick(list(makers))}
+    found = training_step.same_training(TINY, x, {name: each.last_loss for name, each in runners.items()}, 100)
     assert len(found) >= 4
 
 
@@ -45,14 +47,28 @@ def test_contestants_arrive_at_the_same_loss_of_a_step() -> None:
 def test_contestants_arrive_at_the_same_loss_of_an_epoch() -> None:
     images = TINY.images(20 * TINY.batch_size)
     makers = epochs.contestants(TINY, images)
-    found = epochs.same_training(TINY, images, {name: makers[name]() for name in quick(list(makers))}, 3)
+    runners = {name: epochs.Runner(makers[name]()) for name in quick(list(makers))}
+    found = epochs.same_training(TINY, images, {name: each.train for name, each in runners.items()}, 3)
     assert len(found) >= 3
 
 
 def test_a_contestant_that_does_other_work_is_found() -> None:
     x = TINY.images(TINY.batch_size)
     with pytest.raises(AssertionError, match="not within"):
-        training_step.same_training(TINY, x, {"lazy": lambda: torch.tensor(0.0)}, 20)
+        training_step.same_training(TINY, x, {"lazy": lambda seed, num_steps: 0.0}, 20)
+
+
+def test_a_seated_contestant_is_the_one_in_this_process() -> None:
+    x = TINY.images(TINY.batch_size)
+    here = training_step.Runner(training_step.contestants(TINY, x)[training_step.BASE]()).last_loss(3, 20)
+    with seats.seated([training_step.BASE], training_step.runner, TINY, "cpu") as seated:
+        seat = seated[training_step.BASE]
+        assert seat.ask("last_loss", 3, 20) == here and seat.ask("seconds", 1) > 0
+        with pytest.raises(RuntimeError, match="hand-written, eager: AttributeError"):
+            seat.ask("fly")
+        seat._process.kill()
+        with pytest.raises(RuntimeError, match="has ended"):
+            seat.ask("seconds", 1)
 
 
 @UNCOMPILED
@@ -60,7 +76,9 @@ def test_contestants_estimate_the_same_log_px() -> None:
     model, guide, x = evaluation.trained_pair(20, "cpu")
     each = evaluation.contestants(model, guide, 500, ["float32"], "cpu")
     few = {name: evaluation.Contestant(each[name].log_px, 3) for name in quick(list(each))}
-    assert len(evaluation.assert_same_estimates(few, model, guide, x[:3], 500)) >= 4
+    found = {name: evaluation.Runner(contestant, x).mean() for name, contestant in few.items()}
+    exact = ours.log_px(model, guide, x[:3], 500, "off")
+    assert len(evaluation.assert_same_estimates(found, few, exact)) >= 4
 
 
 @pytest.mark.skipif(not find_spec("numpyro"), reason="NumPyro is not installed (extra: bench)")
