@@ -106,9 +106,9 @@ def same_training(
 def bench(at: Architecture, chosen: Options) -> Table:
     """All contestants on one architecture."""
     x = at.images(at.batch_size).to(chosen.device)
+    alone = Runner(hand_written.step(at, x))
+    seconds = min(alone.seconds(5) for _ in range(3)) / 5
     with seated(contestants(at, x), runner, at, chosen.device) as seats:
-        seats[BASE].ask("seconds", 5)
-        seconds = seats[BASE].ask("seconds", 5) / 5
         num_steps = TRAINED // 8 if seconds > SLOW else TRAINED // 4 if chosen.quick else TRAINED
         losses = same_training(at, x, {name: partial(seat.ask, "last_loss") for name, seat in seats.items()}, num_steps)
         times = 2 if chosen.quick else max(2, round(ROUND_SECONDS / seconds))

@@ -1,0 +1,84 @@
+"""Operations of a traced graph that change nothing, left out: bit for bit the same, and less to replay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+_aten = torch.ops.aten
+_SAME_SHAPE = (_aten.view.default, _aten.expand.default, _aten.reshape.default)
+_BY_ONE = (_aten.div.Tensor, _aten.mul.Tensor, _aten.mul.Scalar, _aten.pow.Tensor_Scalar)
+_VIEWS = (*_SAME_SHAPE, _aten.alias.default, _aten.t.default, _aten.transpose.int, _aten.unsqueeze.default)
+
+
+def leave_out_identities(graph: fx.Graph) -> None:
+    """Replace views of the same shape, x/1, x·1, x¹, the concatenation of one tensor, and xᵀᵀ by x.
+
+    Of a graph straight from ``make_fx``, whose nodes know their values. A result that leaves the graph, or may be written
+    to, stays a tensor of its own.
+    """
+    private = not any(_writes(node) for node in graph.nodes)
+    leaving = _leaving(graph)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        same = _unviewed(node)
+        if same is None and private and node not in leaving:
+            same = _uncopied(node)
+        if same is not None and _alike(same, node):
+            node.replace_all_uses_with(same)
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _unviewed(node: fx.Node) -> fx.Node | None:
+    """What the node is another name of, if its shape is the same."""
+    first = node.args[0] if node.args else None
+    if not isinstance(first, fx.Node):
+        return None
+    if node.target is _aten.alias.default or node.target in _SAME_SHAPE:
+        return first
+    if node.target is _aten.t.default and first.target is _aten.t.default:
+        twice = first.args[0]
+        return twice if isinstance(twice, fx.Node) else None
+    return None
+
+
+def _uncopied(node: fx.Node) -> fx.Node | None:
+    """What the node holds a copy of."""
+    if node.target is _aten.cat.default:
+        parts: Any = node.args[0]
+        return parts[0] if len(parts) == 1 else None
+    first, *others = node.args or (None,)
+    by_one = node.target in _BY_ONE and len(others) == 1 and not isinstance(others[0], fx.Node) and others[0] == 1
+    return first if by_one and isinstance(first, fx.Node) and not node.kwargs else None
+
+
+def _alike(first: fx.Node, other: fx.Node) -> bool:
+    """Whether their values have one shape, dtype and layout."""
+    a, b = first.meta.get("val"), other.meta.get("val")
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+        return False
+    return (a.shape, a.dtype, a.stride(), a.device) == (b.shape, b.dtype, b.stride(), b.device)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether it changes a tensor that something else made (noise fills an empty one)."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.is_mutable:
+        return False
+    return not isinstance(node.args[0], fx.Node) or bool(node.args[0].all_input_nodes)
+
+
+def _leaving(graph: fx.Graph) -> set[fx.Node]:
+    """The outputs, and what they are views of."""
+    found: set[fx.Node] = set()
+    waiting = [node for each in graph.nodes if each.op == "output" for node in each.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes if node.target in _VIEWS else []
+    return found
