@@ -7,12 +7,11 @@ python benchmarks/equality.py [architecture …]
 
 from __future__ import annotations
 
-import sys
 from itertools import product
 
 import torch
 from architectures import ARCHITECTURES, Architecture
-from harness import write
+from harness import chosen, options, write
 from torch import Tensor
 
 import pyro_vae as pv
@@ -52,17 +51,17 @@ def compare(at: Architecture, dtype: torch.dtype) -> dict[str, dict[str, float]]
     return table
 
 
-def main(names: list[str]) -> None:
-    """The architectures asked for, or all."""
-    tables = {}
-    for name, dtype in product(names or list(ARCHITECTURES), (torch.float32, torch.float64)):
+def main() -> None:
+    """The architectures asked for, or all; each is kept as soon as it is measured."""
+    asked = options(__doc__)
+    for name, dtype in product(chosen(asked.only, ARCHITECTURES), (torch.float32, torch.float64)):
         words = f"{name}, {str(dtype).removeprefix('torch.')}"
-        tables[words] = compare(ARCHITECTURES[name], dtype)
-        for tier, row in tables[words].items():
+        table = compare(ARCHITECTURES[name], dtype)
+        for tier, row in table.items():
             print(f"{words:21} {tier:9} losses {row['loss']:.1e} relative, parameters {row['parameters']:.1e}", end="")
-            print(f", {row['beyond']} of {row['of']} beyond {LIMIT:g}")
-    write("equality", tables)
+            print(f", {row['beyond']} of {row['of']} beyond {LIMIT:g}", flush=True)
+        write("equality", {words: table}, asked)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
