@@ -22,12 +22,14 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
     η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic given x. A guide that
     finds them in another way (a table, a few gradient steps) overrides ``local``; another family overrides ``build``.
     ``net=None`` makes no network. ``amortized`` is False where images that it was not fitted on have no q(z | x);
-    ``first_order`` is True where ``local`` leaves a part of its own gradient out by design.
+    ``first_order`` is True where ``local`` leaves a part of its own gradient out by design. ``scoring_passes`` counts the
+    passes of a flow's networks by which ``build(η)`` scores a z that it did not draw: 0 where the density is closed.
     """
 
     slot: ClassVar[str] = "guide"
     amortized: ClassVar[bool] = True
     first_order: ClassVar[bool] = False
+    scoring_passes: int = 0
 
     def __init__(
         self,

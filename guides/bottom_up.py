@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import pyro
@@ -11,8 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.diagonal_normal import DiagonalNormal
 from pyro_vae.hierarchy import levels_of
-from pyro_vae.nn import MLP, make_encoder
-from pyro_vae.nn.levels import level_args
+from pyro_vae.nn.levels import encoders
 
 
 class BottomUp(PyroModule):
@@ -30,15 +28,8 @@ class BottomUp(PyroModule):
 
     def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
         super().__init__()
-        dims = levels_of("BottomUp", model)
-        first, *others = level_args(net_args, len(dims))
-        steps = zip(pairwise(dims), others, strict=True)
-        self.conditionals = nn.ModuleList(  # q(z_1 | x), then q(z_{l+1} | z_l)
-            [
-                DiagonalNormal(make_encoder(net, event_shape, 2 * dims[0], **first)),
-                *(DiagonalNormal(MLP.encoder((below,), 2 * above, **args)) for (below, above), args in steps),
-            ]
-        )
+        nets = encoders(event_shape, levels_of("BottomUp", model), 1, net, net_args)
+        self.conditionals = nn.ModuleList(map(DiagonalNormal, nets))  # q(z_1 | x), then q(z_{l+1} | z_l)
 
     def forward(self, x: Tensor, **fields: Any) -> Tensor:
         """Sample z_1, …, z_L upwards; the last is returned, ``(B, latent_dims[-1])``."""

@@ -48,6 +48,7 @@ class ClassConditional(AmortizedGuide):
                 f"ClassConditional(guide={type(self.guide).__name__}): expected a guide that computes q(z | x) by local(x) "
                 "and build(η), such as MeanField"
             )
+        self.scoring_passes = self.guide.scoring_passes
 
     @property
     def amortized(self) -> bool:  # type: ignore[override]

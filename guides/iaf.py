@@ -10,8 +10,8 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor, nn
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
-from pyro_vae.nn.net import check_widths
 from pyro_vae.zuko_flows import check_depth
 
 
@@ -34,10 +34,12 @@ class IAF(AmortizedGuide):
         **net_args: Any,
     ) -> None:
         check_depth("IAF", depth)
-        (width,), (context_dim,) = check_widths("IAF", "width", width), check_widths("IAF", "context_dim", context_dim)
+        check_whole("IAF(width={!r})", width, "units a layer")
+        check_whole("IAF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)
         if width < latent_dim:
             raise UserError(f"IAF(width={width}): the flow's layers need latent_dim = {latent_dim} units or more")
+        self.scoring_passes = depth * latent_dim
         order = list(range(latent_dim))
         self.orders = [order[::-1] if step % 2 else order for step in range(depth)]
         with warnings.catch_warnings():

@@ -6,7 +6,7 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.counts import check_whole
 
 
 class LowRank(AmortizedGuide):
@@ -24,8 +24,7 @@ class LowRank(AmortizedGuide):
         net: str | type = "MLP",
         **net_args: Any,
     ) -> None:
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            raise UserError(f"LowRank(rank={rank!r}): expected a whole number of directions, 1 or more")
+        check_whole("LowRank(rank={!r})", rank, "directions")
         super().__init__(event_shape, latent_dim, (2 + rank) * latent_dim, net, **net_args)
         self.rank = rank
 

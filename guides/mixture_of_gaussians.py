@@ -8,7 +8,7 @@ from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.errors import UserError
+from pyro_vae.counts import check_whole
 
 
 class EqualMixture(dist.MixtureSameFamily):
@@ -43,8 +43,7 @@ class MixtureOfGaussians(AmortizedGuide):
         net: str | type = "MLP",
         **net_args: Any,
     ) -> None:
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-            raise UserError(f"MixtureOfGaussians(components={components!r}): expected a whole number, 1 or more")
+        check_whole("MixtureOfGaussians(components={!r})", components, "components")
         super().__init__(event_shape, latent_dim, 2 * components * latent_dim, net, **net_args)
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:

@@ -6,7 +6,7 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 
-from pyro_vae.nn.net import check_widths
+from pyro_vae.counts import check_whole
 from pyro_vae.zuko_flows import check_depth, pushed_forward, spline_transform
 
 
@@ -29,8 +29,10 @@ class NSF(AmortizedGuide):
         **net_args: Any,
     ) -> None:
         check_depth("NSF", depth)
-        (bins,), (context_dim,) = check_widths("NSF", "bins", bins), check_widths("NSF", "context_dim", context_dim)
+        check_whole("NSF(bins={!r})", bins, "pieces")
+        check_whole("NSF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)
+        self.scoring_passes = depth * (latent_dim + 1)  # the last for the Jacobian
         self.flow = spline_transform(latent_dim, context_dim, depth, width, bins)
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:

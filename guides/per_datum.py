@@ -7,6 +7,7 @@ from pyro_vae.guides.mean_field import MeanField
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
 from pyro_vae.program import in_dry_run
 from pyro_vae.row_tables import mark_rows
@@ -29,8 +30,7 @@ class PerDatum(MeanField):
     seen: Tensor
 
     def __init__(self, event_shape: tuple[int, ...], latent_dim: int, num_data: int) -> None:
-        if isinstance(num_data, bool) or not isinstance(num_data, int) or num_data < 1:
-            raise UserError(f"PerDatum(num_data={num_data!r}): expected the number of training images, 1 or more")
+        check_whole("PerDatum(num_data={!r})", num_data, "training images")
         super().__init__(event_shape, latent_dim, net=None)
         self.table = nn.Parameter(torch.zeros(num_data, 2 * latent_dim))  # each q_n begins as N(0, I)
         # what tells an image from another: |x · r|, one number; −1 for a row that no training step has seen

@@ -7,9 +7,9 @@ from pyro import poutine
 from pyro_vae.guides.mean_field import MeanField
 from torch import Tensor
 
+from pyro_vae.counts import check_whole
 from pyro_vae.densities import sample_nodes
 from pyro_vae.errors import UserError
-from pyro_vae.nn.net import check_widths
 from pyro_vae.program import Program
 
 
@@ -37,7 +37,7 @@ class SemiAmortized(MeanField):
         net: str | type = "MLP",
         **net_args: Any,
     ) -> None:
-        check_widths("SemiAmortized", "steps", steps)
+        check_whole("SemiAmortized(steps={!r})", steps, "steps")
         if not 0 < step_size < float("inf"):
             raise UserError(f"SemiAmortized(step_size={step_size!r}): expected a positive number, such as 0.2")
         if isinstance(num_particles, bool) or num_particles not in range(2, 10_001, 2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import pyro
@@ -11,8 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 from pyro_vae.hierarchy import levels_of
-from pyro_vae.nn import MLP, make_encoder
-from pyro_vae.nn.levels import level_args
+from pyro_vae.nn.levels import encoders
 
 
 class TopDown(PyroModule):
@@ -32,15 +30,7 @@ class TopDown(PyroModule):
 
     def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
         super().__init__()
-        dims = levels_of("TopDown", model)
-        first, *others = level_args(net_args, len(dims))
-        steps = zip(pairwise(dims), others, strict=True)
-        self.climb = nn.ModuleList(
-            [
-                make_encoder(net, event_shape, 2 * dims[0], **first),
-                *(MLP.encoder((2 * below,), 2 * above, **args) for (below, above), args in steps),
-            ]
-        )
+        self.climb = nn.ModuleList(encoders(event_shape, levels_of("TopDown", model), 2, net, net_args))
         self._model = (model,)  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
     def forward(self, x: Tensor, **fields: Any) -> Tensor:

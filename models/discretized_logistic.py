@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_vae.bisection import solve
 from pyro_vae.conditional import INNER, Likelihood, check_levels
+from pyro_vae.counts import check_whole
 from pyro_vae.discretized_logistic import DiscretizedLogistic as Law
-from pyro_vae.errors import UserError
 
 LOG_SCALES = (-7.0, 7.0)
 """Held between: a logistic of e⁻⁷ lies in one of 256 levels (the lower bound of Salimans et al.'s code), one of e⁷ in the ends."""
@@ -35,8 +35,7 @@ class DiscretizedLogistic(Likelihood):
         net: str | type = "MLP",
         **net_args: Any,
     ) -> None:
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-            raise UserError(f"DiscretizedLogistic(components={components!r}): expected a whole number, 1 or more")
+        check_whole("DiscretizedLogistic(components={!r})", components, "components")
         check_levels("DiscretizedLogistic", levels)
         super().__init__(latent_dim, event_shape, 2 if components == 1 else 3 * components, net, **net_args)
         self.levels, self.components = levels, components

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError, did_you_mean
 
 COVARIANCES = ("diagonal", "full")
@@ -41,10 +42,7 @@ class GaussianMixture(PyroModule):
         self, event_shape: tuple[int, ...], components: int = 10, covariance: str = "diagonal", min_scale: float = 1e-3
     ) -> None:
         super().__init__()
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-            raise UserError(
-                f"GaussianMixture(components={components!r}): expected a whole number of components, 1 or more"
-            )
+        check_whole("GaussianMixture(components={!r})", components, "components")
         if covariance not in COVARIANCES:
             raise UserError(did_you_mean("covariance of GaussianMixture", str(covariance), COVARIANCES))
         if not 0 < min_scale < float("inf"):

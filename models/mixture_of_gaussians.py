@@ -5,7 +5,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae.conditional import Prior
-from pyro_vae.errors import UserError
+from pyro_vae.counts import check_whole
 
 
 class MixtureOfGaussians(Prior):
@@ -17,7 +17,7 @@ class MixtureOfGaussians(Prior):
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:
         super().__init__(latent_dim)
-        check_components("MixtureOfGaussians", components)
+        check_whole("MixtureOfGaussians(components={!r})", components, "components")
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(0.3 * torch.randn(components, latent_dim))
         self.log_scale = nn.Parameter(torch.zeros(components, latent_dim))
@@ -26,9 +26,3 @@ class MixtureOfGaussians(Prior):
         """The mixture, batch shape ``()``; the context is not used."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
         return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
-
-
-def check_components(part: str, components: object) -> None:
-    """A whole number, 1 or more."""
-    if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-        raise UserError(f"{part}(components={components!r}): expected a whole number of components, 1 or more")

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.counts import check_count
 from pyro_vae.densities import Fields
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.hmc import Kernel, tune
 from pyro_vae.staged_target import EagerTarget, TileTarget
 from pyro_vae.unconstrained import Point
-from pyro_vae.weights import check_count
 
 SIGMOID_WIDTH = 4.0
 """δ of the sigmoid schedule (Wu et al. 2017, appendix; Grosse et al. 2016)."""

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
+from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.kind import given
 from pyro_vae.marginal import figure, quantity, shorten
@@ -23,7 +24,6 @@ from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.staged_target import EagerTarget, make_target
 from pyro_vae.tiles import rows_of
 from pyro_vae.unconstrained import Unconstrained
-from pyro_vae.weights import check_count
 
 
 @dataclass(frozen=True, eq=False)

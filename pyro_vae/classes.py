@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
 
 
@@ -15,8 +16,7 @@ class OneHot(nn.Module):
     codes: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise UserError(f"num_classes={num_classes!r}: expected a whole number of classes, 1 or more")
+        check_whole("num_classes={!r}", num_classes, "classes")
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("codes", torch.eye(num_classes), persistent=False)

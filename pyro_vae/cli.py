@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with warnings.catch_warnings():
                 # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this program could change
                 warnings.filterwarnings("ignore", message=".*torch.jit.*")
+                warnings.showwarning = _warn
                 from pyro_vae.commands import execute
 
                 execute(command)
@@ -56,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         return launch.end(str(stopped), stopped.exit_code)
     return DONE
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """In one line, as a reader of the terminal has no use for our source."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def parse(given: list[str]) -> Command:

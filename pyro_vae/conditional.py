@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
 
 Observes = Literal["binary", "unit", "real", "levels"]
@@ -17,8 +18,7 @@ Observes = Literal["binary", "unit", "real", "levels"]
 
 def check_latent_dim(latent_dim: int) -> None:
     """A whole number, 1 or more."""
-    if isinstance(latent_dim, bool) or not isinstance(latent_dim, int) or latent_dim < 1:
-        raise UserError(f"latent_dim={latent_dim!r}: expected a whole number of latent dimensions, 1 or more")
+    check_whole("latent_dim={!r}", latent_dim, "latent dimensions")
 
 
 class ConditionalDistribution(nn.Module, ABC):
@@ -154,6 +154,4 @@ def output_of(rate: Tensor) -> Tensor:
 
 def check_levels(part: str, levels: int) -> int:
     """A whole number of levels, 2 or more."""
-    if isinstance(levels, bool) or not isinstance(levels, int) or levels < 2:
-        raise UserError(f"{part}(levels={levels!r}): expected the number of grey levels, 2 or more, such as 256")
-    return levels
+    return check_whole(part + "(levels={!r})", levels, "grey levels", least=2)

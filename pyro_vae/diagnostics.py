@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
+from pyro_vae.counts import check_count
 from pyro_vae.densities import Fields, Site, masked
 from pyro_vae.draws import by_draw, rows_first
 from pyro_vae.errors import UserError
@@ -19,7 +20,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
 from pyro_vae.sbc import SBC, sbc_ranks
 from pyro_vae.structure import Structure
-from pyro_vae.weights import check_count, refuse_bad_weights, refuse_no_latents
+from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
 
 __all__ = [
     "SBC",

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pyro_vae.arviz_adapter import elpd_data, inference_data
 from pyro_vae.batches import as_images
+from pyro_vae.counts import check_count
 from pyro_vae.draws import by_draw, prior_draws, rows_first, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
 from pyro_vae.marginal import LogMarginal, figure
 from pyro_vae.pair import Pair
 from pyro_vae.representation import decode, visit_images
-from pyro_vae.weights import check_count, refuse_bad_weights
+from pyro_vae.weights import refuse_bad_weights
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

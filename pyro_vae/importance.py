@@ -20,6 +20,7 @@ from pyro_vae import distributed, explain, registry
 from pyro_vae.accumulate import ImageSums
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import Batch, Resident, Source, check_seed, make_source
+from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
@@ -32,7 +33,6 @@ from pyro_vae.scoring import Curve, Scorer
 from pyro_vae.staged_weights import WeightSource, make_weights
 from pyro_vae.structure import Structure
 from pyro_vae.tiles import padded, rows_of, stops, tile_sizes, tiled
-from pyro_vae.weights import check_count
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 

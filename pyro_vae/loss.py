@@ -11,6 +11,7 @@ import torch
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
+from pyro_vae.counts import check_whole
 from pyro_vae.densities import Fields, SiteTerms, plain_draw
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
@@ -45,9 +46,7 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         for name in self.counts:
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise UserError(f"{type(self).__name__}({name}={value!r}): expected a whole number of draws, 1 or more")
+            check_whole(f"{type(self).__name__}({name}={{!r}})", getattr(self, name), "draws")
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Loss:
         return Loss(self, Pair.of(model, guide))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pyro_vae.annealing import tiles
 from pyro_vae.batches import as_fields, as_images, check_seed, mix
+from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.health import Health
@@ -25,7 +26,6 @@ from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.steps import EagerStep
 from pyro_vae.tiers import make_update
 from pyro_vae.tiles import rows_of
-from pyro_vae.weights import check_count
 
 BETAS = (0.9, 0.95)
 """Of Adam: it must soon forget the gradients far from the optimum, which are larger by orders of magnitude."""

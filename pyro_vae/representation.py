@@ -18,12 +18,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.batches import as_fields, make_source
+from pyro_vae.counts import check_count
 from pyro_vae.densities import Geometry, posterior_weights, sample_nodes, trace_model
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
 from pyro_vae.program import ParameterStore
-from pyro_vae.weights import check_count
 
 AVERAGED_DRAWS = 100
 """Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its standard deviation."""

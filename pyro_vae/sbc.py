@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batches import as_fields, check_seed, mix
+from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.draws import guide_draws
 from pyro_vae.representation import visit_images
 from pyro_vae.simulate import simulate
-from pyro_vae.weights import check_count, refuse_bad_weights, refuse_no_latents
+from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
 
 BATCH = 250
 NOTABLE = 1e-3

@@ -8,6 +8,7 @@ from math import inf
 from typing import ClassVar
 
 from pyro_vae import registry
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
 
 __all__ = ["Cyclical", "Linear"]
@@ -54,8 +55,7 @@ class Cyclical(Warmup):
     ramp: float = 0.5
 
     def __post_init__(self) -> None:
-        if type(self.cycles) is not int or self.cycles < 1:
-            raise UserError(f"Cyclical(cycles={self.cycles!r}): expected a whole number of cycles, 1 or more")
+        check_whole("Cyclical(cycles={!r})", self.cycles, "cycles")
         if type(self.ramp) not in (int, float) or not 0 < self.ramp <= 1:
             raise UserError(f"Cyclical(ramp={self.ramp!r}): expected a share of a cycle, above 0 and at most 1")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae import explain
 from pyro_vae.batches import as_fields, as_images
+from pyro_vae.counts import check_count
 from pyro_vae.densities import SiteTerms
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
@@ -93,9 +94,3 @@ def refuse_subsampling(structure: Structure) -> None:
             f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every log weight: for log p(x) write "
             "pyro.plate(name, x.shape[0]), without a size of the whole set"
         )
-
-
-def check_count(name: str, value: Any) -> None:
-    """A whole number, 1 or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}={value!r}: expected a whole number of draws, 1 or more")

@@ -11,8 +11,8 @@ from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
+from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.nn.net import check_widths
 
 
 @contextmanager
@@ -95,13 +95,11 @@ def pushed_forward(transform: Transform, loc: Tensor, scale: Tensor) -> FlowDist
 
 def check_depth(part: str, depth: Any) -> int:
     """A whole number of steps, 1 or more."""
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
-        raise UserError(f"{part}(depth={depth!r}): expected a whole number of steps, 1 or more")
-    return depth
+    return check_whole(part + "(depth={!r})", depth, "steps")
 
 
 def _hidden(width: int) -> tuple[int, int]:
-    (checked,) = check_widths("flow", "width", width)
+    checked = check_whole("a flow of width={!r}", width, "units a layer")
     return (checked, checked)
 
 

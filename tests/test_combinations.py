@@ -31,7 +31,7 @@ SHAPE, NUM_IMAGES = (1, 2, 2), 12
 OPTIONS = Train(latent_dim=2, net="MLP(hidden=(4,))", steps=1)
 
 
-def pair(**choices: str) -> tuple[Any, Any]:
+def pair(**choices: Any) -> tuple[Any, Any]:
     """A small pair as ``pyro-vae train`` builds it."""
     return build_pair(replace(OPTIONS, **choices), SHAPE, NUM_IMAGES, 17, 10)
 
@@ -178,6 +178,9 @@ WORKS_AND_IS_SAID: Rows = {
         model="Hierarchical", guide="BottomUp"
     ),
     "`TraceMeanField_ELBO`, a top-down guide of a hierarchy": lambda: understood(model="Hierarchical", guide="TopDown"),
+    "`VampPrior`, a flow that inverts each z (`IAF`, `NSF`)": lambda: warned(
+        prior="VampPrior", guide="IAF", latent_dim=20
+    ),
     "a discrete latent that the guide lacks": lambda: understood(model="GaussianMixture", guide="Empty"),
 }
 
@@ -185,6 +188,14 @@ WORKS_AND_IS_SAID: Rows = {
 def understood(**choices: str) -> str:
     """What `check_pair` prints of the pair's latents, and `fit` before its first step."""
     return "; ".join(check_pair(*pair(**choices), binary()).structure.words())
+
+
+def warned(**choices: Any) -> str:
+    """The warning as a pair is built."""
+    with pytest.warns(UserWarning) as caught:
+        pair(**choices)
+    (warning,) = caught
+    return str(warning.message)
 
 
 def sentence(combine: Callable[[], Any]) -> str:

@@ -41,7 +41,11 @@ def test_what_the_table_lacks_is_log_prob_itself(fn: dist.TorchDistribution) -> 
     assert torch.equal(fast_densities.log_prob(fn, value), fn.log_prob(value))
 
 
-@pytest.mark.parametrize(("pixels", "factors"), [(784, 49), (64, 4), (560, 35), (3072, 96), (36, 36), (1, 1), (1009, 1)])
-def test_as_many_pixels_are_multiplied_up_as_leave_whole_vectors_and_can_not_overflow(pixels: int, factors: int) -> None:
+@pytest.mark.parametrize(
+    ("pixels", "factors"), [(784, 49), (64, 4), (560, 35), (3072, 96), (36, 36), (1, 1), (1009, 1)]
+)
+def test_as_many_pixels_are_multiplied_up_as_leave_whole_vectors_and_can_not_overflow(
+    pixels: int, factors: int
+) -> None:
     assert fast_densities._factors(pixels) == factors
     assert torch.full((pixels // factors, factors), 2.0).prod(-1).isfinite().all()

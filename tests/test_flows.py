@@ -141,7 +141,9 @@ def test_a_householder_flow_is_a_gaussian_of_the_same_volume() -> None:
         (lambda: guides.IAF((3,), 2, depth=0), "depth=0"),
         (lambda: guides.IAF((3,), 9, width=8), "latent_dim = 9"),
         (lambda: guides.IAF((3,), 2, context_dim=0), "context_dim"),
-        (lambda: guides.NSF((3,), 2, bins=0), "bins"),
+        (lambda: guides.NSF((3,), 2, bins=0), "bins=0"),
+        (lambda: guides.IAF((3,), 2, width=(8, 8)), r"IAF\(width=\(8, 8\)\): expected a whole number"),
+        (lambda: models.FlowPrior(2, width=(8, 8)), r"width=\(8, 8\): expected a whole number"),  # type: ignore[arg-type]
         (lambda: guides.Planar((3,), 2, depth=True), "depth=True"),
         (lambda: guides.Householder((3,), 2, depth=1.5), "depth=1.5"),
     ],

@@ -60,6 +60,28 @@ def test_the_vamp_prior_is_the_even_mixture_of_the_encoders_densities(guide: str
     assert model.prior().sample((5,)).shape == (5, 3)
 
 
+@pytest.mark.parametrize(("guide", "depth"), [("IAF(depth=3, width=8)", 3), ("NSF(depth=2, width=8)", 2)])
+def test_a_foreign_z_is_scored_by_so_many_passes(guide: str, depth: int) -> None:
+    """Each layer of a step's network is called as often as every other: ``scoring_passes`` times in all steps together."""
+    _, q = pair(guide=guide)
+    law = q.build(q.local(X))
+    layers = [module for module in q.flow.modules() if isinstance(module, torch.nn.Linear)]
+    calls: list[int] = []
+    for layer in layers:
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    law.log_prob(torch.zeros(len(X), 3))
+    assert len(calls) * depth == q.scoring_passes * len(layers) > 0
+
+
+def test_components_that_cost_too_many_inversions_are_warned_of() -> None:
+    """As many as the warning names give none."""
+    prior = "VampPrior(components={})"
+    with pytest.warns(UserWarning, match="take components=555 or fewer"):  # 9 passes, one of 5000 too many
+        pair(prior=prior.format(556), guide="IAF(depth=3, width=8)")
+    pair(prior=prior.format(555), guide="IAF(depth=3, width=8)")
+    pair(prior=prior.format(556), guide="Householder")
+
+
 def test_the_encoder_is_the_guide_and_belongs_to_it() -> None:
     model, guide = pair()
     assert set(model.state_dict()) & set(guide.state_dict()) == set()

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn.mlp import MLP
-from pyro_vae.nn.net import OF_ONE_DIRECTION
+from pyro_vae.nn.net import OF_ONE_DIRECTION, Net, make_encoder
+
+
+def encoders(
+    event_shape: tuple[int, ...], dims: Sequence[int], per_latent: int, net: str | type, net_args: Mapping[str, Any]
+) -> list[Net]:
+    """Networks upwards from the image: μ and log σ of each level, from the image and from ``per_latent`` numbers a latent below.
+
+    Raises:
+        UserError: as `level_args` does.
+    """
+    first, *others = level_args(net_args, len(dims))
+    between = zip(pairwise(dims), others, strict=True)
+    lowest = make_encoder(net, event_shape, 2 * dims[0], **first)
+    return [lowest, *(MLP.encoder((per_latent * below,), 2 * above, **args) for (below, above), args in between)]
 
 
 def level_args(net_args: Mapping[str, Any], num_levels: int) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +29,22 @@ def test_a_part_says_what_it_is(part: str) -> None:
     assert len(found.summary) > 20 and not found.summary.startswith(f"{name}("), found.summary
 
 
-@pytest.mark.parametrize("slot", NAMESPACES)
-def test_list_shows_each_part_with_its_arguments_and_defaults(slot: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["list", slot]) == 0
+@pytest.mark.parametrize("columns", [80, 200, None])
+def test_list_shows_each_part_whole(
+    columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First line, arguments and defaults, wrapped to the terminal's width; to 120 columns where there is no terminal."""
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # what shutil asks for its terminal
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["list"]) == 0
     out = capsys.readouterr().out
-    assert max(map(len, out.splitlines())) <= 110
+    assert max(map(len, out.splitlines())) <= (columns or 120)
     flat = " ".join(out.split())
-    for part in registry.describe(slot):
-        shown = part.summary.split()[:3]
-        assert f"{part.name} {' '.join(shown)}" in flat
-        assert " ".join(part.arguments.split()) in flat
+    for part in (part for slot in NAMESPACES for part in registry.describe(slot)):
+        assert " ".join(f"{part.name} {part.summary} {part.arguments}".split()) in flat
 
 
 @pytest.mark.parametrize("part", swaps("prior", "likelihood", "guide", "objective"))

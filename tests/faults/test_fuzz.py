@@ -47,14 +47,19 @@ def no_hang() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def answered(folder: Path, call: Callable[[], Any]) -> None:
-    """``call`` ends, by an answer or one line, and no file is lost or changed."""
+ENDINGS = {ANSWER := "an answer", ONE_LINE := "one line", BOX := "the parser's own box"}
+
+
+def ending(folder: Path, call: Callable[[], Any]) -> str:
+    """How ``call`` ends: by an answer, one line or the parser's box; no file is lost or changed."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with no_hang(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a damaged last checkpoint is told by one
+        end = ANSWER
         try:
             call()
         except UserError as error:
+            end = ONE_LINE
             message = str(error)
             assert (
                 message
@@ -62,9 +67,11 @@ def answered(folder: Path, call: Callable[[], Any]) -> None:
                 and "weights_only" not in message
                 and "allow_pickle" not in message
             )
-        except SystemExit as parsed:  # the parser's own box
+        except SystemExit as parsed:
+            end = BOX
             assert parsed.code == 2
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    return end
 
 
 @st.composite
@@ -100,7 +107,7 @@ VALUES = st.one_of(
 )
 
 
-def check_config(folder: Path, content: bytes) -> None:
+def config_ending(folder: Path, content: bytes) -> str:
     """A configuration file, and its options as far as the objects."""
     path = folder / "fuzzed.toml"
     path.write_bytes(content)
@@ -111,7 +118,7 @@ def check_config(folder: Path, content: bytes) -> None:
         if options.latent_dim <= 64 and len(options.net) < 40:
             build_pair(options, (1, 8, 8), 100)
 
-    answered(folder, read)
+    return ending(folder, read)
 
 
 def config_files() -> st.SearchStrategy[bytes]:
@@ -135,7 +142,7 @@ SPECS = (
 )
 
 
-def check_spec(folder: Path, spec: str) -> None:
+def spec_ending(folder: Path, spec: str) -> str:
     """A choice: read, written again, read again; then built as a guide."""
 
     def read() -> None:
@@ -144,7 +151,7 @@ def check_spec(folder: Path, spec: str) -> None:
         with suppress(MemoryError):
             registry.build("guide", spec, event_shape=(1, 8, 8), latent_dim=2, net="MLP(hidden=4)", num_data=5)
 
-    answered(folder, read)
+    return ending(folder, read)
 
 
 def npz() -> bytes:
@@ -170,11 +177,11 @@ def saved(arrays: list[tuple[str, Any]]) -> bytes:
     return content.getvalue()
 
 
-def check_npz(folder: Path, content: bytes) -> None:
+def npz_ending(folder: Path, content: bytes) -> str:
     """A data file."""
     path = folder / "fuzzed.npz"
     path.write_bytes(content)
-    answered(folder, lambda: data.load(str(path)))
+    return ending(folder, lambda: data.load(str(path)))
 
 
 def make_run(folder: Path) -> tuple[Path, bytes]:
@@ -211,38 +218,40 @@ PARTS = st.dictionaries(st.sampled_from(["format", "version", "sections", "metad
 )
 
 
-def check_checkpoint(folder: Path, path: Path, content: bytes, known: bool) -> None:
+def checkpoint_ending(folder: Path, path: Path, content: bytes, known: bool) -> str:
     """A checkpoint's file, its digest made right or left as it was: loaded as a run's and as a training's."""
     before = checkpoint.manifest(path).read_bytes()
     path.write_bytes(content)
     if known:
         checkpoint.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
-    answered(folder, lambda: runs.load(folder / "run"))
-    answered(folder, lambda: TrainingState.load(path))
+    ends = {ending(folder, lambda: runs.load(folder / "run")), ending(folder, lambda: TrainingState.load(path))}
     checkpoint.manifest(path).write_bytes(before)
+    return ONE_LINE if ONE_LINE in ends else ANSWER
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def fuzz(kind: str, folder: Path, examples: int) -> None:
-    """So many inputs of a kind."""
+def endings(kind: str, folder: Path, examples: int) -> list[str]:
+    """How so many inputs of a kind end, one after the other."""
+    found: list[str] = []
     bounds = settings(
         max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=QUIET
     )
     if kind == "checkpoint":
         path, content = make_run(folder)
         given(mutated(content) | PARTS, st.booleans())(
-            bounds(lambda file, known: check_checkpoint(folder, path, file, known))
+            bounds(lambda file, known: found.append(checkpoint_ending(folder, path, file, known)))
         )()
-        return
-    inputs: dict[str, tuple[st.SearchStrategy[Any], Callable[[Path, Any], None]]] = {
-        "config": (config_files(), check_config),
-        "spec": (SPECS, check_spec),
-        "npz": (mutated(npz()) | st.lists(ARRAYS, max_size=3).map(saved), check_npz),
+        return found
+    inputs: dict[str, tuple[st.SearchStrategy[Any], Callable[[Path, Any], str]]] = {
+        "config": (config_files(), config_ending),
+        "spec": (SPECS, spec_ending),
+        "npz": (mutated(npz()) | st.lists(ARRAYS, max_size=3).map(saved), npz_ending),
     }
-    strategy, check = inputs[kind]
-    given(strategy)(bounds(lambda content: check(folder, content)))()
+    strategy, end_of = inputs[kind]
+    given(strategy)(bounds(lambda content: found.append(end_of(folder, content))))()
+    return found
 
 
 KINDS = ["config", "spec", "npz", "checkpoint"]
@@ -251,11 +260,13 @@ KINDS = ["config", "spec", "npz", "checkpoint"]
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_input(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fuzz(kind, tmp_path, EVERYDAY)
+    found = endings(kind, tmp_path, EVERYDAY)
+    assert len(found) == EVERYDAY and set(found) <= ENDINGS and ONE_LINE in found
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_input_at_length(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    fuzz(kind, tmp_path, STRESS)
+    found = endings(kind, tmp_path, STRESS)
+    assert len(found) == STRESS and set(found) <= ENDINGS and ONE_LINE in found
