@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite, isnan
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,7 @@ def result_file(folder: Path, name: str, budget: Budget, suffix: str = "json") -
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the table; rows that are done in the file and not here stay.
+    """Write the table, as JSON and as a page beside it; rows that are done in the file and not here stay.
 
     Raises:
         UserError: the file there is of another budget or table, or is damaged.
@@ -156,6 +156,7 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         "judged": len(judged),
     }
     write_atomically(path, (json.dumps(finite(merged), indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(path.with_suffix(".md"), markdown(finite(merged)).encode())
 
 
 def read(path: Path, table: str, label: str) -> dict[str, Any]:
@@ -179,8 +180,9 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table for a terminal and for a page."""
     lines = [
         f"## {result['title']}",
-        f"{result['source']}; budget: {result['budget']}; {result['done']} of {result['of']} rows done"
+        f"{result['source']}; budget: {_budget(result)}; {result['done']} of {result['of']} rows done"
         + (f"; {result['passed']} of {result['judged']} within the tolerance" if result["judged"] else ""),
+        *_trained_on(result["rows"]),
         "",
         "| | log p(x) | ± MC | published | miss | active | steps | seconds | |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -195,12 +197,30 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(["", result["note"]] if result["note"] else []), ""])
 
 
+def _budget(result: Mapping[str, Any]) -> str:
+    """In words: what shortens the training is no reproduction, and nothing is judged."""
+    label = result["budget"]
+    return (
+        "none, the published schedule"
+        if label == FULL
+        else f"{label}, not the published schedule, so that nothing is judged"
+    )
+
+
+def _trained_on(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The machines of the rows, each once."""
+    machines = [row["hardware"] for row in rows if "hardware" in row]
+    words = {f"{m.get('processor', m['device'])}, {m['device']}, {m['threads']} threads a training" for m in machines}
+    return ["", f"Trained on: {'; '.join(sorted(words))}."] if words else []
+
+
 def _line(found: Mapping[str, Any]) -> str:
     if found["state"] != "done":
         words = found["state"] + (f": {found['why']}" if found.get("why") else "")
         return f"| {found['name']} | | | | | | {found.get('steps', '')} | | {words} |"
     figures, units = found.get("log_px"), found.get("active_units")
-    words = {True: "within", False: "MISSED", None: found.get("why", "")}[found.get("passed")]
+    # that a row under a budget is not judged stands above the table
+    words = {True: "within", False: "MISSED", None: ""}[found.get("passed")]
     if (ais := found.get("ais")) is not None:
         apart = f"{_number(ais['difference'])} ± {_number(ais['se_difference'])} from it"
         words += f"; AIS {_number(ais['mean'])} ± {_number(ais['se_mc'], 3)}, {apart}"
