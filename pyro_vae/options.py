@@ -381,7 +381,7 @@ def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
     words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
     least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
     if least is not None and below is not None:
-        return f"{words} from {least:g} to below {below:g}"
+        return f"{words} from {least:g} to below {below}"
     return words + (f", {least:g} or more" if least is not None else f" above {above:g}" if above is not None else "")
 
 
