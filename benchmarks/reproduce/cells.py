@@ -175,7 +175,8 @@ def active_units(run: Run, experiment: Experiment, device: str) -> dict[str, int
     model, guide = pv.load(run.folder)
     x, _ = experiment.images("test", experiment.options.eval_images)
     fields = experiment.fields("test", experiment.options.eval_images)
-    found = pv.diagnose(model, guide, x, device=device, **fields).units.active
+    # of the rest, the mutual information is what costs: each z under every image's q, for a flow an inversion each
+    found = pv.diagnose(model, guide, x, information_images=2, device=device, **fields).units.active
     return {name: int(each.sum()) for name, each in found.items()}
 
 
