@@ -169,16 +169,22 @@ def test_every_budget_has_a_label_of_its_own() -> None:
 
 def test_a_budget_shortens_the_schedule_and_the_warmup_in_proportion() -> None:
     published = Train(data="mnist", epochs=100, batch_size=100, kl_warmup=20.0, valid_fraction=1 / 6)
-    options = Budget(passes=10, num_samples=7).options(published, MNIST)
+    options = Budget(passes=10, num_samples=7).options(published, MNIST, 10_000)
     assert (options.steps, options.epochs, options.kl_warmup, options.num_samples) == (5000, None, 2.0, 7)
-    assert Budget(steps=500).options(published, MNIST).steps == 500
-    assert Budget(percent=3).options(published, MNIST).steps == 1500
-    assert Budget(seed=3).options(published, MNIST) == replace(published, seed=3)
+    assert Budget(steps=500).options(published, MNIST, 10_000).steps == 500
+    assert Budget(percent=3).options(published, MNIST, 10_000).steps == 1500
+    assert Budget(seed=3).options(published, MNIST, 10_000) == replace(published, seed=3)
+
+
+def test_so_many_test_images_or_all_where_there_are_fewer() -> None:
+    found = Budget(steps=5, num_images=500)
+    assert found.options(Train(), 1000, 501).eval_images == 500
+    assert found.options(Train(), 1000, 196).eval_images is None
 
 
 def test_a_budget_longer_than_the_paper_is_refused() -> None:
     with pytest.raises(UserError, match="longer than the published training"):
-        Budget(passes=101).options(Train(epochs=100), 1000)
+        Budget(passes=101).options(Train(epochs=100), 1000, 100)
 
 
 def test_the_full_schedule_takes_no_shorter_evaluation() -> None:

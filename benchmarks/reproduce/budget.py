@@ -52,8 +52,8 @@ class Budget:
         parts += [f"seed{self.seed}"] if self.seed else []
         return "-".join(parts)
 
-    def options(self, published: Train, num_train: int) -> Train:
-        """The options of one cell under this budget; ``num_train`` images are in the set that it is trained on.
+    def options(self, published: Train, num_train: int, num_test: int) -> Train:
+        """The options of one cell under this budget, whose training and test set have so many images.
 
         Raises:
             UserError: the budget is longer than the published training.
@@ -72,14 +72,14 @@ class Budget:
             raise UserError(
                 f"the budget of {chosen} steps is longer than the published training, {whole}: leave --budget out"
             )
-        warmup = options.kl_warmup
+        warmup, fewer = options.kl_warmup, self.num_images is not None and self.num_images < num_test
         return replace(
             options,
             epochs=None,
             steps=chosen,
             kl_warmup=warmup * chosen / whole if isinstance(warmup, float) else warmup,  # a share of the steps else
             num_samples=self.num_samples or options.num_samples,
-            eval_images=self.num_images or options.eval_images,
+            eval_images=self.num_images if fewer else options.eval_images,
         )
 
 

@@ -149,8 +149,8 @@ def cell(name: str, budget: Budget, place: Place) -> Cell:
     published = replace(
         train_from(having[0][1].config), data_root=place.data_root, device=place.device, compile=place.compile
     )
-    num_train = _num_train(published.data, place.data_root, published.data_seed)
-    options = budget.options(published, num_train)
+    num_train, num_test = _sizes(published.data, place.data_root, published.data_seed)
+    options = budget.options(published, num_train, num_test)
     options.check()
     return Cell(
         name,
@@ -165,9 +165,10 @@ def cell(name: str, budget: Budget, place: Place) -> Cell:
 
 
 @lru_cache
-def _num_train(name: str, data_root: Path | None, seed: int) -> int:
-    """Read once a set, as the steps of a pass depend on it alone."""
-    return len(image_data.load(name, data_root, seed=seed).train)
+def _sizes(name: str, data_root: Path | None, seed: int) -> tuple[int, int]:
+    """Images in the training and in the test set, read once a set."""
+    found = image_data.load(name, data_root, seed=seed)
+    return len(found.train), len(found.test)
 
 
 def active_units(run: Run, experiment: Experiment, device: str) -> dict[str, int]:
