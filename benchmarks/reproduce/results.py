@@ -223,7 +223,8 @@ def _line(found: Mapping[str, Any]) -> str:
     words = {True: "within", False: "MISSED", None: ""}[found.get("passed")]
     if (ais := found.get("ais")) is not None:
         apart = f"{_number(ais['difference'])} ± {_number(ais['se_difference'])} from it"
-        words += f"; AIS {_number(ais['mean'])} ± {_number(ais['se_mc'], 3)}, {apart}"
+        ours = f"AIS {_number(ais['mean'])} ± {_number(ais['se_mc'], 3)}, {apart}"
+        words = "; ".join(filter(None, (words, ours)))
     if "reconstruction_error" in found:
         words = f"a point mass: reconstruction error {_number(found['reconstruction_error'])}"
     active = " + ".join(str(count) for count in units.values()) if units else ""
