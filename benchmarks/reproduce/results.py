@@ -203,7 +203,7 @@ def _budget(result: Mapping[str, Any]) -> str:
     return (
         "none, the published schedule"
         if label == FULL
-        else f"{label}, not the published schedule, so that nothing is judged"
+        else f"{label}, not the whole published protocol, so that nothing is judged"
     )
 
 
