@@ -54,7 +54,7 @@ class Alone:
         """Before a training step's noise is drawn."""
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
-        """Every so-manieth of them, the first process's being the first."""
+        """One in ``size`` of them, the first process's being the first."""
         return batches
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
