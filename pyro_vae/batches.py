@@ -40,8 +40,12 @@ class Source(ABC):
         """One pass in the set's own order."""
 
 
+GATHERED = 2**20
+"""Bytes of images that one gather brings together: several small batches, which then are slices of what lies in the cache."""
+
+
 class Resident(Source):
-    """The whole set as tensors on the device: a batch is one gather, and nothing else crosses the bus."""
+    """The whole set as tensors on the device: a gather serves one batch or more, and nothing else crosses the bus."""
 
     def __init__(
         self,
@@ -53,8 +57,10 @@ class Resident(Source):
     ) -> None:
         self.x = x.to(device)
         self.fields = {name: value.to(device) for name, value in fields.items()}
+        self._rows_are_index = "index" not in fields
         self.fields.setdefault("index", torch.arange(len(x), device=device))
         self.batch_size, self.num_images = batch_size, len(x)
+        self._together = max(1, GATHERED // max(1, batch_size * self.x[0].nbytes))
         self._bounds = _bounds(len(x), batch_size, part)
 
     @property
@@ -64,15 +70,25 @@ class Resident(Source):
 
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass by a permutation from a generator of its own."""
-        return map(self.take, self.rows(seed, epoch, skip))
+        order, bounds = self._order(seed, epoch), self._bounds[skip:]
+        for first in range(0, len(bounds), self._together):
+            several = bounds[first : first + self._together]
+            sizes = [len(range(self.num_images)[rows]) for rows in several]
+            x, fields = self.take(order[several[0].start : several[-1].stop : several[0].step])
+            split = {name: value.split(sizes) for name, value in fields.items()}
+            for number, batch in enumerate(x.split(sizes)):
+                yield batch, {name: parts[number] for name, parts in split.items()}
 
     def rows(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Tensor]:
         """The rows of each batch of such a pass, ``(B,)``."""
-        # a CPU generator: the same order on every device
-        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
-        order = order.to(self.x.device)
+        order = self._order(seed, epoch)
         for rows in self._bounds[skip:]:
             yield order[rows]
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        # a CPU generator: the same order on every device
+        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+        return order.to(self.x.device)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass, slices without a copy."""
@@ -82,7 +98,9 @@ class Resident(Source):
 
     def take(self, rows: Tensor) -> Batch:
         """The batch of these rows."""
-        return self.x.index_select(0, rows), {n: v.index_select(0, rows) for n, v in self.fields.items()}
+        own = {"index": rows} if self._rows_are_index else {}
+        fields = {n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()}
+        return self.x.index_select(0, rows), fields
 
 
 class Streamed(Source):

@@ -140,28 +140,35 @@ def adam(
     """
     (beta1, beta2), decay, eps = group["betas"], group["weight_decay"], group["eps"]
     steps, means, squares = state
-    kept = left_out == 0
     for step in steps:
         step.add_(1 - left_out)
     number = steps[0].double()  # 1 − β^t loses its digits in float32
-    size, root = _once(rate / (1 - beta1**number)), _once((1 - beta2**number).sqrt())
+    kept = _once(1 - left_out) > 0
+    sizes = _each(rate / (1 - beta1**number), parameters)
+    inverse_roots = _each((1 - beta2**number).rsqrt(), parameters)
+    shrinks = _each(1 - rate * decay, parameters)
     for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
         dtype, value = parameter.dtype, parameter.detach()
         if decay and decoupled:
-            value = value * (1 - rate * decay).to(dtype)
+            value = value * shrinks[dtype]
         elif decay:
             gradient = gradient + decay * value
         new_mean = mean + (gradient - mean) * (1 - beta1)
         new_square = square * beta2 + gradient * gradient * (1 - beta2)
-        moved = value - size.to(dtype) * new_mean / (new_square.sqrt() / root.to(dtype) + eps)
+        moved = value - sizes[dtype] * new_mean / (new_square.sqrt() * inverse_roots[dtype] + eps)
         parameter.copy_(torch.where(kept, moved, parameter.detach()))
         mean.copy_(torch.where(kept, new_mean, mean))
         square.copy_(torch.where(kept, new_square, square))
 
 
+def _each(number: Tensor, parameters: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
+    """The number in each dtype of the parameters."""
+    return {dtype: _once(number.to(dtype)) for dtype in {parameter.dtype for parameter in parameters}}
+
+
 def _once(number: Tensor) -> Tensor:
-    """The same number as a sum, which a compiler computes once: what is pointwise it would compute at every element."""
-    return number.expand(16).sum() / 16
+    """The same number as a maximum, which a compiler computes once: what is pointwise it would compute at every element."""
+    return number.expand(16).amax()
 
 
 def make_state(optim: torch.optim.Optimizer) -> None:

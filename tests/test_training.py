@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models, steps
-from pyro_vae.batches import make_source
+from pyro_vae.batches import Resident, make_source
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.training import evaluate_elbo
@@ -228,6 +228,22 @@ def test_every_image_is_visited_once_an_epoch(num_images: int) -> None:
         assert torch.equal(seen.sort().values, torch.arange(num_images).float())
         index = torch.cat([named["index"] for _, named in source.shuffled(0, epoch)])
         assert torch.equal(index.float(), seen)
+
+
+@pytest.mark.parametrize("num_bytes", [1, 4 * 16, 4 * 40, 2**20])
+@pytest.mark.parametrize("own_index", [False, True])
+def test_batches_are_the_same_however_many_a_gather_brings(
+    monkeypatch: pytest.MonkeyPatch, num_bytes: int, own_index: bool
+) -> None:
+    monkeypatch.setattr("pyro_vae.batches.GATHERED", num_bytes)
+    fields = {"y": torch.arange(47) * 2.0, **({"index": 100 - torch.arange(47)} if own_index else {})}
+    source = Resident(torch.arange(47).float().unsqueeze(-1), fields, 16, CPU)
+    for skip in (0, 1, 3):
+        found = list(source.shuffled(3, 2, skip))
+        assert [len(x) for x, _ in found] == [16, 16, 15][skip:]
+        for rows, (x, named) in zip(source.rows(3, 2, skip), found, strict=True):
+            assert torch.equal(x, source.x[rows])
+            assert set(named) == {"y", "index"} and all(torch.equal(named[n], source.fields[n][rows]) for n in named)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
