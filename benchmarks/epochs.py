@@ -9,12 +9,10 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
 
 import torch
 from architectures import ARCHITECTURES, Architecture
-from contestants import Epochs, Train, hand_written, ours, pyro_svi
+from contestants import Epochs, Train, hand_written, others, ours, pyro_svi
 from harness import Options, Table, assert_alike, chosen, interleave, machine, options, ratios, report, write
 from seats import seated
 from torch import Tensor
@@ -32,12 +30,8 @@ def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Trai
         "hand-written, torch.compile": lambda: hand_written.epochs(at, images, compiled=True),
         "Pyro SVI, DataLoader": lambda: pyro_svi.epochs(at, images),
     }
-    others = {"NumPyro, scanned epoch": ("numpyro", "numpyro_svi"), "Pythae": ("pythae", "pythae_vae")}
-    for name, (library, module) in others.items():
-        if (
-            find_spec(library) and not images.is_cuda
-        ):  # imported where it is made: its threads are not to run beside the others
-            makers[name] = lambda module=module: import_module(f"contestants.{module}").epochs(at, images)
+    if not images.is_cuda:
+        makers |= others({"numpyro": "NumPyro, scanned epoch", "pythae": "Pythae"}, "epochs", at, images)
     for tier in ("inductor", "graph"):
         makers[f"pyro_vae.fit, {tier}"] = lambda tier=tier: ours.epochs(at, images, tier)
     return makers
@@ -76,9 +70,9 @@ def same_training(
         for name, train in trained.items()
     }
     seeds = range(1, 1 + SEEDS)
-    others = [Runner(hand_written.epochs(at, images)).train(seed, num_epochs).loss for seed in seeds]
-    mean = statistics.fmean(others)
-    assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(others), 2e-3 * mean))
+    again = [Runner(hand_written.epochs(at, images)).train(seed, num_epochs).loss for seed in seeds]
+    mean = statistics.fmean(again)
+    assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(again), 2e-3 * mean))
     return found
 
 

@@ -24,11 +24,8 @@ from pyro_vae.errors import UserError
 
 BASE = "hand-written, eager, chunks of 500"
 NUM_SAMPLES, ROUNDS, STEPS = 5000, 7, 1500
-FEW, SOME, MANY = (
-    8,
-    32,
-    256,
-)  # images a round: of contestants that take them one by one, of the base, and of ours, whose set-up is part of its time
+FEW, SOME, MANY = 8, 32, 768
+"""Images a round: of contestants that take them one by one, of the base, and of ours, whose set-up is part of its time."""
 SIGMAS = 5.0
 
 

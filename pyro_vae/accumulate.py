@@ -62,9 +62,12 @@ class WeightSums:
         self.top = kept.topk(min(jackknife_length(self.num_samples), len(kept)), dim=0).values
         self.seen += len(chunk)
 
-    def log_mean(self) -> Tensor:
-        """L_k = log (Σw / k) of the k draws seen so far, ``(B,)``."""
-        return self.largest + self.powers[0].log() - log(self.seen)
+    def log_mean(self, *chunks: Tensor) -> Tensor:
+        """L_k = log (Σw / k) of the k draws seen so far and those of ``chunks``, ``(B,)``."""
+        log_sum = self.largest + self.powers[0].log()
+        if chunks:
+            log_sum = torch.logaddexp(log_sum, torch.cat(chunks).double().logsumexp(0))
+        return log_sum - log(self.seen + sum(map(len, chunks)))
 
     def finish(self) -> ImageSums:
         """The per-image figures of all K draws."""

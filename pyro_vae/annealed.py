@@ -17,12 +17,13 @@ from pyro_vae import explain
 from pyro_vae.accumulate import WeightSums
 from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.arviz_adapter import pareto_khat
-from pyro_vae.batches import check_seed, make_source
+from pyro_vae.batches import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
 from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
 from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.pair import Pair
+from pyro_vae.seeds import check_seed
 from pyro_vae.staged_target import make_target
 from pyro_vae.tiles import padded, rows_of, stops, tiled
 from pyro_vae.unconstrained import Point, Unconstrained

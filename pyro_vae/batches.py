@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.errors import UserError
+from pyro_vae.seeds import mix
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Part = tuple[int, int]
@@ -226,17 +227,6 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
 def as_float(x: Tensor) -> Tensor:
     """Integer pixels as float32, floats as they are."""
     return x if x.is_floating_point() else x.float()
-
-
-def check_seed(seed: Any) -> None:
-    """A whole number that Pyro, NumPy and torch all take as a seed."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise UserError(f"seed={seed!r}: expected a whole number from 0 to 2³² − 1")
-
-
-def mix(seed: int, *others: int) -> int:
-    """One seed out of several, different for every combination."""
-    return int(np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:

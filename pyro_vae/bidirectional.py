@@ -14,12 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
-from pyro_vae.batches import as_fields, as_images, check_seed, mix
+from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.kind import given
 from pyro_vae.marginal import figure, quantity, shorten
 from pyro_vae.pair import Pair
+from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.staged_target import EagerTarget, make_target
 from pyro_vae.tiles import rows_of

@@ -14,10 +14,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pyro_vae import launch
-from pyro_vae.batches import mix
 from pyro_vae.devices import find_device
 from pyro_vae.endings import Failure
 from pyro_vae.errors import UserError
+from pyro_vae.seeds import mix, set_generators
 
 Result = TypeVar("Result")
 
@@ -97,10 +97,7 @@ class Several(Alone):
 
     def begin_step(self, seed: int, step: int) -> None:
         """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's generators."""
-        number = mix(seed, self.rank, step)
-        torch.default_generator.manual_seed(number)  # torch.manual_seed also visits backends that are not in use
-        if torch.cuda.is_initialized():
-            torch.cuda.manual_seed(number)
+        set_generators(mix(seed, self.rank, step))
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
         """Numbers rank, rank + size, …"""

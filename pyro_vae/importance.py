@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pyro_vae import distributed, explain, registry
 from pyro_vae.accumulate import ImageSums
 from pyro_vae.arviz_adapter import pareto_khat
-from pyro_vae.batches import Batch, Resident, Source, check_seed, make_source
+from pyro_vae.batches import Batch, Resident, Source, make_source
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
@@ -30,6 +30,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision, measure_error
 from pyro_vae.proposals import Proposal
 from pyro_vae.scoring import Curve, Scorer
+from pyro_vae.seeds import check_seed
 from pyro_vae.staged_weights import WeightSource, make_weights
 from pyro_vae.structure import Structure
 from pyro_vae.tiles import padded, rows_of, stops, tile_sizes, tiled

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae.annealing import tiles
-from pyro_vae.batches import as_fields, as_images, check_seed, mix
+from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
@@ -23,6 +23,7 @@ from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.refined import RefinedGuide, local_parameters
+from pyro_vae.seeds import check_seed, mix
 from pyro_vae.steps import EagerStep
 from pyro_vae.tiers import make_update
 from pyro_vae.tiles import rows_of

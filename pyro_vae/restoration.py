@@ -21,13 +21,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vae.batches import as_fields, check_seed, mix
+from pyro_vae.batches import as_fields
 from pyro_vae.counts import check_count
 from pyro_vae.densities import Fields, Site
 from pyro_vae.draws import ROWS, repeated, rows_first
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
 from pyro_vae.representation import mean_of, sample, visit_images
+from pyro_vae.seeds import check_seed, mix
 from pyro_vae.weights import refuse_bad_weights
 
 METHODS = ("metropolis", "gibbs")

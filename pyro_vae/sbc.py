@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.batches import as_fields, check_seed, mix
+from pyro_vae.batches import as_fields
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.draws import guide_draws
 from pyro_vae.representation import visit_images
+from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import simulate
 from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
 

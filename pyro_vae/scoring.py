@@ -5,15 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pyro_vae.accumulate import ImageSums, WeightSums, tail_length
-from pyro_vae.batches import mix
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
+from pyro_vae.seeds import mix, set_generators
 from pyro_vae.staged_weights import Draw, WeightSource
 from pyro_vae.tiles import padded, stops, tile_sizes
 
@@ -68,7 +69,7 @@ class Scorer:
             part = images[rows]
             draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
             # its own seed: the numbers are the same however the tiles are shared out among processes
-            torch.manual_seed(mix(self.seed, start + rows.start))
+            set_generators(mix(self.seed, start + rows.start))
             if self.exact:
                 scored.append(_exact(draw, len(part), self.num_samples))
             else:
@@ -129,13 +130,21 @@ def _stream(
 ) -> tuple[ImageSums, Curve]:
     """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
     sums, curve = WeightSums(num_images, num_samples, place, strata), {}
-    while sums.seen < num_samples:
-        stop = next(k for k in stops(num_samples) if k > sums.seen)
-        wanted = min(stop - sums.seen, HELD * chunk)
-        sums.add(*(draw(min(chunk, wanted - done))[:, :num_images] for done in range(0, wanted, chunk)))
-        if sums.seen == stop:
-            curve[stop] = sums.log_mean().sum()
+    sizes = _sizes(num_samples, chunk)
+    for first in range(0, len(sizes), HELD):
+        chunks = [draw(size)[:, :num_images] for size in sizes[first : first + HELD]]
+        ends = list(accumulate(map(len, chunks), initial=sums.seen))
+        for stop in stops(num_samples):
+            if stop in ends[1:]:
+                curve[stop] = sums.log_mean(*chunks[: ends.index(stop)]).sum()
+        sums.add(*chunks)
     return sums.finish(), curve
+
+
+def _sizes(num_samples: int, chunk: int) -> list[int]:
+    """K draws in chunks, one of which ends at each stop of the curve."""
+    edges = [0, *stops(num_samples)]
+    return [min(chunk, end - done) for start, end in pairwise(edges) for done in range(start, end, chunk)]
 
 
 def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:

@@ -12,6 +12,8 @@ from torch import Tensor, fx
 from pyro_vae import fast_densities
 from pyro_vae.densities import plain_score
 from pyro_vae.errors import UserError
+from pyro_vae.fast_activations import quicken
+from pyro_vae.freed_memory import keep_freed_memory
 from pyro_vae.pair import Pair
 from pyro_vae.precision import FLOAT32, Precision
 from pyro_vae.proposals import Kernel, Proposal
@@ -108,8 +110,10 @@ class StagedWeights(WeightSource):
         self._check(*split_at_draws(program.graph), program, arguments, fields, k, _TOLERANCE)
         self.precision.rewrite(program.graph)
         prologue, body_graph = split_at_draws(program.graph)
+        keep_freed_memory()
         body: Callable[..., Any] = body_graph
         if self.tier == "inductor":
+            quicken(body_graph)
             ready = prologue(*program.captured, *arguments)
             try:
                 body = TensorProgram(body_graph, ()).compile([*program.captured, *arguments, *ready])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import distributed, explain, registry
-from pyro_vae.batches import Batch, Resident, Source, check_seed, make_source, mix
+from pyro_vae.batches import Batch, Resident, Source, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
@@ -39,6 +39,7 @@ from pyro_vae.observation import Observation
 from pyro_vae.optimizers import OptimizerSpec, make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.schedules import Schedule
+from pyro_vae.seeds import check_seed, mix, set_generators
 from pyro_vae.starts import start_from_data
 from pyro_vae.steps import EagerStep, figures
 from pyro_vae.tiers import make_update
@@ -462,7 +463,7 @@ def _own_randomness(seed: int, device: torch.device) -> Any:
     """Seed torch's generators, and give the caller's state back at the end."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        set_generators(seed)
         yield
 
 

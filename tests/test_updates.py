@@ -11,6 +11,7 @@ from pyro_vae.batches import Resident
 from pyro_vae.captured_update import CapturedUpdate
 from pyro_vae.compiled_update import CompiledUpdate, adam, make_state
 from pyro_vae.health import Health, gradient_norm
+from pyro_vae.steps import StagedStep
 from pyro_vae.tiers import make_update
 from pyro_vae.training import fit
 from pyro_vae.updates import OptimizerUpdate, Update, adam_state, fused_adam
@@ -266,3 +267,13 @@ def test_on_cuda_the_step_is_one_graph_whose_noise_goes_on() -> None:
     assert "CUDA graph" in history.note
     assert len({record.loss for record in history.train}) == len(history.train)
     assert history.train[-1].elbo > history.train[0].elbo
+
+
+def test_a_compiled_step_and_its_ragged_form_are_told_one_learning_rate() -> None:
+    """On CUDA both read it from a tensor: an odd batch, which takes the other form, must find it there too."""
+    beside, _ = updates_of("graph", fused=True)
+    assert isinstance(beside, OptimizerUpdate) and isinstance(beside.gradients, StagedStep)
+    beside.rate = torch.tensor(0.0)
+    update = CompiledUpdate(beside, beside.gradients)
+    update.set_rate(0.25)
+    assert float(update.rate) == float(beside.rate.double().round(decimals=9)) == 0.25e-2

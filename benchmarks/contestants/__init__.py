@@ -7,8 +7,11 @@ calls for them ``epochs(at, images)``, which returns a function of the number of
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 Step = Callable[[], Any]
@@ -23,6 +26,21 @@ class Epochs:
 
 
 Train = Callable[[int], Epochs]
+
+
+LIBRARIES = {"numpyro": "numpyro_svi", "pythae": "pythae_vae"}
+
+
+def others(names: Mapping[str, str], method: str, *arguments: Any) -> dict[str, Callable[[], Any]]:
+    """Makers of the contestants by other libraries, those that are installed: ``names`` by library, as the suite calls them.
+
+    Each is imported where it is made, as its threads are not to run beside the others'.
+    """
+
+    def make(library: str) -> Any:
+        return getattr(import_module(f"contestants.{LIBRARIES[library]}"), method)(*arguments)
+
+    return {name: partial(make, library) for library, name in names.items() if find_spec(library)}
 
 
 def timed(epoch: Callable[[], Any], num_images: int) -> Train:

@@ -1,0 +1,31 @@
+"""Seeds: what may be one, one out of several, and torch's generators set to one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from pyro_vae.errors import UserError
+
+
+def check_seed(seed: Any) -> None:
+    """A whole number that Pyro, NumPy and torch all take as a seed."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed!r}: expected a whole number from 0 to 2³² − 1")
+
+
+def mix(seed: int, *others: int) -> int:
+    """One seed out of several, different for every combination."""
+    return int(np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def set_generators(seed: int) -> None:
+    """Seed torch's generators on the CPU and, where CUDA is in use, there.
+
+    ``torch.manual_seed`` does the same a hundred times as slowly: where CUDA is not in use it notes down who has called.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
