@@ -14,14 +14,15 @@ import torch
 
 CLOSE = 1.25
 """A region that takes longer than this times the least seen says that the cores are apart."""
-TRIES, PATIENCE = 2, 30.0  # of one turn; seconds of waiting before each
-_CALLS = 300
+TRIES, PATIENCE = 2, 300.0  # of one turn; seconds of waiting in all
+_CALLS, _PAUSE = 300, 0.2
 
 
 class Team:
     """The cores' distance over time, by how long it takes to start and end a parallel region of torch's threads."""
 
     def __init__(self) -> None:
+        self.patience = PATIENCE
         self._x = torch.zeros(32768 * torch.get_num_threads())
         self.least = self.now()
 
@@ -43,9 +44,9 @@ class Team:
     def turn(self, run: Callable[[], float]) -> tuple[float, float]:
         """``run()`` begun and ended with the cores close together, where that can be had in time; and the region it ended with."""
         for _ in range(TRIES):
-            patience = time.perf_counter() + PATIENCE
-            while not self.close() and time.perf_counter() < patience:
-                time.sleep(0.2)
+            while not self.close() and self.patience > 0:
+                time.sleep(_PAUSE)
+                self.patience -= _PAUSE
             seconds = run()
             after = self.now()
             if self.close(after):

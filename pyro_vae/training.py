@@ -55,8 +55,8 @@ from pyro_vae.training_state import (
 from pyro_vae.updates import Update
 from pyro_vae.warmups import Warmup, make_warmup
 
-MEMORY_SHARE = 100
-"""A copy of the state, from which a divergence is traced, is made at an epoch's end where it costs at most 1/100 of the time."""
+MEMORY_SHARE = 300
+"""A copy of the state, from which a divergence is traced, is made at an epoch's end where it costs at most 1/300 of the time."""
 
 
 def fit(
@@ -298,10 +298,12 @@ class _Loop:
     def _steps(self, take: Callable[[Tensor, Mapping[str, Tensor]], Tensor | None]) -> Iterator[None]:
         """The steps of this epoch that are left, one at a time; nothing is read."""
         at = self.at
+        rate = risen = None  # what has been told already is not told again
         for x, named in self._batches():
-            self.update.set_rate(self.decay(at.step / self.total_steps))
-            risen = self.warmup(at.step, self.total_steps, self.source.num_batches)
-            self.loss.kl_weight.fill_(self.kl_weight * risen)
+            if rate != (rate := self.decay(at.step / self.total_steps)):
+                self.update.set_rate(rate)
+            if risen != (risen := self.warmup(at.step, self.total_steps, self.source.num_batches)):
+                self.loss.kl_weight.fill_(self.kl_weight * risen)
             self.group.begin_step(self.seed, at.step)
             sums = take(x, named)
             at.step += 1

@@ -70,15 +70,21 @@ def mean_of_logs(patch: pytest.MonkeyPatch) -> None:
     """The mean of the chunks' log means, where the log of the mean is right."""
     plain_add = WeightSums.add
 
+    def logs(self: WeightSums, chunks: tuple[Tensor, ...]) -> Tensor:
+        total: Tensor = getattr(self, "logs", torch.zeros_like(self.largest))
+        for each in chunks:
+            total = total + len(each) * (each.double().logsumexp(0) - log(len(each)))
+        return total
+
     def add(self: WeightSums, *chunks: Tensor) -> None:
         plain_add(self, *chunks)
-        logs = getattr(self, "logs", torch.zeros_like(self.largest))
-        for each in chunks:
-            logs = logs + len(each) * (each.double().logsumexp(0) - log(len(each)))
-        self.logs = logs  # type: ignore[attr-defined]
+        self.logs = logs(self, chunks)  # type: ignore[attr-defined]
+
+    def log_mean(self: WeightSums, *chunks: Tensor) -> Tensor:
+        return logs(self, chunks) / (self.seen + sum(map(len, chunks)))
 
     patch.setattr(WeightSums, "add", add)
-    patch.setattr(WeightSums, "log_mean", lambda self: self.logs / self.seen)
+    patch.setattr(WeightSums, "log_mean", log_mean)
 
 
 def dropped_constant(patch: pytest.MonkeyPatch) -> None:
@@ -105,7 +111,11 @@ def scale_of_two(patch: pytest.MonkeyPatch) -> None:
 def forgotten_log_k(patch: pytest.MonkeyPatch) -> None:
     """log Σw, where log Σw − log K is right."""
     plain = WeightSums.log_mean
-    patch.setattr(WeightSums, "log_mean", lambda self: plain(self) + log(self.seen))
+
+    def log_mean(self: WeightSums, *chunks: Tensor) -> Tensor:
+        return plain(self, *chunks) + log(self.seen + sum(map(len, chunks)))
+
+    patch.setattr(WeightSums, "log_mean", log_mean)
 
 
 BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
