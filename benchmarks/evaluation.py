@@ -25,7 +25,7 @@ from pyro_vae.errors import UserError
 BASE = "hand-written, eager, chunks of 500"
 NUM_SAMPLES, ROUNDS, STEPS = 5000, 7, 1500
 FEW, SOME, MORE, MANY = 8, 32, 64, 512
-"""Images a round: of contestants that take them one by one, of the base, and of ours, whose set-up is part of its time: replayed, compiled."""
+"""Images a round: of those that take them one by one, of the base, of our replayed and our compiled form, set-up included."""
 SIGMAS = 5.0
 
 
