@@ -9,12 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from architectures import ARCHITECTURES, large_digits, plain_networks
-from contestants import hand_written, ours, pyro_svi
+from contestants import hand_written, others, ours, pyro_svi
 from harness import Options, Table, chosen, interleave, machine, options, ratios, report, synchronize, write
 from seats import seated
 from torch import Tensor
@@ -85,12 +83,12 @@ def contestants(model: Any, guide: Any, num_samples: int, precisions: list[str],
         return each
     add("Pyro RenyiELBO", lambda x: pyro_svi.renyi_log_px(encoder, decoder, x, num_samples))
     add("Pyro vectorized_importance_weights", lambda x: pyro_svi.vectorized_log_px(encoder, decoder, x, num_samples))
-    if find_spec("numpyro"):  # imported where it runs: its threads are not to run beside the others
-        add("NumPyro RenyiELBO", once(lambda: _of("numpyro_svi").log_px(encoder, decoder, num_samples)))
-    if find_spec("pythae"):
-        for chunk in (100, 500):
-            made = once(lambda chunk=chunk: _of("pythae_vae").log_px(encoder, decoder, 50, num_samples, chunk))
-            add(f"Pythae get_nll, chunks of {chunk}", made)
+    makers = others({"numpyro": "NumPyro RenyiELBO"}, "log_px", encoder, decoder, num_samples)
+    for chunk in (100, 500):
+        named = {"pythae": f"Pythae get_nll, chunks of {chunk}"}
+        makers |= others(named, "log_px", encoder, decoder, 50, num_samples, chunk)
+    for name, make in makers.items():
+        add(name, once(make))
     return each
 
 
@@ -98,10 +96,6 @@ def once(make: Callable[[], Callable[[Tensor], Any]]) -> Callable[[Tensor], Any]
     """A contestant that is made at its first use."""
     made = cache(make)
     return lambda x: made()(x)
-
-
-def _of(module: str) -> Any:
-    return import_module(f"contestants.{module}")
 
 
 def trained_pair(num_steps: int, device: str) -> tuple[Any, Any, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ sys.path.append(str(FOLDER))
 
 import epochs  # noqa: E402  # the folder is no package
 import evaluation  # noqa: E402
+import harness  # noqa: E402
 import seats  # noqa: E402
+import team  # noqa: E402
 import training_step  # noqa: E402
 from architectures import mlp  # noqa: E402
 from contestants import ours  # noqa: E402
@@ -126,6 +130,46 @@ def test_a_compiled_epoch_reads_the_device_once() -> None:
 
 
 # ---- the command
+
+
+class Cores(team.Team):
+    """A machine whose cores lie apart in the turns that are named, by their numbers."""
+
+    def __init__(self, apart: set[int]) -> None:
+        self.apart, self.taken, self.patience, self.least = apart, 0, 0.0, 1.0
+
+    def now(self) -> float:
+        return 2.0 if self.taken in self.apart else 1.0
+
+    def turn(self, run: Callable[[], float]) -> tuple[float, float]:
+        self.taken += 1
+        return run(), self.now()
+
+
+@pytest.mark.parametrize(
+    ("apart", "kept"),
+    [
+        (set(), [2.0, 3.0]),
+        ({3}, [3.0, 4.0]),  # the second round, which is the first that counts, is repeated
+        (set(range(99)), [float(n) for n in range(2, 2 + harness.MOST_ROUNDS * 2)]),
+    ],
+)
+def test_rounds_with_the_cores_apart_are_repeated_and_left_out(
+    monkeypatch: pytest.MonkeyPatch, apart: set[int], kept: list[float]
+) -> None:
+    monkeypatch.setattr(harness, "Team", lambda: Cores(apart))
+    rounds = count(1)
+    found = harness.interleave({"a": lambda: float(next(rounds)), "b": lambda: 7.0}, rounds=2)
+    assert found["a"].seconds == kept and found["b"].seconds == [7.0] * len(kept)
+
+
+def test_a_turn_waits_and_is_taken_again_until_the_cores_are_close() -> None:
+    waited = team.Team()
+    regions = iter([2.0, 1.0, 2.0, 1.0, 1.0])  # apart, close: the turn; apart after it; close: again; close after it
+    waited.least, waited.now = 1.0, lambda: next(regions)  # type: ignore[method-assign]
+    turns = count(1)
+    assert waited.turn(lambda: float(next(turns))) == (2.0, 1.0)
+    assert next(regions, None) is None and waited.patience < team.PATIENCE
 
 
 def test_every_suite_has_a_file() -> None:
