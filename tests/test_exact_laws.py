@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from math import log
 from typing import Any
@@ -20,6 +20,7 @@ from pyro_vae import LogMarginal, log_marginal, log_weights, tiles
 from pyro_vae.accumulate import WeightSums, tail_length
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.errors import UserError
+from pyro_vae.staged_weights import Draw, EagerWeights
 
 EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two levels": two_levels, "gamma-poisson": gamma_poisson}
 TIERS = ("off", "graph")
@@ -86,12 +87,31 @@ def test_the_bounds_rise_with_the_draws() -> None:
         assert lower <= upper + 4 * (first**2 + second**2) ** 0.5
 
 
-def test_the_curve_comes_from_the_first_of_the_same_draws() -> None:
-    case = ppca(widen=1.4)
-    curve = estimate(case, 200, compile="off").curve
-    assert sorted(curve) == [20, 100, 200]
-    assert curve[200] == pytest.approx(estimate(case, 200, compile="off").mean, abs=1e-12)
-    assert curve[20] < curve[100] + 0.05 and curve[100] < curve[200] + 0.05
+@pytest.mark.parametrize(("num_samples", "rows"), [(200, 5), (200, 1), (200, 50_000), (37, 2)])
+def test_the_curve_is_of_the_first_of_the_same_draws(
+    num_samples: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean over images of log (Σw / k) of the first k weights, though they were summed in many chunks or in one."""
+    drawn: list[torch.Tensor] = []
+    plain = EagerWeights.tile
+
+    def recorded(self: EagerWeights, x: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> Draw:
+        draw = plain(self, x, fields)
+
+        def drawing(k: int) -> torch.Tensor:
+            drawn.append(draw(k))
+            return drawn[-1]
+
+        return drawing
+
+    case = ppca(num_images=1, widen=1.4)
+    monkeypatch.setattr(EagerWeights, "tile", recorded)
+    monkeypatch.setitem(tiles.ROWS, "cpu", rows)
+    found = estimate(case, num_samples, compile="off")
+    weights = torch.cat(drawn)[-num_samples:]  # what came before is no part of the estimate
+    expected = {k: float(weights[:k].logsumexp(0) - log(k)) for k in tiles.stops(num_samples)}
+    assert len(expected) == 3 and found.curve == pytest.approx(expected, abs=1e-12)
+    assert found.mean == found.curve[num_samples]
 
 
 @pytest.mark.parametrize("rows", [37, 600, 50_000])
