@@ -41,7 +41,7 @@ def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Ste
         else:
             update, found, note = make_update(eager, optimizer, health, tier, 1, x, fields)
             assert found == tier, note
-
+        update.set_rate(1.0)  # `fit` tells a rate when it changes
     return Running(pair, update, x, fields)
 
 
@@ -60,7 +60,6 @@ class Running:
 
     def __call__(self) -> Tensor:
         """The loss, summed over the batch."""
-        self.update.set_rate(1.0)
         return self.update(self.x, self.fields)[0]
 
 
