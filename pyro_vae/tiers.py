@@ -12,6 +12,7 @@ from pyro_vae import compiled_update
 from pyro_vae.batches import Resident, Source
 from pyro_vae.captured_update import CapturedUpdate
 from pyro_vae.compiled_update import CompiledUpdate, make_state
+from pyro_vae.freed_memory import keep_freed_memory
 from pyro_vae.health import Health
 from pyro_vae.staging import NotStageable, check_tier, missing_compiler
 from pyro_vae.steps import EagerStep, StagedStep
@@ -39,6 +40,7 @@ def make_update(
     An estimate decides, not a timing: the same training takes the same tier again, and so gives the same numbers. On CUDA
     a staged step on a resident ``source`` is captured besides.
     """
+    keep_freed_memory()
     update, tier, note = _make_update(eager, optim, health, compile, total_steps, x, fields, grad_clip, reduce)
     if tier == "off" or reduce is not None or not capturable(source, optim):
         return update, tier, note

@@ -1,4 +1,4 @@
-"""What a replayed graph frees is there for its next run."""
+"""What a training step or a chunk of draws frees is there for the next one."""
 
 import platform
 import subprocess
@@ -6,12 +6,22 @@ import sys
 
 import pytest
 
+PAIR = """
+import torch, pyro_vae as pv
+from pyro_vae import guides, models
+model, guide = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (4, 4))), guides.MeanField((4, 4), 2)
+x = torch.ones(10, 4, 4)
+"""
+
+KEEPING = {
+    "alone": "from pyro_vae.freed_memory import keep_freed_memory; keep_freed_memory()",
+    "a training": PAIR + "pv.fit(model, guide, x, num_epochs=1, progress=False, compile='off')",
+    "an evaluation": PAIR + "pv.log_marginal(model, guide, x, num_samples=10, compile='graph')",
+}
+
 COUNT = """
 import resource, torch
-from pyro_vae.freed_memory import keep_freed_memory
-
 torch.set_num_threads(1)
-keep_freed_memory()
 
 def chunk(number):
     blocks = [torch.ones(12_000_000 // number) for _ in range(number)]
@@ -35,7 +45,8 @@ print(asked)
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant, and this is another C library"
 )
-def test_repeated_chunks_ask_the_system_for_no_new_pages() -> None:
+@pytest.mark.parametrize("by", KEEPING)
+def test_repeated_chunks_ask_the_system_for_no_new_pages(by: str) -> None:
     """A page that was given back is cleared and mapped again: a fault, of which these 100 chunks took 250 000 here."""
-    ran = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
+    ran = subprocess.run([sys.executable, "-c", KEEPING[by] + COUNT], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 1000
