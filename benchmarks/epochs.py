@@ -29,6 +29,7 @@ def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Trai
         BASE: lambda: hand_written.epochs(at, images),
         "hand-written, torch.compile": lambda: hand_written.epochs(at, images, compiled=True),
         "Pyro SVI, DataLoader": lambda: pyro_svi.epochs(at, images),
+        "Pyro SVI as in its example, DataLoader": lambda: pyro_svi.epochs(at, images, as_in_example=True),
     }
     if not images.is_cuda:
         makers |= others({"numpyro": "NumPyro, scanned epoch", "pythae": "Pythae"}, "epochs", at, images)
