@@ -64,7 +64,8 @@ def same_training(
 ) -> dict[str, float]:
     """The loss of an image in the last of as many epochs from the same parameters, asserted equal but for order and noise.
 
-    The noise is that of the hand-written loop under other seeds: 6 standard deviations, at least 0.2%.
+    The noise is that of the hand-written loop under other seeds: 6 standard deviations, at least 0.4%, as an ELBO whose KL is
+    drawn is noisier than these.
     """
     found = {  # `fit` runs one more
         name: train(0, num_epochs - 1 if name.startswith("pyro_vae") else num_epochs).loss
@@ -73,7 +74,7 @@ def same_training(
     seeds = range(1, 1 + SEEDS)
     again = [Runner(hand_written.epochs(at, images)).train(seed, num_epochs).loss for seed in seeds]
     mean = statistics.fmean(again)
-    assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(again), 2e-3 * mean))
+    assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(again), 4e-3 * mean))
     return found
 
 
