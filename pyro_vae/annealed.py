@@ -23,6 +23,7 @@ from pyro_vae.hmc import Kernel
 from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
 from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.pair import Pair
+from pyro_vae.progress import progress_bar
 from pyro_vae.seeds import check_seed
 from pyro_vae.staged_target import make_target
 from pyro_vae.tiles import padded, rows_of, stops, tiled
@@ -121,7 +122,7 @@ def ais(
     total = num_steps * -(-source.num_images // tile)
     with (
         running(pair, place),
-        tqdm(total=total, unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar(total, "step", progress) as bar,
     ):
         first = next(source.in_order())
         known, narrow = observed_words(pair, first, bits_offset)

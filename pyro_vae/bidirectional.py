@@ -20,6 +20,7 @@ from pyro_vae.devices import find_device
 from pyro_vae.kind import given
 from pyro_vae.marginal import figure, quantity, shorten
 from pyro_vae.pair import Pair
+from pyro_vae.progress import progress_bar
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.staged_target import EagerTarget, make_target
@@ -145,7 +146,7 @@ def bdmc(
         torch.random.fork_rng(devices),
         torch.no_grad(),
         pair.active(training=False, may_create=False),
-        tqdm(total=2 * num_steps * len(starts), unit="step", disable=not progress, dynamic_ncols=True) as bar,
+        progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
     ):
         images, named, _ = made.rows(torch.arange(tile, device=place))
         target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)

@@ -22,6 +22,7 @@ from pyro_vae.importance import log_marginal
 from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
+from pyro_vae.progress import progress_bar
 from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.steps import EagerStep
@@ -154,7 +155,7 @@ def refine(
     amortized = log_marginal(model, initial, images, seed=mix(seed, 1) % 2**32, **options)
     _check_reference(reference, amortized)
     etas = []
-    with tqdm(total=num_steps * len(starts), unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    with progress_bar(num_steps * len(starts), "step", progress) as bar:
         for start in starts:
             rows = slice(start, start + tile)
             batch = seen[rows], {name: value[rows] for name, value in named.items()}

@@ -7,10 +7,10 @@ from math import gcd
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.batches import Batch, Source
 from pyro_vae.pair import Pair
+from pyro_vae.progress import progress_bar
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
@@ -47,7 +47,7 @@ def tiled(
     ``seen`` is shown every batch of the source, and says whether its images are to be given.
     """
     done = 0
-    with tqdm(total=source.num_images, unit="image", disable=not shown, dynamic_ncols=True) as bar:
+    with progress_bar(source.num_images, "image", shown) as bar:
         for images, named in source.in_order():
             if not seen((images, named)):
                 bar.update(len(images))

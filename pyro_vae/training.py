@@ -38,6 +38,7 @@ from pyro_vae.objectives import Loss, Objective
 from pyro_vae.observation import Observation
 from pyro_vae.optimizers import OptimizerSpec, make_optimizer
 from pyro_vae.pair import Pair
+from pyro_vae.progress import progress_bar
 from pyro_vae.schedules import Schedule
 from pyro_vae.seeds import check_seed, mix, set_generators
 from pyro_vae.starts import start_from_data
@@ -244,9 +245,7 @@ class _Loop:
         history, self.started = self.history, time.perf_counter() - self.history.seconds
         self.boundaries = [each.at_boundary for each in self.callbacks if hasattr(each, "at_boundary")]
         self._remember()
-        with tqdm(
-            total=self.total_steps, initial=self.at.step, unit="step", disable=not progress, dynamic_ncols=True
-        ) as bar:
+        with progress_bar(self.total_steps, "step", progress, self.at.step) as bar:
             while not history.stopped and (self.at.step < self.total_steps or self.at.step > self.at.first_step):
                 record = self.epoch(bar)
                 self.group.broadcast(buffer for module in self.loss.pair.modules for buffer in module.buffers(False))
@@ -257,7 +256,7 @@ class _Loop:
                     checked = evaluate_elbo(self.loss, self.valid, self.seed, record.epoch, self.at.step)
                     history.valid.append(checked)
                 figure = f", valid {checked.elbo:.2f}" if checked else ""
-                bar.set_postfix_str(f"epoch {record.epoch}, ELBO {record.elbo:.2f}{figure}")
+                bar.set_postfix_str(f"epoch {record.epoch}, ELBO {record.elbo:.2f}{figure}", refresh=False)
                 self.at.begin_epoch(record.epoch + 1)
                 last = self.at.step >= self.total_steps
                 end = EpochEnd(self.loss.pair, record, checked, history, last, self.state)
