@@ -5,6 +5,7 @@ python benchmarks/epochs.py [architecture …]
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ BASE = "hand-written, eager"
 BATCHES = {"mlp400 b128": 60, "iwae b20": 150, "digits b64": 200}  # an epoch's, a fifth of a second
 ROUNDS, EPOCHS = 9, 2
 SEEDS, TRAINED = 4, 3
+DRAWN_KL = "Pyro SVI as in its example, DataLoader"
+"""Its ELBO's KL is a draw, not a closed form: it is noisier than the others, and its own noise counts."""
 
 
 def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Train]]:
@@ -29,7 +32,7 @@ def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Trai
         BASE: lambda: hand_written.epochs(at, images),
         "hand-written, torch.compile": lambda: hand_written.epochs(at, images, compiled=True),
         "Pyro SVI, DataLoader": lambda: pyro_svi.epochs(at, images),
-        "Pyro SVI as in its example, DataLoader": lambda: pyro_svi.epochs(at, images, as_in_example=True),
+        DRAWN_KL: lambda: pyro_svi.epochs(at, images, as_in_example=True),
     }
     if not images.is_cuda:
         makers |= others({"numpyro": "NumPyro, scanned epoch", "pythae": "Pythae"}, "epochs", at, images)
@@ -64,17 +67,25 @@ def same_training(
 ) -> dict[str, float]:
     """The loss of an image in the last of as many epochs from the same parameters, asserted equal but for order and noise.
 
-    The noise is that of the hand-written loop under other seeds: 6 standard deviations, at least 0.4%, as an ELBO whose KL is
-    drawn is noisier than these.
+    The noise is that of the hand-written loop under other seeds (for `DRAWN_KL` with its own): 6 deviations, at least 0.2%.
     """
     found = {  # `fit` runs one more
         name: train(0, num_epochs - 1 if name.startswith("pyro_vae") else num_epochs).loss
         for name, train in trained.items()
     }
-    seeds = range(1, 1 + SEEDS)
-    again = [Runner(hand_written.epochs(at, images)).train(seed, num_epochs).loss for seed in seeds]
-    mean = statistics.fmean(again)
-    assert_alike({**found, "other seeds": mean}, "other seeds", max(6 * statistics.stdev(again), 4e-3 * mean))
+
+    def again(make: Callable[[Architecture, Tensor], Train]) -> list[float]:
+        return [Runner(make(at, images)).train(1 + seed, num_epochs).loss for seed in range(SEEDS)]
+
+    hand = again(hand_written.epochs)
+    own = again(partial(pyro_svi.epochs, as_in_example=True)) if DRAWN_KL in found else hand
+    mean, noise = statistics.fmean(hand), statistics.stdev(hand)
+    for names, deviation in (
+        (found.keys() - {DRAWN_KL}, noise),
+        (found.keys() & {DRAWN_KL}, math.hypot(noise, statistics.stdev(own))),
+    ):
+        losses = {name: found[name] for name in names}
+        assert_alike({**losses, "other seeds": mean}, "other seeds", max(6 * deviation, 2e-3 * mean))
     return found
 
 
