@@ -40,6 +40,19 @@ class Source(ABC):
     def in_order(self) -> Iterator[Batch]:
         """One pass in the set's own order."""
 
+    def images(self, batch: Batch) -> Batch:
+        """The images and fields of one of its batches."""
+        return batch
+
+    def drawn(self, seed: int) -> Batch:
+        """A batch of rows drawn with replacement from the whole set; a DataLoader's next one, which may be any."""
+        return next(self.shuffled(seed, 1))
+
+    def _drawn_rows(self, seed: int) -> Tensor:
+        size = min(self.batch_size, self.num_images)
+        generator = torch.Generator().manual_seed(mix(seed, 2))
+        return torch.randint(self.num_images, (size,), generator=generator)
+
 
 GATHERED = 2**20
 """Bytes of images that one gather brings together: several small batches, which then are slices of what lies in the cache."""
@@ -97,6 +110,10 @@ class Resident(Source):
             rows = slice(start, start + self.batch_size)
             yield self.x[rows], {name: value[rows] for name, value in self.fields.items()}
 
+    def drawn(self, seed: int) -> Batch:
+        """A batch of rows drawn with replacement from the whole set."""
+        return self.take(self._drawn_rows(seed).to(self.x.device))
+
     def take(self, rows: Tensor) -> Batch:
         """The batch of these rows."""
         own = {"index": rows} if self._rows_are_index else {}
@@ -148,6 +165,12 @@ class Streamed(Source):
         every = range(self.num_images)
         batches = [list(every[rows]) for rows in _bounds(self.num_images, self.batch_size)]
         yield from self._indexed(batches, torch.Generator().manual_seed(0))
+
+    def drawn(self, seed: int) -> Batch:
+        """As a set of tensors draws it."""
+        if self._given is not None:
+            return super().drawn(seed)
+        return next(self._indexed([self._drawn_rows(seed).tolist()], torch.Generator().manual_seed(0)))
 
     def _indexed(self, batches: list[list[int]], generator: torch.Generator) -> Iterator[Batch]:
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the noise is that of tensors
@@ -208,14 +231,14 @@ def as_images(data: Any, what: str = "x") -> Tensor:
     if data.is_floating_point() and not bool(torch.isfinite(data).all()):
         image = int((~torch.isfinite(data.flatten(1))).any(1).nonzero()[0])
         raise UserError(f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out")
-    return data.detach()
+    return data.detach().contiguous()  # a traced program is one for these strides
 
 
 def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
     """Named fields as tensors with one row an image."""
     tensors = {}
     for name, value in fields.items():
-        tensors[name] = torch.as_tensor(value)
+        tensors[name] = torch.as_tensor(value).contiguous()
         if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
             raise UserError(
                 f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} "

@@ -21,6 +21,7 @@ from pyro_vae.endings import Stopped
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.experiment import Experiment, dry_run, prepare
 from pyro_vae.history import History
+from pyro_vae.loop import evaluate_elbo
 from pyro_vae.marginal import LogMarginal
 from pyro_vae.objectives import Loss
 from pyro_vae.options import Bench, Compare, Evaluate, List, Plot, Sample, Train
@@ -30,7 +31,6 @@ from pyro_vae.representation import reconstruct
 from pyro_vae.runs import Run
 from pyro_vae.structure import Structure
 from pyro_vae.train_run import fit_run, last_state
-from pyro_vae.training import evaluate_elbo
 from pyro_vae.training_state import TrainingState
 
 LIST_WIDTH, LEAST_TEXT = 120, 40

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pyro_vae.batches import Batch
 from pyro_vae.densities import Site
 from pyro_vae.objectives import Loss
 from pyro_vae.pair import Pair
 
 if TYPE_CHECKING:
+    from pyro_vae.loop import Loop
     from pyro_vae.training_state import TrainingState
 
 
@@ -40,6 +43,42 @@ def largest(tensors: Iterable[Tensor]) -> Tensor:
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether every value is finite: one host read."""
     return bool(torch.isfinite(largest(tensors)))
+
+
+def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
+    """Repeat the loop's steps one by one up to ``reached``: what is not finite, at which step, at which site; or None.
+
+    The loop is then at the state before that step.
+    """
+    with loop.loss.pair.active(training=True):
+        while loop.at.step < reached:
+            before = loop.snapshot()
+            for batch in loop.steps(loop.stepper.step):
+                health, step = loop.stepper.health.read(), loop.at.step
+                if health.first_bad is not None or not all_finite(loop.stepper.parameters):
+                    what = f"a gradient or parameter is not finite in epoch {before.position.epoch}"
+                    loss = float((loop.at.sums - before.position.sums)[0]) / (loop.at.seen - before.position.seen)
+                    if not isfinite(loss):
+                        what = f"the loss is {loss} in epoch {before.position.epoch}"
+                    loop.restore(before)
+                    site = next(filter(None, loop.group.gather(_site(loop, batch))), "")
+                    loop.restore(before)
+                    return what, step, site
+                if step >= reached:
+                    return None
+                before = loop.snapshot()
+            loop.at.begin_epoch(loop.at.epoch + 1)
+    return None
+
+
+def _site(loop: Loop, batch: Batch) -> str:
+    try:
+        x, named = loop.stepper.source.images(batch)
+        observe = loop.stepper.observe
+        seen = loop.loss.pair.cast(x if observe is None else observe(x))
+        return find_site(loop.loss, loop.stepper.parameters, seen, named)
+    except Exception:  # the search is a service: a program that breaks on NaN must not hide the divergence
+        return ""
 
 
 def find_site(loss: Loss, parameters: Sequence[Tensor], x: Tensor, fields: Mapping[str, Tensor]) -> str:

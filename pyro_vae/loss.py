@@ -28,6 +28,11 @@ class Estimate:
     kl: Tensor  # 0-dim, Σ log q(z | x) − log p(z), or its closed form, unscaled and at KL weight 1
     plate_scale: float  # what a subsampling plate multiplied the loss by
 
+    def figures(self) -> Tensor:
+        """(loss without the plate's scale, reconstruction, KL), summed over the batch: ``(3,)`` float64."""
+        parts = self.loss.detach() / self.plate_scale, self.reconstruction, self.kl
+        return torch.stack(parts).double()
+
 
 @dataclass(frozen=True)
 class Objective(ABC):
@@ -38,6 +43,7 @@ class Objective(ABC):
 
     slot: ClassVar[str] = "objective"
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
+    stageable: ClassVar[bool] = True  # whether its estimate can be traced
 
     @property
     @abstractmethod

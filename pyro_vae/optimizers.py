@@ -1,8 +1,7 @@
-"""Torch optimisers by name, fused where there is such a kernel."""
+"""Torch optimisers by name; Adam and AdamW by their fused kernel."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from pyro_vae import registry
 from pyro_vae.errors import UserError
 from pyro_vae.row_tables import hold_absent_rows
+from pyro_vae.updates import KERNELS
 
 OptimizerSpec = str | type[torch.optim.Optimizer] | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 
@@ -29,20 +29,10 @@ def make_optimizer(
             )
         hold_absent_rows(optimizer)
         return optimizer
-    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
-    try:
-        return _build(spec, parameters, learning_rate, fused=fused)
-    except (RuntimeError, TypeError):
-        return _build(spec, parameters, learning_rate, fused=False)
-
-
-def _build(
-    spec: str | type, parameters: Sequence[nn.Parameter], learning_rate: float, *, fused: bool
-) -> torch.optim.Optimizer:
     context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
     kind = registry.resolve("optimizer", registry.parse(spec).name) if isinstance(spec, str) else spec
-    if fused and "fused" in inspect.signature(kind).parameters:
-        context["fused"] = True
+    if kind in KERNELS and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
+        context["fused"] = True  # the other optimisers step as torch's users have them by default
     optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, **context)
     hold_absent_rows(optimizer)
     return optimizer

@@ -7,7 +7,7 @@ import shutil
 import sys
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +50,16 @@ class TensorProgram:
         return outputs
 
     def compile(self, arguments: Sequence[Tensor]) -> TensorFunction:
-        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like ``arguments``."""
-        inputs = [*self.captured, *arguments]
-        compiled = _inductor(self.graph, inputs)
+        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like ``arguments``.
+
+        Raises:
+            NotStageable: inductor failed, and how.
+        """
         captured = self.captured
+        try:
+            compiled = _inductor(self.graph, [*captured, *arguments])
+        except Exception as error:
+            raise NotStageable(f"inductor failed ({first_line(error)})") from error
         return lambda *given: compiled(*captured, *given)
 
 
@@ -68,8 +74,7 @@ def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgra
             warnings.simplefilter("ignore")  # torch's own notices on tracing constants
             module = make_fx(function)(*arguments)
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise NotStageable(f"tracing failed ({type(error).__name__}: {reason[:160]})") from error
+        raise NotStageable(f"tracing failed ({first_line(error)})") from error
     _refuse_data_dependence(module.graph)
     module.graph.eliminate_dead_code()
     draw_at_once(module.graph)
@@ -149,19 +154,85 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def first_line(error: BaseException) -> str:
+    """An error in a clause: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0][:160]}"
+
+
+def agree(
+    program: TensorFunction,
+    eager: TensorFunction,
+    batches: Sequence[Sequence[Tensor]],
+    groups: Sequence[int] = (),
+    tolerance: float = 1e-4,
+    floor: float = 0.0,
+) -> None:
+    """Hold a tensor program against the function that it is traced from, in the same noise, on each batch of arguments.
+
+    Args:
+        groups: how many outputs are compared together; the rest are the last group.
+        tolerance: the largest difference in a group, over the largest value there (``floor`` where that is smaller).
+
+    Raises:
+        NotStageable: they differ, and by how much.
+    """
+    for seed, arguments in enumerate(batches):
+        results = []
+        for function in (eager, program):
+            torch.manual_seed(seed)
+            with torch.set_grad_enabled(function is eager and torch.is_grad_enabled()):
+                results.append([value.double() for value in function(*arguments)])
+        expected, found = results
+        start = 0
+        for count in (*groups, len(expected) - sum(groups)):
+            pairs = [(a, b) for a, b in zip(found[start:][:count], expected[start:][:count], strict=True) if b.numel()]
+            start += count
+            if not pairs:
+                continue
+            error = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
+            size = max(float(torch.stack([b.abs().max() for _, b in pairs]).max()), floor)
+            if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
+                raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
+
+
 @contextmanager
-def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
+def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[Callable[[], list[Tensor]]]:
+    """Give the modules clones of these buffers, which the function may change, and put the originals back.
+
+    What is given reads the buffers as they are.
+    """
     originals = [module._buffers[name] for module, name in buffers]
     clones: dict[int, Tensor] = {}
     for (module, name), original in zip(buffers, originals, strict=True):
         assert original is not None
         module._buffers[name] = clones.setdefault(id(original), original.clone())
     try:
-        yield
+        yield lambda: [module._buffers[name] for module, name in buffers]  # type: ignore[misc]
     finally:
         for (module, name), original in zip(buffers, originals, strict=True):
             module._buffers[name] = original
+
+
+def buffers_written(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[tuple[nn.Module, str]]:
+    """The buffers that a run changes (BatchNorm's), by (module, name); they are put back."""
+    places = [(module, name) for module in modules for name, b in module._buffers.items() if b is not None]
+    with own_buffers(places) as read:
+        before = [buffer.clone() for buffer in read()]
+        run()
+        # by value: BatchNorm's kernel writes its running statistics without a new version
+        return [at for at, old, new in zip(places, before, read(), strict=True) if not torch.equal(old, new)]
+
+
+@contextmanager
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors their values back on leaving."""
+    kept = [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
 
 def missing_compiler(device: torch.device) -> str:

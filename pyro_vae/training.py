@@ -1,63 +1,38 @@
-"""The training loop: stochastic variational inference on any pair, readable in one pass from top to bottom."""
+"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built, then the loop runs."""
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
-from math import isfinite
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed, explain, registry
-from pyro_vae.batches import Batch, Resident, Source, make_source
+from pyro_vae.batches import Resident, Source, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
-from pyro_vae.distributed import Alone
-from pyro_vae.divergence import Diverged, all_finite, find_site, largest
+from pyro_vae.divergence import Diverged
 from pyro_vae.errors import UserError
-from pyro_vae.fit_inputs import (
-    check_callbacks,
-    check_options,
-    draw_once,
-    observations,
-    refuse_unseen,
-    validation_source,
-)
-from pyro_vae.health import Health
-from pyro_vae.held import leaves
-from pyro_vae.history import History, Record
+from pyro_vae.fit_options import FitOptions, check_callbacks, draw_once, observations, refuse_unseen, validation_source
+from pyro_vae.history import History
+from pyro_vae.loop import Loop
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.observation import Observation
-from pyro_vae.optimizers import OptimizerSpec, make_optimizer
+from pyro_vae.optimizers import OptimizerSpec
 from pyro_vae.pair import Pair
-from pyro_vae.progress import progress_bar
 from pyro_vae.schedules import Schedule
-from pyro_vae.seeds import check_seed, mix, set_generators
+from pyro_vae.seeds import own_randomness
 from pyro_vae.starts import start_from_data
-from pyro_vae.steps import EagerStep, figures
-from pyro_vae.tiers import make_update
-from pyro_vae.training_state import (
-    Position,
-    Snapshot,
-    TrainingState,
-    callback_states,
-    differences,
-    history_state,
-    this_place,
-)
-from pyro_vae.updates import Update
+from pyro_vae.stepper import Stepper
+from pyro_vae.training_state import Position, TrainingState, differences, this_place
 from pyro_vae.warmups import Warmup, make_warmup
 
-MEMORY_SHARE = 300
-"""A copy of the state, from which a divergence is traced, is made at an epoch's end where it costs at most 1/300 of the time."""
+__all__: Sequence[str] = ["Diverged", "fit"]
 
 
 def fit(
@@ -119,36 +94,37 @@ def fit(
         UserError: what can't be trained, in one sentence, before anything is.
         Diverged: something is not finite; it names the step and the site, and the parameters are those of the step before.
     """
-    check_options(
-        num_epochs, num_steps, batch_size, learning_rate, kl_weight, kl_warmup, grad_clip, freeze, on_divergence
-    )
-    check_seed(seed)
-    after_epoch = check_callbacks(callbacks)
-    goal: Objective = registry.build("objective", objective)
-    decay: Schedule = registry.build("schedule", schedule)
-    warmup = make_warmup(kl_warmup)
-    place = find_device(device)
+    options = FitOptions.of(locals())
+    with torch.enable_grad():
+        return _fit(model, guide, x_train, fields, options)
+
+
+def _fit(
+    model: Callable[..., Any], guide: Callable[..., Any], x_train: Any, fields: dict[str, Any], options: FitOptions
+) -> History:
+    seed = options.seed
+    after_epoch = check_callbacks(options.callbacks)
+    goal: Objective = registry.build("objective", options.objective)
+    decay: Schedule = registry.build("schedule", options.schedule)
+    place = find_device(options.device)
     pair, group = Pair.of(model, guide).to(place), distributed.current()
-    progress = progress and group.first
-    observe, once = observations(binarize, x_train)
+    observe, once = observations(options.binarize, x_train)
     part = group.rank, group.size
-    source = make_source(draw_once(x_train, once, seed, "train"), fields, batch_size, place, "x_train", part)
-    if x_valid is not None:
+    source = make_source(draw_once(x_train, once, seed, "train"), fields, options.batch_size, place, "x_train", part)
+    if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
-    valid = validation_source(x_valid, observe or once, seed, fields, source, place)
-    loss = Loss(goal, pair).to(place)
-    total_steps = num_steps if num_steps is not None else num_epochs * source.num_batches
+    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
+    total_steps = options.num_steps if options.num_steps is not None else options.num_epochs * source.num_batches
     settings = {
+        **{name: getattr(options, name) for name in ("learning_rate", "kl_weight", "grad_clip", "freeze", "seed")},
+        "objective": _words(goal), "optimizer": _words(options.optimizer), "schedule": _words(decay),
+        "kl_warmup": _words(warmup), "binarize": _words(observe or once), "on_divergence": options.on_divergence,
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": _words(goal), "optimizer": _words(optimizer), "learning_rate": learning_rate, "schedule": _words(decay),
-        "kl_weight": kl_weight, "kl_warmup": _words(warmup), "grad_clip": grad_clip, "freeze": freeze,
-        "binarize": _words(observe or once), "x_valid": valid.num_images if valid is not None else 0, "seed": seed,
-        "on_divergence": on_divergence, "processes": group.size,
+        "x_valid": valid.num_images if valid is not None else 0, "processes": group.size,
     }  # fmt: skip
-    begun = _begun(resume, settings)
-    if begun is not None and compile == "auto":
-        compile = begun.place.get("tier", compile)
-    with _own_randomness(seed, place), pair.active():
+    begun = _begun(options.resume, settings)
+    with own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
         if begun is None:
@@ -156,30 +132,22 @@ def fit(
         group.broadcast(pair.tensors())
         if valid is not None:
             _check_data(pair, valid, None, *_first_batch(valid, None, pair))
-        parameters = trainable(loss, images, rows, freeze)
-        optim = make_optimizer(optimizer, parameters, learning_rate)
-        with pair.active(training=True):
-            eager = EagerStep(loss, parameters, observe)
-            batch = next(source.shuffled(seed, 1))
-            health = Health.on(place, skip=on_divergence == "skip")
-            work = total_steps, *batch
-            update, tier, note = make_update(eager, optim, health, compile, *work, grad_clip, group.reduce, source)
-        if progress:
-            tqdm.write(f"training step: {note}", file=sys.stderr)
-            tqdm.write("\n".join(pair.structure(images, rows).words()), file=sys.stderr)
+        if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
+            options = replace(options, compile=begun.place.get("tier", "auto"))
+        stepper = Stepper(loss, source, observe, options, total_steps, group)
+        history, at = History(compile=stepper.tier, note=stepper.note), Position.start(place)
+        here = this_place(place, stepper.tier)
         torch.manual_seed(seed)
-        history, at = History(compile=tier, note=note), Position.start(place)
-        here = this_place(place, tier)
         if begun is not None:
-            history, at = _take_up(begun, history, at, here, source, pair, optim, after_epoch)
-            health.begin(at.step, at.skipped)
-            if progress:
-                tqdm.write(f"resumed {history.resumed[-1]}", file=sys.stderr)
-        loop = _Loop(
-            loss, update, parameters, observe, decay, total_steps, kl_weight, warmup, source, valid, seed, after_epoch,
-            history, at, settings, here, group,
-        )  # fmt: skip
-        return loop.run(progress)
+            history, at = _take_up(begun, history, at, here, stepper, after_epoch)
+        if options.progress and group.first:
+            lines = [f"training step: {history.note}", *pair.structure(images, rows).words()]
+            lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
+            tqdm.write("\n".join(lines), file=sys.stderr)
+        loop = Loop(
+            loss, stepper, options, decay, warmup, total_steps, valid, after_epoch, history, at, settings, here, group
+        )
+        return loop.run()
 
 
 def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
@@ -198,18 +166,17 @@ def _take_up(
     new: History,
     start: Position,
     here: Mapping[str, Any],
-    source: Source,
-    pair: Pair,
-    optim: torch.optim.Optimizer,
+    stepper: Stepper,
     callbacks: Sequence[Any],
 ) -> tuple[History, Position]:
     """Put a stopped training's state into what has been built afresh, and say in one line where it goes on."""
     begun.restore_callbacks(callbacks)
-    at = begun.snapshot.restore(pair, optim, start.sums.device)
+    at = begun.snapshot.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
+    stepper.health.begin(at.step, at.skipped)
     history = begun.records()
     history.compile, history.note = new.compile, new.note
     line = f"at step {at.step}, epoch {at.epoch}"
-    if source.own_order and at.step > at.first_step:
+    if stepper.source.own_order and at.step > at.first_step:
         at.begin_epoch(at.epoch)
         line += "; a DataLoader can't repeat its order, so this epoch's pass begins again"
     if changed := differences(begun.place, here):
@@ -218,254 +185,10 @@ def _take_up(
     return history, at
 
 
-@dataclass
-class _Loop:
-    """The training itself: everything is decided, and what is left is batches, steps and records."""
-
-    loss: Loss
-    update: Update
-    parameters: Sequence[nn.Parameter]
-    observe: Observation | None
-    decay: Schedule
-    total_steps: int
-    kl_weight: float
-    warmup: Warmup
-    source: Source
-    valid: Source | None
-    seed: int
-    callbacks: Sequence[Any]
-    history: History
-    at: Position
-    settings: Mapping[str, Any]
-    place: Mapping[str, Any]
-    group: Alone
-
-    def run(self, progress: bool) -> History:
-        """Epochs until the steps are done, or a callback ends them."""
-        history, self.started = self.history, time.perf_counter() - self.history.seconds
-        self.boundaries = [each.at_boundary for each in self.callbacks if hasattr(each, "at_boundary")]
-        self._remember()
-        with progress_bar(self.total_steps, "step", progress, self.at.step) as bar:
-            while not history.stopped and (self.at.step < self.total_steps or self.at.step > self.at.first_step):
-                record = self.epoch(bar)
-                self.group.broadcast(buffer for module in self.loss.pair.modules for buffer in module.buffers(False))
-                history.train.append(record)
-                self._note_progress()
-                checked = None
-                if self.valid is not None:
-                    checked = evaluate_elbo(self.loss, self.valid, self.seed, record.epoch, self.at.step)
-                    history.valid.append(checked)
-                figure = f", valid {checked.elbo:.2f}" if checked else ""
-                bar.set_postfix_str(f"epoch {record.epoch}, ELBO {record.elbo:.2f}{figure}", refresh=False)
-                self.at.begin_epoch(record.epoch + 1)
-                last = self.at.step >= self.total_steps
-                end = EpochEnd(self.loss.pair, record, checked, history, last, self.state)
-                stops = [number for number, callback in enumerate(self.callbacks, 1) if callback(end)]
-                old = time.perf_counter() - self.safe_since > MEMORY_SHARE * self.safe_cost
-                stop, remember = self.group.largest(stops[0] if stops else 0, int(old))
-                if stop:
-                    callback = self.callbacks[stop - 1]
-                    name = getattr(callback, "__name__", type(callback).__name__)
-                    history.stopped = f"{name} after epoch {record.epoch}"
-                if remember:
-                    self._remember()
-                for boundary in self.boundaries:
-                    boundary(self.state, "end" if last or history.stopped else "epoch")
-        self._note_progress()
-        return history
-
-    def epoch(self, bar: Any) -> Record:
-        """One pass, with what is left of the steps where that is no whole pass; the device is read once, at its end."""
-        with self.loss.pair.active(training=True):
-            for _ in self._steps(self._step_or_skip if self.update.health.skip else self.update):
-                bar.update()
-                for boundary in self.boundaries:
-                    boundary(self.state, "step")
-        if not self.at.seen:
-            raise self._give_up(f"every step of epoch {self.at.epoch} was skipped, for it was not finite")
-        *means, _ = self._read()
-        return _as_record(means, self.at.epoch, self.at.step)
-
-    def _read(self) -> list[float]:
-        """The one host read: this epoch's means and the largest parameter, all of them finite; else the training ends here."""
-        means, first_bad = self.at.sums / max(self.at.seen, 1), self.update.health.first_bad
-        *figures, bad = torch.cat((means, torch.stack((largest(self.parameters), first_bad.double())))).tolist()
-        if not (isfinite(figures[0]) and isfinite(figures[-1])) or (bad >= 0 and not self.update.health.skip):
-            self._find_divergence()
-        return figures
-
-    def _steps(self, take: Callable[[Tensor, Mapping[str, Tensor]], Tensor | None]) -> Iterator[None]:
-        """The steps of this epoch that are left, one at a time; nothing is read."""
-        at = self.at
-        rate = risen = None  # what has been told already is not told again
-        for x, named in self._batches():
-            if rate != (rate := self.decay(at.step / self.total_steps)):
-                self.update.set_rate(rate)
-            if risen != (risen := self.warmup(at.step, self.total_steps, self.source.num_batches)):
-                self.loss.kl_weight.fill_(self.kl_weight * risen)
-            self.group.begin_step(self.seed, at.step)
-            sums = take(x, named)
-            at.step += 1
-            if sums is None:
-                at.skipped += 1
-            else:
-                at.sums += sums
-                at.seen += len(x) * self.group.size
-            yield
-
-    def _batches(self) -> Iterator[Batch]:
-        """What is left of this pass; a last one that is cut short belongs to it, as its few batches would make a noisy record."""
-        source, at = self.source, self.at
-        left, done = self.total_steps - at.first_step, at.step - at.first_step
-        passes = 2 if source.num_batches < left < 2 * source.num_batches else 1
-        for number in range(passes):
-            skip = min(done, source.num_batches)
-            wanted = min(left - done, source.num_batches - skip)
-            if wanted > 0:
-                yield from islice(self.update.batches(source, self.seed, at.epoch + number, skip), wanted)
-            left, done = left - skip - max(wanted, 0), done - skip
-
-    # ---- what a checkpoint holds
-
-    def state(self) -> TrainingState:
-        """All that the rest depends on, its tensors the living ones. Reads the device; what is not finite is never saved."""
-        self._read()
-        self._note_progress()
-        return self._state(Snapshot.take(self.loss.pair, self.update.optim, self.at, copy=False))
-
-    def _state(self, snapshot: Snapshot) -> TrainingState:
-        history, states = history_state(self.history), callback_states(self.callbacks)
-        return TrainingState(snapshot, history, states, self.settings, self.place)
-
-    def _note_progress(self) -> None:
-        self.history.num_steps, self.history.skipped = self.at.step, self.at.skipped
-        self.history.seconds = time.perf_counter() - self.started
-
-    # ---- steps that are not finite
-
-    def _remember(self) -> None:
-        """Keep a copy of the present state, which is finite."""
-        begun = time.perf_counter()
-        self.safe = Snapshot.take(self.loss.pair, self.update.optim, self.at)
-        self.safe_since = time.perf_counter()
-        self.safe_cost = self.safe_since - begun
-
-    def _restore(self, snapshot: Snapshot) -> Position:
-        at = snapshot.restore(self.loss.pair, self.update.optim, self.at.sums.device)
-        self.update.health.begin(at.step, at.skipped)
-        return at
-
-    def _step_or_skip(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
-        """A step, or None where it was left out because something was not finite; reads the device."""
-        buffers = [
-            (buffer, buffer.clone()) for module in self.loss.pair.modules for buffer in module.buffers(recurse=False)
-        ]
-        sums = self.update(x, named)
-        if self.update.health.read().num_bad == self.at.skipped:
-            return sums
-        for buffer, before in buffers:  # BatchNorm's statistics have seen the batch
-            buffer.copy_(before)
-        return None
-
-    def _step_or_end(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor:
-        """A step; where something is not finite, the state before it is restored, and the training ends."""
-        before = Snapshot.take(self.loss.pair, self.update.optim, self.at)
-        sums = self.update(x, named)
-        if self.update.health.read().first_bad is None and all_finite(self.parameters):
-            return sums
-        loss = float(sums[0]) / (len(x) * self.group.size)
-        what = "a gradient or parameter is not finite" if isfinite(loss) else f"the loss is {loss}"
-        self._restore(before)
-        site = next(filter(None, self.group.gather(self._site(x, named))), "")
-        self._restore(before)
-        raise self._give_up(f"{what} in epoch {self.at.epoch}", self.at.step + 1, site)
-
-    def _site(self, x: Tensor, named: Mapping[str, Tensor]) -> str:
-        try:
-            x, named = self.update.images(x, named)
-            seen = self.loss.pair.cast(x if self.observe is None else self.observe(x))
-            return find_site(self.loss, self.parameters, seen, named)
-        except Exception:  # the search is a service: a program that breaks on NaN must not hide the divergence
-            return ""
-
-    def _find_divergence(self) -> NoReturn:
-        """From the last state known to be finite again, each step checked, to the one that is not."""
-        reached, first = self.at.step, self.safe.position.step + 1
-        self.at = self._restore(self.safe)
-        if not self.source.own_order:
-            with self.loss.pair.active(training=True):
-                while self.at.step < reached:
-                    for _ in self._steps(self._step_or_end):
-                        if self.at.step >= reached:
-                            break
-                    self.at.begin_epoch(self.at.epoch + 1)
-            self.at = self._restore(self.safe)
-        why = "a DataLoader can't repeat its order" if self.source.own_order else "repeated, these steps were finite"
-        raise self._give_up(f"a loss or parameter is not finite in steps {first} to {reached} ({why})")
-
-    def _give_up(self, what: str, step: int | None = None, site: str = "") -> Diverged:
-        """The error, with the present state, which is finite, to be kept."""
-        rate = self.update.optim.param_groups[0]["lr"]
-        self.history.train = [record for record in self.history.train if record.epoch < self.at.epoch]
-        self.history.valid = [record for record in self.history.valid if record.epoch < self.at.epoch]
-        self._note_progress()
-        place = f"step {step}" if step is not None else f"after step {self.at.step}"
-        begins = f"; it begins at {site}" if site else ""
-        message = (
-            f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set grad_clip, or look for "
-            "infinities in the data"
-        )
-        snapshot = Snapshot.take(self.loss.pair, self.update.optim, self.at)
-        return Diverged(message, step, rate, site, self._state(snapshot))
-
-
-def trainable(loss: Loss, x: Tensor, fields: Mapping[str, Tensor], freeze: str | None = None) -> list[nn.Parameter]:
-    """The parameters that the loss can reach (the leaves of its graph), less those of the frozen program."""
-    with loss.pair.probing(), torch.enable_grad():
-        value = loss.step(x, fields).loss
-    kept = [leaf for leaf in leaves(value) if freeze is None or loss.pair.name_of(leaf)[0] != freeze]
-    if not kept:
-        why = f"freeze={freeze!r} leaves none" if freeze else "the loss depends on no tensor that requires a gradient"
-        raise UserError(f"there is nothing to train: {why}; register networks with pyro.module, or use PyroModules")
-    return sorted(kept, key=loss.pair.name_of)
-
-
-@torch.no_grad()
-def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: int = 0) -> Record:
-    """The objective and the ELBO on a whole set, in eval mode, with the same noise at each call."""
-    device, group = loss.kl_weight.device, distributed.current()
-    sums, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
-    weight = loss.kl_weight.clone()
-    with _own_randomness(group.seed_of(mix(seed, 1) % 2**32), device), loss.pair.active(training=False):
-        loss.kl_weight.fill_(1.0)
-        for x, named in group.share(source.in_order()):
-            sums += figures(loss.step(loss.pair.cast(x), named))
-            seen += len(x)
-    loss.kl_weight.copy_(weight)
-    totals = torch.cat((sums, sums.new_tensor([seen])))
-    group.add(totals)
-    *sums_of_all, number = totals.tolist()
-    return _as_record([total / number for total in sums_of_all], epoch, step)
-
-
-def _as_record(means: Sequence[float], epoch: int, step: int) -> Record:
-    loss, reconstruction, kl = means
-    return Record(epoch, step, loss, reconstruction - kl, reconstruction, kl)
-
-
 def _words(value: Any) -> str:
     """A choice in words that are the same in another process."""
     words = value if isinstance(value, str) else repr(value)
     return words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
-
-
-@contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Any:
-    """Seed torch's generators, and give the caller's state back at the end."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        set_generators(seed)
-        yield
 
 
 def _first_batch(source: Source, observe: Observation | None, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
@@ -489,6 +212,3 @@ def _check_data(
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
     explain.check_all_support(pair, pair.cast(source.x), source.fields)
-
-
-__all__: Sequence[str] = ["Diverged", "evaluate_elbo", "fit", "leaves", "trainable"]

@@ -234,29 +234,20 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Copy a saved state into the optimiser's own tensors where it has them, as a compiled step may hold on to those."""
-    if not saved["state"]:
-        if isinstance(optimizer, torch.optim.Adam):  # its state is made of zeros
-            for entries in optimizer.state.values():
-                for value in entries.values():
-                    value.zero_()
-        else:
-            optimizer.state.clear()
+    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds on to those.
+
+    A parameter that no step had reached has no saved state: an Adam's own begins at zero.
+    """
+    present, state = optimizer.state_dict()["state"], saved["state"]  # state_dict gives the living tensors
+    if not state and not isinstance(optimizer, torch.optim.Adam):
+        optimizer.state.clear()
         return
-    present = optimizer.state_dict()["state"]
-    same = present.keys() == saved["state"].keys() and all(
-        present[i].keys() == saved["state"][i].keys()
-        and all(
-            isinstance(value, Tensor) and value.shape == saved["state"][i][name].shape
-            for name, value in present[i].items()
-        )
-        for i in present
-    )
-    if same:
+    if all(_fits(present.get(i, {}), entries) for i, entries in state.items()):
         with torch.no_grad():
-            for i, entries in present.items():  # state_dict gives the living tensors
+            for i, entries in present.items():
                 for name, value in entries.items():
-                    value.copy_(saved["state"][i][name])
+                    if isinstance(value, Tensor):
+                        value.zero_() if i not in state else value.copy_(state[i][name])
         return
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
@@ -265,6 +256,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         raise UserError(f"resume: the optimiser's state is not one of this optimiser ({error})") from error
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+
+
+def _fits(present: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
+    """Whether these are the same tensors, each of the same shape."""
+    return present.keys() == saved.keys() and all(
+        isinstance(value, Tensor) and value.shape == saved[name].shape for name, value in present.items()
+    )
 
 
 def _owners(pair: Pair) -> dict[str, torch.nn.Module]:

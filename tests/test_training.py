@@ -24,7 +24,7 @@ from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides
 from pyro_vae.batches import Resident, make_source
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair import Pair
-from pyro_vae.training import evaluate_elbo
+from pyro_vae.loop import evaluate_elbo
 
 X = binary_images(48)
 CPU = torch.device("cpu")

@@ -1,8 +1,10 @@
-"""What ``fit`` receives, checked and turned into what its loop needs."""
+"""The options of ``fit``: one dataclass that checks their ranges, and what is made of its data arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +13,69 @@ from torch.utils.data import DataLoader, Dataset
 from pyro_vae.batches import Resident, Source, as_images, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.objectives import Objective
 from pyro_vae.observation import Dynamic, Grey, Observation, Threshold
+from pyro_vae.optimizers import OptimizerSpec
+from pyro_vae.schedules import Schedule
+from pyro_vae.seeds import check_seed
+from pyro_vae.training_state import TrainingState
 from pyro_vae.warmups import Warmup, make_warmup
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What ``fit`` takes beside the programs and the data; its docstring says what each is.
+
+    Raises:
+        UserError: one is out of its range.
+    """
+
+    objective: str | Objective
+    num_epochs: int
+    batch_size: int
+    learning_rate: float
+    optimizer: OptimizerSpec
+    schedule: str | Schedule
+    num_steps: int | None
+    kl_weight: float
+    kl_warmup: float | str | Warmup
+    grad_clip: float | None
+    callbacks: Iterable[Callable[[EpochEnd], bool | None]]
+    freeze: str | None
+    binarize: str | Observation | None
+    x_valid: Any
+    seed: int
+    device: str | torch.device
+    compile: str
+    progress: bool
+    on_divergence: str
+    resume: TrainingState | str | Path | None
+
+    @staticmethod
+    def of(arguments: Mapping[str, Any]) -> FitOptions:
+        """The options among a call's arguments."""
+        return FitOptions(**{each.name: arguments[each.name] for each in fields(FitOptions)})
+
+    def __post_init__(self) -> None:
+        length = "num_epochs" if self.num_steps is None else "num_steps"
+        self._positive(length, int, f"a whole number of {length.removeprefix('num_')}, 1 or more")
+        self._positive("batch_size", int, "a whole number of images, 1 or more")
+        self._positive("learning_rate", (int, float), "a positive number, such as 1e-3")
+        if self.grad_clip is not None:
+            self._positive("grad_clip", (int, float), "a positive norm, or None")
+        if not isinstance(self.kl_weight, int | float) or not 0 <= self.kl_weight < float("inf"):
+            raise UserError(f"kl_weight={self.kl_weight!r}: expected a number, 0 or more")
+        make_warmup(self.kl_warmup)
+        if self.freeze not in (None, "model", "guide"):
+            raise UserError(did_you_mean("part to freeze", str(self.freeze), ["model", "guide"]))
+        if self.on_divergence not in ("stop", "skip"):
+            raise UserError(did_you_mean("way with a divergence", str(self.on_divergence), ["stop", "skip"]))
+        check_seed(self.seed)
+
+    def _positive(self, name: str, kind: Any, what: str) -> None:
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
+            raise UserError(f"{name}={value!r}: expected {what}")
 
 
 def observations(binarize: str | Observation | None, x: Any) -> tuple[Observation | None, Observation | None]:
@@ -80,40 +143,6 @@ def validation_source(
     return make_source(
         draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid"
     )
-
-
-def check_options(
-    num_epochs: int,
-    num_steps: int | None,
-    batch_size: int,
-    learning_rate: float,
-    kl_weight: float,
-    kl_warmup: float | str | Warmup,
-    grad_clip: float | None,
-    freeze: str | None,
-    on_divergence: str,
-) -> None:
-    """A ``UserError`` for a number out of its range."""
-
-    def positive(name: str, value: Any, kind: Any, what: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
-            raise UserError(f"{name}={value!r}: expected {what}")
-
-    positive("batch_size", batch_size, int, "a whole number of images, 1 or more")
-    positive("learning_rate", learning_rate, (int, float), "a positive number, such as 1e-3")
-    if num_steps is not None:
-        positive("num_steps", num_steps, int, "a whole number of steps, 1 or more")
-    else:
-        positive("num_epochs", num_epochs, int, "a whole number of epochs, 1 or more")
-    if grad_clip is not None:
-        positive("grad_clip", grad_clip, (int, float), "a positive norm, or None")
-    if not 0 <= float(kl_weight) < float("inf"):
-        raise UserError(f"kl_weight={float(kl_weight)!r}: expected a number, 0 or more")
-    make_warmup(kl_warmup)
-    if freeze not in (None, "model", "guide"):
-        raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))
-    if on_divergence not in ("stop", "skip"):
-        raise UserError(did_you_mean("way with a divergence", str(on_divergence), ["stop", "skip"]))
 
 
 def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], ...]:
