@@ -25,8 +25,8 @@ from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.seeds import check_seed
-from pyro_vae.staged_target import make_target
 from pyro_vae.tiles import padded, rows_of, stops, tiled
+from pyro_vae.traced_target import make_target
 from pyro_vae.unconstrained import Point, Unconstrained
 
 LOW_ACCEPTANCE = 0.2
@@ -126,8 +126,9 @@ def ais(
     ):
         first = next(source.in_order())
         known, narrow = observed_words(pair, first, bits_offset)
-        images, named = padded(*first, tile, pair)
-        target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
+        tiles_of_images = [padded(*batch, tile, pair) for batch in (first, source.drawn(seed))]
+        space = Unconstrained(pair, *tiles_of_images[0], num_chains)
+        target, how = make_target(space, compile, *tiles_of_images)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)

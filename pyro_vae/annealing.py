@@ -15,7 +15,7 @@ from pyro_vae.counts import check_count
 from pyro_vae.densities import Fields
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.hmc import Kernel, tune
-from pyro_vae.staged_target import EagerTarget, TileTarget
+from pyro_vae.traced_target import Target, TileTarget
 from pyro_vae.unconstrained import Point
 
 SIGMOID_WIDTH = 4.0
@@ -87,7 +87,7 @@ def anneal(target: TileTarget, at: Point, betas: Sequence[float], kernel: Kernel
     return Annealed(log_weights, acceptance / moves if moves else torch.full_like(acceptance, torch.nan))
 
 
-def prepare_kernel(source: EagerTarget, target: TileTarget, x: Tensor, fields: Fields, settings: Settings) -> Kernel:
+def prepare_kernel(source: Target, target: TileTarget, x: Tensor, fields: Fields, settings: Settings) -> Kernel:
     """Scales and step sizes from draws and chains of their own, frozen afterwards."""
     space = source.space
     times = max(1, ceil(SCALE_DRAWS / settings.num_chains))

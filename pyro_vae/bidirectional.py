@@ -23,8 +23,8 @@ from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import Simulated, simulate
-from pyro_vae.staged_target import EagerTarget, make_target
 from pyro_vae.tiles import rows_of
+from pyro_vae.traced_target import Target, make_target
 from pyro_vae.unconstrained import Unconstrained
 
 
@@ -148,8 +148,9 @@ def bdmc(
         pair.active(training=False, may_create=False),
         progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
     ):
-        images, named, _ = made.rows(torch.arange(tile, device=place))
-        target, how = make_target(Unconstrained(pair, images, named, num_chains), compile, images, named)
+        rows = torch.arange(tile, device=place)
+        first, others = ((x, named) for x, named, _ in (made.rows(rows), made.rows((rows + tile) % size)))
+        target, how = make_target(Unconstrained(pair, *first, num_chains), compile, first, others)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)
@@ -169,7 +170,7 @@ def bdmc(
 
 
 def _both_ways(
-    target: EagerTarget, made: Simulated, start: int, tile: int, settings: Settings, tick: Callable[[], Any]
+    target: Target, made: Simulated, start: int, tile: int, settings: Settings, tick: Callable[[], Any]
 ) -> Tensor:
     """(lower, upper, acceptance) of one tile, ``(3, B)`` float64 on the CPU; rows that only fill the tile are dropped."""
     num_images = min(tile, len(made.x) - start)

@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from pyro_vae.staged_target import TileTarget
+from pyro_vae.traced_target import TileTarget
 from pyro_vae.unconstrained import Point
 
 FIRST_STEP = 0.5

@@ -31,9 +31,9 @@ from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision
 from pyro_vae.proposals import Proposal
 from pyro_vae.scoring import Curve, Scorer
 from pyro_vae.seeds import check_seed
-from pyro_vae.staged_weights import WeightSource, make_weights
 from pyro_vae.structure import Structure
 from pyro_vae.tiles import padded, rows_of, stops, tile_sizes, tiled
+from pyro_vae.traced_weights import Weights, make_weights
 
 _MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
@@ -131,14 +131,12 @@ class _Work:
 
     def scorer(self, tier: str, precision: Precision) -> Scorer:
         """Staged in this tier and at this precision."""
-        images, named = self.first
-        precision.check(images.dtype, images.device)
+        precision.check(self.first[0].dtype, self.first[0].device)
 
-        def make(chunk: int, tile: int) -> tuple[WeightSource, str]:
+        def make(chunk: int, tile: int) -> tuple[Weights, str]:
             size = self.source.num_images, self.num_samples, chunk
-            return make_weights(
-                self.pair, self.proposal, tier, *size, *padded(images, named, tile, self.pair), precision
-            )
+            tiles = [padded(*batch, tile, self.pair) for batch in (self.first, self.source.drawn(self.seed))]
+            return make_weights(self.pair, self.proposal, tier, *size, *tiles, precision)
 
         size = self.rows, self.source.num_images, self.num_samples
         return Scorer(self.pair, make, *size, self.seed, self.proposal.strata, self.exact)

@@ -15,13 +15,13 @@ from pyro_vae.accumulate import ImageSums, WeightSums, tail_length
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.seeds import mix, set_generators
-from pyro_vae.staged_weights import Draw, WeightSource
 from pyro_vae.tiles import padded, stops, tile_sizes
+from pyro_vae.traced_weights import Draw, Weights
 
 HELD = 16
 """Chunks of log weights that are summed up together, as each sum costs some forty small operations."""
 
-Make = Callable[[int, int], tuple[WeightSource, str]]
+Make = Callable[[int, int], tuple[Weights, str]]
 """(chunk, tile) -> the source of log weights for tiles of so many images by so many draws, and how it is run."""
 
 Result = TypeVar("Result")
@@ -80,7 +80,7 @@ class Scorer:
         return [slice(start, min(start + self.tile, num_images)) for start in range(0, num_images, self.tile)]
 
     def _draw(self, images: Tensor, fields: Fields) -> Draw:
-        return self.weights.tile(*padded(images, dict(fields), self.tile, self.pair))
+        return self.weights(*padded(images, dict(fields), self.tile, self.pair))
 
     def _build(self) -> None:
         chunk, tile = (1, self.rows) if self.exact else tile_sizes(self.num_samples, self.rows)
