@@ -77,6 +77,11 @@ class Pair:
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
         """The program that was first seen to use this parameter, and its name there: ``("model", "net.weight")``."""
+        if id(parameter) not in self._names:  # one that only training reaches, or an unconstrained PyroParam
+            for program in (self.guide, self.model):
+                for name, own in program.owner.named_parameters() if program.owner is not None else ():
+                    if own is parameter:
+                        return program.role, name
         return self._names.get(id(parameter), ("captured", f"tensor of shape {tuple(parameter.shape)}"))
 
     def to(self, device: torch.device) -> Pair:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,15 +113,8 @@ def trainable(
             value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
     reached = leaves(value)
     every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
-    kept = {i: p for i, p in every.items() if freeze is None or _role(pair, p) != freeze}
+    kept = {i: p for i, p in every.items() if freeze is None or pair.name_of(p)[0] != freeze}
     if not any(id(p) in kept for p in reached):
         why = f"freeze={freeze!r} leaves none" if freeze else "the loss depends on no tensor that requires a gradient"
         raise UserError(f"there is nothing to train: {why}; register networks with pyro.module, or use PyroModules")
     return sorted(kept.values(), key=pair.name_of)
-
-
-def _role(pair: Pair, parameter: nn.Parameter) -> Any:
-    """The program that a parameter is of; one that only training reaches has not been named in a dry run."""
-    role = pair.name_of(parameter)[0]
-    owners = [program.role for program in (pair.guide, pair.model) if program.owns(parameter)]
-    return owners[0] if role == "captured" and owners else role

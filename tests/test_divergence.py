@@ -161,7 +161,7 @@ def test_an_epoch_of_which_nothing_is_left_ends_the_training() -> None:
 def test_a_step_that_is_too_long_is_named_without_a_site() -> None:
     """Everything is finite but the parameters after the step."""
     with pytest.raises(Diverged, match=r"step 1, learning rate 1e\+39") as error:
-        fit(*pair(""), X, **{**OPTIONS, "optimizer": "SGD", "learning_rate": 1e39})
+        fit(*pair(""), X, **{**OPTIONS, "optimizer": "Adam", "learning_rate": 1e39})
     assert "a gradient or parameter is not finite" in str(error.value) and error.value.site == ""
 
 

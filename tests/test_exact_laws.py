@@ -20,7 +20,7 @@ from pyro_vae import LogMarginal, log_marginal, log_weights, tiles
 from pyro_vae.accumulate import WeightSums, tail_length
 from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.errors import UserError
-from pyro_vae.staged_weights import Draw, EagerWeights
+from pyro_vae.traced_weights import Draw, EagerWeights
 
 EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two levels": two_levels, "gamma-poisson": gamma_poisson}
 TIERS = ("off", "graph")
@@ -93,7 +93,7 @@ def test_the_curve_is_of_the_first_of_the_same_draws(
 ) -> None:
     """The mean over images of log (Σw / k) of the first k weights, though they were summed in many chunks or in one."""
     drawn: list[torch.Tensor] = []
-    plain = EagerWeights.tile
+    plain = EagerWeights.__call__
 
     def recorded(self: EagerWeights, x: torch.Tensor, fields: Mapping[str, torch.Tensor]) -> Draw:
         draw = plain(self, x, fields)
@@ -105,7 +105,7 @@ def test_the_curve_is_of_the_first_of_the_same_draws(
         return drawing
 
     case = ppca(num_images=1, widen=1.4)
-    monkeypatch.setattr(EagerWeights, "tile", recorded)
+    monkeypatch.setattr(EagerWeights, "__call__", recorded)
     monkeypatch.setitem(tiles.ROWS, "cpu", rows)
     found = estimate(case, num_samples, compile="off")
     weights = torch.cat(drawn)[-num_samples:]  # what came before is no part of the estimate

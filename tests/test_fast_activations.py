@@ -45,7 +45,7 @@ def test_log_px_by_compiled_tanh_layers_is_that_of_the_programs_themselves(monke
         quicken(module)
         seen.append(calls(module.graph))
 
-    monkeypatch.setattr("pyro_vae.staged_weights.quicken", watched)
+    monkeypatch.setattr("pyro_vae.partition.quicken", watched)
 
     def log_px(tier: str) -> Tensor:
         return log_marginal(model, guide, x, num_samples=200, compile=tier).log_px

@@ -18,9 +18,9 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import fit, guides, models
 from pyro_vae.errors import UserError
+from pyro_vae.held import leaves
 from pyro_vae.objectives import Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
-from pyro_vae.training import leaves
 
 X = binary_images(20)
 BOTH = {

@@ -10,7 +10,7 @@ import pyro_vae as pv
 from pyro_vae import guides, models, staging
 from pyro_vae.precision import BFloat16, MeasuredError, find_precision
 from pyro_vae.scoring import is_out_of_memory
-from pyro_vae.staged_weights import StagedWeights
+from pyro_vae.traced_weights import TracedWeights
 
 
 def pair() -> tuple[models.GenerativeModel, guides.MeanField]:
@@ -91,9 +91,9 @@ def test_float32_is_float32_on_cuda_too() -> None:
 
 def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     """Draws of more rows than that fail as an allocator does."""
-    own = StagedWeights.tile
+    own = TracedWeights.__call__
 
-    def tile(self: StagedWeights, x: Tensor, fields: dict[str, Tensor]) -> Callable[[int], Tensor]:
+    def tile(self: TracedWeights, x: Tensor, fields: dict[str, Tensor]) -> Callable[[int], Tensor]:
         draw = own(self, x, fields)
 
         def draw_within(k: int) -> Tensor:
@@ -103,7 +103,7 @@ def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
 
         return draw_within
 
-    monkeypatch.setattr(StagedWeights, "tile", tile)
+    monkeypatch.setattr(TracedWeights, "__call__", tile)
 
 
 @pytest.mark.parametrize(

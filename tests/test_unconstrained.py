@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 
 from pyro_vae import Pair, UserError, fit
 from pyro_vae.densities import LAYOUTS
-from pyro_vae.staged_target import EagerTarget, StagedTarget, make_target
+from pyro_vae.traced_target import Target, TracedTarget, make_target
 from pyro_vae.unconstrained import Unconstrained
 
 CASES: dict[str, Callable[[], Exact]] = {"ppca": lambda: ppca(widen=1.2), **SPACES}
@@ -122,11 +122,11 @@ def test_the_staged_target_is_the_eager_one(form: str) -> None:
     x = pairs.binary_images(20)
     fit(model, guide, x, num_steps=2, batch_size=10, progress=False, device="cpu", compile="off")
     with space_of(model, guide, x, 4) as (space, x, fields):
-        staged, _ = make_target(space, "auto", x, fields)
-        assert isinstance(staged, StagedTarget)
+        staged, _ = make_target(space, "auto", (x, fields), (x.flip(0), fields))
+        assert isinstance(staged, TracedTarget)
         other = x.flip(0)
         u = space.draw(other, fields)
-        eager = EagerTarget(space).tile(other, fields)
+        eager = Target(space).tile(other, fields)
         expected, tile = eager.point(u), staged.tile(other, fields)
         found = tile.point(u)
         for part in ("log_q", "log_p", "grad_q", "grad_p"):
@@ -139,8 +139,8 @@ def test_the_encoder_runs_once_a_tile() -> None:
     """Its three matrix products stand before u; a gradient takes the decoder's two, forward and back, and no log density."""
     model, guide = pairs.fresh("PyroModules")
     with space_of(model, guide, pairs.binary_images(8), 4) as (space, x, fields):
-        staged = StagedTarget(space, "graph", x, fields)
-    graphs: Any = staged._parts
+        staged = TracedTarget(space, "graph", (x, fields), (x, fields))
+    graphs = [(part.prologue, part.body) for part in staged.parts]
     names = [[[str(n.target) for n in graph.graph.nodes] for graph in part] for part in graphs]
     products = [
         [sum(n in ("aten.addmm.default", "aten.mm.default") for n in graph) for graph in part] for part in names

@@ -2,40 +2,58 @@
 
 import shutil
 
+import pyro
 import pytest
 import torch
+from pyro import distributions as dist
 from test_staging import images, needs_compiler, small_pair, step_of
 from torch import Tensor
 
 from pyro_vae.batches import Resident
-from pyro_vae.captured_update import CapturedUpdate
-from pyro_vae.compiled_update import CompiledUpdate, adam, make_state
+from pyro_vae.cuda_graph import CapturedStep, Rows
+from pyro_vae.gradients import Gradients
 from pyro_vae.health import Health, gradient_norm
-from pyro_vae.steps import StagedStep
-from pyro_vae.tiers import make_update
+from pyro_vae.select_step import select_step
+from pyro_vae.train_step import CompiledStep, TrainStep
 from pyro_vae.training import fit
-from pyro_vae.updates import OptimizerUpdate, Update, adam_state, fused_adam
+from pyro_vae.updates import AdamUpdate, Update, adam, adam_state, is_plain_adam, make_state
 
 CPU = torch.device("cpu")
 
 
-def updates_of(
-    tier: str, optim: str = "Adam", grad_clip: float | None = None, **options: float
-) -> tuple[Update, list[Tensor]]:
-    """A fresh pair's update in this tier, and its parameters."""
-    eager, x, fields = step_of("MLP")
-    optimizer = getattr(torch.optim, optim)(eager.parameters, lr=1e-2, **options)
+def chosen(
+    eager: Gradients,
+    optimizer: torch.optim.Optimizer,
+    tier: str,
+    grad_clip: float | None = None,
+    reduce: object = None,
+    health: Health | None = None,
+) -> tuple[TrainStep, str]:
+    """The step of this tier for batches of 16 images, and the line on it."""
+    update = Update(optimizer, eager.parameters, health or Health.on(CPU), grad_clip, reduce)  # type: ignore[arg-type]
+    source = Resident(images(70), {}, 16, CPU)
     with eager.loss.pair.active(training=True):
-        update, found, note = make_update(eager, optimizer, Health.on(CPU), tier, 100, x, fields, grad_clip)
-    assert found == tier, note
-    return update, list(eager.parameters)
+        step, _, note = select_step(eager, update, tier, 100, source)
+    return step, note
 
 
-def run(update: Update, steps: int = 20) -> None:
+def step_in(
+    tier: str, optim: str = "Adam", grad_clip: float | None = None, **options: float
+) -> tuple[TrainStep, list[Tensor]]:
+    """A fresh pair's step in this tier, and its parameters."""
+    eager, _, _ = step_of("MLP")
+    optimizer = getattr(torch.optim, optim)(eager.parameters, lr=1e-2, **options)
+    step, note = chosen(eager, optimizer, tier, grad_clip)
+    assert step.gradients.tier == tier, note
+    return step, list(eager.parameters)
+
+
+def run(step: TrainStep, steps: int = 20) -> None:
     torch.manual_seed(4)
-    for i in range(steps):
-        update.set_rate(1.0 - i / steps)
-        update(images(16, i), {"index": torch.arange(16)})
+    with step.gradients.loss.pair.active(training=True):
+        for i in range(steps):
+            step.update.set_rate(1.0 - i / steps)
+            step(images(16, i), {"index": torch.arange(16)})
 
 
 def plain_loop(optim: str, grad_clip: float | None, **options: float) -> list[Tensor]:
@@ -69,9 +87,8 @@ OPTIMIZERS = [
 def test_every_form_is_the_plain_loop_to_the_last_bit(optim: str, options: dict, grad_clip: float | None) -> None:
     expected = plain_loop(optim, grad_clip, **options)
     for tier in ("off", "graph"):
-        update, parameters = updates_of(tier, optim, grad_clip, **options)
-        with update.gradients.loss.pair.active(training=True):  # type: ignore[attr-defined]
-            run(update)
+        step, parameters = step_in(tier, optim, grad_clip, **options)
+        run(step)
         assert all(torch.equal(a, b) for a, b in zip(parameters, expected, strict=True)), tier
 
 
@@ -100,13 +117,13 @@ def test_adam_written_out_is_torchs_own_in_float64() -> None:
 @pytest.mark.parametrize(("optim", "options", "grad_clip"), [(*OPTIMIZERS[1], 0.5)])
 def test_the_compiled_form_follows_the_plain_loop(optim: str, options: dict, grad_clip: float | None) -> None:
     expected = plain_loop(optim, grad_clip, **options)
-    update, parameters = updates_of("inductor", optim, grad_clip, **options)
-    assert isinstance(update, CompiledUpdate)
-    run(update)
+    step, parameters = step_in("inductor", optim, grad_clip, **options)
+    assert isinstance(step, CompiledStep)
+    run(step)
     for found, value in zip(parameters, expected, strict=True):
         assert float((found - value).detach().abs().max()) < 1e-5  # of steps of 1e-2
-    steps, _, _ = adam_state(update.optim, parameters)
-    assert {step.item() for step in steps} == {20.0}, "the optimiser's own state was used"
+    steps, _, _ = adam_state(step.update.optim, parameters)
+    assert {number.item() for number in steps} == {20.0}, "the optimiser's own state was used"
 
 
 def poison(x: Tensor) -> Tensor:
@@ -125,34 +142,32 @@ def test_a_step_that_is_not_finite_leaves_no_trace(tier: str, optim: str, skip: 
     fused = {"fused": True} if optim == "Adam" else {}
     results = []
     for poisoned in (True, False):
-        eager, x, fields = step_of("MLP")
+        eager, _, fields = step_of("MLP")
         optimizer = getattr(torch.optim, optim)(eager.parameters, lr=1e-2, **fused)
         health = Health.on(CPU, skip=skip)
+        step, _ = chosen(eager, optimizer, tier, health=health)
         with eager.loss.pair.active(training=True):
-            update, _, _ = make_update(eager, optimizer, health, tier, 100, x, fields)
             for i in range(6):
                 if i == 3 and not poisoned and skip:
                     continue
                 if i >= 3 and not poisoned and not skip:
                     break
                 torch.manual_seed(i)
-                update.set_rate(1.0)
-                update(poison(images(16, i)) if i == 3 else images(16, i), fields)
+                step.update.set_rate(1.0)
+                step(poison(images(16, i)) if i == 3 else images(16, i), fields)
         verdict = health.read()
         assert (verdict.first_bad, verdict.num_bad > 0) == ((3, True) if poisoned else (None, False))
         results.append([p.detach().clone() for p in eager.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_the_direct_kernel_is_taken_after_the_first_step_and_for_plain_adam_alone() -> None:
-    update, _ = updates_of("graph", fused=True)
-    assert isinstance(update, OptimizerUpdate)
-    with update.gradients.loss.pair.active(training=True):  # type: ignore[attr-defined]
-        run(update, 2)
-    assert update._fused is not None
+def test_the_kernel_is_called_directly_for_plain_adam_alone() -> None:
+    """Its private name in torch is noticed here, where it is lost."""
+    assert isinstance(step_in("graph", fused=True)[0].update, AdamUpdate)
+    assert not isinstance(step_in("graph", "RMSprop")[0].update, AdamUpdate)
     parameter = torch.nn.Parameter(torch.zeros(2))
     for optim in (torch.optim.SGD([parameter], lr=1.0), torch.optim.Adam([parameter], amsgrad=True, fused=True)):
-        assert fused_adam(optim, [parameter]) is None
+        assert not is_plain_adam(optim)
 
 
 def test_the_state_is_made_without_a_step() -> None:
@@ -170,10 +185,10 @@ def test_gradients_are_at_hand_between_backward_and_update() -> None:
         eager, x, fields = step_of("MLP")
         optimizer = torch.optim.SGD(eager.parameters, lr=0.1 if halve else 0.05)
         reduce = (lambda gradients, _: torch._foreach_mul_(list(gradients), 0.5)) if halve else None
+        step, _ = chosen(eager, optimizer, "graph", reduce=reduce)
         with eager.loss.pair.active(training=True):
-            update, _, _ = make_update(eager, optimizer, Health.on(CPU), "graph", 10, x, fields, None, reduce)
             torch.manual_seed(0)
-            update(x, fields)
+            step(x, fields)
         results.append([p.detach().clone() for p in eager.parameters])
     assert all(torch.allclose(a, b, rtol=0, atol=1e-7) for a, b in zip(*results, strict=True))
 
@@ -184,20 +199,18 @@ def test_the_norm_is_that_of_all_gradients_together() -> None:
 
 
 def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
-    eager, x, fields = step_of("MLP")
+    eager, _, _ = step_of("MLP")
     optim = torch.optim.Adam(eager.parameters, fused=True)
-    with eager.loss.pair.active(training=True):
-        _, tier, why = make_update(eager, optim, Health.on(CPU), "auto", 100, x, fields)
-    assert tier == "graph" and "less than compiling is worth" in why
+    step, why = chosen(eager, optim, "auto")
+    assert step.gradients.tier == "graph" and "less than compiling is worth" in why
 
 
 def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    eager, x, fields = step_of("MLP")
+    eager, _, _ = step_of("MLP")
     optim = torch.optim.Adam(eager.parameters, fused=True)
-    with eager.loss.pair.active(training=True):
-        _, tier, why = make_update(eager, optim, Health.on(CPU), "inductor", 100, x, fields)
-    assert tier == "graph" and "g++" in why
+    step, why = chosen(eager, optim, "inductor")
+    assert step.gradients.tier == "graph" and "g++" in why
 
 
 @needs_compiler
@@ -229,28 +242,27 @@ def test_two_hundred_compiled_steps_follow_the_eager_ones(net: str) -> None:
 
 
 def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
-    """With the step itself for its replay: rows are gathered, odd batches take the inner update, the state is put back."""
+    """With the step itself for its replay: rows are gathered, odd batches take the inner step, the state is put back."""
     results = []
     for captured in (False, True):
-        eager, x, fields = step_of("MLP")
+        eager, _, _ = step_of("MLP")
         optimizer = torch.optim.Adam(eager.parameters, lr=1e-2, fused=True)
-        health, source = Health.on(CPU), Resident(images(70), {}, 16, CPU)
+        health = Health.on(CPU)
+        step, _ = chosen(eager, optimizer, "graph", health=health)
+        source: Resident | Rows = Resident(images(70), {}, 16, CPU)
         with eager.loss.pair.active(training=True):
-            update, _, _ = make_update(eager, optimizer, health, "graph", 100, x, fields)
-            make_state(optimizer)
             if captured:
                 own = [tensor for state in optimizer.state.values() for tensor in state.values()]
-                update = CapturedUpdate(
-                    update, source, [*eager.loss.pair.tensors(), *own, *health.tensors], lambda step: step
-                )
-                update.prepare(next(source.rows(0, 0)))
+                source = Rows(source)  # type: ignore[arg-type]
+                state = [*eager.loss.pair.tensors(), *own, *health.tensors]
+                step = CapturedStep(step, source, state, lambda inner: inner)
             torch.manual_seed(0)
             sums = []
             for epoch in range(2):
-                for batch in update.batches(source, 5, epoch):
-                    update.set_rate(0.5)
-                    sums.append(update(*batch).clone())
-                    x, fields = update.images(*batch)
+                for batch in source.shuffled(5, epoch):
+                    step.update.set_rate(0.5)
+                    sums.append(step(*batch).clone())
+                    x, fields = source.images(batch)
                     assert x.shape[1:] == (1, 8, 8) and len(fields["index"]) == len(x)
         assert health.read().first_bad is None and int(health.step) == 10
         results.append([*sums, *(p.detach().clone() for p in eager.parameters)])
@@ -269,11 +281,96 @@ def test_on_cuda_the_step_is_one_graph_whose_noise_goes_on() -> None:
     assert history.train[-1].elbo > history.train[0].elbo
 
 
-def test_a_compiled_step_and_its_ragged_form_are_told_one_learning_rate() -> None:
-    """On CUDA both read it from a tensor: an odd batch, which takes the other form, must find it there too."""
-    beside, _ = updates_of("graph", fused=True)
-    assert isinstance(beside, OptimizerUpdate) and isinstance(beside.gradients, StagedStep)
-    beside.rate = torch.tensor(0.0)
-    update = CompiledUpdate(beside, beside.gradients)
-    update.set_rate(0.25)
-    assert float(update.rate) == float(beside.rate.double().round(decimals=9)) == 0.25e-2
+LAYOUTS = {
+    "einsum": lambda x, w: torch.einsum("bi,di->bd", x, w),
+    "transposed": lambda x, w: (x.unsqueeze(-1) * w.t()).sum(1),
+    "expanded": lambda x, w: x.sum(-1, keepdim=True) + w.sum() * torch.ones(6),
+    "sliced": lambda x, w: x @ w[::2].t().repeat(1, 2),
+    "permuted": lambda x, w: x @ w.reshape(2, 3, 2).permute(2, 0, 1).reshape(2, 6),
+}
+"""Uses of a (6, 2) weight whose gradient comes in another memory layout than the weight's, beside some that do not."""
+
+
+class Weighted(torch.nn.Module):
+    """Three such weights, two of which are added up and so share one gradient, and a transposed parameter."""
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+
+        def weight(*size: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(0.3 * torch.randn(*size, generator=generator, dtype=torch.float64))
+
+        self.use, self.first, self.second = use, weight(6, 2), weight(6, 2)
+        self.turned = torch.nn.Parameter(weight(2, 6).detach().t())
+        torch.manual_seed(1)
+        self.encode = torch.nn.Linear(6, 2, dtype=torch.float64)
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("weighted", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            loc = LAYOUTS[self.use](z, self.first + self.second) + z @ self.turned.t()
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("weighted", self)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encode(x), 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("tier", ["off", "graph"])
+@pytest.mark.parametrize("optim", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"])
+@pytest.mark.parametrize("use", LAYOUTS)
+def test_a_gradient_in_another_layout_than_its_parameters_trains_as_in_torch(use: str, optim: str, tier: str) -> None:
+    """Against Pyro's ELBO, ``backward``, torch's clipping and its optimiser's plain loop."""
+    x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    ours, theirs = Weighted(use), Weighted(use)
+    options = {"num_steps": 5, "batch_size": 16, "learning_rate": 0.05, "schedule": "constant", "grad_clip": 2.0}
+    history = fit(ours.model, ours.guide, x, "Trace_ELBO", optimizer=optim, compile=tier, progress=False, **options)  # type: ignore[arg-type]
+    assert history.compile == tier, history.note
+    optimizer = getattr(torch.optim, optim)(theirs.parameters(), lr=0.05, foreach=False)
+    order = Resident(x, {}, 16, CPU)
+    torch.manual_seed(0)
+    for epoch in range(1, 6):
+        ((batch, _),) = order.shuffled(0, epoch)
+        optimizer.zero_grad()
+        (pyro.infer.Trace_ELBO().differentiable_loss(theirs.model, theirs.guide, batch) / 16).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 2.0)
+        optimizer.step()
+    pyro.clear_param_store()
+    for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_parameter_that_a_step_does_not_reach_gets_no_update() -> None:
+    """Adam would move it by its momentum, AdamW by its decay; torch leaves out what has no gradient."""
+
+    class Sometimes(Weighted):
+        def model(self, x: Tensor) -> None:
+            pyro.module("weighted", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                weight = self.first if len(x) == 16 else self.second
+                pyro.sample("x", dist.Normal(z @ weight.t(), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(26, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for tier in ("off", "graph"):
+        v, moved = Sometimes("einsum"), []
+        seen = [v.first.detach().clone(), v.second.detach().clone()]
+
+        def watch(_: object, v: Weighted = v, seen: list[Tensor] = seen, moved: list[bool] = moved) -> None:
+            moved.append(torch.equal(v.turned, Weighted("einsum").turned))
+
+        fit(v.model, v.guide, x, "Trace_ELBO", num_steps=4, batch_size=16, optimizer="AdamW(weight_decay=0.5)",
+            learning_rate=0.1, compile=tier, callbacks=[watch], progress=False)  # fmt: skip
+        assert moved == [True, True], "in no step reached"
+        assert not torch.equal(v.first, seen[0]) and not torch.equal(v.second, seen[1]), "each by its own batches"
+
+
+def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
+    v, called = Weighted("einsum"), []
+    v.first.register_post_accumulate_grad_hook(lambda parameter: called.append(parameter.grad is not None))
+    x = torch.randn(16, 6, dtype=torch.float64)
+    history = fit(v.model, v.guide, x, "Trace_ELBO", num_steps=3, batch_size=16, compile="graph", progress=False)
+    assert history.compile == "off" and "hook" in history.note and called.count(True) == 3

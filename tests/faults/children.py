@@ -146,17 +146,17 @@ def fsync_hangs() -> None:
 
 def terminated_after(steps: int) -> None:
     """SIGTERM comes while this step is being taken."""
-    from pyro_vae.updates import OptimizerUpdate
+    from pyro_vae.train_step import TrainStep
 
-    step, count = OptimizerUpdate.__call__, [0]
+    step, count = TrainStep.__call__, [0]
 
-    def counted(self: OptimizerUpdate, *batch: Any) -> Any:
+    def counted(self: TrainStep, *batch: Any) -> Any:
         count[0] += 1
         if count[0] == steps:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    OptimizerUpdate.__call__ = counted  # type: ignore[method-assign]
+    TrainStep.__call__ = counted  # type: ignore[method-assign]
 
 
 def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) -> None:
