@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,33 @@ from torch import nn
 
 from pyro_vae import __version__
 from pyro_vae.errors import UserError
-from pyro_vae.files import write_atomically
+from pyro_vae.files import set_aside as set_files_aside
+from pyro_vae.files import write_in_order
 
 FORMAT = 1
 """Raised when an older version could not read what is written."""
 
 SUFFIX, BEST = ".pt", "best-"
 AGAIN = "restore it from a copy, or train again"
+MOST_NAMES = 5
+"""In one line."""
 
 
 class Damaged(UserError):
-    """A checkpoint that can't be taken for what it was written as; an older one may serve."""
+    """A checkpoint that can't be taken for what it was written as; an older one may serve. ``what`` leaves out the advice."""
+
+    aside = "damaged"
+    """The ending of the name under which it is set aside."""
+
+    def __init__(self, what: str, advice: str = AGAIN) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
+class Unchecked(Damaged):
+    """A checkpoint whose SHA-256 can't be read: it may be sound."""
+
+    aside = "superseded"
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +96,7 @@ def restore_sections(sections: Mapping[str, Mapping[str, Any]], modules: Mapping
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file, then its SHA-256 (as ``sha256sum`` does): a file without one is not a checkpoint yet."""
+    """Write the SHA-256 (as ``sha256sum`` does), then the file: one without its SHA-256 has lost it, by no kill of a process."""
     buffer = io.BytesIO()
     held = {
         "format": FORMAT,
@@ -90,38 +106,36 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     torch.save(held, buffer)
     content = buffer.getvalue()
-    write_atomically(path, content)
-    write_atomically(manifest(path), f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode())
+    digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
+    write_in_order({manifest(path): digest, path: content})
 
 
 def load(path: Path) -> Checkpoint:
     """Read a file that `save` wrote; its tensors are on the CPU. Nothing in the file is run.
 
     Raises:
-        Damaged: the file or its SHA-256 is absent, or the file is damaged or something else.
+        Damaged: the file is absent, damaged or something else.
+        Unchecked: its SHA-256 can't be read.
         UserError: it was written by a newer version.
     """
-    if not path.is_file():
-        raise Damaged(f"{path}: no such checkpoint")
-    if not manifest(path).is_file():
-        raise Damaged(f"{path}: its SHA-256 ({manifest(path).name}) is missing, so it can't be checked; {AGAIN}")
     try:
-        content = path.read_bytes()
-        expected = manifest(path).read_text(errors="replace").split(" ")[0]
+        if not path.is_file():
+            raise Damaged(f"{path}: {'not a file' if os.path.lexists(path) else 'no such checkpoint'}")
+        expected, content = digest_of(path), path.read_bytes()
     except OSError as error:
-        raise Damaged(f"{path}: can't be read ({error.strerror}); {AGAIN}") from error
+        raise Damaged(f"{path}: can't be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise Damaged(f"{path}: damaged, for its SHA-256 is not the one in {manifest(path).name}; {AGAIN}")
+        raise Damaged(f"{path}: damaged, for its SHA-256 is not the one in {manifest(path).name}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses at a file that is not its own
             held = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch's own text advises to load without the safeguard
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain values); {AGAIN}"
+            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain values)"
         ) from error
     if not isinstance(held, dict) or not _are_sections(held.get("sections")):
-        raise Damaged(f"{path}: not a checkpoint of pyro_vae (it has no sections); {AGAIN}")
+        raise Damaged(f"{path}: not a checkpoint of pyro_vae (it has no sections)")
     _check_format(path, held)
     metadata = held.get("metadata", {})
     return Checkpoint(held["sections"], metadata if isinstance(metadata, dict) else {})
@@ -130,7 +144,7 @@ def load(path: Path) -> Checkpoint:
 def _check_format(path: Path, held: Mapping[str, Any]) -> None:
     number, writer = held.get("format"), held.get("version")
     if type(number) is not int or number < 1:
-        raise Damaged(f"{path}: not a checkpoint of pyro_vae (its format is {number!r}); {AGAIN}")
+        raise Damaged(f"{path}: not a checkpoint of pyro_vae (its format is {number!r})")
     if number > FORMAT:
         wanted = f"pyro-vae {writer} or later" if isinstance(writer, str) else "the version that wrote it"
         raise UserError(
@@ -143,7 +157,7 @@ def _are_sections(value: Any) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Several in a folder: the last and the one before, and the best
+# Several in a folder: the last ones, and the best
 
 
 def manifest(path: Path) -> Path:
@@ -151,10 +165,44 @@ def manifest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def digest_of(path: Path) -> str:
+    """The SHA-256 that was written for ``path``, hexadecimal.
+
+    Raises:
+        Unchecked: there is none that can be read.
+    """
+    beside = manifest(path)
+    try:
+        if beside.is_file():
+            return next(iter(beside.read_text(errors="replace").split()), "")
+        why = "is not a file" if os.path.lexists(beside) else "is missing"
+    except OSError as error:
+        why = f"can't be read ({error.strerror})"
+    raise Unchecked(f"{path}: its SHA-256 ({beside.name}) {why}, so it can't be checked", _write_it(path.name))
+
+
+def _write_it(name: str) -> str:
+    return f"restore it from a copy; or, where you trust the file, `sha256sum {name} > {name}.sha256` in its folder"
+
+
+def listed(folder: Path, best: bool = False) -> list[Path]:
+    """All that is called a checkpoint (a best one), sound or not, the oldest first: in the order of the steps in the names.
+
+    Raises:
+        UserError: the folder can't be read, which is not to have none.
+    """
+    try:
+        found = [path for path in folder.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
+        raise UserError(f"{folder}: no folder of checkpoints that can be read ({error.strerror}); {AGAIN}") from error
+    return sorted((path for path in found if path.name.startswith(BEST) == best), key=_place_of)
+
+
 def complete(folder: Path, best: bool = False) -> list[Path]:
-    """The checkpoints that have their SHA-256, the oldest first: in the order of names, which tell the step."""
-    found = (path for path in folder.glob(f"*{SUFFIX}") if path.name.startswith(BEST) == best)
-    return sorted((path for path in found if manifest(path).is_file()), key=lambda path: path.stem)
+    """Those of `listed` that have their SHA-256."""
+    return [path for path in listed(folder, best) if _has_digest(path)]
 
 
 def latest(folder: Path) -> Path:
@@ -171,18 +219,19 @@ def latest(folder: Path) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """A sound checkpoint, and the newer ones that are not, each with the sentence that says so."""
+    """A sound checkpoint, and the newer ones that are not, each with its error."""
 
     path: Path
     held: Checkpoint
-    unsound: Mapping[Path, str] = field(default_factory=dict)
+    unsound: Mapping[Path, Damaged] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
         """What was passed over, in one line; empty where the last one is sound."""
         if not self.unsound:
             return ""
-        return f"{'; '.join(self.unsound.values()).replace('; ' + AGAIN, '')}: the previous one, {self.path.name}, is taken"
+        passed_over = "; ".join(error.what for error in self.unsound.values())
+        return f"{passed_over}: the previous one, {self.path.name}, is taken"
 
 
 def newest(folder: Path, best: bool = False) -> Found:
@@ -191,50 +240,79 @@ def newest(folder: Path, best: bool = False) -> Found:
     Raises:
         UserError: there is none, or the newest was written by a newer version.
     """
-    unsound: dict[Path, str] = {}
-    for path in reversed(complete(folder, best)):
+    unsound: dict[Path, Damaged] = {}
+    for path in reversed(listed(folder, best)):
         try:
             return Found(path, load(path), unsound)
         except Damaged as error:
-            unsound[path] = str(error)
+            unsound[path] = error
+    others = listed(folder, not best)
+    if any(isinstance(error, Unchecked) for error in unsound.values()):
+        raise _unchecked(folder, [path for path in (*unsound, *others) if not _has_digest(path)] or list(unsound))
     if unsound:
-        raise Damaged(next(iter(unsound.values())))
-    latest(folder)
-    raise UserError(f"{folder}: no best checkpoint in it (there is one where a validation set was scored)")
+        raise next(iter(unsound.values()))
+    if not others:
+        latest(folder)
+    if best:
+        raise UserError(f"{folder}: no best checkpoint in it (there is one where a validation set was scored)")
+    raise UserError(
+        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, from which no training goes on"
+    )
+
+
+def _unchecked(folder: Path, paths: Sequence[Path]) -> Unchecked:
+    """What is said of checkpoints without their SHA-256, there being no other."""
+    names = sorted(path.name for path in paths)
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    number = (
+        "1 checkpoint without its SHA-256" if len(names) == 1 else f"{len(names)} checkpoints without their SHA-256"
+    )
+    name = names[0] if len(names) == 1 else "NAME"
+    return Unchecked(f"{folder}: {number}: {', '.join(names[:MOST_NAMES])}{more}", _write_it(name))
 
 
 def add(folder: Path, checkpoint: Checkpoint, step: int, best: bool = False) -> Path:
-    """Write ``step-N.pt`` (or ``best-N.pt``); then remove all but the last two (the last best one), the oldest first.
+    """Write ``step-N.pt`` (or ``best-N.pt``), over nothing that is there.
 
     Those of later steps, of a training that went on elsewhere or was gone back on, are set aside.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{BEST if best else 'step-'}{step:09d}"
     path, again = folder / (stem + SUFFIX), 2
-    set_aside((each for each in complete(folder, best) if _step_of(each) > step), "superseded")
-    while path.exists():  # never written over: the same step may come again after a resume, or with other parameters
+    for each in listed(folder, best):
+        if _place_of(each)[0] > step:
+            set_files_aside(each, manifest(each))
+    while os.path.lexists(path) or os.path.lexists(manifest(path)):  # the same step may come again after a resume
         path, again = folder / f"{stem}-{again}{SUFFIX}", again + 1
     save(path, checkpoint)
-    kept = complete(folder, best)[-1 if best else -2 :]
-    for old in sorted(folder.glob(f"*{SUFFIX}")):
-        if old.name.startswith(BEST) == best and old not in kept:
-            manifest(old).unlink(missing_ok=True)
-            old.unlink(missing_ok=True)
     return path
 
 
-def set_aside(paths: Iterable[Path], why: str = "damaged") -> None:
-    """Rename checkpoints to ``….damaged``: kept, and never taken for the last one again."""
-    for path in paths:
-        for each in (manifest(path), path):
-            if each.exists():
-                os.replace(each, each.with_name(f"{each.name}.{why}"))
+def remove(path: Path) -> None:
+    """Remove a checkpoint, its SHA-256 last."""
+    path.unlink(missing_ok=True)
+    manifest(path).unlink(missing_ok=True)
 
 
-def _step_of(path: Path) -> int:
-    """The step that a checkpoint's name tells; −1 where it is not such a name."""
-    words = path.stem.split("-")
-    return int(words[1]) if len(words) > 1 and words[1].isdecimal() else -1
+def set_aside(unsound: Mapping[Path, Damaged]) -> None:
+    """Rename checkpoints to ``….damaged`` (``….superseded`` without a SHA-256): kept, and never taken for the last one again."""
+    for path, error in unsound.items():
+        set_files_aside(path, manifest(path), why=error.aside)
+
+
+def _has_digest(path: Path) -> bool:
+    try:
+        digest_of(path)
+    except Unchecked:
+        return False
+    return True
+
+
+def _place_of(path: Path) -> tuple[int, int, str]:
+    """The step that a checkpoint's name gives, −1 where it is not such a name, and how many times it has come."""
+    _, *words = path.stem.split("-")
+    step, again = (int(word) if word.isdecimal() else None for word in (*words, "", "")[:2])
+    return (-1 if step is None else step, again or 1, path.stem)
 
 
 def _plain(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

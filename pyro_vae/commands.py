@@ -343,7 +343,7 @@ def _stored(run: Run, options: Compare) -> LogMarginal | None:
     """The run's latest estimate of the kind that is asked for, of its present parameters."""
     from pyro_vae.stored import load_estimate
 
-    ll = load_estimate(run.estimate_file(options.method, options.split), run.trained())
+    ll = load_estimate(run.estimate_file(options.method, options.split), run.trained(_say))
     if ll is None or options.num_images not in (None, ll.num_images):
         return None
     return ll if options.num_samples in (None, ll.num_samples) else None

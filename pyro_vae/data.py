@@ -125,7 +125,10 @@ def load(
     installed = registry.installed("data")
     if ":" in text or text in installed:
         loader: Loader = registry.resolve("data", text)
-        return loader(source)
+        found = loader(source)
+        if not isinstance(found, ImageData):
+            raise UserError(f"{text}: a {type(found).__name__} came of it, where ImageData is expected")
+        return found
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{path}: no such file or folder; data are {WHAT_DATA_MAY_BE}")
     raise UserError(f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}")

@@ -4,26 +4,45 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write ``content`` beside ``path``, force it to the disk, and put it in the place of ``path``."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_in_order({path: content})
+
+
+def write_in_order(contents: Mapping[Path, bytes]) -> None:
+    """Write several files beside their places; once all are on the disk, put each in its place, in this order."""
+    scratch = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in contents}
     try:
-        with open(scratch, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        for beside, path in scratch.items():
+            with open(beside, "wb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for beside, path in scratch.items():
+            os.replace(beside, path)
+            sync_folder(path.parent)
     except BaseException:
-        scratch.unlink(missing_ok=True)
+        for beside in scratch:
+            beside.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
 
 
-_SCRATCH = re.compile(r"\..+\.(\d+)\.tmp")
+def set_aside(*paths: Path, why: str = "superseded") -> None:
+    """Rename files together to ``NAME.why``, or ``NAME.why-2`` and so on: kept, and no longer taken for what they were."""
+    endings = (f".{why}" if number == 1 else f".{why}-{number}" for number in count(1))
+    free = next(end for end in endings if not any(os.path.lexists(f"{path}{end}") for path in paths))
+    for path in paths:
+        if os.path.lexists(path):
+            os.rename(path, f"{path}{free}")
+
+
+_SCRATCH = re.compile(r"\..+\.(?:csv|jsonl?|npz|png|pt|sha256|toml|holder)\.(\d+)\.tmp")  # of the files of a run alone
 
 
 def sweep(folder: Path) -> None:

@@ -25,8 +25,9 @@ class Checkpoints:
     """A callback of ``fit``: writes a checkpoint every so many minutes, within an epoch too, and at the end of an epoch.
 
     ``folder`` keeps the last one, the one before, and the parameters of the best validation ELBO: what
-    ``fit(…, resume=folder)`` goes on from. Epochs that are short against a write are not each written. ``minutes=0``
-    writes after every step. Of several processes the first one decides and writes.
+    ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote them; those of another process
+    stay. Epochs that are short against a write are not each written. ``minutes=0`` writes after every step. Of several
+    processes the first one decides and writes.
 
     Raises:
         UserError: ``minutes`` is negative.
@@ -41,6 +42,7 @@ class Checkpoints:
         self.last = next(reversed(checkpoint.complete(self.folder)), None)
         self.best_elbo: float | None = None
         self._best: Checkpoint | None = None  # not written yet
+        self._written: dict[bool, list[Path]] = {True: [], False: []}  # and not removed: the best ones, and the others
         self._saved, self._cost = time.monotonic(), 0.0
         self.group = distributed.current()
         if self.group.first:
@@ -79,11 +81,19 @@ class Checkpoints:
         begun = time.monotonic()
         if self._best is not None:
             best = training_state.mapped(self._best, lambda tensor: tensor.cpu())
-            checkpoint.add(self.folder, best, best.metadata["step"], best=True)
+            self._add(best, best.metadata["step"], best=True)
             self._best = None
-        self.last = checkpoint.add(self.folder, state.to_checkpoint(self.metadata), state.step)
+        self.last = self._add(state.to_checkpoint(self.metadata), state.step)
         self._saved = time.monotonic()
         self._cost = self._saved - begun
+
+    def _add(self, held: Checkpoint, step: int, best: bool = False) -> Path:
+        """Write one, then remove what this object wrote before the last two (the last best one)."""
+        written = self._written[best]
+        written.append(checkpoint.add(self.folder, held, step, best))
+        while len(written) > (1 if best else 2):
+            checkpoint.remove(written.pop(0))
+        return written[-1]
 
     def _look(self) -> None:
         if not self.group.first:  # it is not this process that writes them
@@ -94,7 +104,7 @@ class Checkpoints:
         return {"best_elbo": self.best_elbo}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; a damaged checkpoint that was passed over is set aside."""
+        """Go on from there; a checkpoint that was passed over is set aside."""
         self.best_elbo = state["best_elbo"]
-        if checkpoint.complete(self.folder):
+        if self.group.first and checkpoint.listed(self.folder):
             checkpoint.set_aside(checkpoint.newest(self.folder).unsound)

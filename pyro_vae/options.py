@@ -10,6 +10,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -351,6 +352,7 @@ def check_fields(options: Any) -> None:
             raise UserError(f"{flag} {value}: expected {_expected(kinds, each.metadata)}")
 
 
+@cache
 def _kinds(owner: type, name: str) -> tuple[Any, ...]:
     """The types, or Literals, that a field may have."""
     hint = get_type_hints(owner)[name]

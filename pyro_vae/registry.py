@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ NAMESPACES: dict[str, str] = {
 
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
 """An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part knows the shapes."""
+
+PROGRAMS = ("model", "guide")
+"""Any Pyro program serves in these slots; in the others a class that names its slot (see `_checked`)."""
 
 UNSUITABLE = ("LBFGS", "Muon", "SparseAdam")
 """Optimisers that need many losses a step, matrices alone, or sparse gradients."""
@@ -235,11 +239,12 @@ def members(slot: str) -> dict[str, Any]:
 def resolve(slot: str, name: str) -> Any:
     """The part that ``name`` stands for: a member, an installed entry point, ``module:Name`` or ``file.py:Name``.
 
-    The latter two import what they name: this is the one place that runs the user's code. A member is found in lower
-    case too (``cosine``).
+    The latter two import what they name: this is the one place that runs the user's code. What they name is looked at,
+    and nothing of it is called: it is a part of this slot, or it is refused. A member is found in lower case too
+    (``cosine``).
 
     Raises:
-        UserError: if there is none, it belongs to another slot, or importing it fails.
+        UserError: if there is none, it is no part of this slot, or importing it fails.
     """
     own = members(slot)
     if name in own:
@@ -296,16 +301,52 @@ def _slots_by_name() -> dict[str, list[str]]:
 
 
 def _checked(slot: str, name: str, part: Any) -> Any:
-    """``part``, refused if it says that it belongs to another slot, or if it cannot be built."""
+    """``part``, refused if it is no part of the slot: a class that names it, an object of such a class, or a program."""
+    if _belongs(slot, part):
+        return part
     if isinstance(part, type) and inspect.isabstract(part):
         missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
         raise UserError(f"{slot} {name} is abstract: give it {missing}")
-    own = getattr(part, "slot", slot)
-    if own != slot:
+    own = _slot_of(part)
+    if own is not None and own != slot:
         raise UserError(f"{name} belongs to the slot {own}, not to {slot}")
-    if slot == "optimizer" and isinstance(part, type) and not _is_optimizer(part):
-        raise UserError(f"optimizer {name} is not a subclass of torch.optim.Optimizer that takes one loss a step")
-    return part
+    if (own is None and _serves(slot, part)) or (own == slot != "optimizer"):
+        return part
+    raise UserError(f"{slot} {name} is {_kind_of(part)}, not {_wanted(slot)}")
+
+
+def _slot_of(part: Any) -> str | None:
+    """The slot that a class names, or the class of an object."""
+    own = getattr(part if isinstance(part, type) else type(part), "slot", None)
+    return own if isinstance(own, str) and own in NAMESPACES else None
+
+
+def _serves(slot: str, part: Any) -> bool:
+    """Whether what names no slot is what is asked for: a Pyro program, or a loader of data."""
+    if slot in PROGRAMS:
+        from torch import nn
+
+        module = issubclass(part, nn.Module) if isinstance(part, type) else isinstance(part, nn.Module)
+        return module or inspect.isfunction(part) or isinstance(part, partial)  # as what Pyro's handlers make is
+    if slot != "data" or not inspect.isfunction(part):
+        return False
+    return [p.name for p in inspect.signature(part).parameters.values() if p.default is p.empty] == ["source"]
+
+
+def _kind_of(part: Any) -> str:
+    """In words, without calling anything of it."""
+    if isinstance(part, type):
+        return "a class that names no slot" if _slot_of(part) is None else f"a class of the slot {_slot_of(part)}"
+    return "a function" if inspect.isroutine(part) else f"an object of the class {type(part).__name__}"
+
+
+def _wanted(slot: str) -> str:
+    if slot == "optimizer":
+        return "a subclass of torch.optim.Optimizer that takes one loss a step"
+    if slot == "data":
+        return "a Python function of one argument, source, that returns ImageData"
+    own = f'a class with slot = "{slot}"'
+    return f"{own}, or a Pyro program (a Python function or nn.Module) without arguments" if slot in PROGRAMS else own
 
 
 def _load(reference: str) -> Any:
@@ -319,10 +360,8 @@ def _load(reference: str) -> Any:
 
 
 def _load_module(place: str) -> Any:
-    if place.partition(".")[0] in sys.stdlib_module_names:  # no part lives there, and os:mkdir(x) is one call away
-        raise UserError(
-            f"{place} is a module of Python's standard library, which holds no parts: name a module of your own"
-        )
+    if place.endswith(".__main__"):
+        raise UserError(f"{place} is a program, which is run when it is imported: name a module of parts")
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -383,8 +422,8 @@ def build(slot: str, spec: Any, /, **context: Any) -> Any:
     A part that passes ``**net_args`` on to its ``net`` takes the arguments of the chosen network as its own, and
     ``net=MLP(hidden=(200,))`` is ``net=MLP, hidden=(200,)``. Nested choices are built with the same context, in the
     slot that the argument is named after, else in the one that has the name; a part with a static method
-    ``context_of(argument, values, context)`` chooses the context of each of its arguments. A function that is named
-    without arguments is returned as it is: it is a Pyro program.
+    ``context_of(argument, values, context)`` chooses the context of each of its arguments. Arguments are given to
+    classes alone that name their slot (optimisers: torch's); a Pyro program that is named without any is returned as it is.
 
     Raises:
         UserError: for an unknown name, an unknown, doubled, missing or unusable argument.
@@ -398,15 +437,15 @@ def build(slot: str, spec: Any, /, **context: Any) -> Any:
 
 
 def _build(slot: str, part: Any, choice: Choice, context: Mapping[str, Any]) -> Any:
-    if not isinstance(part, type) and not choice.args and not choice.kwargs:
+    if (choice.args or choice.kwargs) and not _belongs(slot, part):
+        raise UserError(f"{slot} {choice}: {_kind_of(part)} is given no arguments; expected {_wanted(slot)}")
+    if not isinstance(part, type):
         return part
     return _construct(slot, part, choice, context)
 
 
 def _construct(slot: str, part: Callable[..., Any], choice: Choice, context: Mapping[str, Any]) -> Any:
     label = f"{slot} {choice}"
-    if not callable(part):
-        raise UserError(f"{label}: {choice.name} takes no arguments")
     parameters = _Parameters(part, label)
     written = _unpack_net(label, parameters.bind(choice))
     offered = {key: value for key, value in context.items() if key != "net"}
@@ -539,7 +578,9 @@ def _find_anywhere(argument: str, name: str) -> tuple[str, Any]:
     """The slot and the part of a nested choice whose argument has no slot's name."""
     if ":" in name:
         part = _load(name)
-        slot = getattr(part, "slot", argument)
+        slot = _slot_of(part)
+        if slot is None or not isinstance(part, type):
+            raise UserError(f"{argument}={name}(...): {name} is {_kind_of(part)}, not a class that names its slot")
         return slot, _checked(slot, name, part)
     known = _slots_by_name()
     slots = known.get(name, [])

@@ -23,7 +23,7 @@ from pyro_vae import checkpoint, distributed
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.files import sweep, write_atomically
+from pyro_vae.files import set_aside, sweep, write_atomically
 from pyro_vae.history import Record
 from pyro_vae.keeping import Checkpoints
 from pyro_vae.options import Train, plain, to_toml, train_from
@@ -79,13 +79,18 @@ class Run:
         """The latest estimate of its kind, for `pyro-vae compare`."""
         return self.folder / "evaluations" / f"{method}-{split}.npz"
 
-    def trained(self) -> str:
-        """The SHA-256 of the checkpoint that `load` takes."""
+    def trained(self, tell: Callable[[str], None] = lambda note: None) -> str:
+        """The SHA-256 of the checkpoint that `load` takes; where none is sound, of the last one."""
         try:
-            path = checkpoint.newest(self.checkpoints).path
+            newest = checkpoint.newest(self.checkpoints)
+            path = newest.path
+            if newest.note:
+                tell(newest.note)
         except checkpoint.Damaged:
-            path = checkpoint.latest(self.checkpoints)
-        return checkpoint.manifest(path).read_text(encoding="utf-8").split()[0]
+            if not (found := checkpoint.complete(self.checkpoints)):
+                raise
+            path = found[-1]
+        return checkpoint.digest_of(path)
 
     def __str__(self) -> str:
         return shown(self.folder)
@@ -107,6 +112,7 @@ class Run:
             held = json.loads(self.environment_file.read_text(encoding="utf-8"))
             before = list(held.get("resumed", []))
         except (OSError, ValueError, AttributeError, TypeError):  # only a record of what was: never in the way
+            set_aside(self.environment_file, why="damaged")
             held, before = {}, []
         _write_json(self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]})
 
@@ -121,8 +127,13 @@ class Run:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let metrics.jsonl hold these epochs and no others."""
-        write_atomically(self.metrics_file, "".join(json.dumps(finite(row)) + "\n" for row in rows).encode())
+        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to metrics.jsonl.superseded."""
+        lines = [json.dumps(finite(row)).encode() for row in rows]
+        gone = [line for line in _lines(self.metrics_file) if line not in lines]
+        if gone:
+            aside = self.metrics_file.with_name(f"{self.metrics_file.name}.superseded")
+            write_atomically(aside, b"".join(line + b"\n" for line in (*_lines(aside), *gone)))
+        write_atomically(self.metrics_file, b"".join(line + b"\n" for line in lines))
 
     def add_result(self, **entries: Any) -> None:
         """Put entries into results.json; under ``evaluations`` they follow those that are there."""
@@ -147,19 +158,24 @@ class Run:
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs in metrics.jsonl; a last line that a crash cut short is left out."""
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines() if self.metrics_file.is_file() else []
+        try:
+            lines = [line.decode() for line in _lines(self.metrics_file)]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.metrics_file}: damaged, can't be read as text; restore it, or move it away"
+            ) from error
         rows = []
         for line in lines:
-            with suppress(json.JSONDecodeError):
+            with suppress(ValueError, RecursionError):
                 rows.append(json.loads(line))
         return [row for row in rows if isinstance(row, dict)]
 
     def results(self) -> dict[str, Any]:
         """What results.json holds; a ``UserError`` where that can't be read."""
-        if not self.results_file.is_file():
-            return {}
         try:
             held = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
         except (ValueError, OSError) as error:
             raise UserError(f"{self.results_file}: damaged, not JSON; move it away, and evaluate again") from error
         if not isinstance(held, dict) or not isinstance(held.get("evaluations", []), list):
@@ -320,8 +336,8 @@ def open_run(folder: str | Path) -> Run:
 def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
     """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml, then filled.
 
-    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one is damaged, the one before
-    it is taken, with a warning.
+    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one is damaged or lacks its
+    SHA-256, the one before it is taken, with a warning.
 
     Raises:
         UserError: no run there, or its configuration or checkpoint is missing, damaged or does not fit.
@@ -378,6 +394,14 @@ def _make(folder: Path) -> tuple[Path, ...]:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return tuple(reversed(missing))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, none where there is no file."""
+    try:
+        return path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _figures(record: Record) -> dict[str, float]:

@@ -24,9 +24,15 @@ def last_state(experiment: Experiment, run: Run, tell: Callable[[str], None]) ->
     """What the run's newest sound checkpoint holds, or None where none was written; ``tell`` hears which one is taken.
 
     Raises:
-        UserError: it is of another configuration or of other data, of a newer version, or all of them are damaged.
+        UserError: it is of another configuration or of other data, of a newer version, or all of them are damaged or gone.
     """
-    if not checkpoint.complete(run.checkpoints):
+    if not any(checkpoint.listed(run.checkpoints, best) for best in (False, True)):
+        epochs = len(run.rows())
+        if epochs > 1 or run.results().get("training"):  # the first epoch is the one that may end without a checkpoint
+            raise UserError(
+                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in {run.metrics_file.name}: restore the "
+                "folder from a copy, or train a run of its own"
+            )
         tell(f"{run} has no checkpoint yet: its training begins at the first step")
         return None
     found = checkpoint.newest(run.checkpoints)
@@ -39,7 +45,6 @@ def last_state(experiment: Experiment, run: Run, tell: Callable[[str], None]) ->
         )
     if found.note:
         tell(found.note)
-        checkpoint.set_aside(found.unsound)
     return state
 
 
@@ -71,7 +76,7 @@ def fit_run(experiment: Experiment, run: Run, device: torch.device, state: Train
                     run.write_rows([])
             return _fit(experiment, recorder, device, state)
     except UserError:
-        if new and not recorder.rows:
+        if new and not recorder.rows and recorder.last is None:
             run.discard()
         raise
     except Stopped as stopped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def test_the_latest_is_the_last_by_name_that_has_its_manifest(tmp_path: Path) ->
 
 
 def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
+    for step in (2, 3):
         checkpoint.add(tmp_path, held(step), step)
     assert [path.stem for path in checkpoint.complete(tmp_path)] == ["step-000000002", "step-000000003"]
     assert checkpoint.newest(tmp_path).note == ""
@@ -179,10 +180,11 @@ def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> N
 
 
 def test_a_step_that_comes_again_is_not_written_over(tmp_path: Path) -> None:
-    for seed in (1, 2, 3):
+    for seed in range(12):
         checkpoint.add(tmp_path, held(seed), 7)
-    assert [path.stem for path in checkpoint.complete(tmp_path)] == ["step-000000007-2", "step-000000007-3"]
-    assert torch.equal(checkpoint.newest(tmp_path).held.sections["guide"]["b"], held(3).sections["guide"]["b"])
+    again = [f"step-000000007-{number}" for number in range(2, 13)]  # in the order of writing, -10 after -9
+    assert [path.stem for path in checkpoint.complete(tmp_path)] == ["step-000000007", *again]
+    assert torch.equal(checkpoint.newest(tmp_path).held.sections["guide"]["b"], held(11).sections["guide"]["b"])
 
 
 def test_the_best_stands_beside_the_last(tmp_path: Path) -> None:
@@ -191,16 +193,134 @@ def test_the_best_stands_beside_the_last(tmp_path: Path) -> None:
     refused(lambda: checkpoint.newest(tmp_path, best=True), "no best checkpoint")
     for step in (1, 2):
         checkpoint.add(tmp_path, held(step), step, best=True)
-    assert [path.stem for path in checkpoint.complete(tmp_path, best=True)] == ["best-000000002"]
+    assert checkpoint.newest(tmp_path, best=True).path.stem == "best-000000002"
     assert checkpoint.newest(tmp_path).path.stem == "step-000000001"
+    checkpoint.remove(tmp_path / "step-000000001.pt")
+    refused(lambda: checkpoint.newest(tmp_path), "no checkpoint in it but the best one, best-000000002.pt")
 
 
-def test_a_file_without_its_digest_is_removed_when_newer_ones_are_there(tmp_path: Path) -> None:
-    """What a kill between the two writes leaves."""
-    (tmp_path / "step-000000001.pt").write_bytes(b"whole, but nobody said so")
-    for step in (2, 3, 4):
+def remove_digest(path: Path) -> None:
+    checkpoint.manifest(path).unlink()
+
+
+def a_folder_in_its_place(path: Path) -> None:
+    remove_digest(path)
+    checkpoint.manifest(path).mkdir()
+
+
+def a_link_to_nothing(path: Path) -> None:
+    remove_digest(path)
+    checkpoint.manifest(path).symlink_to("nowhere")
+
+
+LOST = pytest.mark.parametrize("lose", [remove_digest, a_folder_in_its_place, a_link_to_nothing])
+
+
+@LOST
+def test_without_its_digest_the_newest_one_is_passed_over_with_a_line(
+    lose: Callable[[Path], None], tmp_path: Path
+) -> None:
+    for step in (1, 2):
         checkpoint.add(tmp_path, held(step), step)
-    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["step-000000003.pt", "step-000000004.pt"]
+    path = tmp_path / "step-000000002.pt"
+    content = path.read_bytes()
+    lose(path)
+    found = checkpoint.newest(tmp_path)
+    assert found.path.stem == "step-000000001" and "\n" not in found.note
+    assert f"{path}: its SHA-256 (step-000000002.pt.sha256) is " in found.note
+    assert found.note.endswith("the previous one, step-000000001.pt, is taken")
+    checkpoint.set_aside(found.unsound)
+    assert checkpoint.newest(tmp_path).note == ""
+    assert (tmp_path / "step-000000002.pt.superseded").read_bytes() == content
+
+
+@LOST
+def test_checkpoints_without_their_digests_are_named_and_none_is_touched(
+    lose: Callable[[Path], None], tmp_path: Path
+) -> None:
+    paths = [checkpoint.add(tmp_path, held(step), step, best=step == 1) for step in (1, 2, 3)]
+    for path in paths:
+        lose(path)
+    names = "best-000000001.pt, step-000000002.pt, step-000000003.pt"
+    for best in (False, True):
+        refused(
+            lambda best=best: checkpoint.newest(tmp_path, best),
+            f"3 checkpoints without their SHA-256: {names}; restore",
+        )
+    for path in paths[1:]:
+        path.unlink()
+    refused(lambda: checkpoint.newest(tmp_path, best=True), "1 checkpoint without its SHA-256: best-000000001.pt; ")
+    assert paths[0].is_file()
+
+
+def test_the_advice_for_a_lost_digest_serves(tmp_path: Path) -> None:
+    """What the line says to do: `sha256sum NAME > NAME.sha256` in the folder."""
+    path = checkpoint.add(tmp_path, held(), 1)
+    remove_digest(path)
+    with pytest.raises(UserError) as caught:
+        checkpoint.newest(tmp_path)
+    command = str(caught.value).split("`")[1]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert checkpoint.newest(tmp_path).path == path
+
+
+def test_a_digest_that_cannot_be_read_is_not_an_absent_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkpoint.add(tmp_path, held(), 1)
+
+    def read_text(self: Path, *_: Any, **__: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    refused(lambda: checkpoint.newest(tmp_path), "1 checkpoint without its SHA-256: step-000000001.pt")
+    refused(lambda: checkpoint.load(path), "can't be read (Permission denied)")
+
+
+def test_writing_removes_nothing(tmp_path: Path) -> None:
+    """Whatever has a checkpoint's name stays, later steps under another name; what is set aside is never written over."""
+    for number, name in enumerate(
+        ["step-000000001.pt", "step-000000009.pt", "step-000000009.pt.superseded", "mine.pt"]
+    ):
+        (tmp_path / name).write_bytes(bytes([number]))
+    (tmp_path / "step-000000008.pt").mkdir()
+    (tmp_path / "step-000000007.pt").symlink_to("nowhere")
+    (tmp_path / "step-000000002.pt.sha256").write_text("of another")
+    contents = {path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    path = checkpoint.add(tmp_path, held(), 2)
+    assert path.name == "step-000000002-2.pt" and checkpoint.newest(tmp_path).path == path
+    assert contents < {each.read_bytes() for each in tmp_path.iterdir() if each.is_file()}
+    assert (tmp_path / "step-000000009.pt.superseded-2").read_bytes() == b"\1"
+    assert (tmp_path / "step-000000008.pt.superseded").is_dir()
+    assert (tmp_path / "step-000000007.pt.superseded").is_symlink()
+
+
+def test_a_kill_between_the_two_renames_leaves_no_checkpoint_and_none_without_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.add(tmp_path, held(1), 1)
+    replace, calls = os.replace, []
+
+    def killed(old: Any, new: Any) -> None:
+        calls.append(Path(new).name)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "replace", killed)
+        checkpoint.add(tmp_path, held(2), 2)
+    assert calls == ["step-000000002.pt.sha256", "step-000000002.pt"]
+    assert checkpoint.newest(tmp_path).path.stem == "step-000000001" and checkpoint.newest(tmp_path).note == ""
+    checkpoint.add(tmp_path, held(3), 2)
+    assert torch.equal(checkpoint.newest(tmp_path).held.sections["guide"]["b"], held(3).sections["guide"]["b"])
+
+
+@pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
+def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.listed(folder) == []
+    folder.write_text("mine") if kind == "a file" else folder.symlink_to("nowhere")
+    for call in (checkpoint.listed, checkpoint.newest, checkpoint.latest):
+        refused(lambda call=call: call(folder), str(folder), "no folder of checkpoints")
 
 
 def test_a_newer_format_names_the_version_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

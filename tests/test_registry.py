@@ -289,18 +289,35 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SOURCE = """
+from torch import nn
+
 class Mine:
+    slot = "guide"
+
     def __init__(self, latent_dim, depth=1):
         self.latent_dim, self.depth = latent_dim, depth
 
 class Prior:
     slot = "prior"
 
+class Program(nn.Module):
+    def __init__(self, latent_dim, depth=1):
+        super().__init__()
+        self.latent_dim, self.depth = latent_dim, depth
+
+class Other:
+    def __init__(self):
+        raise AssertionError("called")
+
 def program(x):
     return x
 
-def factory(latent_dim, depth):
-    return latent_dim * depth
+def factory(latent_dim=0, depth=0):
+    raise AssertionError("called")
+
+built = Mine(7)
+module = Program(8)
+other = object()
 """
 
 
@@ -314,10 +331,39 @@ def test_module_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert resolve("guide", f"{place}:Mine") is type(mine)  # one import, one class
         assert sys.modules[type(mine).__module__].Mine is type(mine)
         assert build("guide", f"{place}:program")("as it is") == "as it is"
-        assert build("guide", f"{place}:factory(depth=3)", **CONTEXT) == 6
+        assert build("guide", f"{place}:Program", **CONTEXT).latent_dim == 2
+        assert (build("guide", f"{place}:built").latent_dim, build("guide", f"{place}:module").latent_dim) == (7, 8)
         assert "did you mean 'Mine'?" in refusal("guide", f"{place}:Mime")
         assert "belongs to the slot prior, not to guide" in refusal("guide", f"{place}:Prior")
     assert build("model", f"Model(prior={tmp_path}/reg_lab/guides.py:Prior)").prior.slot == "prior"
+    vamp = build("prior", f"Vamp(encoder={tmp_path}/reg_lab/guides.py:Mine(depth=4))", **CONTEXT)
+    assert vamp.encoder.depth == 4
+
+
+def test_what_is_no_part_is_refused_before_it_is_called(tmp_path: Path) -> None:
+    """Arguments are given to a class of the slot alone; without any, a Pyro program serves where one is asked for."""
+    (tmp_path / "parts.py").write_text(SOURCE)
+    place = f"{tmp_path}/parts.py"
+    for name in ("factory(depth=3)", "program(x=1)", "Program(depth=3)", "built(depth=3)", "module(1)"):
+        assert 'expected a class with slot = "guide"' in refusal("guide", f"{place}:{name}", **CONTEXT), name
+    for name, word in {
+        "Other": "names no slot",
+        "other": "an object of the class object",
+        "nn": "class module",
+    }.items():
+        assert word in refusal("guide", f"{place}:{name}", **CONTEXT)
+    for name in ("program", "Program", "module", "factory(depth=3)", "Other", "other(1)", "program()"):
+        assert 'not a class with slot = "prior"' in refusal("prior", f"{place}:{name}", **CONTEXT)
+        assert "not a subclass of torch.optim.Optimizer" in refusal("optimizer", f"{place}:{name}", params=[], lr=1.0)
+    for name in ("factory()", "program(1)", "Program()", "Other()", "built()", "other()"):
+        assert "names its slot" in refusal("guide", f"MeanField(latent_dim={place}:{name})", **CONTEXT)
+
+
+def test_an_entry_point_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [EntryPoint("Theirs", "os:mkdir", "g")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else [])
+    for spec in ("Theirs", "Theirs(x)"):
+        assert "guide Theirs is a function, not a class" in refusal("guide", spec, **CONTEXT)
 
 
 def test_faulty_modules_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +473,5 @@ def test_importing_the_registry_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_the_standard_library_holds_no_parts() -> None:
-    for name in ("os:mkdir", "subprocess:run(cmd)", "os.path:join"):
-        with pytest.raises(UserError, match="standard library"):
-            registry.build("guide", name)
+def test_a_program_is_not_imported() -> None:
+    assert "unittest.__main__ is a program" in refusal("guide", "unittest.__main__:x")

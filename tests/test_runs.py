@@ -50,6 +50,11 @@ def refused(call: Any, *words: str) -> None:
         assert word in str(caught.value)
 
 
+def remove_digests(run: Path) -> None:
+    for path in run.glob("checkpoints/*.sha256"):
+        path.unlink()
+
+
 def change(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert old in text
@@ -165,7 +170,7 @@ def test_another_seed_has_the_same_images() -> None:
             ["config.toml", "latent_dim is 4 there and 3"],
         ),
         (lambda run: shutil.rmtree(run / "checkpoints"), ["no checkpoint"]),
-        (lambda run: [path.unlink() for path in run.glob("checkpoints/*.sha256")], ["no checkpoint"]),
+        (lambda run: remove_digests(run), ["3 checkpoints without their SHA-256: best-"]),
         (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
     ],
 )
@@ -181,6 +186,60 @@ def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(run: Path) -> N
         model, _ = pv.load(run)
     held = checkpoint.load(first)
     assert all(torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items())
+
+
+def test_a_last_checkpoint_without_its_digest_is_told_by_all(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older one is taken, with its line: by `load`, `evaluate`, `sample`, `compare` and a resume, which loses nothing."""
+    monkeypatch.chdir(run.parent)
+    shutil.copytree(run, "other")
+    first, last = checkpoint.complete(run / "checkpoints")
+    checkpoint.manifest(last).unlink()
+    content = last.read_bytes()
+    line = f"{last.name}: its SHA-256 ({last.name}.sha256) is missing, so it can't be checked: the previous one, {first.name}, is"
+    with pytest.warns(UserWarning) as warned:
+        pv.load(run)
+    assert [line in str(each.message) for each in warned] == [True]
+    few = ["--num-samples", "5", "--num-images", "5", "--no-pictures", "--quiet"]
+    for command in (["evaluate", "run", *few], ["sample", "run"], ["compare", "run", "other", *few[:4], "--quiet"]):
+        assert main(command) == 0
+        assert line in capsys.readouterr().err, command
+    assert main(["compare", "run", "other", *few[:4], "--quiet"]) == 0  # of what is stored
+    assert capsys.readouterr().err.count(line) == 1
+    (run / "results.json").unlink()
+    assert main(["train", "--resume", "run", "--quiet"]) == 0
+    assert line in capsys.readouterr().err
+    aside = last.with_name(f"{last.name}.superseded")
+    assert content in [path.read_bytes() for path in (last, aside) if path.is_file()] and first.is_file()
+
+
+def test_rows_and_a_record_that_are_not_the_checkpoints_are_kept(run: Path) -> None:
+    """metrics.jsonl is written as the checkpoint has it, and environment.json goes on; what else they had stays."""
+    opened = runs.open_run(run)
+    rows, text = opened.rows(), opened.metrics_file.read_bytes()
+    opened.write_rows(rows)
+    assert opened.metrics_file.read_bytes() == text and not list(run.glob("*.superseded"))
+    for number, more in enumerate([b'{"epoch": 3}\n{"epoch": 4, "st', b"\xff\xfe mine\n"], 1):
+        opened.metrics_file.write_bytes(text + more)
+        opened.write_rows(rows)
+        assert opened.metrics_file.read_bytes() == text
+        assert len((run / "metrics.jsonl.superseded").read_bytes().splitlines()) == 2 * number - (number == 2)
+    opened.environment_file.write_text("{}, damaged")
+    opened.resumed(torch.device("cpu"))
+    assert (run / "environment.json.damaged").read_text() == "{}, damaged"
+    assert len(json.loads(opened.environment_file.read_text())["resumed"]) == 1
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfegarbage", None])
+def test_metrics_that_cannot_be_read_are_named(content: bytes | None, run: Path) -> None:
+    opened = runs.open_run(run)
+    opened.metrics_file.unlink()
+    if content is None:
+        opened.metrics_file.mkdir()
+    else:
+        opened.metrics_file.write_bytes(content)
+    refused(opened.rows, "metrics.jsonl", "damaged")
 
 
 def test_the_best_checkpoint_can_be_loaded(run: Path) -> None:
@@ -223,6 +282,16 @@ def test_what_a_resume_may_not_change(
         (lambda run: change(run / "config.toml", "data_seed = 0", "data_seed = 1"), ["data_seed is 1 there and 0"]),
         (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
         (lambda run: (run / "config.toml").unlink(), ["no run in it", "config.toml"]),
+        (remove_digests, ["3 checkpoints without their SHA-256: best-", "step-000000025.pt", "sha256sum"]),
+        (
+            lambda run: shutil.rmtree(run / "checkpoints"),
+            ["no checkpoint in checkpoints, yet 2 epochs in metrics.jsonl"],
+        ),
+        (
+            lambda run: [path.unlink() for path in run.glob("checkpoints/step-*")],
+            ["no checkpoint in it but the best one"],
+        ),
+        (lambda run: (run / "checkpoints").rename(run / "elsewhere"), ["restore the folder"]),
     ],
 )
 def test_a_run_that_is_not_what_it_was_is_not_resumed(

@@ -18,7 +18,8 @@ import torch
 from children import QUICK, checkpoints, done, one_line
 
 import pyro_vae
-from pyro_vae import UserError, checkpoint, registry, runs
+from pyro_vae import UserError, checkpoint, data, registry, runs
+from pyro_vae.cli import main
 from pyro_vae.options import Train, read_config
 
 
@@ -129,13 +130,83 @@ def test_words_are_read_and_never_evaluated(
     assert not (tmp_path / "sentinel").exists()
 
 
+CALLS = [  # what an installed package has, which makes a file or a folder, or unpickles one
+    "torch.utils.collect_env:run('touch sentinel')",
+    "torch:load('evil.pt', weights_only=False)",
+    "numpy:save('sentinel', 1)",
+    "os:mkdir(sentinel)",
+    "setuptools._distutils.spawn:spawn(['touch', 'sentinel'])",
+    "zipfile:ZipFile('sentinel', 'w')",
+    "logging:FileHandler('sentinel')",
+    "functools:partial()",
+]
+PLACES = [
+    *((slot, "{}") for slot in registry.NAMESPACES),
+    ("guide", "MeanField(hidden={})"),
+    ("guide", "MixtureOfGaussians(components=[({},)])"),
+    ("guide", "MeanField(net={})"),
+    ("model", "GenerativeModel(prior={})"),
+    ("likelihood", "Gaussian(scale={})"),
+    ("optimizer", "Adam(eps={})"),
+    ("optimizer", "torch.optim:Adam(betas=[{}])"),
+    ("warmup", "Cyclical(cycles={})"),
+    ("schedule", "Cosine(final={})"),
+]
+
+
+@pytest.mark.parametrize(("slot", "place"), PLACES)
+def test_nothing_is_called_but_a_part(slot: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a choice names in an installed package is looked at, and refused in one line, before any call."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), "evil.pt")
+    context: dict[str, Any] = {"event_shape": (1, 8, 8), "latent_dim": 2, "num_data": 3, "params": [], "lr": 0.1}
+    calls = [call.partition("(")[0] for call in CALLS] if place == "{}" and slot not in registry.PROGRAMS else []
+    for call in (*CALLS, *calls):
+        spec = place.format(call)
+        with pytest.raises(UserError) as caught:
+            data.load(spec) if slot == "data" else registry.build(slot, spec, **context)
+        assert "\n" not in str(caught.value), spec
+        assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"], spec
+
+
+ATTACKS = {
+    "guide": CALLS[0],
+    "model": "torch.utils.collect_env:run",
+    "likelihood": f"Gaussian(scale={CALLS[0]})",
+    "optimizer": CALLS[2],
+    "kl_warmup": CALLS[2],
+    "schedule": CALLS[1],
+    "net": CALLS[0],
+    "data": "torch:load",
+}
+
+
+@pytest.mark.parametrize("option", ATTACKS)
+def test_no_configuration_calls_a_function(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line and in a TOML file: exit code 2, one line, and no file."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(Evil(), "evil.pt")
+    (tmp_path / "stranger.toml").write_text(f'{option} = "{ATTACKS[option]}"\n')
+    short = ["train", *QUICK, "--steps", "2", "--out", "run"]
+    for given in ([f"--{option.replace('_', '-')}", ATTACKS[option]], ["--config", "stranger.toml"]):
+        words = [*short, *given]
+        if option == "net":
+            del words[words.index("--net") : words.index("--net") + 2]
+        assert main(words) == 2
+        out, error = capsys.readouterr()
+        assert error.count("\n") == 1 and error.startswith("error: ") and out == "", error
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["evil.pt", "stranger.toml"]
+
+
 @pytest.mark.parametrize(
-    "data",
+    "source",
     ["../../etc/x.npz", "..", "/", "a/../../b.npy", "~/x.npz", "C:\\x.npz", "\x00", "x\n../y", "-rf", ".hidden", ""],
 )
-def test_a_runs_name_stays_in_the_runs_folder(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_name_stays_in_the_runs_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = runs.create(None, runs.run_name(Train(data=data, guide="../../x/y.py:Mine")))
+    made = runs.create(None, runs.run_name(Train(data=source, guide="../../x/y.py:Mine")))
     assert made.folder.resolve().parent == (tmp_path / "runs").resolve() and not made.folder.name.startswith((".", "-"))
 
 
