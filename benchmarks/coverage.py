@@ -1,25 +1,23 @@
 """How often an image's nominal 95% interval, L − bias ± 1.96 se, holds the exact log p(x): pPCA, 300 repetitions.
 
-python benchmarks/coverage.py
+python -m benchmarks.coverage
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import write
 from torch import Tensor
 
+from benchmarks.harness import RESULTS, run_cli, write
 from pyro_vae import LogMarginal, log_marginal
+from tests.exact import ppca
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-from exact import ppca
-
-REPETITIONS, IMAGES = 300, 20
+IMAGES = 20
 CASES = [  # latent dimensions, the guide's sd over the posterior's, draws
     (3, 0.85, 1000),
     (3, 1.3, 1000),
@@ -31,6 +29,16 @@ CASES = [  # latent dimensions, the guide's sd over the posterior's, draws
     (10, 0.8, 1000),
     (10, 0.6, 1000),
 ]
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How long, and where to."""
+
+    repetitions: int = 300
+    """Of each image."""
+    out: Path = RESULTS
+    """Where coverage.json goes."""
 
 
 def covers(result: LogMarginal, log_px: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,19 +77,19 @@ def measure(
     }
 
 
-def rows(repetitions: int = REPETITIONS) -> Iterator[dict[str, Any]]:
+def rows(repetitions: int) -> Iterator[dict[str, Any]]:
     """All cases with the guide, and the defensive mixture where the guide alone is too narrow."""
     for latent_dim, widen, num_samples in CASES:
         yield measure(latent_dim, widen, num_samples, repetitions)
     yield measure(10, 0.6, 1000, repetitions, "Defensive")
 
 
-def main() -> None:
-    """Print the table and write it to results/coverage.json."""
+def main(asked: Coverage) -> None:
+    """Print the table and write it."""
     torch.set_num_threads(1)
     table = []
     print(" d  sd    K     proposal   error    k̂     ESS   covered  sound  covered where sound  by image (images)")
-    for row in rows():
+    for row in rows(asked.repetitions):
         table.append(row)
         sound = "—" if row["coverage_sound"] is None else f"{row['coverage_sound']:.3f}"
         spread = "—"
@@ -93,8 +101,8 @@ def main() -> None:
             f"{sound:<19}  {spread}",
             flush=True,
         )
-    write("coverage", {"repetitions": REPETITIONS, "images": IMAGES, "rows": table})
+    write("coverage", {"repetitions": asked.repetitions, "images": IMAGES, "rows": table}, asked.out)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Coverage, __doc__)

@@ -1,6 +1,6 @@
 """Whole epochs, feeding included: hand-written PyTorch with resident data, `SVI` with a DataLoader, NumPyro's scan, Pythae, `fit`.
 
-python benchmarks/epochs.py [architecture …]
+python -m benchmarks.epochs [architecture …]
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from architectures import ARCHITECTURES, Architecture
-from contestants import Epochs, Train, hand_written, others, ours, pyro_svi
-from harness import Options, Table, assert_alike, chosen, interleave, machine, options, ratios, report, write
-from seats import seated
 from torch import Tensor
+
+from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.contestants import Epochs, Train, hand_written, others, ours, pyro_svi
+from benchmarks.harness import Options, Table, assert_alike, chosen, interleave, machine, ratios, report, run_cli, write
+from benchmarks.seats import seated
 
 BASE = "hand-written, eager"
 BATCHES = {"mlp400 b128": 60, "iwae b20": 150, "digits b64": 200}  # an epoch's, a fifth of a second
@@ -103,15 +104,14 @@ def bench(at: Architecture, num_batches: int, chosen: Options) -> Table:
     return table
 
 
-def main() -> None:
+def main(asked: Options) -> None:
     """Time the architectures asked for, or all."""
-    asked = options(__doc__)
     print(machine(), flush=True)
     for name in chosen(asked.only, BATCHES):
         table = bench(ARCHITECTURES[name], BATCHES[name], asked)
         report(f"an epoch of {BATCHES[name]} batches, {name}", table, BASE)
-        write("epochs" if asked.device == "cpu" else "epochs_cuda", {name: table}, asked)
+        write("epochs" if asked.device == "cpu" else "epochs_cuda", {name: table}, asked.folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Options, __doc__)

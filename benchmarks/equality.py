@@ -2,7 +2,7 @@
 
 In float64 besides: what is rounding in float32, amplified by Adam and BatchNorm, vanishes there.
 
-python benchmarks/equality.py [architecture …]
+python -m benchmarks.equality [architecture …]
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from itertools import product
 
 import torch
-from architectures import ARCHITECTURES, Architecture
-from harness import chosen, options, write
 from torch import Tensor
 
 import pyro_vae as pv
+from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.harness import Options, chosen, run_cli, write
 
 STEPS, LIMIT = 200, 1e-5
 
@@ -51,17 +51,16 @@ def compare(at: Architecture, dtype: torch.dtype) -> dict[str, dict[str, float]]
     return table
 
 
-def main() -> None:
+def main(asked: Options) -> None:
     """The architectures asked for, or all; each is kept as soon as it is measured."""
-    asked = options(__doc__)
     for name, dtype in product(chosen(asked.only, ARCHITECTURES), (torch.float32, torch.float64)):
         words = f"{name}, {str(dtype).removeprefix('torch.')}"
         table = compare(ARCHITECTURES[name], dtype)
         for tier, row in table.items():
             print(f"{words:21} {tier:9} losses {row['loss']:.1e} relative, parameters {row['parameters']:.1e}", end="")
             print(f", {row['beyond']} of {row['of']} beyond {LIMIT:g}", flush=True)
-        write("equality", {words: table}, asked)
+        write("equality", {words: table}, asked.folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Options, __doc__)

@@ -1,28 +1,41 @@
 """IW, defensive IW, the jackknife and AIS side by side on the same test images of a trained run.
 
-python benchmarks/estimators.py RUN [number of images]
+python -m benchmarks.estimators RUN [--images 100]
 """
 
 from __future__ import annotations
 
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness import write
+import tyro
 
 import pyro_vae as pv
+from benchmarks.harness import RESULTS, run_cli, write
 from pyro_vae.experiment import prepare
 from pyro_vae.options import train_from
 
 
-def main(folder: Path, num_images: int) -> None:
+@dataclass(frozen=True)
+class Estimators:
+    """What is scored, and where the figures go."""
+
+    run: tyro.conf.Positional[Path]
+    """A run's folder."""
+    images: int = 100
+    """Test images."""
+    out: Path = RESULTS
+    """Where estimators.json goes."""
+
+
+def main(asked: Estimators) -> None:
     """Score the same images by every estimator, and print them with their errors."""
-    experiment = prepare(train_from(folder / "config.toml"))
-    x, words = experiment.images("test", num_images)
-    model, guide = pv.load(folder)
-    protocol = {**experiment.observed.protocol, **words, "run": folder.name}
+    experiment = prepare(train_from(asked.run / "config.toml"))
+    x, words = experiment.images("test", asked.images)
+    model, guide = pv.load(asked.run)
+    protocol = {**experiment.observed.protocol, **words, "run": asked.run.name}
     rows: dict[str, dict[str, Any]] = {}
 
     def score(name: str, estimate: Any) -> Any:
@@ -36,7 +49,7 @@ def main(folder: Path, num_images: int) -> None:
     rows["IW-5000, jackknifed"] = {"mean": plain.debiased, "se_mc": plain.se_mc}
     wide = score(
         "IW-5000, defensive",
-        lambda: pv.log_marginal(model, guide, x, num_samples=5000, proposal="defensive", protocol=protocol),
+        lambda: pv.log_marginal(model, guide, x, num_samples=5000, proposal="Defensive", protocol=protocol),
     )
     score("IW-50000", lambda: pv.log_marginal(model, guide, x, num_samples=50_000, protocol=protocol))
     annealed = score("AIS, T = 1000, 8 chains", lambda: pv.ais(model, guide, x, protocol=protocol))
@@ -44,8 +57,8 @@ def main(folder: Path, num_images: int) -> None:
         difference = annealed.log_px - other.log_px
         rows[f"AIS − {name}"] = {"mean": float(difference.mean()), "se": float(difference.std() / len(x) ** 0.5)}
         print(f"AIS − {name}: {difference.mean():+.3f} ± {difference.std() / len(x) ** 0.5:.3f} nats (paired)")
-    write("estimators", {"images": num_images, "rows": rows})
+    write("estimators", {"images": asked.images, "rows": rows}, asked.out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100)
+    run_cli(main, Estimators, __doc__)

@@ -1,6 +1,6 @@
 """log p(x) by K = 5000 importance samples: a 50-200-200-784 Bernoulli decoder, trained on enlarged digits; seconds an image.
 
-python benchmarks/evaluation.py [float32] [bfloat16]
+python -m benchmarks.evaluation [float32] [bfloat16]
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from architectures import ARCHITECTURES, large_digits, plain_networks
-from contestants import hand_written, others, ours, pyro_svi
-from harness import Options, Table, chosen, interleave, machine, options, ratios, report, synchronize, write
-from seats import seated
 from torch import Tensor
 
 import pyro_vae as pv
+from benchmarks.architectures import ARCHITECTURES, large_digits, plain_networks
+from benchmarks.contestants import hand_written, others, ours, pyro_svi
+from benchmarks.harness import Options, Table, chosen, interleave, machine, ratios, report, run_cli, synchronize, write
+from benchmarks.seats import seated
 from pyro_vae.errors import UserError
 
 BASE = "hand-written, eager, chunks of 500"
+PRECISIONS = ("float32", "bfloat16")
 NUM_SAMPLES, ROUNDS, STEPS = 5000, 7, 1500
 FEW, SOME, MORE, MANY = 8, 32, 64, 512
 """Images a round: of those that take them one by one, of the base, of our replayed and our compiled form, set-up included."""
@@ -149,14 +150,13 @@ def bench(precisions: list[str], chosen: Options) -> Table:
     return table
 
 
-def main() -> None:
+def main(asked: Options) -> None:
     """Time the precisions asked for, or both."""
-    asked = options(__doc__)
     print(machine(), flush=True)
-    table = bench(chosen(asked.only, ("float32", "bfloat16")), asked)
+    table = bench(chosen(asked.only, PRECISIONS), asked)
     report(f"log p(x) of an image, K = {1000 if asked.quick else NUM_SAMPLES}", table, BASE)
-    write("evaluation" if asked.device == "cpu" else "evaluation_cuda", {"log_px": table}, asked)
+    write("evaluation" if asked.device == "cpu" else "evaluation_cuda", {"log_px": table}, asked.folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Options, __doc__)

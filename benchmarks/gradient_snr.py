@@ -1,7 +1,7 @@
 """Signal-to-noise ratio of each estimator's gradient against K, for the encoder and the decoder, near and far from p(z | x).
 
-python benchmarks/gradient_snr.py [gradients]      writes benchmarks/results/gradient_snr.json and docs/gradient_snr.png
-python benchmarks/gradient_snr.py draw             draws the picture again
+python -m benchmarks.gradient_snr [--gradients 32768]      writes gradient_snr.json and gradient_snr.png
+python -m benchmarks.gradient_snr --draw                   draws the picture of that file again
 
 The model is that of Rainforth et al. 2018 (section 4) in D = 5: z ~ N(μ, I), x | z ~ N(z, I), q(z | x) = N(x/2 + b, s² I), with
 the gradients of μ (decoder) and b (encoder) at one image. p(z | x) is N((x + μ)/2, I/2). SNR = ‖E ∇‖ / √(tr Cov ∇), from
@@ -11,21 +11,21 @@ independent gradients; ‖E ∇‖² is less what the noise adds to it.
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
-from harness import RESULTS, write
 from pyro import distributions as dist
 from torch import Tensor, nn
 
+from benchmarks.harness import RESULTS, run_cli, write
+from pyro_vae.errors import UserError
 from pyro_vae.objectives import CIWAE, IWAE, MIWAE, STL, DReG, Objective, Trace_ELBO
 
-FIGURE = Path(__file__).resolve().parents[1] / "docs" / "gradient_snr.png"
 DIMS, DRAWS_AT_ONCE, BLOCKS = 5, 2**17, 8
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 PLACES = {"near": (0.2, 0.5**0.5 * 1.02), "far": (0.5, (2 / 3) ** 0.5)}  # b less its best value, s
@@ -37,6 +37,18 @@ ESTIMATORS: dict[str, Callable[[int], Objective | None]] = {
     "Trace_ELBO(K)": Trace_ELBO,
     "STL(K)": STL,
 }
+
+
+@dataclass(frozen=True)
+class GradientSNR:
+    """How many, and where to."""
+
+    gradients: int = 32_768
+    """Independent gradients of each estimator at each K."""
+    draw: bool = False
+    """Only draw what was measured."""
+    out: Path = RESULTS
+    """Where gradient_snr.json and gradient_snr.png go."""
 
 
 def gradients(objective: Objective, place: str, rows: int, seed: int) -> dict[str, Tensor]:
@@ -82,7 +94,7 @@ def measure(objective: Objective, place: str, number: int) -> dict[str, tuple[fl
     return found
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Four panels on two logarithmic axes: near and far, encoder and decoder."""
     import matplotlib
 
@@ -122,11 +134,21 @@ def draw(rows: list[dict[str, Any]]) -> None:
         "the decoder's gradient of DReG is IWAE's, that of STL is Trace_ELBO's: one line lies on the other",
         fontsize=11,
     )
-    figure.savefig(FIGURE, dpi=130)
-    print(f"{FIGURE.relative_to(FIGURE.parents[1])}")
+    figure.savefig(path, dpi=130)
+    print(path)
 
 
-def main(number: int) -> None:
+def main(asked: GradientSNR) -> None:
+    """Measure and draw, or draw again."""
+    path = asked.out / "gradient_snr.json"
+    if not asked.draw:
+        write("gradient_snr", measured(asked.gradients), asked.out)
+    elif not path.exists():
+        raise UserError(f"{path}: no such file to draw; without --draw it is measured")
+    draw(json.loads(path.read_text())["rows"], path.with_suffix(".png"))
+
+
+def measured(number: int) -> dict[str, Any]:
     """Every estimator at every K, in turn."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
@@ -141,12 +163,8 @@ def main(number: int) -> None:
                 shown = "  ".join(f"{row['part']} {row['snr']:.4f} ± {row['se']:.4f}" for row in rows[-2:])
                 print(f"{place} {name:<14} K={count:<4} {shown}  ({time.perf_counter() - started:.1f} s)", flush=True)
     setting = {"dims": DIMS, "gradients": number, "places": {k: {"b": b, "s": s} for k, (b, s) in PLACES.items()}}
-    write("gradient_snr", {"setting": setting, "rows": rows})
-    draw(rows)
+    return {"setting": setting, "rows": rows}
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["draw"]:
-        draw(json.loads((RESULTS / "gradient_snr.json").read_text())["rows"])
-    else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 32_768)
+    run_cli(main, GradientSNR, __doc__)

@@ -1,6 +1,6 @@
 """log p(x) of guides × objectives × priors: short runs of the same budget, scored on the same test images.
 
-python benchmarks/grid.py --data-root ../shared/data --budget 4000 --guides MeanField FullRank --priors StandardNormal VampPrior
+python -m benchmarks.grid --data-root data --budget 4000 --guides MeanField FullRank --priors StandardNormal VampPrior
 
 The first guide, objective and prior are the baseline, to which every other cell is compared image by image. A cell is a
 run folder under --out; cells that are done are not run again. One that refuses its parts is a line of the table as well.
@@ -19,10 +19,8 @@ from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
-import tyro
-from harness import RESULTS, machine
-
 import pyro_vae as pv
+from benchmarks.harness import RESULTS, machine, run_cli
 from pyro_vae import data as image_data
 from pyro_vae import runs
 from pyro_vae.commands import execute
@@ -206,8 +204,4 @@ def main(grid: Grid) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Grid, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)))
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
+    run_cli(main, Grid, __doc__)

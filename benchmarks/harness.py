@@ -6,21 +6,25 @@ import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import tyro
-from team import Team
 
-from pyro_vae.errors import did_you_mean
+from benchmarks.team import Team
+from pyro_vae.errors import UserError, did_you_mean
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path("runs/bench")
+"""Where results go unless the caller names another folder: the committed figures are written on request alone."""
+
+T = TypeVar("T")
 Table = dict[str, dict[str, Any]]
 MOST_ROUNDS = 3
 """Times the rounds asked for, where the machine's cores keep lying apart."""
@@ -39,12 +43,21 @@ class Options:
     quick: bool = False
     """Two short rounds: whether everything runs, and no figures to keep."""
     out: Path | None = None
-    """Where the JSON goes; by default benchmarks/results, and nowhere with --quick."""
+    """Where the JSON goes; by default runs/bench, and nowhere with --quick."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the JSON goes."""
+        return self.out or (None if self.quick else RESULTS)
 
 
-def options(description: str | None) -> Options:
-    """The command line of a suite."""
-    return tyro.cli(Options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,))
+def run_cli(main: Callable[[T], None], options: type[T], description: str | None) -> None:
+    """Read the command line into ``options`` and run it; a mistake of the caller's is one line and exit code 2."""
+    try:
+        main(tyro.cli(options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,)))
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 def chosen(names: Iterable[str], known: Iterable[str]) -> list[str]:
@@ -52,7 +65,7 @@ def chosen(names: Iterable[str], known: Iterable[str]) -> list[str]:
     every = list(known)
     for name in names:
         if name not in every:
-            raise SystemExit("error: " + did_you_mean("case", name, every))
+            raise UserError(did_you_mean("case", name, every))
     return list(names) or every
 
 
@@ -165,14 +178,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(name: str, tables: dict[str, Any], chosen: Options | None = None) -> Path | None:
+def write(name: str, tables: dict[str, Any], folder: Path | None) -> Path | None:
     """The figures as JSON, with the machine in words; cases measured earlier on the same machine are kept."""
-    if chosen is not None and chosen.quick and chosen.out is None:
+    if folder is None:
         return None
-    folder = RESULTS if chosen is None or chosen.out is None else chosen.out
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
-    held = json.loads(path.read_text()) if chosen is not None and path.exists() else {}
+    held = json.loads(path.read_text()) if path.exists() else {}
     if held.get("machine") != machine():
         held = {}
     path.write_text(json.dumps({**held, "machine": machine(), **tables}, indent=1) + "\n")

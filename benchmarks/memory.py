@@ -1,6 +1,6 @@
 """Memory of `log_marginal` by the number of draws, each K in a process of its own on an MNIST-sized model; host reads of an epoch.
 
-python benchmarks/memory.py [guide] [Defensive] [RenyiELBO] [reads]
+python -m benchmarks.memory [guide] [Defensive] [RenyiELBO] [reads]
 
 The peak of what the allocator gave out is counted by torch's profiler; the resident set, which the system counts, is beside
 it. Images are as many as fill a tile at the smallest K, so that the tiles of all K are of one size.
@@ -17,17 +17,17 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from architectures import ARCHITECTURES
-from contestants import ours, pyro_svi
-from harness import chosen, machine, options, write
-from host_reads import reads_per_epoch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.architectures import ARCHITECTURES
+from benchmarks.contestants import ours, pyro_svi
+from benchmarks.harness import Options, chosen, machine, run_cli, write
+from benchmarks.host_reads import reads_per_epoch
 from pyro_vae import log_marginal
 from pyro_vae.tiles import ROWS, tile_sizes
 
 DRAWS = [500, 5000, 20_000]
-ESTIMATORS = ["guide", "Defensive", "RenyiELBO"]
+CASES = ["guide", "Defensive", "RenyiELBO", "reads"]
 MIB = 2.0**20
 
 
@@ -78,7 +78,7 @@ def by_draws(estimator: str, draws: list[int]) -> dict[str, Any]:
     table = []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
     for k in draws:
-        child = [sys.executable, "-W", "ignore", __file__, "--child", str(k), estimator]
+        child = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--child", str(k), estimator]
         done = subprocess.run(child, check=True, capture_output=True, text=True, env=environment)
         table.append(json.loads(done.stdout.splitlines()[-1]))
         row = table[-1]
@@ -100,17 +100,16 @@ def epoch_reads(tier: str) -> float:
     return reads_per_epoch(lambda num_epochs: ours.epochs(at, images, tier)(num_epochs))
 
 
-def main() -> None:
-    """Measure in child processes, print, and write results/memory.json."""
-    asked = options(__doc__)
+def main(asked: Options) -> None:
+    """Measure in child processes, print, and write memory.json."""
     print(machine(), flush=True)
-    for name in chosen(asked.only, [*ESTIMATORS, "reads"]):
+    for name in chosen(asked.only, CASES):
         if name == "reads":
             found: Any = {tier: epoch_reads(tier) for tier in ("inductor", "graph")}
             print("host reads of an epoch of fit:", found, flush=True)
         else:
             found = by_draws(name, DRAWS[:2] if asked.quick else DRAWS)
-        write("memory", {name: found}, asked)
+        write("memory", {name: found}, asked.folder)
 
 
 if __name__ == "__main__":
@@ -118,4 +117,4 @@ if __name__ == "__main__":
         torch.set_num_threads(1)
         print(json.dumps(measure(int(sys.argv[-2]), sys.argv[-1])))
     else:
-        main()
+        run_cli(main, Options, __doc__)

@@ -1,6 +1,6 @@
 """Start-up: `pyro-vae --help`, and the import of everything that `pyro_vae` trains and evaluates with over that of Pyro.
 
-python benchmarks/startup.py
+python -m benchmarks.startup
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from harness import interleave, machine, options, ratios, report, write
+from benchmarks.harness import Options, interleave, machine, ratios, report, run_cli, write
 
 BASE = "import pyro.infer"
 PROGRAMS = {
@@ -30,15 +30,14 @@ def process(program: str) -> Callable[[], None]:
     return lambda: subprocess.run(command, check=True, capture_output=True) and None
 
 
-def main() -> None:
+def main(asked: Options) -> None:
     """Time them in turn."""
-    asked = options(__doc__)
     print(machine(), flush=True)
     rounds = asked.rounds or (2 if asked.quick else ROUNDS)
     table = ratios(interleave({name: process(program) for name, program in PROGRAMS.items()}, rounds), BASE)
     report("start-up", table, BASE)
-    write("startup", {"startup": table}, asked)
+    write("startup", {"startup": table}, asked.folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Options, __doc__)

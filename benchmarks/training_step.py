@@ -1,6 +1,6 @@
 """One training step: hand-written PyTorch, Pyro's SVI, NumPyro, Pythae and pyro_vae's tiers; one model, one batch, Adam.
 
-python benchmarks/training_step.py [architecture …]
+python -m benchmarks.training_step [architecture …]
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from architectures import ARCHITECTURES, Architecture
-from contestants import Step, hand_written, others, ours, pyro_svi
-from harness import (
+from torch import Tensor
+
+from benchmarks.architectures import ARCHITECTURES, Architecture
+from benchmarks.contestants import Step, hand_written, others, ours, pyro_svi
+from benchmarks.harness import (
     Options,
     Table,
     around,
@@ -22,15 +24,14 @@ from harness import (
     chosen,
     interleave,
     machine,
-    options,
     ratios,
     repeated,
     report,
+    run_cli,
     synchronize,
     write,
 )
-from seats import seated
-from torch import Tensor
+from benchmarks.seats import seated
 
 BASE = "hand-written, eager"
 ROUNDS, ROUND_SECONDS = 11, 0.25
@@ -115,15 +116,14 @@ def bench(at: Architecture, chosen: Options) -> Table:
     return table
 
 
-def main() -> None:
+def main(asked: Options) -> None:
     """Time the architectures asked for, or all."""
-    asked = options(__doc__)
     print(machine(), flush=True)
     for name in chosen(asked.only, ARCHITECTURES):
         table = bench(ARCHITECTURES[name], asked)
         report(f"training step, {name}", table, BASE)
-        write("training_step" if asked.device == "cpu" else "training_step_cuda", {name: table}, asked)
+        write("training_step" if asked.device == "cpu" else "training_step_cuda", {name: table}, asked.folder)
 
 
 if __name__ == "__main__":
-    main()
+    run_cli(main, Options, __doc__)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -16,7 +15,6 @@ from tqdm import tqdm
 from pyro_vae import explain
 from pyro_vae.accumulate import WeightSums
 from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
-from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
@@ -158,7 +156,6 @@ class _Figures:
         self.num_chains, self.device = num_chains, device
         self.curve = dict.fromkeys(stops(num_chains), 0.0)
         self._columns: list[Tensor] = []
-        self._tails: list[Any] = []
 
     def add(self, run: Annealed, start: Point, kernel: Kernel, num_images: int) -> None:
         """A tile; rows that only fill it are dropped."""
@@ -169,21 +166,19 @@ class _Figures:
         scored = sums.finish()
         elbo = (start.log_p.double() - start.log_q.double()).mean(0)
         ours = torch.stack((elbo, run.acceptance.double(), kernel.step.double()))[:, :num_images]
-        columns = (scored.log_px, scored.variance, scored.ess, scored.max_share, scored.debiased, *ours)
-        self._columns.append(torch.stack(columns).cpu())
-        self._tails.append(pareto_khat(scored.top.cpu().numpy(), self.num_chains, scored.variance.cpu().numpy()))
+        self._columns.append(torch.cat((scored.columns(), ours.cpu())))
 
     def result(
         self, settings: Settings, said: dict[str, Any], protocol: Mapping[str, Any] | None, **others: Any
     ) -> AnnealedMarginal:
         """All images, with the protocol: how it was estimated, and what the caller knows."""
-        log_px, variance, ess, share, debiased, elbo, acceptance, step = torch.cat(self._columns, dim=1)
+        log_px, _, variance, ess, share, debiased, khat, elbo, acceptance, step = torch.cat(self._columns, dim=1)
         refuse_nan(log_px)
         return AnnealedMarginal(
             log_px=log_px,
             se=variance.sqrt(),
             ess=ess,
-            khat=torch.from_numpy(np.concatenate(self._tails)),
+            khat=khat,
             elbo_px=elbo,
             max_weight_share=share,
             debiased_px=debiased,

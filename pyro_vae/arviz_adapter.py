@@ -16,47 +16,8 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import xarray
 
-CONSTANT = 1e-10
-"""A relative variance of the mean weight below which all weights are one number, up to float32's rounding."""
-
 FAINTEST = -500.0
 """Nats below an image's best model, from which a model adds nothing to a mixture: exp(−500) is a float64, its inverse too."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# k̂
-
-
-def pareto_khat(top: NDArray[Any], num_samples: int, variance: NDArray[Any]) -> NDArray[Any]:
-    """k̂ of the importance weights from their M + 1 largest alone: equal to ArviZ's on all K (Vehtari et al. 2024).
-
-    Args:
-        top: the largest log weights ``(M + 1, N)``, M the tail that k̂ is fitted to.
-        num_samples: K.
-        variance: relative variance of the mean weight, ``(N,)``.
-
-    Returns:
-        ``(N,)``: −inf where the weights are constant, NaN where K is too small for a tail.
-    """
-    length = len(top) - 1
-    if length < 5:
-        return np.full(top.shape[1], np.nan)
-    # psislw takes the tail from the number of draws: pad with zero weights, and name the efficiency that gives M again
-    padded = np.full((top.shape[1], min(num_samples, 5 * (length + 1))), -np.inf)
-    padded[:, : len(top)] = np.where(np.isfinite(top), top, -np.inf).T
-    khat = _psis_khat(padded, reff=9.0 * padded.shape[1] / (length - 0.5) ** 2)
-    return np.where(variance < CONSTANT, -np.inf, np.where(np.isposinf(khat), np.nan, khat))
-
-
-def _psis_khat(log_weights: NDArray[Any], reff: float) -> NDArray[Any]:
-    with _quiet():
-        if _is_one():
-            from arviz_stats.base import array_stats  # 1.x takes −log w
-
-            return np.asarray(array_stats.psislw(-log_weights, r_eff=reff, axis=-1)[1])
-        from arviz import psislw
-
-        return np.asarray(psislw(log_weights, reff=reff)[1])
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,12 +32,13 @@ def run(options: Bench) -> dict[str, Any]:
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         # with --quick nothing is kept, but --json still wants the figures
-        out = options.out or (Path(scratch) if options.quick else folder / "results")
+        out = (options.out or Path(scratch if options.quick else "runs/bench")).resolve()
         for suite in options.suites or SUITES:
             file = _FILES.get(suite, suite)
-            command = [sys.executable, "-W", "ignore", str(folder / f"{file}.py"), *_arguments(options, out)]
+            command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{file}", *_arguments(options, out)]
             shown = sys.stderr if options.json else None
-            if subprocess.run(command, check=False, env=_environment(options), stdout=shown).returncode:
+            environment = _environment(options)
+            if subprocess.run(command, check=False, cwd=folder.parent, env=environment, stdout=shown).returncode:
                 raise Failure(f"the suite {suite} failed: see above")
             written = out / f"{file}{'_cuda' if options.device == 'cuda' else ''}.json"
             results[suite] = json.loads((written if written.exists() else out / f"{file}.json").read_text())

@@ -11,14 +11,12 @@ from itertools import chain, cycle
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import distributed, explain, registry
 from pyro_vae.accumulate import ImageSums
-from pyro_vae.arviz_adapter import pareto_khat
 from pyro_vae.batches import Batch, Resident, Source, make_source
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
@@ -202,14 +200,12 @@ class _Gathered:
 
     def __init__(self, num_samples: int) -> None:
         self.num_samples = num_samples
-        self._tiles: list[tuple[int, Tensor, Any, Curve]] = []  # (first image, columns, k̂, curve)
+        self._tiles: list[tuple[int, Tensor, Curve]] = []  # (first image, columns, curve)
 
     def add(self, start: int, scored: Iterable[tuple[ImageSums, Curve]]) -> None:
         """A tile, in one part or more; its first image is the set's number ``start``."""
         for sums, curve in scored:
-            columns = sums.columns()
-            tails = pareto_khat(sums.top.cpu().numpy(), self.num_samples, columns[2].numpy())
-            self._tiles.append((start, columns, tails, {stop: total.cpu() for stop, total in curve.items()}))
+            self._tiles.append((start, sums.columns(), {stop: total.cpu() for stop, total in curve.items()}))
 
     def gather(self, group: Alone) -> None:
         """The tiles of all processes, in the images' order: sums then have the bits that one process gives them."""
@@ -217,15 +213,15 @@ class _Gathered:
 
     def figures(self) -> dict[str, Any]:
         """Those of all images, under the names of `LogMarginal`."""
-        _, columns, tails, curves = zip(*self._tiles, strict=True)
-        log_px, elbo_px, variance, ess, max_share, debiased = torch.cat(columns, dim=1)
+        _, columns, curves = zip(*self._tiles, strict=True)
+        log_px, elbo_px, variance, ess, max_share, debiased, khat = torch.cat(columns, dim=1)
         refuse_nan(log_px)
         totals = {stop: float(sum(curve[stop] for curve in curves)) for stop in stops(self.num_samples)}
         return {
             "log_px": log_px,
             "se": variance.sqrt(),
             "ess": ess,
-            "khat": torch.from_numpy(np.concatenate(tails)),
+            "khat": khat,
             "elbo_px": elbo_px,
             "max_weight_share": max_share,
             "debiased_px": debiased,

@@ -312,7 +312,7 @@ class Bench:
     quick: bool = False
     """Short rounds that show whether everything runs; figures are printed, and kept only with --out."""
     out: Path | None = None
-    """The folder for the results' JSON; by default benchmarks/results."""
+    """The folder for the results' JSON; by default runs/bench, and with --quick none."""
     json: bool = False
     """Print the results as one JSON object; the tables go to stderr."""
 

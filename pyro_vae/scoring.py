@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pyro_vae.accumulate import ImageSums, WeightSums, tail_length
+from pyro_vae.accumulate import ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.seeds import mix, set_generators
@@ -150,7 +150,7 @@ def _sizes(num_samples: int, chunk: int) -> list[int]:
 def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:
     """All K weights of an image are log p(x) itself."""
     log_px = draw(1)[0, :num_images].double()
-    top = log_px.expand(tail_length(num_samples) + 1, -1)
-    draws = torch.full_like(log_px, num_samples)
-    sums = ImageSums(log_px, log_px, torch.zeros_like(log_px), draws, 1.0 / draws, log_px, top)
+    none, draws = torch.zeros_like(log_px), torch.full_like(log_px, num_samples)
+    khat = pareto_khat(log_px.expand(tail_length(num_samples) + 1, -1), none)
+    sums = ImageSums(log_px, log_px, none, draws, 1.0 / draws, log_px, khat)
     return sums, {stop: log_px.sum() for stop in stops(num_samples)}

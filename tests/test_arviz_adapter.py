@@ -1,30 +1,11 @@
-"""The adapter against figures computed by hand, under whichever ArviZ is installed; no test here needs torch.
-
-``PYRO_VAE_ARVIZ_1=/path/to/python pytest tests/test_arviz_adapter.py`` runs the same laws again under an interpreter with
-ArviZ 1.x (Python ≥ 3.12).
-"""
+"""The adapter against figures computed by hand, under whichever ArviZ is installed: `.ci/run` has 0.23 and 1.x."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-import types
-import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parents[1]
-OTHER = os.environ.get("PYRO_VAE_ARVIZ_1")
-
-if __name__ == "__main__":  # in that interpreter: the adapter alone, without the package's dependencies
-    package = types.ModuleType("pyro_vae")
-    package.__path__ = [str(ROOT / "pyro_vae")]
-    sys.modules["pyro_vae"] = package
-
-from pyro_vae import arviz_adapter  # noqa: E402
+from pyro_vae import arviz_adapter
 
 
 def two(number: int = 400) -> dict[str, np.ndarray]:
@@ -79,17 +60,6 @@ def test_an_elpd_is_the_sum_with_its_error_and_khat() -> None:
     assert "5000" in str(elpd)
 
 
-@pytest.mark.parametrize("shape", [0.3, 0.8])
-def test_khat_has_the_sign_of_this_release(shape: float) -> None:
-    """Pareto weights of a known shape; with −log w in the place of log w, k̂ is far below 0."""
-    random = np.random.default_rng(0)
-    log_weights = -shape * np.log(random.uniform(size=(20, 4000)))  # w = U^(−k)
-    tail = int(np.ceil(3 * np.sqrt(4000)))
-    top = -np.sort(-log_weights, axis=1)[:, : tail + 1].T
-    khat = arviz_adapter.pareto_khat(top, 4000, np.ones(20))
-    assert abs(khat.mean() - shape) < 0.06
-
-
 def test_groups_carry_the_attributes() -> None:
     import xarray
 
@@ -98,23 +68,3 @@ def test_groups_carry_the_attributes() -> None:
     for part in (data, data["posterior"], data["prior"]):
         assert part.attrs["seed"] == 1
     assert data["posterior"]["z"].shape == (1, 3)
-
-
-@pytest.mark.skipif(OTHER is None or __name__ == "__main__", reason="PYRO_VAE_ARVIZ_1 names no Python with ArviZ 1.x")
-def test_the_same_laws_hold_under_arviz_1() -> None:
-    assert OTHER is not None
-    done = subprocess.run([OTHER, __file__], cwd="/", capture_output=True, text=True)
-    assert done.returncode == 0 and "ArviZ 1." in done.stdout, done.stdout + done.stderr
-
-
-if __name__ == "__main__":
-    from importlib.metadata import version
-
-    print(f"ArviZ {version('arviz')}")
-    warnings.simplefilter("error")
-    for name, law in list(globals().items()):
-        if name.startswith("test_") and "arviz_1" not in name:
-            marks = [m for m in getattr(law, "pytestmark", ()) if m.name == "parametrize"]
-            for value in marks[0].args[1] if marks else [None]:
-                law() if value is None else law(value)
-                print(name, "" if value is None else value)

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import tyro
 
+from benchmarks import (
+    coverage,
+    epochs,
+    equality,
+    estimators,
+    evaluation,
+    gradient_snr,
+    grid,
+    harness,
+    memory,
+    seats,
+    startup,
+    team,
+    training_step,
+)
+from benchmarks.architectures import ARCHITECTURES, mlp
+from benchmarks.contestants import Epochs, ours
+from benchmarks.host_reads import host_reads, reads_per_epoch
+from benchmarks.reproduce import __main__ as reproduce
 from pyro_vae import bench
 from pyro_vae.cli import main, parse
 from pyro_vae.errors import UserError
 from pyro_vae.options import SUITES, Bench
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path.append(str(FOLDER))
-
-import epochs  # noqa: E402  # the folder is no package
-import evaluation  # noqa: E402
-import harness  # noqa: E402
-import seats  # noqa: E402
-import team  # noqa: E402
-import training_step  # noqa: E402
-from architectures import mlp  # noqa: E402
-from contestants import Epochs, ours  # noqa: E402
-from host_reads import host_reads, reads_per_epoch  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "benchmarks"
 TINY = mlp("tiny", 16, (8,), 2, 10, "tanh")
 UNCOMPILED = pytest.mark.filterwarnings("ignore")  # the other libraries' own warnings
 
@@ -94,8 +108,8 @@ def test_contestants_estimate_the_same_log_px() -> None:
 @pytest.mark.parametrize("name", ["digits b64", "conv b64"])
 def test_the_numpyro_networks_are_the_torch_networks(name: str) -> None:
     import numpy as np
-    from architectures import ARCHITECTURES
-    from contestants import numpyro_svi
+
+    from benchmarks.contestants import numpyro_svi
 
     at = ARCHITECTURES[name]
     encoder, decoder = at.networks()
@@ -197,3 +211,89 @@ def test_outside_a_checkout_the_command_says_what_to_do(
         bench.find_benchmarks()
     assert main(["bench", "--quick"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# ---- commands as they are printed
+
+COMMANDS: dict[str, type[Any]] = {
+    **{each.__name__.rpartition(".")[2]: harness.Options for each in (epochs, equality, evaluation, memory, startup)},
+    "training_step": harness.Options,
+    "coverage": coverage.Coverage,
+    "estimators": estimators.Estimators,
+    "gradient_snr": gradient_snr.GradientSNR,
+    "grid": grid.Grid,
+    "reproduce": reproduce.Reproduce,
+}
+CASES: dict[str, Iterable[str]] = {
+    "training": ARCHITECTURES,
+    "epochs": epochs.BATCHES,
+    "evaluation": evaluation.PRECISIONS,
+    "memory": memory.CASES,
+}
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PRINTED = [
+    (path.name, line)
+    for path in [*PAGES, *FOLDER.rglob("*.py")]
+    for line in re.findall(r"((?:python3?|pyro-vae bench)\b[^`\n]*)", path.read_text(encoding="utf-8"))
+    if line.startswith("pyro-vae bench") or "benchmarks" in line
+]
+
+
+def test_every_program_has_its_options() -> None:
+    programs = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert programs | {"reproduce"} == set(COMMANDS)
+
+
+def test_printed_commands_are_understood() -> None:
+    """Modules, options and cases exist; brackets and dots in a command's description stand for what is left out."""
+    assert len(PRINTED) > 20
+    for page, line in PRINTED:
+        words = shlex.split(re.split(r"\s{2,}|, |\)|#|…|\[", line)[0])
+        if words[:2] == ["pyro-vae", "bench"]:
+            asked = parse(words[1:])
+            assert isinstance(asked, Bench), (page, line)
+            for suite in asked.suites:
+                harness.chosen(asked.only, CASES.get(suite, ()))
+            continue
+        assert words[1] == "-m" and words[2].startswith("benchmarks."), (page, line)
+        kind = COMMANDS[words[2].removeprefix("benchmarks.")]
+        tyro.cli(kind, args=words[3:], config=(tyro.conf.FlagCreatePairsOff,))
+
+
+EVERY_DAY = ("reproduce", "coverage")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in COMMANDS]
+)
+def test_help_is_printed_and_nothing_is_started(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    found = subprocess.run(command, check=False, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    assert found.returncode == 0 and found.stdout.startswith("usage:"), found.stderr
+
+
+def test_figures_go_where_nothing_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options in (coverage.Coverage(), estimators.Estimators(Path("RUN")), gradient_snr.GradientSNR()):
+        assert options.out == Path("runs/bench")
+    assert grid.Grid().results == reproduce.Reproduce().results == harness.Options().folder == Path("runs/bench")
+    assert harness.Options(quick=True).folder is None and harness.Options(quick=True, out=tmp_path).folder == tmp_path
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(coverage, "rows", lambda repetitions: iter(()))
+    coverage.main(coverage.Coverage())
+    assert json.loads(Path("runs/bench/coverage.json").read_text())["rows"] == []
+    assert harness.write("a", {"of": 1}, None) is None
+
+
+def test_what_was_measured_on_this_machine_is_kept(tmp_path: Path) -> None:
+    harness.write("a", {"one": 1, "two": 1}, tmp_path)
+    harness.write("a", {"two": 2}, tmp_path)
+    held = json.loads((tmp_path / "a.json").read_text())
+    assert (held["one"], held["two"]) == (1, 2) and held["machine"] == harness.machine()
+
+
+def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["training_step", "digits"])
+    with pytest.raises(SystemExit) as ended:
+        harness.run_cli(training_step.main, harness.Options, "")
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith("error: unknown case 'digits'") and said.count("\n") == 1

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import pyro_vae as pv
+from benchmarks import grid
 from pyro_vae.errors import UserError
 from pyro_vae.runs import open_run
 from pyro_vae.stored import load_estimate
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+ROOT = Path(__file__).resolve().parents[1]
 PRIORS = ("StandardNormal", "MixtureOfGaussians(components=2)")
 
 
 @pytest.mark.slow
-def test_a_grid_on_the_digits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    grid: Any = importlib.import_module("grid")
+def test_a_grid_on_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny = grid.Grid(
         guides=("MeanField", "Sharp", "PointEstimate"),
         objectives=("Trace_ELBO",),
@@ -71,7 +67,8 @@ def test_a_grid_on_the_digits(
 
 @pytest.mark.slow
 def test_data_that_are_not_there_are_one_line(tmp_path: Path) -> None:
-    words = [sys.executable, str(BENCHMARKS / "grid.py"), "--data", "nowhere.npz"]
-    found = subprocess.run(words, check=False, cwd=tmp_path, capture_output=True, text=True)
+    words = [sys.executable, "-m", "benchmarks.grid", "--data", "nowhere.npz"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(words, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert found.returncode == 2 and found.stderr.startswith("error: nowhere.npz: no such file")
     assert found.stderr.count("\n") == 1 and not any(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -14,22 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_vae import registry
-from pyro_vae.endings import Stopped
-from pyro_vae.errors import UserError
-from pyro_vae.experiment import build_pair
-from pyro_vae.options import Train, to_toml, train_from
-from pyro_vae.schedules import Schedule
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.reproduce import __main__ as command  # no package of the installed ones
+from benchmarks.reproduce import __main__ as command
 from benchmarks.reproduce import cells as run_cells
 from benchmarks.reproduce import results, tables
 from benchmarks.reproduce.__main__ import Reproduce, run
 from benchmarks.reproduce.budget import Budget, full_steps, read_budget
 from benchmarks.reproduce.tables import CONFIGS, IWAE, TABLES, Published, Row, Table
+from pyro_vae import registry
 from pyro_vae.cli import main as pyro_vae
+from pyro_vae.endings import Stopped
+from pyro_vae.errors import UserError
+from pyro_vae.experiment import build_pair
+from pyro_vae.options import Train, to_toml, train_from
+from pyro_vae.schedules import Schedule
 
 MNIST = 60_000
 CELLS = sorted({cell for table in TABLES.values() for cell in table.cells})

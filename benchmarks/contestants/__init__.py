@@ -38,7 +38,7 @@ def others(names: Mapping[str, str], method: str, *arguments: Any) -> dict[str, 
     """
 
     def make(library: str) -> Any:
-        return getattr(import_module(f"contestants.{LIBRARIES[library]}"), method)(*arguments)
+        return getattr(import_module(f"benchmarks.contestants.{LIBRARIES[library]}"), method)(*arguments)
 
     return {name: partial(make, library) for library, name in names.items() if find_spec(library)}
 

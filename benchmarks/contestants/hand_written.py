@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 
 import torch
-from architectures import Architecture
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from contestants import Step, Train, timed
+from benchmarks.architectures import Architecture
+from benchmarks.contestants import Step, Train, timed
 
 
 def _step(at: Architecture, device: torch.device, compiled: bool, seed: int) -> Callable[[Tensor], Tensor]:

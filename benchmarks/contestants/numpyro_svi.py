@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import torch
-from architectures import Architecture
 from jax import lax, random
 from numpyro import distributions as dist
 from numpyro.infer import SVI, RenyiELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from contestants import Step, Train, timed
+from benchmarks.architectures import Architecture
+from benchmarks.contestants import Step, Train, timed
 
 Layer = tuple[Any, Callable[[Any, Any], Any]]  # parameters, apply(parameters, x)
 _PLANES = ("NHWC", "HWIO", "NHWC")

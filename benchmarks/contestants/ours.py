@@ -9,11 +9,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from architectures import Architecture
 from torch import Tensor
 
 import pyro_vae as pv
-from contestants import Epochs, Step, Train
+from benchmarks.architectures import Architecture
+from benchmarks.contestants import Epochs, Step, Train
 from pyro_vae.health import Health
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.optimizers import make_optimizer

@@ -10,14 +10,14 @@ from typing import Any
 
 import pyro
 import torch
-from architectures import Architecture
 from pyro import distributions as dist
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.importance import vectorized_importance_weights
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from contestants import Step, Train, timed
+from benchmarks.architectures import Architecture
+from benchmarks.contestants import Step, Train, timed
 
 
 class VAE(nn.Module):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from architectures import Architecture
 from pythae.data.datasets import BaseDataset
 from pythae.models import VAE, VAEConfig
 from pythae.models.base.base_utils import ModelOutput
@@ -17,7 +16,8 @@ from pythae.trainers import BaseTrainer, BaseTrainerConfig
 from pythae.trainers.training_callbacks import CallbackHandler
 from torch import Tensor, nn
 
-from contestants import Step, Train, timed
+from benchmarks.architectures import Architecture
+from benchmarks.contestants import Step, Train, timed
 
 logging.getLogger("pythae").setLevel(logging.ERROR)
 logging.getLogger("pythae.trainers.base_trainer.base_trainer").setLevel(logging.ERROR)  # it sets its own level

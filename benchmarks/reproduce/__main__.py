@@ -1,6 +1,6 @@
 """Train, score and tabulate the cells of published tables; what is done is not done again, what was stopped goes on.
 
-python -m benchmarks.reproduce iwae --data-root ../shared/data --budget "30 passes"
+python -m benchmarks.reproduce iwae --data-root data --budget "30 passes"
 
 Without --budget the schedule is the published one. A budget is a set of results of its own, in folders and files of its own.
 Exit codes are those of `pyro-vae`; 1 as well where a cell could not be run.
@@ -17,6 +17,7 @@ from typing import Literal
 
 import tyro
 
+from benchmarks.harness import RESULTS
 from benchmarks.reproduce import figures, results, tables
 from benchmarks.reproduce.budget import Budget, read_budget
 from benchmarks.reproduce.cells import Cell, Place, cell, cells_of
@@ -24,8 +25,6 @@ from benchmarks.reproduce.tables import TABLES, Picture
 from benchmarks.reproduce.work import Child, Job, work
 from pyro_vae.endings import DONE, FAILED, MISTAKEN, Stopped, stopping
 from pyro_vae.errors import UserError
-
-RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 @dataclass(frozen=True)
