@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import pyro
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
@@ -82,6 +83,24 @@ class ParameterStore(Messenger):
             self._entered = False
 
 
+class PyrosStore(ParameterStore):
+    """Pyro's own global store, as stock SVI uses it; what a dry run would create in it is left out, and no handler sees it."""
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """As it is; in a dry run a copy that has the same parameters, behind a ``poutine.block``."""
+        if self._entered or not in_dry_run():
+            yield
+            return
+        store = pyro.get_param_store()
+        self._entered = True
+        try:
+            with poutine.block(), store.scope(store.get_state()):
+                yield
+        finally:
+            self._entered = False
+
+
 class Program:
     """A model or a guide, called on a batch: ``program(x, fields)``.
 
@@ -105,6 +124,7 @@ class Program:
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
+        self.positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
