@@ -60,7 +60,9 @@ class Objective(ELBO):
 
     # ---- as stock SVI calls it
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
         """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is the estimator.
 
         Args:
@@ -165,7 +167,9 @@ def batch_of(pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
         names, values = program.positional[1:], given[1:]
         if len(values) > len(names):
             takes = ", ".join(program.positional) or "x"
-            raise UserError(f"{len(given)} arguments were given, and the {program.role} takes {takes}: give the others by name")
+            raise UserError(
+                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give the others by name"
+            )
         for name, value in zip(names, values, strict=False):
             if fields.setdefault(name, value) is not value:
                 raise UserError(

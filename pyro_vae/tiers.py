@@ -75,6 +75,8 @@ def _make_update(
     def beside(step: EagerStep) -> OptimizerUpdate:
         return OptimizerUpdate(step, optim, health, grad_clip, reduce)
 
+    if not eager.loss.objective.stageable:
+        return beside(eager), "off", f"eager Pyro: {eager.loss.objective!r} runs as it is"
     if compile == "off":
         return beside(eager), "off", "eager Pyro, as asked for"
     try:

@@ -263,10 +263,11 @@ def test_values_outside_the_support_are_named(spec: str, value: float, words: st
 def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
     """With the last layer's weights at 0, p(x | z) has the mean that was asked for, whatever z is."""
     part = build(spec, net=net)
-    assert part.starts_at_mean
+    assert part.waits_for_data
     highest = 1.0 if part.observes in ("binary", "unit", "real") else LEVELS - 1.0
     mean = highest * torch.tensor([0.02, 0.1, 0.3, 0.5, 0.8, 0.97], dtype=torch.float64).reshape(SHAPE)
     part.start_at_mean(mean)
+    assert not part.waits_for_data
     last = [layer for layer in part.net.modules() if hasattr(layer, "weight")][-1]
     last.weight.zero_()
     torch.testing.assert_close(
