@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -107,8 +108,8 @@ def check_options(
         positive("num_epochs", num_epochs, int, "a whole number of epochs, 1 or more")
     if grad_clip is not None:
         positive("grad_clip", grad_clip, (int, float), "a positive norm, or None")
-    if not 0 <= float(kl_weight) < float("inf"):
-        raise UserError(f"kl_weight={float(kl_weight)!r}: expected a number, 0 or more")
+    if isinstance(kl_weight, bool) or not isinstance(kl_weight, Real) or not 0 <= kl_weight < float("inf"):
+        raise UserError(f"kl_weight={kl_weight!r}: expected a number, 0 or more")
     make_warmup(kl_warmup)
     if freeze not in (None, "model", "guide"):
         raise UserError(did_you_mean("part to freeze", str(freeze), ["model", "guide"]))

@@ -204,7 +204,7 @@ def _enumerated(trace: poutine.Trace) -> bool:
 
 @torch.no_grad()
 def _one_more_run(pair: Pair, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
-    """(reconstruction, KL) of one draw an image; the random state and running statistics are left as they are."""
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []), statistics_kept():
+    """(reconstruction, KL) of one draw an image; running statistics are left as they are."""
+    with statistics_kept():
         terms = pair.run(x, fields)
     return reconstruction(terms), sampled_kl(terms)

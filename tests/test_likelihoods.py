@@ -305,6 +305,14 @@ def test_a_start_needs_the_images_shape_and_a_likelihood_that_knows() -> None:
 def test_the_command_line_starts_at_what_is_observed(likelihood: str, expected: Any) -> None:
     """The mean of binarized, dequantized or integer images that are trained on, not of those held out."""
     experiment = prepare(Train(likelihood=likelihood, net="MLP(hidden=(4,), init=glorot, output_bias=mean)"))
+    still: dict[str, Any] = {
+        "num_steps": 1,
+        "learning_rate": 1e-12,
+        "progress": False,
+        "device": "cpu",
+        "compile": "off",
+    }
+    pv.fit(experiment.model, experiment.guide, experiment.x_train, binarize=experiment.observed.observe, **still)
     mean = expected(experiment.data.train[experiment.train_rows].double()).mean(0)
     (found,) = experiment.model.likelihood.outputs_at_mean(mean)
     torch.testing.assert_close(experiment.model.likelihood.net.last_bias().double(), found, rtol=1e-5, atol=1e-5)
