@@ -1,4 +1,4 @@
-"""A VAE trained by stock Pyro: parts and objective of pyro_vae, `pyro.infer.SVI`, and log p(x) of the test images.
+"""A VAE trained by stock Pyro: parts and an objective of pyro_vae, SVI, and log p(x) at the end.
 
 python examples/train.py --steps 2000 --device cuda
 """

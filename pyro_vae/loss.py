@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -44,6 +45,8 @@ class Objective(ELBO):
 
     slot: ClassVar[str] = "objective"
     stageable: ClassVar[bool] = True  # whether a training step may be traced once and replayed
+    vectorize_particles: ClassVar[bool] = False  # of `_get_traces`, Pyro's own, which yields traces one by one
+    max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
 
     @property
@@ -94,7 +97,7 @@ class Objective(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         """One run of the two programs, as Pyro's base class asks for."""
-        traces: tuple[Trace, Trace] = get_importance_trace("flat", float("inf"), model, guide, args, kwargs)
+        traces: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
         return traces
 
     # ---- what makes it this objective

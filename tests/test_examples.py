@@ -21,11 +21,11 @@ def test_the_training_script_is_short_and_plain() -> None:
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize("steps", [3, pytest.param(1500, marks=pytest.mark.slow)])
-def test_the_training_script_prints_log_px(steps: int, tmp_path: Path) -> None:
-    """From a folder that knows nothing of the repository; 1500 steps give what they gave: −22.84 of binarized digits."""
+@pytest.mark.slow
+def test_the_training_script_prints_log_px(tmp_path: Path) -> None:
+    """From a folder that knows nothing of the repository; 1500 steps gave −22.84 for the binarized digits."""
     run = subprocess.run(
-        [sys.executable, "-W", "error", str(TRAIN), "--steps", str(steps), "--device", "cpu"],
+        [sys.executable, "-W", "error", str(TRAIN), "--steps", "1500", "--device", "cpu"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -33,7 +33,7 @@ def test_the_training_script_prints_log_px(steps: int, tmp_path: Path) -> None:
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
-    assert re.search(rf"^step {steps}: loss \d+\.\d\d nats an image$", run.stdout, re.MULTILINE)
+    assert re.search(r"^step 1500: loss \d+\.\d\d nats an image$", run.stdout, re.MULTILINE)
     found = re.search(r"^log p\(x\) ≥ −(\d+\.\d+) nats \(IW-1000, N = 359\)", run.stdout, re.MULTILINE)
-    assert found is not None and float(found[1]) < (60 if steps == 3 else 23.5)
+    assert found is not None and 22.2 < float(found[1]) < 23.5
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_twenty_steps_are_pyros(name: str) -> None:
         optimizer.zero_grad()
         losses.append(elbo.loss_and_grads(*trained, x) / len(x))
         for parameter in parameters:
-            parameter.grad /= len(x)  # type: ignore[operator]
+            parameter.grad /= len(x)
         optimizer.step()
     for a, b in zip(values(*fitted), values(*trained), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
@@ -166,12 +167,12 @@ def scaled_and_masked() -> tuple[Any, Any]:
 @pytest.mark.parametrize("make", [modules, scaled_and_masked])
 @pytest.mark.parametrize("name", ["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize("options", [{}, {"kl_weight": 0.3}, {"kl_weight": 2.0, "kl_warmup": 2.0}], ids=str)
-def test_all_figures_and_the_kl_weight_are_as_with_ours(make: Any, name: str, options: dict[str, float]) -> None:
+def test_all_figures_and_the_kl_weight_are_as_with_ours(make: Any, name: str, options: dict[str, Any]) -> None:
     """Of one draw an image our objective of that name is Pyro's: unscaled figures, the plate's scale divided out."""
     found = []
     for objective in (name, getattr(infer, name)()):
         pair = made(make)
-        history = fit(*pair, X, objective=objective, num_epochs=3, batch_size=8, learning_rate=0.02, **options, **QUICK)
+        history = fit(*pair, X, objective=objective, num_epochs=3, batch_size=8, learning_rate=0.02, **options | QUICK)
         with torch.random.fork_rng():
             found.append((history, loss_of(pair)))
     (ours, mine), (theirs, other) = found
@@ -321,4 +322,20 @@ def test_what_is_no_objective_is_refused_in_one_sentence(case: str) -> None:
 )
 def test_a_kl_weight_is_a_number(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        fit(*made(modules), X, num_steps=2, **options, **QUICK)
+        fit(*made(modules), X, num_steps=2, **options | QUICK)
+
+
+@pytest.mark.parametrize(
+    ("y", "words"),
+    [
+        (np.array(["a"] * 32), "field 'y' is an array of dtype <U1: expected numbers, .*classes as whole numbers"),
+        (np.array([None] * 32), "field 'y' is an array of dtype object: expected numbers"),
+        (["a"] * 32, "field 'y' is a list: expected numbers"),
+        ({"a": 1}, "field 'y' is a dict: expected numbers"),
+        (0.5, r"field 'y' has shape \(\), .* for one number, functools\.partial\(model, y=0\.5\)"),
+    ],
+)
+def test_a_field_is_numbers(y: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        fit(*made(modules), X, y=y, num_steps=2, **QUICK)
+    assert "\n" not in str(error.value)

@@ -194,6 +194,16 @@ def test_loss_has_no_gradients_and_loss_and_grads_adds_them() -> None:
     assert svi.evaluate_loss(X) == value
 
 
+def test_its_traces_are_pyros() -> None:
+    """The base class's way to the runs themselves: log p(x, z) − log q(z | x) of each is one term of the ELBO."""
+    model, guide = made(modules)
+    torch.manual_seed(0)
+    pairs = list(Trace_ELBO(3)._get_traces(model, guide, (X,), {}))
+    torch.manual_seed(0)
+    expected = infer.Trace_ELBO(num_particles=3).loss(model, guide, X)
+    assert -sum(p.log_prob_sum() - q.log_prob_sum() for p, q in pairs).item() / 3 == pytest.approx(expected, rel=1e-12)
+
+
 def test_a_subsampling_plate_scales_as_pyros() -> None:
     decoder, encoder = Decoder().double(), Encoder().double()
 
@@ -239,10 +249,10 @@ def test_the_dry_run_leaves_the_store_the_mode_and_the_numbers_alone() -> None:
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss=STL())
     svi.step(X)
     created = pyro.param("a").detach().clone()
-    assert "a" not in calls and norm.training and int(norm.num_batches_tracked) == 1
+    assert "a" not in calls and norm.training and int(norm.state_dict()["num_batches_tracked"]) == 1
     number = len(calls)
     svi.step(X)
-    assert len(calls) == number and int(norm.num_batches_tracked) == 2
+    assert len(calls) == number and int(norm.state_dict()["num_batches_tracked"]) == 2
     assert not torch.equal(pyro.param("a"), created)
     assert {name.partition("$$$")[0] for name in pyro.get_param_store()} == {"a", "norm", "encoder"}
 
