@@ -14,6 +14,7 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -84,7 +85,7 @@ class ParameterStore(Messenger):
 
 
 class PyrosStore(ParameterStore):
-    """Pyro's own global store, as stock SVI uses it; what a dry run would create in it is left out, and no handler sees it."""
+    """Pyro's own global store, as stock SVI uses it. A dry run leaves no mark there, nor on handlers or random numbers."""
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -92,13 +93,14 @@ class PyrosStore(ParameterStore):
         if self._entered or not in_dry_run():
             yield
             return
-        store = pyro.get_param_store()
+        store, random_state = pyro.get_param_store(), get_rng_state()  # Python's and NumPy's too
         self._entered = True
         try:
             with poutine.block(), store.scope(store.get_state()):
                 yield
         finally:
             self._entered = False
+            set_rng_state(random_state)
 
 
 class Program:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae import UserError, fit, guides, log_marginal, objectives, registry
 from pyro_vae.batches import make_source
+from pyro_vae.pair import Pair
 
 X = binary_images(32).double()
 QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off", "schedule": "constant"}
@@ -144,6 +145,15 @@ def test_the_figures_are_those_of_the_very_runs(name: str) -> None:
         assert record.kl != 0
 
 
+def test_the_run_that_guesses_the_plates_is_in_no_figure() -> None:
+    """Pyro runs the pair once more, the first time that particles are vectorised: with other draws."""
+    model, guide = made(modules)
+    loss = registry.build("objective", infer.Trace_ELBO(num_particles=3, vectorize_particles=True))(model, guide)
+    for _ in range(2):
+        found = loss.measure(X, {})
+        torch.testing.assert_close(found.loss, found.kl - found.reconstruction)
+
+
 def scaled_and_masked() -> tuple[Any, Any]:
     """A subsampling plate, a scale on the latent, a mask on the pixels."""
     decoder, encoder = Decoder().double(), Encoder().double()
@@ -210,7 +220,7 @@ def test_renyis_kl_weight_is_ours_of_one_image() -> None:
 
 def binary_latents() -> tuple[Any, Any]:
     """Three bits, enumerated in the guide."""
-    decoder, encoder = Decoder(1).double(), Encoder(1).double()
+    decoder, encoder, norm = Decoder(1).double(), Encoder(1).double(), nn.BatchNorm1d(PIXELS).double()
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -219,8 +229,9 @@ def binary_latents() -> tuple[Any, Any]:
 
     @infer.config_enumerate(default="parallel")
     def guide(x: Tensor) -> None:
+        pyro.module("norm", norm)
         with pyro.plate("data", len(x)):
-            pyro.sample("b", dist.Bernoulli(logits=encoder(x)[0].squeeze(-1)))
+            pyro.sample("b", dist.Bernoulli(logits=encoder(norm(x))[0].squeeze(-1)))
 
     return model, guide
 
@@ -231,6 +242,8 @@ def test_enumerated_latents_have_pyros_loss_and_drawn_figures() -> None:
     quick = {"num_epochs": 300, "batch_size": len(X), "learning_rate": 1e-12, **QUICK}
     elbo = infer.TraceEnum_ELBO(max_plate_nesting=1)
     history = fit(*pair, X, objective=elbo, **quick)
+    counted = [m for m in Pair.of(*pair).modules if isinstance(m, nn.BatchNorm1d)]
+    assert [int(m.state_dict()["num_batches_tracked"]) for m in counted] == [300]  # the figures' run is not counted
     losses, drawn = torch.tensor([(record.loss, record.elbo) for record in history.train], dtype=torch.float64).T
     assert float(losses.std()) < 1e-6 < float(drawn.std())
     assert losses[0].item() == pytest.approx(

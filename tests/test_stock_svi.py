@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -243,11 +245,20 @@ def test_the_dry_run_leaves_the_store_the_mode_and_the_numbers_alone() -> None:
     def guide(x: Tensor) -> None:
         pyro.module("norm", norm)
         pyro.module("encoder", encoder)
+        if not norm.training:
+            pyro.param("of evaluation alone", torch.zeros(()))
+        random.random(), np.random.rand()
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(*encoder(norm(x))).to_event(1))
 
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss=STL())
+    random.seed(0), np.random.seed(0)
     svi.step(X)
+    drawn = random.random(), np.random.rand()
+    random.seed(0), np.random.seed(0)
+    for _ in range(2):  # a path derivative runs the guide twice
+        random.random(), np.random.rand()
+    assert drawn == (random.random(), np.random.rand())
     created = pyro.param("a").detach().clone()
     assert "a" not in calls and norm.training and int(norm.state_dict()["num_batches_tracked"]) == 1
     number = len(calls)
