@@ -44,10 +44,10 @@ class Objective(ELBO):
     """
 
     slot: ClassVar[str] = "objective"
-    stageable: ClassVar[bool] = True  # whether a training step may be traced once and replayed
     vectorize_particles: ClassVar[bool] = False  # of `_get_traces`, Pyro's own, which yields traces one by one
     max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
+    stageable: ClassVar[bool] = True  # whether its estimate can be traced
 
     @property
     @abstractmethod

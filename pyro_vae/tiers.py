@@ -76,7 +76,7 @@ def _make_update(
         return OptimizerUpdate(step, optim, health, grad_clip, reduce)
 
     if not eager.loss.objective.stageable:
-        return beside(eager), "off", f"eager Pyro: {eager.loss.objective!r} runs as it is"
+        return beside(eager), "off", f"eager Pyro ({type(eager.loss.objective).__name__} is Pyro's own objective)"
     if compile == "off":
         return beside(eager), "off", "eager Pyro, as asked for"
     try:
