@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
 import torch
@@ -15,6 +15,9 @@ from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from pyro_vae.starts import TrainingImages
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001
@@ -100,8 +103,12 @@ class GaussianMixture(PyroModule):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether a training is to call `start_from` first: not again, once it has, or `fit_em` has run."""
+        """Whether a training is to call `start_from_data` first: not again, once it has, or `fit_em` has run."""
         return not bool(self.started)
+
+    def start_from_data(self, data: TrainingImages) -> None:
+        """`start_from` the images that are trained on."""
+        self.start_from(data.sample)
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:

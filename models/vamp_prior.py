@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from math import log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import distributions as dist
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from pyro_vae.conditional import Prior
 from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_vae.starts import TrainingImages
 
 MOST_PASSES = 5000
 """Of a flow's networks for the density of one z, without a warning: for 100 images, 1 s (IAF) to 12 s (NSF) on one core."""
@@ -65,8 +68,12 @@ class VampPrior(Prior):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether `start_from` is still to come; a prior that was trained and loaded has had its start."""
+        """Whether `start_from_data` is still to come; a prior that was trained and loaded has had its start."""
         return not bool(self.started)
+
+    def start_from_data(self, data: TrainingImages) -> None:
+        """`start_from` the images that are trained on."""
+        self.start_from(data.sample)
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:

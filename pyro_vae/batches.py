@@ -238,11 +238,20 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
     """Named fields as tensors with one row an image."""
     tensors = {}
     for name, value in fields.items():
-        tensors[name] = torch.as_tensor(value).contiguous()
+        try:
+            tensors[name] = torch.as_tensor(value).contiguous()
+        except (TypeError, ValueError, RuntimeError):
+            dtype = getattr(value, "dtype", None)
+            what = f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
+            raise UserError(
+                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an image (classes as whole "
+                "numbers from 0)"
+            ) from None
         if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
+            constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
             raise UserError(
                 f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} "
-                "images: expected one row an image"
+                f"images: expected one row an image{constant if isinstance(value, int | float) else ''}"
             )
     return tensors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -12,6 +12,9 @@ from torch.nn import functional as F
 
 from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
+
+if TYPE_CHECKING:
+    from pyro_vae.starts import TrainingImages
 
 Observes = Literal["binary", "unit", "real", "levels"]
 
@@ -61,6 +64,7 @@ class Likelihood(ConditionalDistribution):
     slot: ClassVar[str] = "likelihood"
     kind: ClassVar[Literal["mass", "density"]]
     observes: ClassVar[Observes]
+    started: Tensor  # where it starts at the mean
 
     def __init__(
         self, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, net: str | type = "MLP", **net_args: Any
@@ -74,6 +78,8 @@ class Likelihood(ConditionalDistribution):
         self.event_shape = torch.Size(event_shape)
         self.per_pixel = per_pixel
         self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)
+        if getattr(self.net, "output_bias", None) == "mean":
+            self.register_buffer("started", torch.tensor(False))
 
     def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:
         """The decoder's ``per_pixel`` outputs at ``z``, each ``(*batch, *event_shape)``."""
@@ -94,9 +100,18 @@ class Likelihood(ConditionalDistribution):
     # ---- starting at the training mean
 
     @property
-    def starts_at_mean(self) -> bool:
-        """Whether the decoder was built with ``output_bias=mean``, and so waits for `start_at_mean`."""
-        return getattr(self.net, "output_bias", None) == "mean"
+    def waits_for_data(self) -> bool:
+        """Whether the decoder was built with ``output_bias=mean`` and its start is still to come."""
+        return not bool(getattr(self, "started", True))
+
+    def start_from_data(self, data: TrainingImages) -> None:
+        """`start_at_mean` of the images that are trained on."""
+        self.start_at_mean(data.mean)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if hasattr(self, "started"):  # stored before there was such a buffer: by a training
+            state_dict.setdefault(f"{prefix}started", torch.tensor(True))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
         """The ``per_pixel`` decoder outputs at which p(x | z) has this mean, ``event_shape``; None for one left as it is.
@@ -126,6 +141,8 @@ class Likelihood(ConditionalDistribution):
         for bias, output in zip(self.net.last_bias().chunk(self.per_pixel), found, strict=True):
             if output is not None:
                 bias.copy_(output)
+        if hasattr(self, "started"):
+            self.started.fill_(True)
 
 
 INNER = 1e-3

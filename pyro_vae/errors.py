@@ -19,6 +19,7 @@ def did_you_mean(kind: str, name: str, choices: Iterable[str]) -> str:
     """
     names = sorted(choices)
     by_lower = {choice.lower(): choice for choice in names}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    suggestion = f"did you mean {by_lower[near[0]]!r}? " if near else ""
+    near = [lower for lower in by_lower if name.lower() in lower.split("_")]  # a whole word of it: ELBO
+    near = near or difflib.get_close_matches(name.lower(), by_lower, n=1)
+    suggestion = f"did you mean {' or '.join(repr(by_lower[lower]) for lower in near)}? " if near else ""
     return f"unknown {kind} {name!r}; {suggestion}choices: {', '.join(names) or 'none'}"

@@ -177,7 +177,6 @@ def prepare(options: Train) -> Experiment:
             f"--early-stopping watches the ELBO of the images held out, and the guide {options.guide} has no q(z | x) of them: "
             "leave it out, or choose an amortized guide such as MeanField"
         )
-    _start_at_mean(experiment)
     return experiment
 
 
@@ -293,16 +292,6 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
                 f"--{role} {choice} takes the class y of each image, and {data.name} has no labels: choose data with labels, such "
                 f"as digits or mnist, or a {role} that takes none"
             )
-
-
-def _start_at_mean(experiment: Experiment) -> None:
-    """Give the decoders that were built with ``output_bias=mean`` the mean of what the model observes in training."""
-    modules = experiment.model.modules() if isinstance(experiment.model, torch.nn.Module) else ()
-    waiting: list[Any] = [each for each in modules if getattr(each, "starts_at_mean", False)]
-    if waiting:
-        mean = experiment.observed.mean(experiment.train_rows)
-        for likelihood in waiting:
-            likelihood.start_at_mean(mean)
 
 
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:

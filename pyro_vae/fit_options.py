@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.batches import Resident, Source, as_images, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.objectives import Objective
 from pyro_vae.observation import Dynamic, Grey, Observation, Threshold
 from pyro_vae.optimizers import OptimizerSpec
 from pyro_vae.schedules import Schedule
@@ -30,7 +31,7 @@ class FitOptions:
         UserError: one is out of its range.
     """
 
-    objective: str | Objective
+    objective: str | ELBO
     num_epochs: int
     batch_size: int
     learning_rate: float
@@ -63,7 +64,11 @@ class FitOptions:
         self._positive("learning_rate", (int, float), "a positive number, such as 1e-3")
         if self.grad_clip is not None:
             self._positive("grad_clip", (int, float), "a positive norm, or None")
-        if not isinstance(self.kl_weight, int | float) or not 0 <= self.kl_weight < float("inf"):
+        if (
+            isinstance(self.kl_weight, bool)
+            or not isinstance(self.kl_weight, Real)
+            or not 0 <= self.kl_weight < float("inf")
+        ):
             raise UserError(f"kl_weight={self.kl_weight!r}: expected a number, 0 or more")
         make_warmup(self.kl_warmup)
         if self.freeze not in (None, "model", "guide"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -60,7 +61,9 @@ def rescored(
     guide: Program, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
 ) -> poutine.Trace:
     """The guide run at the values of ``at``, its latents scored with ``parameters`` held fixed."""
-    with Held(parameters), statistics_kept():
+    with Held(parameters), statistics_kept(), warnings.catch_warnings():
+        # pyro.module warns of parameters that require no gradient, which is what being held is
+        warnings.filterwarnings("ignore", message=".*was not registered in the param store")
         again = poutine.trace(poutine.replay(lambda: guide(x, fields), trace=at)).get_trace()
         for _, node in latent_nodes(again):
             node["unscaled_log_prob"] = node["fn"].log_prob(node["value"])

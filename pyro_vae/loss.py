@@ -1,16 +1,21 @@
-"""What an objective is: a value that, given a model and a guide, becomes a loss module (as Pyro's own ``ELBO.__call__``)."""
+"""What an objective is: a `pyro.infer.ELBO`, which stock SVI takes, and which a model and a guide make a loss module."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
+from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
+from pyro_vae.batches import as_fields
 from pyro_vae.counts import check_whole
 from pyro_vae.densities import Fields, SiteTerms, plain_draw
 from pyro_vae.errors import UserError
@@ -35,13 +40,17 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Objective(ABC):
+class Objective(ELBO):
     """An objective and its settings; ``objective(model, guide)`` is the loss module.
 
-    The KL weight β multiplies the latent sites' terms, log p(z) − log q(z | x) or the KL, wherever they stand in a bound.
+    It is a `pyro.infer.ELBO`: ``SVI(model, guide, optim, loss=objective)`` trains by it. There the parameters are those of
+    Pyro's own store, and the KL weight is 1. Elsewhere the KL weight β multiplies the latent sites' terms, log p(z) −
+    log q(z | x) or the KL, wherever they are in a bound.
     """
 
     slot: ClassVar[str] = "objective"
+    vectorize_particles: ClassVar[bool] = False  # of `_get_traces`, Pyro's own, which yields traces one by one
+    max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
     stageable: ClassVar[bool] = True  # whether its estimate can be traced
 
@@ -56,6 +65,55 @@ class Objective(ABC):
 
     def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Loss:
         return Loss(self, Pair.of(model, guide))
+
+    # ---- as stock SVI calls it
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is the estimator.
+
+        Args:
+            model, guide: programs, run under Pyro's own parameter store.
+            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them, tensors
+                with one row an image.
+
+        Raises:
+            UserError: what is wrong with the pair, or with an argument.
+        """
+        pair = Pair.of(model, guide).in_pyros_store
+        return Loss(self, pair).measure(*batch_of(pair, args, kwargs)).loss
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """`differentiable_loss` as a number, without gradients."""
+        with torch.no_grad():
+            value: float = self.differentiable_loss(model, guide, *args, **kwargs).item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """`differentiable_loss` as a number, its gradient being added to each parameter's ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        value: float = loss.item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """One run of the two programs, as Pyro's base class asks for."""
+        traces: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        return traces
+
+    # ---- what makes it this objective
+
+    def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
+        """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
+        structure = pair.structure(x, fields)
+        self.check(structure)
+        layout = self.layout(structure, pair.layout(x, fields)) if self.num_particles > 1 else None
+        terms = pair.run(x, fields, self.num_particles, layout, draw=self.draw)
+        return self.estimate(terms, structure, kl_weight)
 
     def check(self, structure: Structure) -> None:  # most objectives serve every pair
         """Raise a ``UserError`` where this objective can't serve such a pair."""
@@ -97,12 +155,36 @@ class Loss(nn.Module):
 
     def step(self, x: Tensor, fields: Fields) -> Estimate:
         """``measure`` for a caller that has made the pair active: what a training loop runs."""
-        structure = self.pair.structure(x, fields)
-        self.objective.check(structure)
-        particles = self.objective.num_particles
-        layout = self.objective.layout(structure, self.pair.layout(x, fields)) if particles > 1 else None
-        terms = self.pair.run(x, fields, particles, layout, draw=self.objective.draw)
-        return self.objective.estimate(terms, structure, self.kl_weight)
+        return self.objective.run(self.pair, x, fields, self.kl_weight)
+
+
+def batch_of(pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """x and the named fields of a call as SVI passes it on, ``svi.step(x, y, dose=d)``; None is not given.
+
+    What is positional has the name that each program gives it.
+    """
+    programs = (pair.model, pair.guide)
+    given, fields = list(args), dict(kwargs)
+    if not given:
+        named = {name: fields.pop(name) for program in programs for name in program.positional[:1] if name in fields}
+        given = list(named.values())[:1]
+    if not given or not isinstance(given[0], Tensor) or not given[0].dim():
+        what = f"is a {type(given[0]).__name__}" if given else "was not given"
+        raise UserError(f"the programs' first argument, x, {what}: expected a tensor (B, *event_shape)")
+    for program in programs:
+        names, values = program.positional[1:], given[1:]
+        if len(values) > len(names):
+            takes = ", ".join(program.positional) or "x"
+            raise UserError(
+                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give the others by name"
+            )
+        for name, value in zip(names, values, strict=False):
+            if fields.setdefault(name, value) is not value:
+                raise UserError(
+                    f"{name!r} is given twice, or is another argument in the model than in the guide: give it by its name"
+                )
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return given[0], as_fields(fields, len(given[0]))
 
 
 def scaled_sum(log_prob: Tensor, scale: float) -> Tensor:

@@ -195,15 +195,6 @@ class Observed:
     bits_offset: float | None
     seed: int
 
-    def mean(self, rows: Tensor) -> Tensor:
-        """The mean of what is observed of these rows of `x_train`, *event; float64, on the CPU, nothing drawn."""
-        total = torch.zeros(self.x_train.shape[1:], dtype=torch.float64)
-        for few in rows.split(1000):
-            images = self.x_train[few]
-            expected = images if self.observe is None else self.observe.expected(images)
-            total += expected.to(torch.float64).sum(0)
-        return total / len(rows)
-
     def validation(self, rows: Tensor) -> Tensor:
         """Rows of `x_train` that are held out, observed once as the test set is: (M, *event) float32.
 

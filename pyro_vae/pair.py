@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from pyro_vae.densities import (
     run_repeat,
 )
 from pyro_vae.errors import UserError
-from pyro_vae.program import ParameterStore, Program, dry_run, modules_called, validation
+from pyro_vae.program import ParameterStore, Program, PyrosStore, dry_run, modules_called, validation
 from pyro_vae.structure import Structure
 
 PROBE_IMAGES = 5
@@ -67,6 +68,11 @@ class Pair:
                 _PAIRS.popitem(last=False)
         _PAIRS.move_to_end(key)
         return _PAIRS[key]
+
+    @cached_property
+    def in_pyros_store(self) -> Pair:
+        """The same programs with Pyro's own parameter store, as stock SVI runs them."""
+        return Pair(self.model.call, self.guide.call, PyrosStore())
 
     # ---- its parts
 

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any
 
 import pyro
+from pyro import poutine
 from pyro.poutine.messenger import Messenger
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -82,6 +84,25 @@ class ParameterStore(Messenger):
             self._entered = False
 
 
+class PyrosStore(ParameterStore):
+    """Pyro's own global store, as stock SVI uses it. A dry run leaves no mark there, nor on handlers or random numbers."""
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """As it is; in a dry run a copy that has the same parameters, behind a ``poutine.block``."""
+        if self._entered or not in_dry_run():
+            yield
+            return
+        store, random_state = pyro.get_param_store(), get_rng_state()  # Python's and NumPy's too
+        self._entered = True
+        try:
+            with poutine.block(), store.scope(store.get_state()):
+                yield
+        finally:
+            self._entered = False
+            set_rng_state(random_state)
+
+
 class Program:
     """A model or a guide, called on a batch: ``program(x, fields)``.
 
@@ -105,6 +126,7 @@ class Program:
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
+        self.positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)

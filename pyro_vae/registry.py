@@ -423,17 +423,25 @@ def build(slot: str, spec: Any, /, **context: Any) -> Any:
     ``net=MLP(hidden=(200,))`` is ``net=MLP, hidden=(200,)``. Nested choices are built with the same context, in the
     slot that the argument is named after, else in the one that has the name; a part with a static method
     ``context_of(argument, values, context)`` chooses the context of each of its arguments. Arguments are given to
-    classes alone that name their slot (optimisers: torch's); a Pyro program that is named without any is returned as it is.
+    classes alone that name their slot (optimisers: torch's); a Pyro program that is named without any is returned as it
+    is. A slot whose namespace has a function ``adopt`` makes its parts of other objects by it: an objective of Pyro's
+    own ELBO.
 
     Raises:
         UserError: for an unknown name, an unknown, doubled, missing or unusable argument.
     """
     choice = parse(spec) if isinstance(spec, str) else spec
-    if isinstance(choice, type):
-        return _construct(slot, _checked(slot, choice.__name__, choice), Choice(choice.__name__), context)
-    if not isinstance(choice, Choice):
-        return choice
-    return _build(slot, resolve(slot, choice.name), choice, context)
+    if isinstance(choice, Choice):
+        return _adopted(slot, _build(slot, resolve(slot, choice.name), choice, context))
+    part = _adopted(slot, choice)
+    if isinstance(part, type):
+        return _construct(slot, _checked(slot, part.__name__, part), Choice(part.__name__), context)
+    return part
+
+
+def _adopted(slot: str, part: Any) -> Any:
+    adopt = getattr(importlib.import_module(NAMESPACES[slot]), "adopt", None) if slot in NAMESPACES else None
+    return part if adopt is None else adopt(part)
 
 
 def _build(slot: str, part: Any, choice: Choice, context: Mapping[str, Any]) -> Any:

@@ -33,6 +33,8 @@ def select_step(
     """
     check_tier(compile)
     keep_freed_memory()
+    if not eager.loss.objective.stageable:
+        return TrainStep(eager, update), source, f"eager Pyro ({eager.loss.objective!r} is Pyro's own objective)"
     if compile == "off":
         return TrainStep(eager, update), source, "eager Pyro, as asked for"
     if compile == "auto" and (what := foreign(eager.loss)):
@@ -48,8 +50,6 @@ def select_step(
     try:
         if any(getattr(p, "_post_accumulate_grad_hooks", None) or p._backward_hooks for p in eager.parameters):
             raise NotStageable("a parameter has a hook on its gradient")
-        if not eager.loss.objective.stageable:
-            raise NotStageable(f"{type(eager.loss.objective).__name__} is Pyro's own objective")
         if is_plain_adam(update.optim):
             update = AdamUpdate(update.optim, update.parameters, update.health, update.grad_clip, update.reduce)
         replayed = TracedGradients(eager, "graph")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,7 +40,7 @@ def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x_train: Any,
-    objective: str | Objective = "TraceMeanField_ELBO",
+    objective: str | ELBO = "TraceMeanField_ELBO",
     num_epochs: int = 10,
     batch_size: int = 128,
     learning_rate: float = 1e-3,
@@ -68,7 +69,8 @@ def fit(
 
     Args:
         x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader, which streams.
-        objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, or an objective.
+        objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of Pyro's own, such as
+            ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs eagerly.
         num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``, ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup`` epochs, or by a warm-up

@@ -263,10 +263,11 @@ def test_values_outside_the_support_are_named(spec: str, value: float, words: st
 def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
     """With the last layer's weights at 0, p(x | z) has the mean that was asked for, whatever z is."""
     part = build(spec, net=net)
-    assert part.starts_at_mean
+    assert part.waits_for_data
     highest = 1.0 if part.observes in ("binary", "unit", "real") else LEVELS - 1.0
     mean = highest * torch.tensor([0.02, 0.1, 0.3, 0.5, 0.8, 0.97], dtype=torch.float64).reshape(SHAPE)
     part.start_at_mean(mean)
+    assert not part.waits_for_data
     last = [layer for layer in part.net.modules() if hasattr(layer, "weight")][-1]
     last.weight.zero_()
     torch.testing.assert_close(
@@ -304,6 +305,14 @@ def test_a_start_needs_the_images_shape_and_a_likelihood_that_knows() -> None:
 def test_the_command_line_starts_at_what_is_observed(likelihood: str, expected: Any) -> None:
     """The mean of binarized, dequantized or integer images that are trained on, not of those held out."""
     experiment = prepare(Train(likelihood=likelihood, net="MLP(hidden=(4,), init=glorot, output_bias=mean)"))
+    still: dict[str, Any] = {
+        "num_steps": 1,
+        "learning_rate": 1e-12,
+        "progress": False,
+        "device": "cpu",
+        "compile": "off",
+    }
+    pv.fit(experiment.model, experiment.guide, experiment.x_train, binarize=experiment.observed.observe, **still)
     mean = expected(experiment.data.train[experiment.train_rows].double()).mean(0)
     (found,) = experiment.model.likelihood.outputs_at_mean(mean)
     torch.testing.assert_close(experiment.model.likelihood.net.last_bias().double(), found, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -16,10 +17,10 @@ from pyro import infer, poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae import fit, guides, models
+from pyro_vae import fit, guides, models, registry
 from pyro_vae.errors import UserError
 from pyro_vae.held import leaves
-from pyro_vae.objectives import Objective, Trace_ELBO, TraceMeanField_ELBO
+from pyro_vae.objectives import FreeBits, Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 
 X = binary_images(20)
@@ -342,6 +343,84 @@ def test_particles_of_score_functions(layout: str, monkeypatch: pytest.MonkeyPat
 def test_particles_are_whole_numbers(count: Any) -> None:
     with pytest.raises(UserError, match="num_particles="):
         Trace_ELBO(num_particles=count)
+
+
+CLOSED: list[Objective] = [TraceMeanField_ELBO(), TraceMeanField_ELBO(3), FreeBits(0.2), FreeBits(0.2, 3)]
+
+
+@pytest.mark.parametrize("objective", [*CLOSED, FreeBits(0.0, 6), TraceMeanField_ELBO(6)], ids=repr)
+@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
+def test_a_closed_kl_is_the_same_of_any_number_of_particles(
+    objective: Objective, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is reported as the KL is torch's own, summed over the images: no draw, and no count of draws, is in it."""
+    model, guide = fresh("PyroModules")
+    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    found = objective(model, guide).measure(X, {})
+    with torch.no_grad():
+        kl = kl_divergence(torch.distributions.Normal(*guide.net(X)), torch.distributions.Normal(0.0, 1.0)).sum()
+    torch.testing.assert_close(found.kl, kl)
+
+
+@pytest.mark.parametrize("name", sorted(registry.members("objective")))
+def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
+    """Reconstruction and KL, whatever is maximised: the single-sample ELBO's parts."""
+    model, guide = fresh("PyroModules")
+    goals: tuple[Objective, ...] = (Trace_ELBO(), registry.build("objective", name))
+    goals = (goals[0], replace(goals[1], **({"m": 2, "k": 3} if name == "MIWAE" else {"num_particles": 6})))
+    one, many = (
+        torch.stack([torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 150)])
+        for goal in goals
+    )
+    assert_same_mean(one, many, 4.0)
+
+
+def measured(loss: Any, number: int) -> list[Any]:
+    """Estimates of as many seeds."""
+    found = []
+    for seed in range(number):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            found.append(loss.measure(X, {}))
+    return found
+
+
+def lone_scale(side: str, prior: Callable[[Tensor], Any]) -> tuple[Any, Any]:
+    """A latent that is scaled in one of the two programs."""
+    decoder, encoder = Decoder(), Encoder()
+    beta = {"model": 1.0, "guide": 1.0, side: 0.3}
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=beta["model"]):
+                z = pyro.sample("z", prior(x).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), poutine.scale(scale=beta["guide"]):
+            pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("objective", CLOSED, ids=repr)
+@pytest.mark.parametrize("side", ["model", "guide"])
+def test_a_lone_scale_is_refused_where_a_kl_is_one_term(side: str, objective: Objective) -> None:
+    pair = lone_scale(side, lambda x: dist.Normal(x.new_zeros(LATENT), 1.0))
+    with pytest.raises(
+        UserError, match=r"site 'z' is scaled by .* in the model and by .* in the guide, .* use kl_weight"
+    ):
+        objective(*pair)(X)
+
+
+@pytest.mark.parametrize("side", ["model", "guide"])
+def test_a_lone_scale_of_a_sampled_kl(side: str) -> None:
+    """Two terms in Pyro's estimators and ours of that name; still one in free bits."""
+    model, guide = lone_scale(side, lambda x: dist.StudentT(5.0, x.new_zeros(LATENT), 1.0))
+    with pytest.raises(UserError, match="site 'z' is scaled by"):
+        FreeBits()(model, guide)(X)
+    for mine, theirs in BOTH.values():
+        assert_same_bits(ours(mine(), model, guide, X), pyros(theirs(), model, guide, X))
 
 
 # ---- the loss module

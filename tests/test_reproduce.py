@@ -94,7 +94,7 @@ def test_vae_and_iwae_share_the_cells_of_one_draw() -> None:
 def test_an_iwae_cell_starts_as_published() -> None:
     options = train_from(CONFIGS / "burda-l2-iwae-k50.toml")
     model, guide = build_pair(options, (1, 28, 28), MNIST)
-    assert [each.starts_at_mean for each in model.modules() if hasattr(each, "starts_at_mean")] == [True]
+    assert [each.waits_for_data for each in model.modules() if hasattr(each, "waits_for_data")] == [True]
     for layer in (*model.modules(), *guide.modules()):
         if isinstance(layer, torch.nn.Linear):
             limit = (6 / (layer.in_features + layer.out_features)) ** 0.5

@@ -14,14 +14,14 @@ from torch import Tensor
 import pyro_vae as pv
 from benchmarks.architectures import Architecture
 from benchmarks.contestants import Epochs, Step, Train
+from pyro_vae.batches import Resident
+from pyro_vae.gradients import Gradients, TracedGradients
 from pyro_vae.health import Health
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.optimizers import make_optimizer
 from pyro_vae.pair import Pair
-from pyro_vae.steps import EagerStep, StagedStep
-from pyro_vae.tiers import make_update
 from pyro_vae.training import trainable
-from pyro_vae.updates import OptimizerUpdate, Update
+from pyro_vae.updates import Update
 
 
 def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:
@@ -32,17 +32,17 @@ def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Ste
     fields = {"index": torch.arange(len(x), device=x.device)}
     with pair.active(training=True):
         parameters = trainable(loss, x, fields)
-        optimizer = make_optimizer("Adam", parameters, 1e-3)
-        eager, health = EagerStep(loss, parameters, None), Health.on(x.device)
+        update = Update(make_optimizer("Adam", parameters, 1e-3), parameters, Health.on(x.device))
+        eager = Gradients(loss, parameters)
         if beside:
-            staged = StagedStep(eager, tier)
+            staged = TracedGradients(eager, tier)
             staged.prepare(x, fields)
-            update: Update = OptimizerUpdate(staged, optimizer, health)
+            found = TrainStep(staged, AdamUpdate(update.optim, parameters, update.health))
         else:
-            update, found, note = make_update(eager, optimizer, health, tier, 1, x, fields)
-            assert found == tier, note
-        update.set_rate(1.0)  # `fit` tells a rate when it changes
-    return Running(pair, update, x, fields)
+            found, _, note = select_step(eager, update, tier, 1, Resident(x, {}, len(x), x.device))
+            assert found.gradients.tier == tier, note
+        found.update.set_rate(1.0)  # `fit` tells a rate when it changes
+    return Running(pair, found, x, fields)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Running:
     """A step inside the pair's context, which `fit` enters once an epoch."""
 
     pair: Pair
-    update: Update
+    step: TrainStep
     x: Tensor
     fields: dict[str, Tensor]
 
@@ -60,7 +60,7 @@ class Running:
 
     def __call__(self) -> Tensor:
         """The loss, summed over the batch."""
-        return self.update(self.x, self.fields)[0]
+        return self.step(self.x, self.fields)[0]
 
 
 def epochs(at: Architecture, images: Tensor, tier: str) -> Train:
