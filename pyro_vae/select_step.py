@@ -34,7 +34,7 @@ def select_step(
     check_tier(compile)
     keep_freed_memory()
     if not eager.loss.objective.stageable:
-        return TrainStep(eager, update), source, f"eager Pyro ({eager.loss.objective!r} is Pyro's own objective)"
+        return TrainStep(eager, update), source, f"eager Pyro: {eager.loss.objective!r} runs as it is"
     if compile == "off":
         return TrainStep(eager, update), source, "eager Pyro, as asked for"
     if compile == "auto" and (what := foreign(eager.loss)):

@@ -20,8 +20,10 @@ from pyro_vae.health import Health
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.optimizers import make_optimizer
 from pyro_vae.pair import Pair
-from pyro_vae.training import trainable
-from pyro_vae.updates import Update
+from pyro_vae.select_step import select_step
+from pyro_vae.stepper import trainable
+from pyro_vae.train_step import TrainStep
+from pyro_vae.updates import AdamUpdate, Update
 
 
 def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:
