@@ -9,24 +9,14 @@ evaluations) and ``settings`` (how it is trained and scored). ``tags`` names wha
 from __future__ import annotations
 
 import random
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from .cover import COVER, RATES
 
-
-@dataclass(frozen=True)
-class Law:
-    """A latent's law in both programs: ``{p}`` is the guide's slice of the encoder's outputs, ``{z}`` the value."""
-
-    priors: tuple[str, ...]
-    guides: tuple[str, ...]
-    width: int  # encoder's outputs
-    features: str  # of z, for the decoder
-    num_features: int
-    path: bool = True  # whether the guide's draw is reparameterised
+Law = namedtuple("Law", "priors guides width features num_features path", defaults=(True,))
+# a latent in both programs: {p} is the guide's slice of the encoder's outputs, {z} the value, ``path`` is reparameterised
 
 
 def _law(prior: str, guide: str, *rest: Any) -> Law:
@@ -62,23 +52,24 @@ LAWS = {
 }  # fmt: skip
 LATENTS = ("normal",) * 7 + ("scalar",) * 3 + tuple(LAWS) + ("vonmises",)
 
-# attributes of v, and o = (..., D) from h = (..., K)
-DECODERS: dict[str, tuple[tuple[str, ...], str]] = {
-    "linear": (("s.dec = nn.Linear({K}, {D})",), "s.dec(h)"),
-    "mlp": (("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Tanh(), nn.Linear(4, {D}))",), "s.dec(h)"),
-    "dropout": (("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Dropout(.3), nn.Linear(4, {D}))",), "s.dec(h)"),
-    "batchnorm": (("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.BatchNorm1d(4), nn.Linear(4, {D}))",), "s.dec(h)"),
-    "einsum": (("s.W = P({D}, {K})",), 'torch.einsum("bi,di->bd", h, s.W)'),
-    "einsum dots": (("s.W = P({D}, {K})",), 'torch.einsum("...i,di->...d", h, s.W)'),
-    "einsum 3": (("s.W = P(2, {D}, {K})",), 'torch.einsum("...i,kdi->...d", h, s.W)'),
-    "matmul": (("s.W = P({D}, {K})",), "h @ s.W.t()"),
-    "elementwise": (("s.W = P({D}, {K})",), "(h.unsqueeze(-1) * s.W.t()).sum(-2)"),
-    "stored transposed": (("s.W = nn.Parameter(P({K}, {D}).detach().t())",), "F.linear(h, s.W)"),
-    "tied": ((), "h @ s.enc.weight[:{K}]"),
-    "sliced": (("s.W = P({K} + 2, {D} + 1)",), "h @ s.W[1 : {K} + 1, :{D}]"),
-    "scalar": (("s.w, s.W = P({K}), P()",), "(h * s.w).sum(-1, keepdim=True) + s.W.expand({D})"),
-    "summed": (("s.dec, s.W = nn.Linear({K}, {D}), P(3)",), "s.dec(h) + s.W.sum()"),
+# a line of v's constructor, and o = (..., D) from h = (..., K)
+DECODERS = {
+    "linear": ("s.dec = nn.Linear({K}, {D})", "s.dec(h)"),
+    "mlp": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Tanh(), nn.Linear(4, {D}))", "s.dec(h)"),
+    "dropout": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Dropout(.3), nn.Linear(4, {D}))", "s.dec(h)"),
+    "batchnorm": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.BatchNorm1d(4), nn.Linear(4, {D}))", "s.dec(h)"),
+    "einsum": ("s.W = P({D}, {K})", 'torch.einsum("bi,di->bd", h, s.W)'),
+    "einsum dots": ("s.W = P({D}, {K})", 'torch.einsum("...i,di->...d", h, s.W)'),
+    "einsum 3": ("s.W = P(2, {D}, {K})", 'torch.einsum("...i,kdi->...d", h, s.W)'),
+    "matmul": ("s.W = P({D}, {K})", "h @ s.W.t()"),
+    "elementwise": ("s.W = P({D}, {K})", "(h.unsqueeze(-1) * s.W.t()).sum(-2)"),
+    "stored transposed": ("s.W = nn.Parameter(P({K}, {D}).detach().t())", "F.linear(h, s.W)"),
+    "tied": ("s.b = P({D})", "h @ s.enc.weight[:{K}] + s.b"),
+    "sliced": ("s.W = P({K} + 2, {D} + 1)", "h @ s.W[1 : {K} + 1, :{D}]"),
+    "scalar": ("s.w, s.W = P({K}), P()", "(h * s.w).sum(-1, keepdim=True) + s.W.expand({D})"),
+    "summed": ("s.dec, s.W = nn.Linear({K}, {D}), P(3)", "s.dec(h) + s.W.sum()"),
 }
+FLAT = ("einsum", "batchnorm")  # these take (B, K) alone
 ENCODERS = {
     "linear": "nn.Linear({I}, {O})",
     "mlp": "nn.Sequential(nn.Linear({I}, 5), nn.Tanh(), nn.Linear(5, {O}))",
@@ -139,16 +130,13 @@ FEATURES: dict[str, tuple[float, dict[str, str]]] = {
     "frozen later": (0.04, {"epoch": "v.enc.requires_grad_(epoch < 3)"}),
 }  # fmt: skip
 FORMS = (
-    "methods",
-    "functions",
-    "closure",
-    "partial",
-    "pyromodules",
-    "lambda",
-    "wrapped",
-    "handled",
-    "config_enumerate",
-)
+    "methods", "functions", "closure", "partial", "pyromodules", "lambda", "wrapped", "handled", "config_enumerate",
+)  # fmt: skip
+SCALES = {
+    "both": ".5", "both, a tensor": "torch.tensor(.5)", "both, an image's own": "w", "one": "1.", "annealed": "s.beta",
+    "model": ".5", "observed": None,
+}  # fmt: skip
+UNLIKE_ROWS = ("size", "noise on", "counter", "moving", "dropout", "batchnorm", "spectral", "depend", "whole set")
 
 HEAD = """\
 import functools
@@ -188,10 +176,8 @@ class Program:
 
     def has(self, tag: str, share: float) -> bool:
         """Whether it has this feature, with this chance."""
-        if self.r.random() >= share or tag in self.without:
-            return False
-        self.tags.append(tag)
-        return True
+        self.tags += [tag] if self.r.random() < share and tag not in self.without else []
+        return tag in self.tags
 
     def text(self) -> str:
         """The module's text."""
@@ -204,7 +190,6 @@ class Program:
         form = self.one("form", FORMS if self.path else FORMS[:-1], "methods")
         self.decoder()
         self.features()
-        self.scales()
         model, guide = self.programs()
         programs = _wrap(form, model, guide, self.one("pyro.module", ("none",), "v", 0.15))
         dim, known = -2 if self.back else -1, ", ".join(f'"{k}": {value}' for k, value in self.fields.items())
@@ -219,41 +204,34 @@ class Program:
     def data(self) -> list[str]:
         """x, its likelihood, its memory and dtype."""
         self.kind = self.r.choice(("bernoulli", "bernoulli", "normal", "normal", "poisson"))
-        values = {
-            "bernoulli": "(torch.rand({}) < .4).double()",
-            "normal": "torch.randn({})",
-            "poisson": "torch.poisson(2 * torch.rand({}))",
-        }[self.kind]
+        values = {"bernoulli": "(torch.rand({}) < .4)", "normal": "torch.randn({})"}
         stores = {"plain": ("N, D", ""), "transposed": ("D, N", ".t()"), "every other column": ("N, 2 * D", "[:, ::2]")}
         shape, tail = stores[self.one("x stored", list(stores)[1:], "plain", 0.25)]
         whole = {"bernoulli": ("float", "long", "int", "bool"), "normal": ("float",), "poisson": ("float", "long")}
         dtype = self.one("x dtype", whole[self.kind], "double", 0.2)
         self.cast = dtype != "double"
-        return [f"x = {values.format(shape)}{tail}.{dtype}()"]
+        return [f"x = {values.get(self.kind, 'torch.poisson(2 * torch.rand({}))').format(shape)}{tail}.{dtype}()"]
 
     def latents(self) -> None:
-        """The latents' laws: one or two, and perhaps a class that is summed out."""
+        """One or two latents, and perhaps a class that is summed out."""
         number = self.r.choice((1, 1, 2))
         self.laws = [LAWS[self.one("latent", LATENTS, "normal")] for _ in range(number)]
         self.names = [f"z{i}" for i in range(number)]
         self.path = all(law.path for law in self.laws)
         self.summed = self.path and self.plates != "two" and self.has("latent: summed out", 0.12)
         self.lines["init"] += ["s.codes, s.prior = P(3, D), P()"]
-        self.order = self.one("guide's order", ("reversed",), "as the model's", 0.15 if number > 1 else 0)
+        self.reversed = number > 1 and self.has("guide's order reversed", 0.15)
         self.depends = number > 1 and self.laws[1] is LAWS["scalar"] and self.has("depends on another latent", 0.5)
 
     def decoder(self) -> None:
         """o = decoder(h), and the guide's a = encoder(x)."""
         width, K = sum(law.width for law in self.laws), sum(law.num_features for law in self.laws)
-        choices = [d for d in DECODERS if not (self.back and d in ("einsum", "batchnorm"))]
-        self.dec = self.one("decoder", choices, "linear", 0.85)
+        self.dec = self.one("decoder", [d for d in DECODERS if not self.back or d not in FLAT], "linear", 0.85)
         enc = self.one("encoder", list(ENCODERS), "linear", 0.5 if self.dec != "tied" else 0)
         self.condition = self.one("y", ("condition", "observed"), "none", 0.2) if self.plates != "two" else "none"
         inputs = self.D + (self.condition == "condition" and self.dec != "tied")
-        lines, self.o = DECODERS[self.dec]
-        self.o = self.o.format(K=K, D=self.D)
-        self.lines["init"] += [f"s.enc = {ENCODERS[enc].format(I=inputs, O=width)}"]
-        self.lines["init"] += [line.format(K=K, D=self.D) for line in lines]
+        line, self.o = (text.format(K=K, D=self.D) for text in DECODERS[self.dec])
+        self.lines["init"] += [f"s.enc = {ENCODERS[enc].format(I=inputs, O=width)}", line]
         self.a = "s.enc(torch.cat((x, y), -1))" if inputs > self.D else "s.enc(x)"
         if self.condition != "none":
             self.fields["y"] = "torch.randn(N, 1)"
@@ -262,7 +240,7 @@ class Program:
             self.lines["add"].append(f"o = o + s.by_y(y){self.up}")
 
     def features(self) -> None:
-        """What else a program has."""
+        """What else a program has, scales and masks last."""
         if self.cast:
             self.lines["model"], self.lines["guide"] = ["x = x.double()"], ["x = x.double()"]
         for tag, (share, parts) in FEATURES.items():
@@ -270,15 +248,9 @@ class Program:
                 for name in ("init", "model", "guide", "add", "epoch"):
                     self.lines[name] += [parts[name].format(up=self.up)] if name in parts else []
                 self.fields |= dict([parts["fields"].split(": ", 1)]) if "fields" in parts else {}
-                self.moves, self.no_log_px = (
-                    self.moves or parts.get("moves", ""),
-                    self.no_log_px or parts.get("no log p(x)", ""),
-                )
-
-    def scales(self) -> None:
-        """Scales and masks."""
-        choices = ("one", "both", "model", "both, a tensor", "both, an image's own", "annealed", "observed")
-        self.scale = self.one("scale", choices, "none", 0.2)
+                self.moves = self.moves or parts.get("moves", "")
+                self.no_log_px = self.no_log_px or parts.get("no log p(x)", "")
+        self.scale = self.one("scale", list(SCALES), "none", 0.2)
         if self.scale == "annealed":
             self.lines["init"].append("s.beta = .2")
             self.lines["epoch"] += ["v.beta = min(1., .2 + .2 * epoch)"]
@@ -287,7 +259,7 @@ class Program:
             self.fields["w"] = "torch.rand(N, 1) + .5" if self.back else "torch.rand(N) + .5"
         if self.scale not in ("none", "one", "annealed"):
             self.no_log_px = "a scale"
-        masks = ("rows", "True", "elements") if self.plates in ("pixels", "two") else ("rows", "True")
+        masks = ("rows", "True", "elements")[: 3 if self.plates in ("pixels", "two") else 2]
         self.mask = self.one("mask", masks, "none", 0.12)
         if self.mask in ("rows", "elements"):
             columns = ", D" if self.mask == "elements" else ", 1" if self.back or self.plates == "two" else ""
@@ -297,11 +269,10 @@ class Program:
         """The bodies of the model and the guide, with their signature first."""
         default = ["not_given=None"] if self.has("argument with a default", 0.04) else []
         signature = ", ".join(["s", "x", *self.fields, *default])
-        scales = {"none": None, "both": ".5", "both, a tensor": "torch.tensor(.5)", "both, an image's own": "w"}
-        scale = (scales | {"one": "1.", "annealed": "s.beta", "model": ".5"}).get(self.scale)
+        scale = SCALES.get(self.scale)
         dim = {"dim -1": ", dim=-1", "dim -2": ", dim=-2", "pixels": ", dim=-2", "two": ", dim=-1"}.get(self.plates, "")
         plate = 'pyro.plate("data")' if self.plates == "unsized" else f'pyro.plate("data", len(x){dim})'
-        sized = ".expand([len(x)])" if self.plates == "unsized" else ""
+        sized = ".expand([len(x)])" if self.plates == "unsized" else ""  # for this plate expands nothing
         model = [f"def model({signature}):", *self.lines["model"], f"with {plate}:"]
         guide = [f"def guide({signature}):", *self.lines["guide"], f"a = {self.a}{self.up}", f"with {plate}:"]
         draws, features, first = [], [], 0
@@ -310,14 +281,15 @@ class Program:
             if self.depends and name == "z1":
                 prior = f"dist.Normal(.7 * {features[0]}.sum(-1), 1.)"
             own = self.r.choice(law.guides).format(p=f"a[..., {first}:{first + law.width}]")
-            for role, body, fn in (("model", model, prior), ("guide", draws, own)):
-                alone = scale is None or (self.scale == "model" and role == "guide")
-                body.append(
-                    f'    {"" if alone else f"with poutine.scale(scale={scale}): "}{name} = pyro.sample("{name}", {fn})'
-                )
+            scaled = "" if scale is None else f"with poutine.scale(scale={scale}): "
+            model.append(f'    {scaled}{name} = pyro.sample("{name}", {prior})')
+            draws.append(f'    {scaled if self.scale != "model" else ""}{name} = pyro.sample("{name}", {own})')
             features.append(law.features.format(z=name))
             first += law.width
-        guide += reversed(draws) if self.order == "reversed" else draws
+        guide += draws[:: -1 if self.reversed else 1]
+        if len(draws) > 1 and self.has("latent that the guide lacks", 0.05):
+            guide.pop()
+            self.no_log_px = "a latent that the guide lacks"
         model += [f"    h = torch.cat(({', '.join(features)},), -1)", f"    o = {self.o}"]
         model += [f"    {line}" for line in self.lines["add"]]
         if self.summed:
@@ -337,14 +309,13 @@ class Program:
             body += [f"    sigma = {self.one('sigma', (sigma,), '.7', 0.3)}"]
         handlers = [f"poutine.mask(mask={'True' if self.mask == 'True' else 'known'})"] if self.mask != "none" else []
         handlers += ["poutine.scale(scale=.5)"] if self.scale == "observed" else []
-        indent = "    "
+        indent = "" if self.plates == "two" else "    "
         if self.plates == "pixels":
             handlers.append('pyro.plate("pixels", D, dim=-1)')
             body += ["    o = o.squeeze(-2)"]
         if self.plates == "two":
             body = [line[4:] for line in body]
             handlers = ['pyro.plate("images", len(x), dim=-2)', 'pyro.plate("pixels", D, dim=-1)', *handlers]
-            indent = ""
         if handlers:
             body += [f"{indent}with {', '.join(handlers)}:"]
             indent += "    "
@@ -363,7 +334,7 @@ class Program:
     def alter(self) -> str:
         """What the user does between two evaluations."""
         how = self.one("between evaluations", ("replaced", "in place", "loaded"), "nothing", 0.5)
-        own = {"linear": "v.dec.weight", "summed": "v.dec.weight", "tied": "v.enc.weight"}.get(self.dec, "v.W")
+        own = {"linear": "v.dec.weight", "summed": "v.dec.weight", "tied": "v.b"}.get(self.dec, "v.W")
         own = "v.dec[2].weight" if self.dec in ("mlp", "dropout", "batchnorm") else own
         own = "v.by_dose.weight" if "dose" in self.fields else own
         return {
@@ -375,7 +346,7 @@ class Program:
     def how(self) -> dict[str, Any]:
         """How it is trained and scored."""
         told = self.settings
-        if not self.path or self.summed or self.scale == "model" or self.order == "reversed":
+        if not self.path or self.summed or self.scale == "model" or self.reversed:
             told["objective"] = "Trace_ELBO"
         if self.moves and told["compile"] == "graph":
             told["compile"] = "auto"
@@ -385,6 +356,10 @@ class Program:
         told["proposal"] = self.one("proposal", ("Defensive", "prior"), "guide", 0.25)
         told["evaluate"] = self.r.choice(("auto", "auto", "off", "graph"))
         told["num_samples"] = 5000 if "dose" in self.fields else 1000
+        told["kl_weight"] = self.one("kl_weight", (0.5,), 1.0, 0.1 if not self.summed else 0)
+        plain = not any(word in tag for tag in self.tags for word in UNLIKE_ROWS)  # several particles are more rows
+        told["num_particles"] = self.one("num_particles", (3,), 1, 0.2 if plain else 0)
+        told["again"] = self.has("trained again", 0.15)
         return told
 
 

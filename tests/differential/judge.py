@@ -83,7 +83,8 @@ SUSPECTS = (
     *(f"decoder: {name}" for name in DECODERS),
     *(tag for tag, (_, parts) in FEATURES.items() if not set(parts) <= {"init", "add"} or "hook" in tag),
     *("branch on the batch's size", "buffer", "plate: two", "plate: unsized", "latent: relaxed", "latent: vonmises"),
-    *("scale: annealed", "latent: summed out", "guide's order: reversed", "observed: factor", "form: lambda"),
+    *("scale: annealed", "scale: both, a tensor", "scale: both, an image's own", "latent: summed out"),
+    *("guide's order reversed", "observed: factor", "form: lambda", "latent that the guide lacks"),
     *("between evaluations: replaced", "between evaluations: in place", "between evaluations: loaded"),
     *("encoder: spectral norm", "encoder: weight norm", "mask: rows", "mask: elements", "mask: True"),
 )
@@ -109,8 +110,11 @@ def _isolate(seed: int, found: Verdict, changed: dict[str, Any]) -> dict[str, st
     suspects = [tag for tag in SUSPECTS if tag in found.tags]
     kinds = {}
     for suspect in suspects or [""]:
-        without = [tag for tag in suspects if tag != suspect]
-        other = _judge(seed, changed, without) if without else found
+        others = {tag for tag in suspects if tag != suspect}
+        # what is dropped may let something else in
+        while new := {tag for tag in build(generate(seed, others)).tags if tag in SUSPECTS} - {suspect}:
+            others |= new
+        other = _judge(seed, changed, others) if others else found
         if other.verdict in (*FAILURES, "refused"):
             kinds[suspect] = f"{other.verdict}, {other.stage}: {other.what}"
     return kinds
@@ -170,7 +174,7 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
         try:
             verdict.what = action() or verdict.what
         except pv.UserError as error:
-            if stage != "fit":
+            if "score" in stage:
                 verdict.refused_scores.append(str(error).splitlines()[0])
                 return False
             verdict.verdict, verdict.what = "refused", str(error).splitlines()[0]
@@ -196,11 +200,16 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
         return verdict
     if not attempt("fit", lambda: _fit(own, stock, figures)):
         return verdict
-    attempt("score", lambda: _score(own, stock, state)) or verdict.verdict != "equal" or verdict.refused_scores
-    if verdict.verdict == "equal" and not verdict.refused_scores:
-        own.alter()
-        stock.alter()
-        attempt("score again", lambda: _score(own, stock, state))
+    if not attempt("score", lambda: _score(own, stock, state)) and verdict.verdict != "equal":
+        return verdict
+    own.alter()
+    stock.alter()
+    if not verdict.refused_scores and not attempt("score again", lambda: _score(own, stock, state)):
+        return verdict
+    if how["again"]:
+        figures = train(stock, epochs, state)
+        run_once(stock, state)
+        attempt("fit again", lambda: _fit(own, stock, figures))
     if verdict.verdict == "equal":
         verdict.stage = ""
     return verdict
@@ -213,10 +222,10 @@ def _fit(own: SimpleNamespace, stock: SimpleNamespace | None, figures: Any) -> s
     more = {"fused": True} if how["by"] == "fused factory" and not spec.startswith("RMSprop") else {}
     optimizer = spec if how["by"] == "name" else lambda ps: make_optimizer(spec, ps, rate, **_fused(more))
     history = pv.fit(
-        own.model, own.guide, own.x, objective=how["objective"], optimizer=optimizer, learning_rate=rate,
-        schedule="constant", num_epochs=how["num_epochs"], batch_size=how["batch_size"], grad_clip=how["grad_clip"],
-        compile=how["compile"], seed=how["seed"], callbacks=[lambda end: own.on_epoch_end(end.train.epoch)],
-        progress=False, **own.fields,
+        own.model, own.guide, own.x, objective=f"{how['objective']}(num_particles={how['num_particles']})",
+        optimizer=optimizer, learning_rate=rate, schedule="constant", num_epochs=how["num_epochs"],
+        batch_size=how["batch_size"], kl_weight=how["kl_weight"], grad_clip=how["grad_clip"], compile=how["compile"],
+        callbacks=[lambda end: own.on_epoch_end(end.train.epoch)], seed=how["seed"], progress=False, **own.fields,
     )  # fmt: skip
     if stock is None:
         return ""
@@ -259,7 +268,7 @@ def _score(own: SimpleNamespace, stock: SimpleNamespace, state: dict[str, Any]) 
         )  # fmt: skip
 
     result = ours(how["num_samples"], 0)
-    if own.no_log_px not in ("", "images depend"):
+    if own.no_log_px not in ("", "a scale", "images depend"):  # a scale may cancel, as the prior's does
         return f"scored, but it has {own.no_log_px}"
     right = {image: log_px(stock, image, state) for image in images}
 

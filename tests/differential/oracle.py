@@ -12,7 +12,9 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 Epochs = Sequence[Sequence[Tensor]]  # the rows of each step of each epoch
@@ -70,6 +72,18 @@ def make_optimizer(spec: str, parameters: Sequence[Tensor], lr: float, **more: A
     return kind(parameters, lr=lr, **{**plain, **options, **more})
 
 
+class Weighted(Messenger):
+    """Latents' densities times the KL's weight."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.weight
+
+
 def objective(program: SimpleNamespace) -> tuple[Any, Callable[..., Any]]:
     """Pyro's estimator, which notes down its traces, and the model as it wants it."""
     summed = 'sample("c"' in program.text
@@ -104,9 +118,11 @@ def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> li
         for number, steps in enumerate(epochs, 1):
             sums, seen = torch.zeros(2, dtype=torch.float64), 0
             for rows in steps:
+                rows = rows.repeat(how["num_particles"])
                 fields = {name: value[rows] for name, value in program.fields.items()}
                 try:
-                    loss = elbo.differentiable_loss(model, program.guide, program.x[rows], **fields) / len(rows)
+                    with Weighted(how["kl_weight"]):
+                        loss = elbo.differentiable_loss(model, program.guide, program.x[rows], **fields) / len(rows)
                     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
                     if new := [p for _, p in store.named_parameters() if id(p) not in trained]:
                         optimizer.add_param_group({"params": new})
@@ -216,12 +232,12 @@ def _joint(
 
 
 def _total(program: SimpleNamespace, trace: Any, number: int) -> Tensor:
-    """Each row's log density: over all of a site's dimensions but the images' own."""
+    """Each row's log density, without scales: over all of a site's dimensions but the images' own."""
     trace.compute_log_prob()
     total = torch.zeros(number)
     for name, node in _sites(trace):
         dim = program.dims.get(name, program.dims["x"])
-        log_prob = node["log_prob"]
+        log_prob = scale_and_mask(node["unscaled_log_prob"], mask=node["mask"])
         if log_prob.dim() < -dim or log_prob.shape[dim] not in (1, number):
             raise ValueError(f"site {name}: log_prob of shape {tuple(log_prob.shape)}")
         other = [d for d in range(-log_prob.dim(), 0) if d != dim]
