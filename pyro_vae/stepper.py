@@ -19,7 +19,7 @@ from pyro_vae.observation import Observation
 from pyro_vae.optimizers import make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.select_step import select_step
-from pyro_vae.staging import NotStageable, own_buffers
+from pyro_vae.staging import NotStageable
 from pyro_vae.updates import Update
 
 
@@ -52,6 +52,9 @@ class Stepper:
         else:  # at the rate of the first group, with a state that begins at zero
             known = {id(p) for group in self.optim.param_groups for p in group["params"]}
             self.optim.param_groups[0]["params"] += [p for p in self.parameters if id(p) not in known]
+            for group in self.optim.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # a frozen one would be moved by its last gradient
         eager = Gradients(self.loss, self.parameters, self.observe)
         update = Update(self.optim, self.parameters, self.health, options.grad_clip, self.group.reduce)
         with pair.active(training=True):
@@ -101,16 +104,13 @@ def trainable(
     freeze: str | None = None,
     observe: Observation | None = None,
 ) -> list[nn.Parameter]:
-    """What a training step may change: the leaves of the loss in train mode, and what the programs' modules have besides.
+    """What a training step may change: the leaves of the loss, and what the programs' modules have besides.
 
-    A parameter that a step does not reach has no gradient there and gets no update.
+    Train mode may reach more than a dry run does; a parameter that a step does not reach gets no update there.
     """
     pair = loss.pair
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), pair.active(training=True), torch.enable_grad():
-        buffers = [(module, name) for module in pair.modules for name, b in module._buffers.items() if b is not None]
-        with own_buffers(buffers):
-            value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
+    with pair.probing(), torch.enable_grad():
+        value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
     reached = leaves(value)
     every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
     kept = {i: p for i, p in every.items() if freeze is None or pair.name_of(p)[0] != freeze}

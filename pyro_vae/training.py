@@ -119,11 +119,12 @@ def _fit(
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps if options.num_steps is not None else options.num_epochs * source.num_batches
     settings = {
-        **{name: getattr(options, name) for name in ("learning_rate", "kl_weight", "grad_clip", "freeze", "seed")},
-        "objective": _words(goal), "optimizer": _words(options.optimizer), "schedule": _words(decay),
-        "kl_warmup": _words(warmup), "binarize": _words(observe or once), "on_divergence": options.on_divergence,
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "x_valid": valid.num_images if valid is not None else 0, "processes": group.size,
+        "objective": _words(goal), "optimizer": _words(options.optimizer), "learning_rate": options.learning_rate,
+        "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
+        "grad_clip": options.grad_clip, "freeze": options.freeze, "binarize": _words(observe or once),
+        "x_valid": valid.num_images if valid is not None else 0, "seed": seed, "on_divergence": options.on_divergence,
+        "processes": group.size,
     }  # fmt: skip
     begun = _begun(options.resume, settings)
     with own_randomness(seed, place), pair.active():
