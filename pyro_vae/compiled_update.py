@@ -97,23 +97,9 @@ class CompiledUpdate(Update):
     def _kept_or_compiled(
         self, pure: Callable[..., Any], arguments: Sequence[Tensor], x: Tensor, fields: Mapping[str, Tensor]
     ) -> Callable[..., Sequence[Tensor]]:
-        """The program that an earlier training of this pair compiled, if it still holds; else a fresh one."""
-        pair, group = self.staged.loss.pair, self.optim.param_groups[0]
-        settings = tuple((name, group[name]) for name in ("betas", "weight_decay", "eps"))
-        parts = (self.staged.loss.objective, type(self.optim), settings, self.beside.grad_clip, self.health.skip)
-        same = (*map(id, self.staged.parameters), self.staged.observe, shape_of(x), x.device, tuple(fields))
-        key = ("update", parts, same)
-        kept = pair.programs.get(key)
-        if kept is not None:
-            try:
-                _check(self, kept, x, fields)
-            except NotStageable:  # a module was changed since
-                kept = None
-        if kept is None:
-            kept = self._compile(pure, arguments)
-            _check(self, kept, x, fields)
-        pair.keep(key, kept)
-        return kept
+        fresh = self._compile(pure, arguments)
+        _check(self, fresh, x, fields)
+        return fresh
 
     def _compile(self, pure: Callable[..., Any], arguments: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         traced = trace(pure, arguments)

@@ -99,9 +99,9 @@ class Loss(nn.Module):
         return self.objective.estimate(terms, structure, self.kl_weight)
 
 
-def scaled_sum(log_prob: Tensor, scale: float) -> Tensor:
+def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
     """Σ scale · log_prob; the product is left out at scale 1, as in Pyro."""
-    return (log_prob if scale == 1.0 else log_prob * scale).sum()
+    return (log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale).sum()
 
 
 def reconstruction(terms: SiteTerms) -> Tensor:

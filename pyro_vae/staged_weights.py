@@ -193,14 +193,8 @@ def make_weights(
 def _kept(
     pair: Pair, proposal: Proposal, fresh: StagedWeights, x: Tensor, fields: Mapping[str, Tensor], k: int
 ) -> StagedWeights:
-    """The programs that an earlier evaluation of this pair made, if they still hold; else fresh ones."""
-    key = ("weights", proposal, fresh.tier, fresh.precision, x.shape, x.dtype, x.device, tuple(fields))
-    kept = pair.programs.get(key)
-    if not isinstance(kept, StagedWeights) or not kept.holds(x, fields, k):
-        fresh.prepare(x, fields, k)
-        kept = fresh
-    pair.keep(key, kept)
-    return kept
+    fresh.prepare(x, fields, k)
+    return fresh
 
 
 def split_at_draws(module: fx.GraphModule, varying: int | None = None) -> tuple[fx.GraphModule, fx.GraphModule]:
