@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,9 +11,10 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.enumeration import conditionals, enumerated, refuse_scales
+from pyro_vae.enumeration import conditionals, enumerated
 from pyro_vae.errors import UserError
 from pyro_vae.program import Program
 
@@ -26,11 +27,12 @@ class Site:
     """One sample site of one program: its density at the value that was drawn or observed."""
 
     log_prob: Tensor  # (K, B), nats, unscaled, masked, summed over all other dimensions
-    scale: float  # what plates and poutine.scale multiply it by in Pyro's losses
+    scale: float | Tensor  # what plates and poutine.scale multiply it by in Pyro's losses; (K, B) where images differ
     value: Tensor  # (K, B, *event) for a latent, as observed otherwise
     fn: TorchDistribution
     mask: Tensor | bool | None
     score_term: Tensor | None  # (K, B), log_prob again where the draw is not reparameterised, else None
+    dim: int  # the data plate's, among the site's batch dimensions
     mixed: bool = False  # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
 
 
@@ -54,14 +56,26 @@ class SiteTerms:
         """log p(x, z) − log q(z | x), ``(K, B)``; a ``UserError`` where a site carries a scale (IWAE, equation 8)."""
         for role, sites in (("model", {**self.observed, **self.prior}), ("guide", self.guide)):
             for name, site in sites.items():
-                if site.scale != 1.0:
+                if not same_scale(site.scale, 1.0):
                     raise UserError(
-                        f"site {name!r} of the {role} is scaled by {site.scale:g} (a subsampling plate or poutine.scale), so its "
-                        "log weights are not those of p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
+                        f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a subsampling plate or "
+                        "poutine.scale), so its log weights are not those of p(x): use pyro.plate(name, x.shape[0]) and no "
+                        "scale where log p(x) is made"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         weights: Tensor = model - sum(site.log_prob for site in self.guide.values())
         return weights
+
+
+def same_scale(scale: float | Tensor, other: float | Tensor) -> bool:
+    """Whether two scales are equal, by value."""
+    same = scale == other
+    return bool(same.all()) if isinstance(same, Tensor) else same
+
+
+def scale_words(scale: float | Tensor) -> str:
+    """A scale in a sentence."""
+    return "one weight an image" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
 
 
 Score = Callable[[TorchDistribution, Tensor], Tensor]
@@ -76,103 +90,111 @@ def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
 Draw = Callable[[Program, Tensor, Fields], poutine.Trace]
 
 
-def plain_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
+def plain_draw(guide: Callable[[Tensor, Fields], Any], x: Tensor, fields: Fields) -> poutine.Trace:
     """The guide run once: what every run but a path derivative's takes for its draws and their densities."""
     return poutine.trace(lambda: guide(x, fields)).get_trace()
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """How to run a pair: the data plate's dimension in each program, the first free one, how the guide is run and sites scored."""
+    """How to run a pair: the names of its data plates, the first free dimension, how the guide is run and sites scored."""
 
-    model_dim: int = -1
-    guide_dim: int = -1
-    particle_dim: int = -2
-    model_plate: str = "data"
+    data_plates: frozenset[str] = frozenset({"data"})
+    particle_dim: int = -2  # left of all plates
     score: Score = plain_score
     draw: Draw = plain_draw
     summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
+    in_place: bool = False  # whether a program writes into its batch, so that each run needs one of its own
+
+    def frame(self, node: Any) -> Any:
+        """The data plate of a site, one of its own ``cond_indep_stack``."""
+        for frame in node["cond_indep_stack"]:
+            if frame.name in self.data_plates:
+                return frame
+        raise UserError(
+            f"site {node['name']!r} is outside the data plate: sample it inside `with pyro.plate('data', x.shape[0]):`"
+        )
 
 
-Runner = Callable[[Program, Program, Tensor, Fields, int, Geometry], SiteTerms]
+LAYOUTS = ("plate", "rows", "repeat")
+"""Ways to run a pair for many draws, cheapest first: a pair gets the first one whose values are those of the last.
+
+``plate``: both programs under an outer plate of K particles, so that the encoder runs once, on B rows. ``rows``: the guide
+so, the model on K·B rows. ``repeat``: both on K·B rows, each image K times, which is right for every pair.
+"""
 
 
-def run_plain(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
-    """One draw an image: the two programs as they are, ``num_particles`` being 1."""
-    return _run_with_plate(model, guide, x, fields, None, at)
-
-
-def run_plate(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
-    """Both programs under an outer plate of K particles: the encoder runs once, on B rows."""
-    return _run_with_plate(model, guide, x, fields, num_particles, at)
-
-
-def run_rows(model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry) -> SiteTerms:
-    """The guide under the particle plate, the model replayed on K·B flattened rows."""
-    with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
-        drawn = _without_subsamples(at.draw(guide, x, fields))
-    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at, at.particle_dim)
-    flat = drawn.copy()
-    for name in terms.guide:
-        node = flat.nodes[name] = drawn.nodes[name].copy()
-        event_dim = node["fn"].event_dim
-        shape = node["value"].shape
-        node["value"] = node["value"].reshape(num_particles * x.shape[0], *shape[len(shape) - event_dim :])
-    model_trace = trace_model(model, flat, _repeat(x, num_particles), _repeat_fields(fields, num_particles), at)
-    return _read_model(model_trace, terms, at, None)
-
-
-def run_repeat(
-    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry
+def run(
+    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str
 ) -> SiteTerms:
-    """Both programs on K·B rows, each image K times: right for every pair, and the encoder runs K times."""
-    rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
-    drawn = _without_subsamples(at.draw(guide, rows, row_fields))
-    terms = _read_guide(drawn, SiteTerms(num_particles, x.shape[0], 1.0), at, None)
-    return _read_model(trace_model(model, drawn, rows, row_fields, at), terms, at, None)
+    """The terms of ``num_particles`` draws at each image."""
+    size = SiteTerms(num_particles, x.shape[0], 1.0)
+    with _many(x, fields, num_particles, at, on_rows=layout == "repeat") as batch:
+        drawn = at.draw(guide, *batch)
+        if layout != "rows":
+            trace = trace_model(model, drawn, *_own(*batch, at), at)
+    if layout == "rows":
+        with _many(x, fields, num_particles, at, on_rows=True) as batch:
+            trace = trace_model(model, _on_rows(drawn, num_particles, at), *batch, at)
+    nodes = dict(sample_nodes(trace))
+    sites = _sites(nodes, size, at, at.particle_dim if layout == "plate" else None)
+    if at.summed:
+        sites = _sum_out(sites, size, at)
+    observed, prior = _split(sites, nodes)
+    latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}
+    guide_sites = _sites(latents, size, at, None if layout == "repeat" else at.particle_dim)
+    frame = at.frame(next(reversed(nodes.values())))
+    plate_scale = 1.0 if frame.full_size is None else frame.full_size / frame.size
+    return SiteTerms(num_particles, x.shape[0], plate_scale, observed, prior, guide_sites, tuple(sites))
 
 
-def run_guide(guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str) -> SiteTerms:
-    """The guide alone: the terms hold log q(z | x)."""
-    empty = SiteTerms(num_particles, x.shape[0], 1.0)
-    if layout == "repeat":
-        rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
-        return _read_guide(poutine.trace(lambda: guide(rows, row_fields)).get_trace(), empty, at, None)
-    with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
-        trace = poutine.trace(lambda: guide(x, fields)).get_trace()
-    return _read_guide(trace, empty, at, at.particle_dim)
+def draw_alone(
+    program: Callable[[Tensor, Fields], Any],
+    x: Tensor,
+    fields: Fields,
+    num_particles: int,
+    at: Geometry,
+    *,
+    on_rows: bool,
+) -> dict[str, Any]:
+    """The sites of one program without the other, unscored: of a guide, or of a model that draws its latents."""
+    with _many(x, fields, num_particles, at, on_rows=on_rows) as batch:
+        return dict(sample_nodes(plain_draw(program, *batch)))
 
 
-def run_prior(model: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str) -> SiteTerms:
-    """The model alone, its latents drawn from their priors, which therefore cancel: the terms hold log p(x | z)."""
-    at = replace(at, summed=())  # drawn as the others are
-    if layout == "plate":
-        with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
-            trace = poutine.trace(lambda: model(x, fields)).get_trace()
-        terms = _read_model(trace, SiteTerms(num_particles, x.shape[0], 1.0), at, at.particle_dim)
+def run_alone(
+    program: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, *, on_rows: bool
+) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The observed and the latent sites of one program without the other."""
+    nodes = draw_alone(program, x, fields, num_particles, at, on_rows=on_rows)
+    size = SiteTerms(num_particles, x.shape[0], 1.0)
+    return _split(_sites(nodes, size, replace(at, summed=()), None if on_rows else at.particle_dim), nodes)
+
+
+@contextmanager
+def _many(
+    x: Tensor, fields: Fields, num_particles: int, at: Geometry, *, on_rows: bool
+) -> Iterator[tuple[Tensor, Fields]]:
+    """The batch as a program takes it for K draws an image: on K·B rows, or under an outer plate of particles."""
+    x, fields = _own(x, fields, at)
+    if on_rows:
+        yield (
+            repeated_rows(x, num_particles),
+            {name: repeated_rows(value, num_particles) for name, value in fields.items()},
+        )
     else:
-        rows, row_fields = _repeat(x, num_particles), _repeat_fields(fields, num_particles)
-        trace = poutine.trace(lambda: model(rows, row_fields)).get_trace()
-        terms = _read_model(trace, SiteTerms(num_particles, x.shape[0], 1.0), at, None)
-    return replace(terms, prior={})
+        with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
+            yield x, fields
 
 
-# cheapest first: a pair gets the first one whose values are those of the last
-LAYOUTS: dict[str, Runner] = {"plate": run_plate, "rows": run_rows, "repeat": run_repeat}
+def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
+    """A copy for a program that writes into its batch: the caller's is not ours, and the guide's may be in a graph."""
+    return (x.clone(), {name: value.clone() for name, value in fields.items()}) if at.in_place else (x, fields)
 
 
-def _run_with_plate(
-    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int | None, at: Geometry
-) -> SiteTerms:
-    plate: Any = nullcontext()
-    if num_particles is not None:
-        plate = pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim)
-    with plate:
-        drawn = at.draw(guide, x, fields)
-        model_trace = trace_model(model, drawn, x, fields, at)
-    particle_dim = None if num_particles is None else at.particle_dim
-    terms = _read_guide(drawn, SiteTerms(num_particles or 1, x.shape[0], 1.0), at, particle_dim)
-    return _read_model(model_trace, terms, at, particle_dim)
+def repeated_rows(x: Tensor, times: int) -> Tensor:
+    """All rows, then all again: ``(times · B, …)``."""
+    return x if times == 1 else x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])
 
 
 def trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields, at: Geometry) -> poutine.Trace:
@@ -181,65 +203,94 @@ def trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields,
     return poutine.trace(enumerated(replayed, at.summed, at.particle_dim - 1)).get_trace()
 
 
-def _read_guide(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_dim: int | None) -> SiteTerms:
-    for name, node in sample_nodes(trace):
-        if not node["is_observed"]:
-            terms.guide[name] = _read(node, terms, at, at.guide_dim, particle_dim)
-    return terms
+def _on_rows(drawn: poutine.Trace, num_particles: int, at: Geometry) -> poutine.Trace:
+    """Draws under the particles' plate as those of a guide on K·B rows: the particles are merged into each data plate."""
+    rows = drawn.copy()
+    for name, node in drawn.nodes.items():
+        if site_is_subsample(node):  # a replayed plate of another size must not find the first one's
+            rows.remove_node(name)
+    for name, node in sample_nodes(drawn):
+        value, dim = node["value"], at.frame(node).dim
+        lead = value.dim() - node["fn"].event_dim  # the particles come first, the data plate at lead + dim
+        batch = list(value.shape[1:lead])
+        batch[dim] *= num_particles
+        own = max(-f.dim for f in node["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE)
+        if lead + dim > 1:
+            value = value.movedim(0, lead + dim - 1)
+        rows.nodes[name] = {**node, "value": value.reshape(*batch[-own:], *value.shape[lead:])}
+    return rows
 
 
-def _read_model(trace: poutine.Trace, terms: SiteTerms, at: Geometry, particle_dim: int | None) -> SiteTerms:
-    sites, plate_scale = {}, 1.0
-    nodes = dict(sample_nodes(trace))
-    for name, node in nodes.items():
-        sites[name] = _read(node, terms, at, at.model_dim, particle_dim)
-        for frame in node["cond_indep_stack"]:
-            if frame.name == at.model_plate and frame.full_size is not None:
-                plate_scale = frame.full_size / frame.size
-    if at.summed:
-        sites = _sum_out(sites, terms, at)
-    for name, site in sites.items():
-        (terms.observed if nodes[name]["is_observed"] else terms.prior)[name] = site
-    return SiteTerms(
-        terms.num_particles, terms.batch_size, plate_scale, terms.observed, terms.prior, terms.guide, tuple(sites)
-    )
+def _sites(nodes: Mapping[str, Any], size: SiteTerms, at: Geometry, particle_dim: int | None) -> dict[str, Site]:
+    return {name: _read(node, size, at, particle_dim) for name, node in nodes.items()}
+
+
+def _split(sites: dict[str, Site], nodes: Mapping[str, Any]) -> tuple[dict[str, Site], dict[str, Site]]:
+    """The observed ones, and the latent ones."""
+    observed = {name: site for name, site in sites.items() if nodes[name]["is_observed"]}
+    return observed, {name: site for name, site in sites.items() if name not in observed}
 
 
 def posterior_weights(trace: poutine.Trace, batch_size: int, at: Geometry) -> Tensor:
     """p(c | x, z) of the sites c that are summed out, at one draw an image: ``(*values, B)``, summing to 1 over the values."""
-    terms = SiteTerms(1, batch_size, 1.0)
-    sites = [_read(node, terms, at, at.model_dim, None) for _, node in sample_nodes(trace)]
+    sites = _sites(dict(sample_nodes(trace)), SiteTerms(1, batch_size, 1.0), at, None).values()
     joint: Any = sum(site.log_prob for site in sites if site.log_prob.dim() > 2)
     return joint.flatten(0, -3).softmax(0).reshape(joint.shape)[..., 0, :]
 
 
-def _sum_out(sites: dict[str, Site], terms: SiteTerms, at: Geometry) -> dict[str, Site]:
+def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str, Site]:
     """The sites that remain, each given those before it alone."""
-    mixed = {name: site.scale for name, site in sites.items() if site.log_prob.dim() > 2}
-    refuse_scales(mixed, at.summed)
-    size = (terms.num_particles, terms.batch_size)
+    mixed = [name for name, site in sites.items() if site.log_prob.dim() > 2]
+    for name in mixed[1:]:  # what is summed together is scaled together, or not at all: Σ_c is taken before a scale
+        if not same_scale(sites[name].scale, sites[mixed[0]].scale):
+            raise UserError(
+                f"sites {mixed[0]!r} and {name!r} of the model are scaled by {scale_words(sites[mixed[0]].scale)} and "
+                f"{scale_words(sites[name].scale)}, but {', '.join(sorted(at.summed))} is summed out of both: scale them alike, "
+                "or sample it in the guide"
+            )
     left = conditionals({name: site.log_prob for name, site in sites.items()}, at.summed)
     return {
-        name: replace(sites[name], log_prob=log_prob.expand(size), mixed=name in mixed, score_term=None)
+        name: replace(
+            sites[name],
+            log_prob=log_prob.expand(size.num_particles, size.batch_size),
+            mixed=name in mixed,
+            score_term=None,
+        )
         for name, log_prob in left.items()
     }
 
 
-def _read(node: Any, terms: SiteTerms, at: Geometry, data_dim: int, particle_dim: int | None) -> Site:
-    fn, value, mask = node["fn"], node["value"], node["mask"]
-    given = node["args"] or node["kwargs"]
+def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) -> Site:
+    fn, value, mask, dim = node["fn"], node["value"], node["mask"], at.frame(node).dim
     if "unscaled_log_prob" in node:  # scored as it was drawn
         log_prob = node["unscaled_log_prob"]
+    elif node["args"] or node["kwargs"]:
+        log_prob = fn.log_prob(value, *node["args"], **node["kwargs"])
     else:
-        log_prob = fn.log_prob(value, *node["args"], **node["kwargs"]) if given else at.score(fn, value)
+        log_prob = at.score(fn, value)
     log_prob = masked(log_prob, mask)
     num_values = log_prob.dim() + at.particle_dim  # dimensions of sites that are summed out, left of all plates
     if at.summed and num_values > 0:
-        log_prob = _per_value(log_prob, num_values, terms, data_dim, particle_dim)
+        log_prob = _per_value(log_prob, num_values, size, dim, particle_dim)
     else:
-        log_prob = per_image(log_prob, terms, data_dim, particle_dim)
+        log_prob = per_image(log_prob, size, dim, particle_dim)
     score = None if node["is_observed"] or fn.has_rsample else log_prob
-    return Site(log_prob, float(node["scale"]), value, fn, mask, score)
+    return Site(log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim)
+
+
+def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> float | Tensor:
+    """A site's scale: a number, or a weight for each image."""
+    scale = node["scale"]
+    if not isinstance(scale, Tensor):
+        return float(scale)
+    if scale.numel() == 1:
+        return scale.reshape(())
+    if any(scale.shape[d] > 1 for d in range(-scale.dim(), 0) if d not in (dim, particle_dim)):
+        raise UserError(
+            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which has other weights than one an "
+            "image: give each image one, in its plate's dimension"
+        )
+    return per_image(scale, size, dim, particle_dim)
 
 
 def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
@@ -251,40 +302,50 @@ def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
     return torch.where(mask, log_prob, log_prob.new_zeros(()))
 
 
-def per_image(log_prob: Tensor, terms: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
+def per_image(log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
     """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K, B)``."""
-    num_particles, batch_size = terms.num_particles, terms.batch_size
-    if log_prob.shape == (num_particles, batch_size) and particle_dim == data_dim - 1:
+    shape = size.num_particles, size.batch_size
+    if log_prob.shape == shape and particle_dim == data_dim - 1:
         return log_prob
-    other = [d for d in range(-log_prob.dim(), 0) if d not in (data_dim, particle_dim)]
-    if other:
-        log_prob = log_prob.sum(other)
-    if particle_dim is None and log_prob.numel() == num_particles * batch_size:
-        return log_prob.reshape(num_particles, batch_size)
-    return log_prob.expand(num_particles, batch_size)
+    log_prob = _sum_others(log_prob, -log_prob.dim(), data_dim, particle_dim)
+    if particle_dim is None and log_prob.numel() == size.num_particles * size.batch_size:
+        return log_prob.reshape(shape)
+    return log_prob.expand(shape)
 
 
-def _per_value(log_prob: Tensor, num_values: int, terms: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
-    """`per_image` for each value of the sites that are summed out, which lie in front: ``(*values, K or 1, B or 1)``."""
-    inner = range(num_values - log_prob.dim(), 0)
-    other = [d for d in inner if d not in (data_dim, particle_dim)]
-    if other:
-        log_prob = log_prob.sum(other)
+def _per_value(log_prob: Tensor, num_values: int, size: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
+    """`per_image` for each value of the sites that are summed out, which are in front: ``(*values, K or 1, B or 1)``."""
+    log_prob = _sum_others(log_prob, num_values - log_prob.dim(), data_dim, particle_dim)
     if particle_dim is not None:
         return log_prob
-    rows = log_prob.shape[-1]
-    return log_prob.unflatten(-1, (terms.num_particles if rows > 1 else 1, -1))
+    return log_prob.unflatten(-1, (size.num_particles if log_prob.shape[-1] > 1 else 1, -1))
+
+
+def _sum_others(log_prob: Tensor, first: int, *kept: int | None) -> Tensor:
+    other = [dim for dim in range(first, 0) if dim not in kept]
+    return log_prob.sum(other) if other else log_prob
 
 
 def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
     """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in whichever layout they were drawn."""
     num_particles, batch_size = weights.shape
     shape = [1] * site.value.dim()
-    image = site.value.dim() - site.fn.event_dim + at.guide_dim
+    image = site.value.dim() - site.fn.event_dim + site.dim
     shape[image] = site.value.shape[image]
     if shape[image] == batch_size and num_particles > 1:  # else images are repeated: K·B rows
-        shape[image + at.particle_dim - at.guide_dim] = num_particles
+        shape[image + at.particle_dim - site.dim] = num_particles
     return weights.reshape(shape)
+
+
+def rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
+    """A site's value with the data plate's dimension in front: ``(rows, *other plates, *event)``."""
+    return value.movedim(len(fn.batch_shape) + data_dim, 0)
+
+
+def plate_size(node: Any, frame: Any) -> int:
+    """A plate's size; where it has none (``pyro.plate("data")`` is of −1), that of its site there."""
+    batch = node["fn"].batch_shape
+    return int(frame.size if frame.size >= 0 else batch[frame.dim] if len(batch) >= -frame.dim else 1)
 
 
 def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
@@ -292,24 +353,5 @@ def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
     return [
         (name, node)
         for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and type(node["fn"]).__name__ != "_Subsample"
-        and not node["infer"].get("_deterministic", False)
+        if node["type"] == "sample" and not site_is_subsample(node) and not node["infer"].get("_deterministic", False)
     ]
-
-
-def _without_subsamples(trace: poutine.Trace) -> poutine.Trace:
-    """A replayed plate of another size must not find the first one's indices."""
-    kept = trace.copy()
-    for name, node in list(kept.nodes.items()):
-        if type(node.get("fn")).__name__ == "_Subsample":
-            kept.remove_node(name)
-    return kept
-
-
-def _repeat(x: Tensor, times: int) -> Tensor:
-    return x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])
-
-
-def _repeat_fields(fields: Fields, times: int) -> dict[str, Tensor]:
-    return {name: _repeat(value, times) for name, value in fields.items()}

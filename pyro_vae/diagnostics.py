@@ -260,7 +260,7 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
     for name, guide in terms.guide.items():
         divergence, how[name] = _divergence(name, terms.prior[name], guide, structure)
         kl[name] = _units(divergence, num_draws).mean(0)
-        values = _units(rows_first(_mean_or_draw(guide), guide.fn, structure.geometry.guide_dim), num_draws)
+        values = _units(rows_first(_mean_or_draw(guide), guide.fn, guide.dim), num_draws)
         means[name], noise[name] = values.mean(0), values.var(0) / num_draws
     observed: Any = sum(site.log_prob for site in terms.observed.values())
     return _Visit(kl, how, means, noise, -observed.reshape(num_draws, len(x)).double().cpu().mean(0))
@@ -269,16 +269,15 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
 def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tuple[Tensor, str]:
     """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise, and how."""
     q, p = _scalars(guide.fn), None if prior.mixed else _scalars(prior.fn)
-    dim = structure.geometry.guide_dim
     whole = "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
     if q is not None and p is not None and prior.mask in (None, True) and guide.mask in (None, True):
         if name in structure.analytic:
-            return rows_first(kl_divergence(q, p), guide.fn, dim), "analytic"
+            return rows_first(kl_divergence(q, p), guide.fn, guide.dim), "analytic"
         terms = q.log_prob(guide.value) - p.log_prob(guide.value)
-        return rows_first(terms, guide.fn, dim), f"sampled ({structure.sampled[name]})"
+        return rows_first(terms, guide.fn, guide.dim), f"sampled ({structure.sampled[name]})"
     if name in structure.analytic:
         analytic = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-        return rows_first(analytic, guide.fn, dim), f"analytic{whole}"
+        return rows_first(analytic, guide.fn, guide.dim), f"analytic{whole}"
     return (guide.log_prob - prior.log_prob).flatten(), f"sampled ({structure.sampled[name]}){whole}"
 
 

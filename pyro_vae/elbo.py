@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae.densities import Site, SiteTerms, masked, per_image
+from pyro_vae.densities import Site, SiteTerms, masked, per_image, same_scale, scale_words
 from pyro_vae.errors import UserError
 from pyro_vae.loss import Estimate, Objective, reconstruction, refuse_no_path, sampled_kl, scaled_sum
 from pyro_vae.structure import Structure
@@ -137,6 +137,11 @@ class FreeBits(Objective):
         for name in terms.prior:
             prior, guide = terms.prior[name], terms.guide[name]
             _refuse_lone_scale(name, prior, guide)
+            if isinstance(guide.scale, Tensor) and guide.scale.dim():
+                raise UserError(
+                    f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for a batch's KL as a whole: use "
+                    "objective='Trace_ELBO'"
+                )
             own = closed_kl(name, terms, structure) if name in structure.analytic else guide.log_prob - prior.log_prob
             charged = torch.clamp(own.sum() / rows, min=self.free_bits) * rows
             bound = bound - kl_weight * guide.scale * charged
@@ -148,10 +153,11 @@ class FreeBits(Objective):
 
 def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
     """A KL as one term carries the guide's scale: one that stands in the model alone would be without effect."""
-    if prior.scale != guide.scale:
+    if not same_scale(prior.scale, guide.scale):
         raise UserError(
-            f"site {name!r} is scaled by {prior.scale:g} in the model and by {guide.scale:g} in the guide, and a closed-form KL "
-            "can have one scale alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size in both"
+            f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by {scale_words(guide.scale)} in the guide, "
+            "and a closed-form KL can have one scale alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or "
+            "plate size in both"
         )
 
 
@@ -161,4 +167,4 @@ def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
     _refuse_lone_scale(name, prior, guide)
     kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
     particle_dim = at.particle_dim if terms.num_particles > 1 and kl.dim() >= -at.particle_dim else None
-    return per_image(kl, terms, at.guide_dim, particle_dim)
+    return per_image(kl, terms, guide.dim, particle_dim)

@@ -53,11 +53,16 @@ def conditionals(log_probs: Mapping[str, Tensor], summed: Collection[str]) -> di
     return found
 
 
+def innermost(fn: Any) -> Any:
+    """The distribution within its events, masks and transforms."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
 def num_values(node: Any) -> int:
     """How many values a site that is to be summed out has; a ``UserError`` where they can't be summed over."""
-    fn, base = node["fn"], node["fn"]
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    fn, base = node["fn"], innermost(node["fn"])
     law = f"site {node['name']!r} ({type(base).__name__})"
     if not fn.has_enumerate_support and base.has_enumerate_support:
         raise UserError(
@@ -72,14 +77,3 @@ def num_values(node: Any) -> int:
         return int(fn.enumerate_support(expand=False).shape[0])
     except NotImplementedError as error:
         raise UserError(f"{law} is missing in the guide, and can't be summed out ({error}): sample it there") from None
-
-
-def refuse_scales(scales: Mapping[str, float], summed: Collection[str]) -> None:
-    """Sites that are summed up together are scaled together, or not at all: Σ_c is taken before a scale."""
-    (first, scale), *others = scales.items()
-    for name, other in others:
-        if other != scale:
-            raise UserError(
-                f"sites {first!r} and {name!r} of the model are scaled by {scale:g} and {other:g}, but {', '.join(sorted(summed))} "
-                "is summed out of both: scale them alike, or sample it in the guide"
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,9 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
-from pyro_vae import gaussian_kl  # noqa: F401  # registers closed forms
-from pyro_vae.densities import Fields, Geometry, sample_nodes, trace_model
-from pyro_vae.enumeration import num_values
+from pyro_vae import gaussian_kl, held  # noqa: F401  # the first registers closed forms
+from pyro_vae.densities import Fields, Geometry, plate_size, sample_nodes, trace_model
+from pyro_vae.enumeration import innermost, num_values
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.program import Program, validation
 from pyro_vae.structure import Structure
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyro_vae.pair import Pair
 
 Traces = tuple[poutine.Trace, poutine.Trace, Tensor]
+Nodes = dict[str, Any]
 
 
 def refuse_autoguide(guide: Callable[..., Any]) -> None:
@@ -40,11 +41,17 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
     """Guide and model traced once on the images ``x``; whatever a program raises becomes one sentence."""
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, lambda: pair.guide(x, fields))
-        _refuse_nan_draws(drawn)
+        for name, node in sample_nodes(drawn):
+            if bool(torch.isnan(node["value"]).any()):
+                raise UserError(
+                    f"site {name!r} of the guide draws NaN on the first images: look for NaN in the network's output, which "
+                    "validate_args=False hides"
+                )
         try:
             model = _trace(pair, pair.model, x, poutine.replay(lambda: pair.model(x, fields), trace=drawn))
         except UserError:
-            _check_event_shapes(_trace(pair, pair.model, x, lambda: pair.model(x, fields)), drawn)
+            alone = _trace(pair, pair.model, x, lambda: pair.model(x, fields))
+            _check_latents(dict(sample_nodes(alone)), dict(sample_nodes(drawn)))
             raise
     return model, drawn, x
 
@@ -73,15 +80,6 @@ def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> 
     return trace
 
 
-def _refuse_nan_draws(drawn: poutine.Trace) -> None:
-    for name, node in sample_nodes(drawn):
-        if bool(torch.isnan(node["value"]).any()):
-            raise UserError(
-                f"site {name!r} of the guide draws NaN on the first images: look for NaN in the network's output, which "
-                "validate_args=False hides"
-            )
-
-
 def refuse_broken_parameters(pair: Pair) -> None:
     """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
     named = [
@@ -101,22 +99,24 @@ def refuse_broken_parameters(pair: Pair) -> None:
 def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to change."""
     site = _site_of(error)
-    where = f"the {program.role} failed on {len(x)} images of shape {tuple(x.shape[1:])}"
     first_line, *others = (str(error).strip() or repr(error)).splitlines()
     if first_line.endswith("found invalid values:"):  # torch prints the tensor below
         first_line = first_line[:-1] + (" (NaN)" if any("nan" in line for line in others) else "")
     if site is not None and "Shape mismatch inside plate" in str(error):
         plate = first_line.split("plate(")[1].split(")")[0].strip("'\"")
-        fn = site["fn"]
-        extra = len(fn.batch_shape) - 1
         return (
-            f"site {site['name']!r} of the {program.role} has batch shape {tuple(fn.batch_shape)} and event shape "
-            f"{tuple(fn.event_shape)}, which don't fit plate {plate!r} of {len(x)} images: the dimensions that belong to one "
-            f"image are its event, so write `.to_event({max(extra, 1)})` on its distribution"
+            f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: the dimensions that belong "
+            f"to one image are its event, so write `.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
         )
-    if site is not None:
-        return f"{where}, at site {site['name']!r}: {type(error).__name__}: {first_line}"
-    return f"{where}: {type(error).__name__}: {first_line}"
+    where = "" if site is None else f", at site {site['name']!r}"
+    name = f"the {program.role} failed on {len(x)} images of shape {tuple(x.shape[1:])}{where}"
+    return f"{name}: {type(error).__name__}: {first_line}"
+
+
+def _shapes_of(role: str, node: Any) -> str:
+    fn = node["fn"]
+    shapes = f"batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}"
+    return f"site {node['name']!r} of the {role} has {shapes}"
 
 
 def _site_of(error: Exception) -> Any | None:
@@ -130,53 +130,101 @@ def _site_of(error: Exception) -> Any | None:
     return found
 
 
-def read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
-    """The structure that two dry runs, on 5 and on 4 images, agree upon; a ``UserError`` where they show a mistake."""
-    model, guide, x = large
-    model_sites, guide_sites = dict(sample_nodes(model)), dict(sample_nodes(guide))
-    names_at_four = {n for n, _ in sample_nodes(small[0])} | {n for n, _ in sample_nodes(small[1])}
-    _check_names(model_sites, guide_sites, names_at_four, _fitting(pair))
-    sizes = {"model": _plate_sizes(small[0]), "guide": _plate_sizes(small[1])}
-    plates = {}
-    for role, sites in (("model", model_sites), ("guide", guide_sites)):
-        for name, node in sites.items():
-            frame = _data_frame(role, name, node, len(x), sizes[role])
-            _check_shapes(role, name, node, frame, len(x))
-            plates[role] = frame
-    _check_event_shapes(model, guide)
-    for name, node in model_sites.items():
-        _check_values(name, node, len(x))
-    summed = _summed_out(model_sites, guide_sites, plates["model"])
-    latents = tuple(name for name, node in model_sites.items() if not node["is_observed"] and name not in summed)
-    analytic, sampled = _analytic_kl(model_sites, guide_sites, latents)
-    model_frame = plates["model"]
-    guide_frame = plates.get("guide", model_frame)
-    depth = max(
-        -f.dim for t in (model, guide) for _, n in sample_nodes(t) for f in n["cond_indep_stack"] if f.vectorized
+def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Structure:
+    """The structure that dry runs on 5 and on 4 images agree upon; a ``UserError`` where they show a mistake."""
+    batches = probe(5), probe(4), probe(5)
+    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    if structure.summed:
+        structure = _check_enumeration(pair, *probe(5), structure)
+    structure = replace(structure, **held.probe(pair, *batches[2]))
+    # a tensor's version counts the writes into it; one made in inference mode has none
+    if any(t.is_inference() or t._version > 0 for x, fields in batches for t in (x, *fields.values())):
+        at = replace(structure.geometry, in_place=True)
+        return replace(structure, geometry=at, not_held="a program writes into its batch (as by x.mul_)")
+    return structure
+
+
+def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
+    num_images = len(large[2])
+    (model, guide), (model_at_four, guide_at_four) = (
+        tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
     )
+    _check_names(model, guide, model_at_four.keys() | guide_at_four.keys(), _fitting(pair))
+    model_plates = _data_plates("model", model, model_at_four, num_images)
+    guide_plates = _data_plates("guide", guide, guide_at_four, num_images)
+    _check_latents(model, guide, model_plates, guide_plates)
+    for node in model.values():
+        _check_values(node, num_images)
+    summed = _summed_out(model, guide, model_plates)
+    latents = tuple(name for name, node in model.items() if not node["is_observed"] and name not in summed)
+    analytic, sampled = _analytic_kl(model, guide, latents)
+    frames = [*model_plates.values(), *guide_plates.values()]
+    dims = [f.dim for node in (*model.values(), *guide.values()) for f in node["cond_indep_stack"] if f.vectorized]
+    # of x and z: a factor may be in a plate of its own
+    own = [
+        {p[name].name: None for name, node in sites.items() if not isinstance(node["fn"], dist.Unit)}
+        for sites, p in ((model, model_plates), (guide, guide_plates))
+    ]
     return Structure(
-        observed=tuple(name for name, node in model_sites.items() if node["is_observed"]),
+        observed=tuple(name for name, node in model.items() if node["is_observed"]),
         latents=latents,
-        geometry=Geometry(model_frame.dim, guide_frame.dim, -depth - 1, model_frame.name, summed=tuple(summed)),
-        plates=(model_frame.name, guide_frame.name),
+        geometry=Geometry(frozenset(f.name for f in frames), min(dims) - 1, summed=tuple(summed)),
+        plates=(" and ".join(own[0]), " and ".join(own[1] or own[0])),
         analytic=analytic,
         sampled=sampled,
-        not_reparameterized=tuple(n for n, node in guide_sites.items() if not node["fn"].has_rsample),
-        point_masses=tuple(n for n, node in guide_sites.items() if _is_point_mass(node["fn"])),
-        subsampling=any(f.full_size not in (None, f.size) for f in (model_frame, guide_frame)),
+        not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
+        point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
+        subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
     )
 
 
-def _summed_out(model_sites: dict[str, Any], guide_sites: dict[str, Any], data_frame: Any) -> dict[str, int]:
+def _data_plates(role: str, sites: Nodes, at_four: Nodes, num_images: int) -> dict[str, Any]:
+    """The data plate of each site: the one of its frames whose size follows the number of images, 5 at five, 4 at four."""
+    found = {}
+    for name, node in sites.items():
+        then = (
+            {f.name: plate_size(at_four[name], f) for f in at_four[name]["cond_indep_stack"]} if name in at_four else {}
+        )
+        plates = [f for f in node["cond_indep_stack"] if f.vectorized]
+        data = [f for f in plates if (plate_size(node, f), then.get(f.name)) == (num_images, num_images - 1)]
+        if not data:
+            those = ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
+            shared = name in at_four and node["fn"].shape() == at_four[name]["fn"].shape() and not node["is_observed"]
+            lead = "a latent shared by all images is not served, as log p(x) of one is not defined; one of each image's own: "
+            raise UserError(
+                f"site {name!r} of the {role} stands outside the data plate (for {num_images} images it stands in {those}; its "
+                f"batch shape is {tuple(node['fn'].batch_shape)}): {lead * shared}sample it inside `with "
+                "pyro.plate('data', x.shape[0]):`"
+            )
+        if len(data) > 1:
+            both = " and ".join(f"{f.name!r} at dimension {f.dim}" for f in data)
+            raise UserError(
+                f"site {name!r} of the {role} is in two data plates, {both}, which pair every image with every other, so that "
+                "log p(x) of one image is not defined: sample it inside one of them"
+            )
+        for dim, size in zip(range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True):
+            plate = next((f for f in plates if f.dim == dim), None)
+            if size != (1 if plate is None else plate_size(node, plate)):
+                stands = "no plate stands" if plate is None else f"plate {plate.name!r} of {plate.size} stands"
+                raise UserError(
+                    f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} (data plate: {data[0].name!r} at "
+                    f"dimension {data[0].dim}, {num_images} images): dimensions of one image are its event, so write "
+                    "`.to_event(n)` for them, or put a plate there"
+                )
+        found[name] = data[0]
+    return found
+
+
+def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[str, int]:
     """The discrete sites that the guide lacks, and how many values each has."""
     found = {}
-    for name, node in model_sites.items():
-        if node["is_observed"] or name in guide_sites:
+    for name, node in model.items():
+        if node["is_observed"] or name in guide:
             continue
         found[name] = num_values(node)
         for frame in node["cond_indep_stack"]:
-            if frame.name != data_frame.name:
+            if frame != plates[name]:
                 raise UserError(
                     f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as well as in the data plate: a "
                     "site is summed out where each image has one; sample it in the guide, or write a site for each of its parts"
@@ -184,7 +232,7 @@ def _summed_out(model_sites: dict[str, Any], guide_sites: dict[str, Any], data_f
     return found
 
 
-def check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> Structure:
+def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> Structure:
     """The structure once the model has run at all values of the sites that are summed out.
 
     A latent that depends on one has a mixture for its prior, and no closed-form KL. A ``UserError`` where the model can't run
@@ -199,10 +247,11 @@ def check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structur
         except Exception as error:
             site = _site_of(error)
             where = f" at site {site['name']!r}" if site is not None else ""
+            first_line = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(
                 f"the model fails{where} with all values of {names} at once, which are summed out as the guide lacks them: "
-                f"{_first_line(error)}: write it for values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, "
-                "or sample them in the guide"
+                f"{type(error).__name__}: {first_line}: write it for values of shape (values, 1, …), by torch.broadcast_tensors "
+                "before torch.cat, or sample them in the guide"
             ) from error
     dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
     if len(set(dims)) < len(dims):
@@ -210,18 +259,9 @@ def check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structur
             f"{names} share dimensions in a pyro.markov: leave it out, as all their values are summed over at once"
         )
     mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
-    return replace(
-        structure,
-        analytic=tuple(name for name in structure.analytic if name not in mixed),
-        sampled={
-            **structure.sampled,
-            **dict.fromkeys(mixed, f"its prior is a mixture over {names}, which is summed out"),
-        },
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0]}"
+    why = f"its prior is a mixture over {names}, which is summed out"
+    analytic = tuple(name for name in structure.analytic if name not in mixed)
+    return replace(structure, analytic=analytic, sampled=structure.sampled | dict.fromkeys(mixed, why))
 
 
 def _fitting(pair: Pair) -> str:
@@ -230,90 +270,86 @@ def _fitting(pair: Pair) -> str:
     return f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}" if guides else ""
 
 
-def _check_names(
-    model_sites: dict[str, Any], guide_sites: dict[str, Any], names_at_four: set[str], fitting: str
-) -> None:
-    latents = [name for name, node in model_sites.items() if not node["is_observed"]]
-    observed = [name for name, node in model_sites.items() if node["is_observed"]]
-    if changed := (model_sites.keys() | guide_sites.keys()) ^ names_at_four:
+def _check_names(model: Nodes, guide: Nodes, names_at_four: set[str], fitting: str) -> None:
+    latents = [name for name, node in model.items() if not node["is_observed"]]
+    if changed := (model.keys() | guide.keys()) ^ names_at_four:
         raise UserError(
             f"the sites change with the number of images ({', '.join(sorted(changed)[:3])} …), as in `for i in pyro.plate(…)`: "
             "use one vectorised plate, `with pyro.plate('data', x.shape[0]):`"
         )
-    if not observed:
+    if len(latents) == len(model):
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
-    for name in guide_sites:
-        if name not in model_sites:
+    for name, node in guide.items():
+        if name in model and name not in latents:
+            raise UserError(
+                f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
+            )
+        if node["is_observed"] or node["infer"].get("is_auxiliary"):
+            what = (
+                "observed, as a pyro.factor is" if node["is_observed"] else "auxiliary (infer={'is_auxiliary': True})"
+            )
+            raise UserError(
+                f"the guide's site {name!r} is {what}: factors and auxiliary sites of a guide are not served"
+            )
+        if name not in model:
             hint = did_you_mean("site", name, latents) if latents else f"the model has no latent site {name!r}"
             raise UserError(
                 f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint}){fitting}"
             )
-        if name in observed:
-            raise UserError(
-                f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
-            )
     for name in latents:
-        if name not in guide_sites and not model_sites[name]["fn"].support.is_discrete:
+        if name not in guide and not _is_discrete(model[name]):
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide_sites) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the "
+                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the "
                 f"guide, or sum it out in the model{fitting}"
             )
 
 
-def _plate_sizes(trace: poutine.Trace) -> dict[tuple[str, str], int]:
-    return {(name, f.name): f.size for name, node in sample_nodes(trace) for f in node["cond_indep_stack"]}
-
-
-def _data_frame(role: str, name: str, node: Any, batch_size: int, sizes_at_four: dict[tuple[str, str], int]) -> Any:
-    """The plate whose size is the number of images: 5 at five, 4 at four."""
-    for frame in node["cond_indep_stack"]:
-        if frame.size == batch_size and sizes_at_four.get((name, frame.name)) == batch_size - 1 and frame.vectorized:
-            return frame
-    plates = ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
-    raise UserError(
-        f"site {name!r} of the {role} stands outside the data plate (for {batch_size} images it stands in {plates}; its batch "
-        f"shape is {tuple(node['fn'].batch_shape)}): sample it inside `with pyro.plate('data', x.shape[0]):`"
-    )
-
-
-def _check_shapes(role: str, name: str, node: Any, data_frame: Any, batch_size: int) -> None:
-    fn, plates = node["fn"], {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
-    for dim in range(-len(fn.batch_shape), 0):
-        size, plate = fn.batch_shape[dim], plates.get(dim)
-        if (plate is None and size != 1) or (plate is not None and size != plate.size):
-            stands = f"plate {plate.name!r} of {plate.size} stands" if plate is not None else "no plate stands"
+def _check_latents(
+    model: Nodes,
+    guide: Nodes,
+    model_plates: Mapping[str, Any] | None = None,
+    guide_plates: Mapping[str, Any] | None = None,
+) -> None:
+    """Latents whose one-image shape, data plate or kind of density differs between the two programs."""
+    for name, prior in model.items():
+        if name not in guide:
+            continue
+        p, q = prior["fn"], guide[name]["fn"]
+        if q.event_shape != p.event_shape:
             raise UserError(
-                f"site {name!r} of the {role} has batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}; at "
-                f"dimension {dim}, of size {size}, {stands} (data plate: {data_frame.name!r}, {batch_size} images): dimensions of "
-                "one image are its event, so write `.to_event(n)` for them, or put a plate there"
+                f"latent site {name!r} has event shape {tuple(p.event_shape)} in the model and "
+                f"{tuple(q.event_shape)} in the guide: build both with the same latent dimension"
+            )
+        masses = _is_point_mass(prior) or _is_point_mass(guide[name])  # which a discrete law may have as well
+        if not masses and _is_discrete(prior) != _is_discrete(guide[name]):
+            kinds = [
+                f"{_law(fn)}, a {'mass' if _is_discrete(node) else 'density'}"
+                for fn, node in ((p, prior), (q, guide[name]))
+            ]
+            raise UserError(
+                f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, and no ratio of the two is a "
+                "weight: give both a discrete law, or both a continuous one (such as the relaxed one)"
+            )
+        if model_plates and guide_plates and model_plates[name].dim != guide_plates[name].dim:
+            of = [f"{f.name!r} at dimension {f.dim}" for f in (model_plates[name], guide_plates[name])]
+            raise UserError(
+                f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of the guide: give both one dimension"
             )
 
 
-def _check_event_shapes(model: poutine.Trace, guide: poutine.Trace) -> None:
-    """Latents whose one-image shape differs between the two programs."""
-    in_guide = dict(sample_nodes(guide))
-    for name, node in sample_nodes(model):
-        if name in in_guide and in_guide[name]["fn"].event_shape != node["fn"].event_shape:
-            raise UserError(
-                f"latent site {name!r} has event shape {tuple(node['fn'].event_shape)} in the model and "
-                f"{tuple(in_guide[name]['fn'].event_shape)} in the guide: build both with the same latent dimension"
-            )
-
-
-def _check_values(name: str, model_node: Any, batch_size: int) -> None:
-    fn, value = model_node["fn"], model_node["value"]
-    split = value.dim() - fn.event_dim
-    batch, event = value.shape[: max(split, 0)], value.shape[max(split, 0) :]
+def _check_values(node: Any, num_images: int) -> None:
+    """The value that the model observes, or that the guide drew, against the model's distribution."""
+    fn, value, name = node["fn"], node["value"], node["name"]
+    split = max(value.dim() - fn.event_dim, 0)
+    batch, event = value.shape[:split], value.shape[split:]
     if event != fn.event_shape or not _fits(batch, fn.batch_shape):
         raise UserError(
-            f"site {name!r} of the model has batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}, but its "
-            f"value has shape {tuple(value.shape)} = {tuple(batch)} + {tuple(event)} for {batch_size} images: give the "
-            "distribution's event and the value the shape of one image"
+            f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = {tuple(batch)} + {tuple(event)} for "
+            f"{num_images} images: give the distribution's event and the value the shape of one image"
         )
     check_support(name, fn, value)
-    log_prob = fn.log_prob(value)
-    if torch.isnan(log_prob).any():
+    if torch.isnan(fn.log_prob(value)).any():
         raise UserError(
             f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
         )
@@ -331,18 +367,17 @@ def check_support(name: str, fn: Any, value: Tensor) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False`` would hide."""
     try:
         inside = fn.support.check(value)
-    except RuntimeError:  # a support whose bounds are tensors of the dry run's five images
+    except RuntimeError:  # a support whose bounds are tensors of another batch
         return
     if bool(inside.all()):
         return
-    base = fn
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
+    base = innermost(fn)
     elementwise = base.support.check(value)
     bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
     remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
-    law = type(base).__name__.lstrip("_")
-    raise UserError(f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {law}: {remedy}")
+    raise UserError(
+        f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
+    )
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
@@ -371,45 +406,53 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
     Where the model observes x itself, perhaps reshaped, one look at x suffices; else the model runs once on all images.
     """
     check_fields(pair, fields)
-    few = {name: value[:5] for name, value in fields.items()}
+
+    def observed(rows: slice) -> Nodes:
+        traces = trace_pair(pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()})
+        return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
+
     with pair.probing():
-        nodes = sample_nodes(trace_pair(pair, x[:5], few)[0])
-        if all(torch.equal(n["value"].flatten(), x[:5].flatten()) for _, n in nodes if n["is_observed"]):
-            for name, node in nodes:
-                if node["is_observed"]:
-                    check_support(name, node["fn"], x.reshape(len(x), *node["value"].shape[1:]))
+        nodes = observed(slice(5))
+        if all(torch.equal(node["value"].flatten(), x[:5].flatten()) for node in nodes.values()):
+            for name, node in nodes.items():
+                check_support(name, node["fn"], x.reshape(len(x), *node["value"].shape[1:]))
             return
         for start in range(0, len(x), 500):
-            rows = slice(start, start + 500)
-            for name, node in sample_nodes(trace_pair(pair, x[rows], {k: v[rows] for k, v in fields.items()})[0]):
-                if node["is_observed"]:
-                    check_support(name, node["fn"], node["value"])
+            for name, node in observed(slice(start, start + 500)).items():
+                check_support(name, node["fn"], node["value"])
 
 
-def _is_point_mass(fn: Any) -> bool:
-    while not isinstance(fn, dist.Delta):
-        if not hasattr(fn, "base_dist"):
-            return False
+def _law(fn: Any) -> str:
+    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
-    return True
+    return type(fn).__name__.lstrip("_")
 
 
-def _analytic_kl(
-    model_sites: dict[str, Any], guide_sites: dict[str, Any], latents: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, str]]:
+def _is_discrete(node: Any) -> bool:
+    try:
+        return bool(node["fn"].support.is_discrete)
+    except NotImplementedError:  # a law that names no support
+        return False
+
+
+def _is_point_mass(node: Any) -> bool:
+    return isinstance(innermost(node["fn"]), dist.Delta)
+
+
+def _analytic_kl(model: Nodes, guide: Nodes, latents: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
     """The rule by site: all latents before it in the model come before it in the guide, and a closed form exists.
 
     Then the model's conditional at this site is a function of values that the guide has drawn already, and the inner
     expectation of the ELBO at this site is the KL divergence itself.
     """
-    analytic, sampled, guide_order = [], {}, list(guide_sites)
+    analytic, sampled, guide_order = [], {}, list(guide)
     for position, name in enumerate(latents):
         before = guide_order[: guide_order.index(name)]
         if late := [other for other in latents[:position] if other not in before]:
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
             continue
         try:
-            kl_divergence(guide_sites[name]["fn"], model_sites[name]["fn"])
+            kl_divergence(guide[name]["fn"], model[name]["fn"])
             analytic.append(name)
         except NotImplementedError:
             sampled[name] = "no closed form is registered for its two distributions"

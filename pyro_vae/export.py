@@ -209,8 +209,7 @@ def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
 
 def _observed(pair: Pair, x: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
     terms = pair.run(x, fields)
-    dim = pair.structure(x, fields).geometry.model_dim
-    return {name: rows_first(site.value, site.fn, dim) for name, site in terms.observed.items()}
+    return {name: rows_first(site.value, site.fn, site.dim) for name, site in terms.observed.items()}
 
 
 class _Naming:

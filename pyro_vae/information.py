@@ -12,8 +12,17 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.densities import PARTICLE_PLATE, Fields, SiteTerms, masked, per_image, sample_nodes
-from pyro_vae.draws import repeated, rows_first
+from pyro_vae.densities import (
+    PARTICLE_PLATE,
+    Fields,
+    Geometry,
+    SiteTerms,
+    draw_alone,
+    masked,
+    per_image,
+    rows_first,
+)
+from pyro_vae.draws import repeated
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
@@ -96,8 +105,7 @@ def mutual_information(
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())
-        dim = pair.structure(images, named).geometry.guide_dim
-        values = {name: rows_first(site.value, site.fn, dim) for name, site in terms.guide.items()}
+        values = {name: rows_first(site.value, site.fn, site.dim) for name, site in terms.guide.items()}
         density = cross_density(pair, images, named, values)
     return _split(density.double().cpu(), own[0].double().cpu(), prior[0].double().cpu())
 
@@ -127,37 +135,37 @@ def cross_density(pair: Pair, x: Tensor, fields: Fields, values: Mapping[str, Te
 def _by_plate(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]) -> Tensor:
     at, number = pair.structure(x, fields).geometry, len(next(iter(given.values())))
 
-    def laid(value: Tensor, fn: Any) -> Tensor:
+    def laid(value: Tensor, node: Any) -> Tensor:
         """``(K, *other plates, *event)`` with K at the particles' dimension and one at the images'."""
+        fn, dim = node["fn"], at.frame(node).dim
         batch = len(fn.batch_shape)
-        value = value.unsqueeze(1).movedim(1, 1 + batch + at.guide_dim)
+        value = value.unsqueeze(1).movedim(1, 1 + batch + dim)
         ones = -at.particle_dim - 1 - batch
         value = value.reshape(number, *[1] * ones, *value.shape[1:])
         shape = list(value.shape)
-        shape[value.dim() - fn.event_dim + at.guide_dim] = len(x)
+        shape[value.dim() - fn.event_dim + dim] = len(x)
         return value.expand(shape)
 
-    shapes = _sites(pair, x, fields)
-    data = {name: laid(value, shapes[name]) for name, value in given.items()}
+    nodes = _latents(pair, x, fields, at)
+    data = {name: laid(value, nodes[name]) for name, value in given.items()}
     with pyro.plate(PARTICLE_PLATE, number, dim=at.particle_dim):
-        return _log_q(pair, x, fields, data, SiteTerms(number, len(x), 1.0), at.guide_dim, at.particle_dim)
+        return _log_q(pair, x, fields, data, SiteTerms(number, len(x), 1.0), at, at.particle_dim)
 
 
 def _by_rows(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]) -> Tensor:
     at, number = pair.structure(x, fields).geometry, len(next(iter(given.values())))
-    shapes = _sites(pair, x, fields)
+    nodes = _latents(pair, x, fields, at)
     data = {}
     for name, value in given.items():
         rows = value.repeat_interleave(len(x), 0)
-        data[name] = rows.movedim(0, len(shapes[name].batch_shape) + at.guide_dim)
+        data[name] = rows.movedim(0, len(nodes[name]["fn"].batch_shape) + at.frame(nodes[name]).dim)
     images, named = repeated(x, fields, number)
-    return _log_q(pair, images, named, data, SiteTerms(number, len(x), 1.0), at.guide_dim, None)
+    return _log_q(pair, images, named, data, SiteTerms(number, len(x), 1.0), at, None)
 
 
-def _sites(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
+def _latents(pair: Pair, x: Tensor, fields: Fields, at: Geometry) -> dict[str, Any]:
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        trace = poutine.trace(pair.guide).get_trace(x, fields)
-    return {name: node["fn"] for name, node in sample_nodes(trace) if not node["is_observed"]}
+        return draw_alone(pair.guide, x, fields, 1, at, on_rows=True)
 
 
 def _log_q(
@@ -166,15 +174,15 @@ def _log_q(
     fields: Fields,
     data: Mapping[str, Tensor],
     size: SiteTerms,
-    data_dim: int,
+    at: Geometry,
     particle_dim: int | None,
 ) -> Tensor:
-    trace = poutine.trace(poutine.condition(pair.guide, data=dict(data))).get_trace(x, fields)
+    nodes = draw_alone(poutine.condition(pair.guide, data=dict(data)), x, fields, 1, at, on_rows=True)
     total = torch.zeros((), device=x.device)
-    for name, node in sample_nodes(trace):
+    for name, node in nodes.items():
         if name in data:
             log_prob = masked(node["fn"].log_prob(node["value"]), node["mask"])
-            total = total + per_image(log_prob, size, data_dim, particle_dim)
+            total = total + per_image(log_prob, size, at.frame(node).dim, particle_dim)
     return total
 
 

@@ -46,8 +46,9 @@ def narrow_notes(pair: Pair, x: Tensor, fields: Fields, bits_offset: float | Non
 
 def _observed(pair: Pair, x: Tensor, fields: Fields, number: int) -> dict[str, Any]:
     """The observed sites' distributions at the first images, z drawn from the guide."""
-    few = {name: value[:number] for name, value in fields.items()}
+    # copies: a program may write into its batch
+    few = x[:number].clone(), {name: value[:number].clone() for name, value in fields.items()}
     with pair.probing():
-        drawn = poutine.trace(pair.guide).get_trace(x[:number], few)
-        trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(x[:number], few)
+        drawn = poutine.trace(pair.guide).get_trace(*few)
+        trace = poutine.trace(poutine.replay(pair.model, trace=drawn)).get_trace(*few)
     return {name: node["fn"] for name, node in sample_nodes(trace) if node["is_observed"]}

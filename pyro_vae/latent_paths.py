@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.densities import sample_nodes
-from pyro_vae.draws import repeated, rows_first
+from pyro_vae.densities import draw_alone, rows_first
 from pyro_vae.representation import visit_images
 from pyro_vae.subject import Subject
 
@@ -55,10 +52,10 @@ def prior_laws(subject: Subject) -> dict[str, PriorLaw]:
     given = {**subject.options, "fields": subject.fields(rows)}
     with visit_images(subject.model, subject.guide, subject.x[rows], PRIOR_DRAWS, **given) as (pair, batches):
         images, named = next(iter(batches))
-        dim = pair.structure(images, named).geometry.model_dim
-        trace = poutine.trace(pair.model).get_trace(*repeated(images, named, times))
-        nodes: Mapping[str, Any] = {n: node for n, node in sample_nodes(trace) if not node["is_observed"]}
-        return {name: _law(node["fn"], node["value"], dim) for name, node in nodes.items()}
+        at = pair.structure(images, named).geometry
+        nodes = draw_alone(pair.model, images, named, times, at, on_rows=True)
+        latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
+        return {name: _law(node["fn"], node["value"], at.frame(node).dim) for name, node in latents.items()}
 
 
 def _law(fn: Any, value: Tensor, dim: int) -> PriorLaw:

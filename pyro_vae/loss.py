@@ -187,9 +187,9 @@ def batch_of(pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tupl
     return given[0], as_fields(fields, len(given[0]))
 
 
-def scaled_sum(log_prob: Tensor, scale: float) -> Tensor:
+def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
     """Σ scale · log_prob; the product is left out at scale 1, as in Pyro."""
-    return (log_prob if scale == 1.0 else log_prob * scale).sum()
+    return (log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale).sum()
 
 
 def reconstruction(terms: SiteTerms) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vae.densities import SiteTerms
+from pyro_vae.densities import SiteTerms, same_scale, scale_words
 from pyro_vae.errors import UserError
 from pyro_vae.loss import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.structure import Structure
@@ -64,9 +64,9 @@ def weighted(terms: SiteTerms, kl_weight: Tensor) -> Tensor:
     sites = {**terms.observed, **terms.prior}
     for role, group in (("model", sites), ("guide", terms.guide)):
         for name, site in group.items():
-            if site.scale != terms.plate_scale:
+            if not same_scale(site.scale, terms.plate_scale):
                 raise UserError(
-                    f"site {name!r} of the {role} is scaled by {site.scale:g} where the data plate scales by "
+                    f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} where the data plate scales by "
                     f"{terms.plate_scale:g}, and in a bound of K draws a scale would be an exponent of the weights: use "
                     "kl_weight (fit(…, kl_weight=β)), or one plate in both programs and no poutine.scale"
                 )

@@ -1,38 +1,43 @@
-"""A pair of programs, understood once: its parameters, its plate, its sites, its analytic KLs, its layout for many draws."""
+"""A pair of programs, understood once: its parameters, its plates, its sites, its analytic KLs, its layout for many draws."""
 
 from __future__ import annotations
 
+import inspect
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import explain, held
+from pyro_vae import explain
 from pyro_vae.batches import as_float
-from pyro_vae.densities import (
-    LAYOUTS,
-    Draw,
-    Fields,
-    Geometry,
-    Score,
-    SiteTerms,
-    plain_draw,
-    plain_score,
-    run_plain,
-    run_repeat,
-)
+from pyro_vae.densities import LAYOUTS, Draw, Fields, Score, SiteTerms, plain_draw, plain_score, run
 from pyro_vae.errors import UserError
-from pyro_vae.program import ParameterStore, Program, PyrosStore, dry_run, modules_called, validation
+from pyro_vae.program import ParameterStore, Program, PyrosStore, dry_run, handled, modules_called, validation
 from pyro_vae.structure import Structure
 
 PROBE_IMAGES = 5
 PROBE_DRAWS = 7
+
+
+@dataclass(eq=False)
+class _Known:
+    """What is known of two programs for as long as both live; it has no strong reference to either, nor to their modules."""
+
+    store: ParameterStore = field(default_factory=ParameterStore)
+    structures: dict[Any, Structure] = field(default_factory=dict)
+    layouts: dict[Any, str] = field(default_factory=dict)
+    modules: weakref.WeakValueDictionary[int, nn.Module] = field(default_factory=weakref.WeakValueDictionary)
+    names: weakref.WeakValueDictionary[tuple[str, str], Tensor] = field(default_factory=weakref.WeakValueDictionary)
+    pair: Callable[[], Pair | None] = lambda: None  # the pair in use, if there is one
+    parts: tuple[Any, ...] = ()  # references to what it is the knowledge of
+    in_pyros_store: _Known | None = None  # the same of these programs under Pyro's own parameter store
+
+
+_KNOWN: dict[Any, _Known] = {}  # by the parts' identities, until one of the parts is gone
 
 
 class Pair:
@@ -42,53 +47,64 @@ class Pair:
         self, model: Callable[..., Any], guide: Callable[..., Any], store: ParameterStore | None = None
     ) -> None:
         explain.refuse_autoguide(guide)
-        self.model = Program("model", model)
-        self.guide = Program("guide", guide)
-        self.store = ParameterStore() if store is None else store
-        self._modules: dict[int, nn.Module] = {}
-        self._modes: list[tuple[nn.Module, bool]] = []
+        self.model, self.guide = Program("model", model), Program("guide", guide)
+        self._use(_Known() if store is None else _Known(store))
+        self._met: list[tuple[nn.Module, bool]] = []  # modules found on a run, with the mode that they had
         self._training: bool | None = None
-        self._names: dict[int, tuple[str, str]] = {}
-        self._structures: dict[Any, Structure] = {}
-        self._layouts: dict[Any, str] = {}
         self._device: torch.device | None = None
-        self.programs: OrderedDict[Any, Any] = OrderedDict()
-        for program in (self.model, self.guide):
-            for module in program.owner.modules() if program.owner is not None else ():
-                self._modules.setdefault(id(module), module)
 
     @staticmethod
     def of(model: Callable[..., Any], guide: Callable[..., Any]) -> Pair:
-        """The pair of these two, the same one at each call (by identity, methods by their object)."""
-        key = (_identity(model), _identity(guide))
-        if key not in _PAIRS:
-            pair = _PAIRS[key] = Pair(model, guide)
-            pair.store = _store_of(model, guide)
-            while len(_PAIRS) > _MOST_PAIRS:
-                _PAIRS.popitem(last=False)
-        _PAIRS.move_to_end(key)
-        return _PAIRS[key]
+        """The pair of these two: what is known of it, and its parameters, live as long as both programs.
 
-    @cached_property
+        Programs are known by identity, methods by their object and their function.
+        """
+        parts = _parts(model), _parts(guide)
+        key = tuple(tuple(map(id, each)) for each in parts)
+        known = _KNOWN.get(key)
+        pair = None if known is None else known.pair()
+        if pair is None:
+            pair = Pair(model, guide)
+            if known is None:
+                known = _KNOWN[key] = pair._known
+                known.parts = tuple(_weakly(part, lambda _: _KNOWN.pop(key, None)) for part in (*parts[0], *parts[1]))
+            pair._use(known)
+        return pair
+
+    def _use(self, known: _Known) -> None:
+        self._known, self.store = known, known.store
+        known.pair = weakref.ref(self)
+        for program in (self.model, self.guide):
+            for module in program.owner.modules() if program.owner is not None else ():
+                known.modules.setdefault(id(module), module)
+
+    @property
     def in_pyros_store(self) -> Pair:
         """The same programs with Pyro's own parameter store, as stock SVI runs them."""
-        return Pair(self.model.call, self.guide.call, PyrosStore())
+        if self._known.in_pyros_store is None:
+            self._known.in_pyros_store = _Known(PyrosStore())
+        known = self._known.in_pyros_store
+        pair = known.pair() or Pair(self.model.call, self.guide.call, known.store)
+        pair._use(known)
+        return pair
 
     # ---- its parts
 
     @property
     def modules(self) -> list[nn.Module]:
         """Every module that the two programs are known to run."""
-        return list(self._modules.values())
+        return list(self._known.modules.values())
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
         """The program that was first seen to use this parameter, and its name there: ``("model", "net.weight")``."""
-        if id(parameter) not in self._names:  # one that only training reaches, or an unconstrained PyroParam
-            for program in (self.guide, self.model):
-                for name, own in program.owner.named_parameters() if program.owner is not None else ():
-                    if own is parameter:
-                        return program.role, name
-        return self._names.get(id(parameter), ("captured", f"tensor of shape {tuple(parameter.shape)}"))
+        named = (name for name, each in self._known.names.items() if each is parameter)
+        if (found := next(named, None)) is not None:
+            return found
+        for program in (self.guide, self.model):  # one that only training reaches, or an unconstrained PyroParam
+            for name, own in program.owner.named_parameters() if program.owner is not None else ():
+                if own is parameter:
+                    return program.role, name
+        return "captured", f"tensor of shape {tuple(parameter.shape)}"
 
     def to(self, device: torch.device) -> Pair:
         """Move both programs' modules and the private parameters to ``device``, in place."""
@@ -109,43 +125,34 @@ class Pair:
 
     def cast(self, x: Tensor) -> Tensor:
         """``x`` in the dtype of the programs' parameters; as it is, or float32 for integers, where they have none."""
-        for module in self.modules:
-            for tensor in module.parameters(recurse=False):
-                return x.to(tensor.dtype)
-        for tensor in self.store.parameters.values():
+        own = (parameter for module in self.modules for parameter in module.parameters(recurse=False))
+        for tensor in (*own, *self.store.parameters.values()):
             return x.to(tensor.dtype)
         return as_float(x)
-
-    def keep(self, key: Any, program: Any) -> None:
-        """Keep a staged program for a later call; whoever takes it from ``programs`` checks it against the pair first."""
-        self.programs[key] = program
-        self.programs.move_to_end(key)
-        while len(self.programs) > _MOST_PROGRAMS:
-            self.programs.popitem(last=False)
 
     # ---- running it
 
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
         """The private store, validation off (a dry run has validated), modules in the mode asked for; all restored after."""
-        outer, outer_may_create, num_known = (self._modes, self._training), self.store.may_create, len(self._modules)
-        self._training = self._training if training is None else training
-        self._modes = [] if training is None else [(module, module.training) for module in self.modules]
+        outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
+        modes = [] if training is None else [(module, module.training) for module in self.modules]
+        self._training = outer if training is None else training
         self.store.may_create = may_create and outer_may_create
         try:
-            for module, _ in self._modes:
+            for module, _ in modes:
                 module.training = bool(training)
             with self.store.scope(), validation(distributions=False):
                 yield
         finally:
-            for module, mode in self._modes:
+            for module, mode in modes:
                 module.training = mode
-            (self._modes, self._training), self.store.may_create = outer, outer_may_create
-            if self._training is not None:
-                # a module that was met in here, in a closure, takes the mode that holds outside
-                for module in self.modules[num_known:]:
-                    self._modes.append((module, module.training))
-                    module.training = self._training
+            # a module that was met in here, in a closure, takes the mode that is outside
+            for module, mode in self._met[num_met:] if outer is not None else self._met:
+                module.training = mode if outer is None else outer
+            if outer is None:
+                self._met.clear()
+            self._training, self.store.may_create = outer, outer_may_create
 
     def run(
         self,
@@ -158,49 +165,47 @@ class Pair:
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K, B)``."""
         geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
-        runner = run_plain if num_particles == 1 else LAYOUTS[layout or self.layout(x, fields)]
+        layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
         with explain.one_sentence():
-            return runner(self.model, self.guide, x, fields, num_particles, geometry)
+            return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
 
     def structure(self, x: Tensor, fields: Fields) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError`` explains a bad pair."""
         key = _like(x, fields)
-        if key not in self._structures:
+        if key not in self._known.structures:
             try:
                 with self.probing():
-                    five = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES))
-                    four = explain.trace_pair(self, *_probe(x, fields, PROBE_IMAGES - 1))
-                    structure = explain.read_structure(self, five, four)
-                    if structure.summed:
-                        structure = explain.check_enumeration(self, *_probe(x, fields, PROBE_IMAGES), structure)
-                    self._structures[key] = replace(structure, **held.probe(self, *_probe(x, fields, PROBE_IMAGES)))
+                    self._known.structures[key] = explain.understand(self, lambda size: _probe(x, fields, size))
             except UserError:
                 explain.refuse_broken_parameters(self)
                 raise
-        return self._structures[key]
+        return self._known.structures[key]
 
     def layout(self, x: Tensor, fields: Fields) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of repetition."""
         key = _like(x, fields)
-        if key not in self._layouts:
-            geometry = self.structure(x, fields).geometry
-            self._layouts[key] = self._choose_layout(*_probe(x, fields, PROBE_IMAGES), geometry)
-        return self._layouts[key]
+        if key not in self._known.layouts:
+            self._known.layouts[key] = self._choose_layout(x, fields)
+        return self._known.layouts[key]
 
-    def _choose_layout(self, x: Tensor, fields: Fields, geometry: Geometry) -> str:
-        with self.probing():
+    def _choose_layout(self, x: Tensor, fields: Fields) -> str:
+        geometry = self.structure(x, fields).geometry
+
+        def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
-            reference = run_repeat(self.model, self.guide, x, fields, PROBE_DRAWS, geometry)
-            for name, runner in LAYOUTS.items():
-                torch.manual_seed(0)
+            return run(self.model, self.guide, *_probe(x, fields, PROBE_IMAGES), PROBE_DRAWS, geometry, layout)
+
+        with self.probing():
+            reference = terms("repeat")
+            for layout in LAYOUTS[:-1]:
                 try:
-                    terms = runner(self.model, self.guide, x, fields, PROBE_DRAWS, geometry)
+                    found = terms(layout)
                 except Exception:  # a layout that a user's program can't run under is not for it
                     continue
-                if _same_terms(terms, reference):
-                    return name
+                if _same_terms(found, reference):
+                    return layout
         return "repeat"
 
     @contextmanager
@@ -208,9 +213,9 @@ class Pair:
         """Eval mode, no gradients, the random state untouched; modules that a closure hides are found, and in eval mode."""
 
         def meet(module: nn.Module) -> None:
-            if id(module) not in self._modules:
-                self._modules[id(module)] = module if self._device is None else module.to(self._device)
-                self._modes.append((module, module.training))
+            if id(module) not in self._known.modules:
+                self._known.modules[id(module)] = module if self._device is None else module.to(self._device)
+                self._met.append((module, module.training))
                 module.training = False
 
         with torch.random.fork_rng(), torch.no_grad(), dry_run(), self.active(training=False), modules_called(meet):
@@ -218,41 +223,24 @@ class Pair:
 
     def note_parameters(self, program: Program) -> None:
         """Name the parameters that the store has seen since the last call as ``program``'s."""
+        other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
-            self._names.setdefault(id(parameter), (self._whose(parameter, program).role, name))
+            if self.name_of(parameter)[0] == "captured":  # a guide may run its model: the other's module alone has it
+                whose = other if other.owns(parameter) and not program.owns(parameter) else program
+                self._known.names[whose.role, name] = parameter
         self.store.seen.clear()
 
-    def _whose(self, parameter: nn.Parameter, program: Program) -> Program:
-        """``program``, or the other one where it is that one's module's alone: a guide may run its model."""
-        other = self.guide if program is self.model else self.model
-        return other if other.owns(parameter) and not program.owns(parameter) else program
+
+def _parts(call: Callable[..., Any]) -> tuple[Any, ...]:
+    """What makes a program this one: an object and its function for a method, which is made anew at each access."""
+    return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
 
 
-_MOST_PAIRS, _MOST_PROGRAMS = 16, 12
-_PAIRS: OrderedDict[Any, Pair] = OrderedDict()
-_Stores = weakref.WeakKeyDictionary[Any, weakref.WeakKeyDictionary[Any, dict[Any, ParameterStore]]]
-_STORES: _Stores = weakref.WeakKeyDictionary()
-
-
-def _anchor(call: Callable[..., Any]) -> Any:
-    return getattr(call, "__self__", call)
-
-
-def _label(call: Callable[..., Any]) -> Any:
-    return getattr(getattr(call, "__func__", None), "__qualname__", None)
-
-
-def _identity(call: Callable[..., Any]) -> Any:
-    return id(_anchor(call)), _label(call)
-
-
-def _store_of(model: Callable[..., Any], guide: Callable[..., Any]) -> ParameterStore:
-    """The store that lives as long as both programs do, so that what was trained is what is evaluated."""
+def _weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
     try:
-        by_guide = _STORES.setdefault(_anchor(model), weakref.WeakKeyDictionary())
-        return by_guide.setdefault(_anchor(guide), {}).setdefault((_label(model), _label(guide)), ParameterStore())
-    except TypeError:  # a callable that can't be referred to weakly: its store lives as long as the pair
-        return ParameterStore()
+        return weakref.ref(part, gone)
+    except TypeError:  # it can't be referred to weakly: its parameters are kept for good
+        return part
 
 
 def _like(x: Tensor, fields: Fields) -> Any:
@@ -261,7 +249,7 @@ def _like(x: Tensor, fields: Fields) -> Any:
 
 
 def _probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The first ``size`` images and fields, the first ones again where there are fewer."""
+    """Copies of the first ``size`` images and fields, of the first ones again where there are fewer."""
     rows = torch.arange(size, device=x.device) % len(x)
     return x[rows], {name: value[rows.to(value.device)] for name, value in fields.items()}
 

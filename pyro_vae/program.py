@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import pyro
@@ -106,7 +107,9 @@ class PyrosStore(ParameterStore):
 class Program:
     """A model or a guide, called on a batch: ``program(x, fields)``.
 
-    ``x`` goes to the first parameter; of the named fields each program receives those that its signature names.
+    ``x`` goes to the first parameter; of the named fields each program receives those that its signature names. One that
+    takes ``**kwargs`` receives all that the caller gave, but ``index``, which is ours, only where it has a name for it, or
+    is a guide whose ``local(x, **fields)`` may have one.
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
@@ -118,8 +121,7 @@ class Program:
             raise UserError(
                 f"the {role} is the class {call.__name__}, not an instance of it: call it with its arguments first"
             )
-        self.role = role
-        self.call = call
+        self.role, self.call = role, call
         inner = _unwrapped(call)
         owner = call if isinstance(call, nn.Module) else getattr(getattr(inner, "func", inner), "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None
@@ -127,23 +129,29 @@ class Program:
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
         self.positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
-        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
+        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        self._passes_index = callable(
+            getattr(self.owner, "local", None)
+        )  # an amortized guide's, which takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
         return self.call(x, **self.select(fields))
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The fields that the signature names; a ``UserError`` where a required one was not given."""
+        """The fields that the program receives; a ``UserError`` where a required one was not given."""
         if missing := [name for name in self._required if name not in fields]:
             known = ", ".join(sorted(fields)) or "none"
             raise UserError(
                 f"the {self.role} requires the field {missing[0]!r}, which was not given (fields at hand: {known}): "
                 f"pass {missing[0]}=… beside x, one row an image"
             )
-        return dict(fields) if self._takes_all else {k: v for k, v in fields.items() if k in self.field_names}
+        return {name: value for name, value in fields.items() if self._receives(name)}
+
+    def _receives(self, field: str) -> bool:
+        return self.wants(field) or (self._takes_all and (field != "index" or self._passes_index))
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""
@@ -154,8 +162,17 @@ class Program:
         return field in self.field_names
 
 
+def handled(call: Callable[..., Any]) -> tuple[Any, ...]:
+    """(handler, program, object if it is a method) of a program in one of Pyro's handlers, or its decorators; else none."""
+    args = call.args if isinstance(call, partial) else ()
+    return args if args and isinstance(args[0], Messenger) else ()
+
+
 def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     """What a handler (``poutine.scale(model)``), a decorator or a ``partial`` runs: its signature names the fields."""
+    if parts := handled(call):
+        inner = _unwrapped(parts[1])
+        return MethodType(inner, *parts[2:]) if parts[2:] else inner
     call = inspect.unwrap(call)
     if isinstance(call, partial):
         return partial(_unwrapped(call.func), *call.args, **call.keywords)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.accumulate import split_draws
-from pyro_vae.densities import Fields, Score, run_prior
+from pyro_vae.densities import Fields, Score, SiteTerms, run_alone
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.structure import Structure
@@ -130,6 +130,8 @@ class Prior(Proposal):
 
         def log_weights(x: Tensor, fields: Fields, k: int, score: Score) -> Tensor:
             geometry = replace(pair.structure(x, fields).geometry, score=score)
-            return run_prior(pair.model, x, fields, k, geometry, pair.layout(x, fields)).log_weights()
+            on_rows = pair.layout(x, fields) != "plate"
+            observed, _ = run_alone(pair.model, x, fields, k, geometry, on_rows=on_rows)
+            return SiteTerms(k, len(x), 1.0, observed).log_weights()
 
         return log_weights

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pyro_vae.batches import as_fields, make_source
 from pyro_vae.counts import check_count
-from pyro_vae.densities import Geometry, posterior_weights, sample_nodes, trace_model
+from pyro_vae.densities import Geometry, plate_size, posterior_weights, rows_first, sample_nodes, trace_model
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
@@ -52,10 +52,10 @@ def encode(
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         parts = []
         for images, named in batches:
-            dim = pair.structure(images, named).geometry.guide_dim
+            at_pair = pair.structure(images, named).geometry
             with _AtMeans() as means:
                 trace = poutine.trace(pair.guide).get_trace(images, named)
-            parts.append({n: _rows_first(means.found[n], node["fn"], dim) for n, node in _latents(trace).items()})
+            parts.append({n: _rows_first(means.found[n], node, at_pair) for n, node in _latents(trace).items()})
     return _join(parts)
 
 
@@ -94,8 +94,7 @@ def reconstruct(
                 weights = posterior_weights(trace, len(images), at_pair)
                 parts.append({n: _averaged(node, weights, at_pair) for n, node in observed.items()})
             else:
-                means = {n: (mean_of(node["fn"]), node["fn"]) for n, node in observed.items()}
-                parts.append({n: _rows_first(mean, fn, at_pair.model_dim) for n, (mean, fn) in means.items()})
+                parts.append({n: _rows_first(mean_of(node["fn"]), node, at_pair) for n, node in observed.items()})
     return _join(parts)
 
 
@@ -157,16 +156,16 @@ def decode(
 
 def _averaged(node: Any, weights: Tensor, at: Geometry) -> Tensor:
     """The mean under p(c | x, z), ``(*values, B)``, of a distribution that has c's values in front: rows first, as below."""
-    fn, own = node["fn"], {frame.dim for frame in node["cond_indep_stack"] if frame.vectorized}
+    fn, own, dim = node["fn"], {f.dim for f in node["cond_indep_stack"] if f.vectorized}, at.frame(node).dim
     mean = mean_of(fn)
     if len(fn.batch_shape) <= -at.particle_dim:  # c does not enter it
-        return _rows_first(mean, fn, at.model_dim)
+        return _rows_first(mean, node, at)
     plates = [1] * -at.particle_dim
-    plates[at.model_dim] = weights.shape[-1]
+    plates[dim] = weights.shape[-1]
     laid = weights.reshape(*weights.shape[:-1], *plates, *[1] * fn.event_dim)
-    total = (laid * mean).flatten(0, weights.dim() - 2).sum(0).movedim(at.model_dim - at.particle_dim, 0)
-    others = [dim for dim in range(at.particle_dim, 0) if dim != at.model_dim]
-    return total.squeeze([1 + i for i, dim in enumerate(others) if dim not in own]).cpu()
+    total = (laid * mean).flatten(0, weights.dim() - 2).sum(0).movedim(dim - at.particle_dim, 0)
+    others = [other for other in range(at.particle_dim, 0) if other != dim]
+    return total.squeeze([1 + i for i, other in enumerate(others) if other not in own]).cpu()
 
 
 def mean_of(fn: Any) -> Tensor:
@@ -232,7 +231,14 @@ def visit_images(
         first, named = next(iter(source.in_order()))
         pair.structure(pair.cast(first), named)  # meets modules that closures hide, so that eval mode reaches them
     with _quiet(pair, place, seed):
-        yield pair, ((pair.cast(images), named) for images, named in source.in_order())
+        # copies: a program may write into its batch
+        yield (
+            pair,
+            (
+                (pair.cast(images).clone(), {name: value.clone() for name, value in named.items()})
+                for images, named in source.in_order()
+            ),
+        )
 
 
 @contextmanager
@@ -256,7 +262,8 @@ class _Generation:
     fields: dict[str, Tensor]
     latents: dict[str, torch.Size]  # each site's shape for one image
     observed: tuple[str, ...]
-    dims: dict[str, int]  # each site's dimension of the data plate
+    at: Geometry  # with the name of each site's data plate
+    dims: dict[str, int]  # and its dimension
 
     def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values in the model's dtype and on its device; a ``UserError`` where they are not of its latents."""
@@ -280,8 +287,7 @@ class _Generation:
             trace = poutine.trace(lambda: _generate(self.pair, size, self.blank, named)).get_trace()
         nodes = {name: trace.nodes[name] for name in self.observed}
         return {
-            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node["fn"], self.dims[n])
-            for n, node in nodes.items()
+            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node, self.at) for n, node in nodes.items()
         }
 
 
@@ -310,10 +316,13 @@ def _generation(
     observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
     if not observed:
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
-    dims = {name: _data_dim(name, node) for name, node in sample_nodes(trace)}
-    latents = {n: _rows_first(node["value"], node["fn"], dims[n]).shape[1:] for n, node in _latents(trace).items()}
+    frames = {name: _data_plate(name, node) for name, node in sample_nodes(trace)}
+    at = Geometry(frozenset(frame.name for frame in frames.values()))
+    latents = {n: _rows_first(node["value"], node, at).shape[1:] for n, node in _latents(trace).items()}
     with _quiet(pair, place, seed):
-        yield _Generation(pair, blank, fields, latents, observed, dims)
+        yield _Generation(
+            pair, blank, fields, latents, observed, at, {name: frame.dim for name, frame in frames.items()}
+        )
 
 
 def _blank(pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: torch.device) -> Tensor:
@@ -364,17 +373,17 @@ def _latents(trace: poutine.Trace) -> dict[str, Any]:
     return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}
 
 
-def _data_dim(name: str, node: Any) -> int:
-    """The dimension of the plate of images in the trial run: −1 where that is one, as it should be."""
-    dims = [frame.dim for frame in node["cond_indep_stack"] if frame.vectorized and frame.size == PROBE_IMAGES]
-    if not dims:
+def _data_plate(name: str, node: Any) -> Any:
+    """The plate of images in the trial run: the one at −1 where that is one, as it should be."""
+    frames = [f for f in node["cond_indep_stack"] if f.vectorized and plate_size(node, f) == PROBE_IMAGES]
+    if not frames:
         raise UserError(f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate")
-    return -1 if -1 in dims else int(dims[0])
+    return max(frames, key=lambda frame: frame.dim == -1)
 
 
-def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
-    """``(N, *other plates, *event)`` on the CPU, the data plate being dimension ``data_dim`` of the batch."""
-    return value.movedim(len(fn.batch_shape) + data_dim, 0).cpu()
+def _rows_first(value: Tensor, node: Any, at: Geometry) -> Tensor:
+    """``(N, *other plates, *event)`` on the CPU, of a value that has the batch dimensions of the site."""
+    return rows_first(value, node["fn"], at.frame(node).dim).cpu()
 
 
 def _slices(size: int, batch_size: int) -> list[slice]:

@@ -157,10 +157,8 @@ class _Chains:
 
     def __init__(self, pair: Pair, x: Tensor, fields: Fields, evidence: Evidence) -> None:
         self.pair, self.x, self.fields, self.evidence = pair, x, fields, evidence
-        structure = pair.structure(x, fields)
-        self.model_dim, self.guide_dim = structure.geometry.model_dim, structure.geometry.guide_dim
         first = pair.run(x, fields)
-        self.site = image_site_of(first.observed, x, self.model_dim)
+        self.site = image_site_of(first.observed, x)
         self.z = {name: site.value for name, site in first.guide.items()}
 
     def run(self, num_chains: int, num_steps: int, method: str) -> Restored:
@@ -189,11 +187,11 @@ class _Chains:
         """Both moves; which rows accepted their z', ``(K·B,)``."""
         new = self.pair.run(self.x, self.fields)
         accepted = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        values, self.laws = {name: site.value for name, site in new.guide.items()}, [new.observed[self.site].fn]
+        values, self.seen = {name: site.value for name, site in new.guide.items()}, [new.observed[self.site]]
         if method == "metropolis":
             with _Holding(self.z):
                 old = self.pair.run(self.x, self.fields)
-            self.laws.append(old.observed[self.site].fn)
+            self.seen.append(old.observed[self.site])
             log_new, log_old = (each.log_weights()[0].double() for each in (new, old))
             accepted = ~log_new.isnan()
             if tested:
@@ -201,7 +199,7 @@ class _Chains:
                 log_ratio = torch.where(log_old.isnan(), torch.inf, log_new - log_old)
                 accepted &= torch.rand_like(log_ratio).log() < log_ratio
             for name, site in new.guide.items():
-                place = site.value.dim() - site.fn.event_dim + self.guide_dim
+                place = site.value.dim() - site.fn.event_dim + site.dim
                 chosen = accepted.reshape([-1 if dim == place else 1 for dim in range(site.value.dim())])
                 values[name] = torch.where(chosen, site.value, self.z[name])
         self.z, self.accepted = values, accepted
@@ -215,7 +213,7 @@ class _Chains:
 
     def pick(self, of: Callable[[Any], Tensor]) -> Tensor:
         """``of(p(x | z))`` at each row's present z, in x's shape."""
-        found = [rows_first(of(law), law, self.model_dim).reshape(self.x.shape).to(self.x) for law in self.laws]
+        found = [rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x) for s in self.seen]
         accepted = self.accepted.reshape(-1, *(1 for _ in self.x.shape[1:]))
         return found[0] if len(found) == 1 else torch.where(accepted, found[0], found[1])
 
@@ -232,7 +230,7 @@ class _Holding(Messenger):
             msg["value"], msg["done"] = self.values[msg["name"]], True
 
 
-def image_site_of(observed: Mapping[str, Site], x: Tensor, model_dim: int) -> str:
+def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """The observed site whose value is x, whole, and whose pixels are independent given z.
 
     Raises:
@@ -240,7 +238,7 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor, model_dim: int) -> st
     """
     for name, site in observed.items():
         value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
-        if value.numel() == x.numel() and torch.equal(rows_first(value, site.fn, model_dim).reshape(x.shape), x):
+        if value.numel() == x.numel() and torch.equal(rows_first(value, site.fn, site.dim).reshape(x.shape), x):
             law = site.fn
             while isinstance(law, Independent):
                 law = law.base_dist

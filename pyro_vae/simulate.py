@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_vae.densities import Geometry, rows_first
 from pyro_vae.errors import UserError
 from pyro_vae.representation import _generate, _generation
 
@@ -54,18 +55,16 @@ def simulate(
         drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
         if drawn.numel() == shape.numel():
             # where x lies along other plates, its images come first; that this is so is checked next
-            x = pair.cast(_rows_first(trace.nodes[name], generation.dims[name]).reshape(shape))
+            x = pair.cast(_rows_first(trace.nodes[name], generation.at).reshape(shape))
             again = poutine.trace(poutine.replay(pair.model, trace=trace)).get_trace(x, named)
             if torch.equal(again.nodes[name]["value"], drawn):
-                return Simulated(
-                    x, named, {n: _rows_first(trace.nodes[n], generation.dims[n]) for n in generation.latents}
-                )
+                latents = {n: _rows_first(trace.nodes[n], generation.at) for n in generation.latents}
+                return Simulated(x, named, latents)
     raise UserError(
         f"the model's site {name!r} observes a function of x, not x itself (its values have shape {tuple(drawn.shape)}, images "
         f"{tuple(shape)}): BDMC can't turn what it draws there into images"
     )
 
 
-def _rows_first(node: Any, data_dim: int) -> Tensor:
-    value: Tensor = node["value"]
-    return value.movedim(len(node["fn"].batch_shape) + data_dim, 0)
+def _rows_first(node: Any, at: Geometry) -> Tensor:
+    return rows_first(node["value"], node["fn"], at.frame(node).dim)

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae import explain
-from pyro_vae.densities import LAYOUTS, PARTICLE_PLATE, Fields, run_guide, sample_nodes
+from pyro_vae.densities import Fields, draw_alone, run, run_alone, sample_nodes
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import _Given
@@ -54,7 +51,9 @@ class Unconstrained:
         self.layout = pair.layout(x, fields)
         few = x[:1], {name: value[:1] for name, value in fields.items()}
         with pair.probing():
-            parts = self._coordinates(poutine.trace(pair.guide).get_trace(*few), chained=False, batch_size=1)
+            nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
+            self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
+            parts = self._coordinates(nodes, chained=False, batch_size=1)
         self.slices: dict[str, slice] = {}
         for name, part in parts.items():
             start = self.num_dims
@@ -67,28 +66,22 @@ class Unconstrained:
 
     def draw(self, x: Tensor, fields: Fields) -> Tensor:
         """u of C fresh draws of the guide, ``(C, B, d)``."""
-        plate: AbstractContextManager[Any] = nullcontext()
-        rows, row_fields = x, dict(fields)
-        if self.layout == "repeat":
-            rows = x.repeat(self.num_chains, *(1 for _ in x.shape[1:]))
-            row_fields = {n: v.repeat(self.num_chains, *(1 for _ in v.shape[1:])) for n, v in fields.items()}
-        else:
-            plate = pyro.plate(PARTICLE_PLATE, self.num_chains, dim=self.geometry.particle_dim)
-        with explain.one_sentence(), torch.no_grad(), plate:
-            trace = poutine.trace(lambda: self.pair.guide(rows, row_fields)).get_trace()
-        return self._joined(self._coordinates(trace, chained=True, batch_size=len(x)))
+        with explain.one_sentence(), torch.no_grad():
+            on_rows = self.layout == "repeat"
+            nodes = draw_alone(self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows)
+        return self._joined(self._coordinates(nodes, chained=True, batch_size=len(x)))
 
     def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
         """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same, ``(C, B, d)``."""
-        with explain.one_sentence(), torch.no_grad(), _Given(values, dict.fromkeys(values, self.geometry.guide_dim)):
-            trace = poutine.trace(lambda: self.pair.guide(x, fields)).get_trace()
-        u = self._joined(self._coordinates(trace, chained=False, batch_size=len(x)))
+        with explain.one_sentence(), torch.no_grad(), _Given(values, self.dims):
+            nodes = draw_alone(self.pair.guide, x, fields, 1, self.geometry, on_rows=True)
+        u = self._joined(self._coordinates(nodes, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()
 
     def terms(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
         """(log q(u | x), log p(x, u)), each ``(C, B)``, in nats."""
         with _At(self, u, len(x)) as at:
-            terms = LAYOUTS[self.layout](self.pair.model, self.pair.guide, x, fields, self.num_chains, self.geometry)
+            terms = run(self.pair.model, self.pair.guide, x, fields, self.num_chains, self.geometry, self.layout)
         log_q: Tensor = sum((site.log_prob for site in terms.guide.values()), at.log_det)
         log_p: Tensor = sum((site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det)
         return log_q, log_p
@@ -96,8 +89,9 @@ class Unconstrained:
     def log_guide(self, u: Tensor, x: Tensor, fields: Fields) -> Tensor:
         """log q(u | x) alone, ``(C, B)``: the model does not run."""
         with _At(self, u, len(x)) as at:
-            terms = run_guide(self.pair.guide, x, fields, self.num_chains, self.geometry, self.layout)
-        return sum((site.log_prob for site in terms.guide.values()), at.log_det)
+            on_rows = self.layout == "repeat"
+            _, sites = run_alone(self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows)
+        return sum((site.log_prob for site in sites.values()), at.log_det)
 
     def differentiate(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The terms and their gradients in u: (log q, log p, ∇ log q, ∇ log p)."""
@@ -112,21 +106,21 @@ class Unconstrained:
 
     # ---- how u lies along a site's batch dimensions
 
-    def positions(self, num_batch: int, chained: bool) -> tuple[int, ...]:
+    def positions(self, name: str, num_batch: int, chained: bool) -> tuple[int, ...]:
         """Where (chain, image), or both as one row, stand among a site's batch dimensions."""
-        image = num_batch + self.geometry.guide_dim
+        image = num_batch + self.dims[name]
         if not chained or self.layout == "repeat":
             return (image,)
         return num_batch + self.geometry.particle_dim, image
 
-    def _coordinates(self, trace: poutine.Trace, chained: bool, batch_size: int) -> dict[str, Tensor]:
-        """Each latent site's u, ``(C, B, n)``, at the trace's values; C is 1 where the trace has no chains."""
+    def _coordinates(self, nodes: Mapping[str, Any], chained: bool, batch_size: int) -> dict[str, Tensor]:
+        """Each latent site's u, ``(C, B, n)``, at the guide's values; C is 1 where they have no chains."""
         found = {}
-        for name, node in sample_nodes(trace):
+        for name, node in nodes.items():
             if not node["is_observed"]:
                 fn = node["fn"]
                 u = bijection(fn).inv(node["value"])
-                places = self.positions(len(fn.batch_shape), chained)
+                places = self.positions(name, len(fn.batch_shape), chained)
                 found[name] = u.movedim(places, tuple(range(len(places)))).reshape(-1, batch_size, _width(fn, places))
         return found
 
@@ -148,7 +142,7 @@ class _At(Messenger):
         fn = msg["fn"]
         transform, num_batch = bijection(fn), len(fn.batch_shape)
         event = transform.inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
-        places = self.space.positions(num_batch, chained=True)
+        places = self.space.positions(msg["name"], num_batch, chained=True)
         others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
         lead = self.u.shape[:2] if len(places) == 2 else (self.u.shape[0] * self.u.shape[1],)
         rows = self.u[..., self.space.slices[msg["name"]]].reshape(*lead, *others, *event)
@@ -179,8 +173,8 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at any u."""
     structure = pair.structure(x, fields)
     refuse_bad_weights(structure)
-    few = x[:PROBE_IMAGES]
-    few_fields = {name: value[:PROBE_IMAGES] for name, value in fields.items()}
+    few = x[:PROBE_IMAGES].clone()  # a program may write into its batch
+    few_fields = {name: value[:PROBE_IMAGES].clone() for name, value in fields.items()}
     with pair.probing():
         _, drawn, _ = explain.trace_pair(pair, few, few_fields)
         latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}

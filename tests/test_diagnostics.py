@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform
 
 from pyro_vae import log_marginal
-from pyro_vae.densities import SiteTerms, run_repeat
+from pyro_vae.densities import SiteTerms, run
 from pyro_vae.diagnostics import Diagnostics, diagnose, mutual_information, sbc_ranks
 from pyro_vae.draws import rows_first
 from pyro_vae.errors import UserError
@@ -190,9 +190,8 @@ def test_densities_of_all_pairs_are_the_guides(case: Exact) -> None:
     pair = Pair.of(case.model, case.guide)
     fields = {"index": torch.arange(12)}
     with torch.no_grad(), pair.active(training=False):
-        terms: SiteTerms = run_repeat(
-            pair.model, pair.guide, case.x, fields, 1, pair.structure(case.x, fields).geometry
-        )
+        at = pair.structure(case.x, fields).geometry
+        terms: SiteTerms = run(pair.model, pair.guide, case.x, fields, 1, at, "repeat")
         values = {name: rows_first(site.value, site.fn, -1) for name, site in terms.guide.items()}
         plate, rows = (by(pair, case.x, fields, values) for by in (_by_plate, _by_rows))
     own: Any = sum(site.log_prob for site in terms.guide.values())
