@@ -95,13 +95,21 @@ SUSPECTS = (
 """Features that may be a failure's reason by themselves."""
 
 
-def judge(seed: int, why: bool = False, shrink: bool = False, isolate: bool = False, **changed: Any) -> Verdict:
+def judge(
+    seed: int,
+    why: bool = False,
+    shrink: bool = False,
+    isolate: bool = False,
+    without: Collection[str] = (),
+    **changed: Any,
+) -> Verdict:
     """The verdict on program number ``seed``, with settings changed as told; where it fails, what it is due to.
 
-    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate`` leaves one suspect a time.
+    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate`` leaves one suspect a time;
+    ``without`` drops features from the start.
     """
     with quiet(), float64():
-        found = _judge(seed, changed)
+        found = _judge(seed, changed, without)
         if found.verdict in FAILURES:
             found.mended_by = _cause(seed, found) if why else ""
             found.least = _shrink(seed, found, changed) if shrink else None
