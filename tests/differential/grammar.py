@@ -1,9 +1,9 @@
 """Small random Pyro pairs as source text: ``generate(seed)``.
 
 A program's text defines ``model``, ``guide``, ``x``, ``fields``, ``v`` (the module that has all parameters), ``seen`` (the
-values of its ``pyro.param`` statements, when they last ran), ``dims`` (the data plate's dimension at each site),
-``no_log_px`` (why no log p(x) of one image exists, or ""), ``on_epoch_end``, ``alter`` (what happens between two
-evaluations) and ``settings`` (how it is trained and scored). ``tags`` names what the text is made of.
+values of its ``pyro.param`` statements, when they last ran), ``dims`` (the data plate's dimension at each site), ``no_log_px``
+and ``moves`` (why no log p(x) of one image exists, how Python state moves, or ""), ``on_epoch_end``, ``alter`` (what happens
+between two evaluations), ``settings`` (how it is trained and scored) and ``tags`` (what the text is made of).
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class Program:
         lines += [*(f"        {line}" for line in self.lines["init"]), *programs, *data, f"fields = {{{known}}}"]
         dims = dict.fromkeys((*self.names, "y", "c"), dim) | {"x": -2 if self.plates == "two" else dim}
         lines += [f"dims = {dims}", "def on_epoch_end(epoch):", *(f"    {e}" for e in self.lines["epoch"] or ["pass"])]
-        lines += ["def alter():", f"    {self.alter()}", f"no_log_px = {self.no_log_px!r}"]
+        lines += ["def alter():", f"    {self.alter()}", f"no_log_px, moves = {self.no_log_px!r}, {self.moves!r}"]
         lines += [f"settings = {self.how()!r}", f"tags = {tuple(self.tags)!r}"]
         return HEAD.format(seed=self.seed, N=self.N, D=self.D) + "\n".join(lines) + "\n"
 

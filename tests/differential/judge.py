@@ -28,7 +28,10 @@ LEAST_NATS = 2e-3  # of log p(x): what quadrature and the bias of few draws may 
 
 @dataclass
 class Verdict:
-    """``equal``, ``refused``, ``different`` or ``traceback``; or ``untrainable`` where stock Pyro can't train it."""
+    """``equal``, ``refused``, ``different`` or ``traceback``; ``untrainable`` where stock Pyro can't train it.
+
+    Or ``own word``: Python state moves, and the user has asked for a tier that traces once.
+    """
 
     seed: int
     verdict: str = "equal"
@@ -40,6 +43,7 @@ class Verdict:
     tags: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     refused_scores: list[str] = field(default_factory=list)
+    no_log_px: str = ""  # why a score has to be refused
 
 
 @contextmanager
@@ -91,13 +95,21 @@ SUSPECTS = (
 """Features that may be a failure's reason by themselves."""
 
 
-def judge(seed: int, why: bool = False, shrink: bool = False, isolate: bool = False, **changed: Any) -> Verdict:
+def judge(
+    seed: int,
+    why: bool = False,
+    shrink: bool = False,
+    isolate: bool = False,
+    without: Collection[str] = (),
+    **changed: Any,
+) -> Verdict:
     """The verdict on program number ``seed``, with settings changed as told; where it fails, what it is due to.
 
-    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate`` leaves one suspect a time.
+    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate`` leaves one suspect a time;
+    ``without`` drops features from the start.
     """
     with quiet(), float64():
-        found = _judge(seed, changed)
+        found = _judge(seed, changed, without)
         if found.verdict in FAILURES:
             found.mended_by = _cause(seed, found) if why else ""
             found.least = _shrink(seed, found, changed) if shrink else None
@@ -157,7 +169,7 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
     for program in (stock, own):
         program.text = text
         program.settings.update(changed)
-    verdict = Verdict(seed, tags=own.tags, settings=own.settings)
+    verdict = Verdict(seed, tags=own.tags, settings=own.settings, no_log_px=own.no_log_px)
     how = own.settings
     state: dict[str, Any] = {}
     figures: Any = None
@@ -170,9 +182,9 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
 
     def attempt(stage: str, action: Callable[[], str]) -> bool:
         """Whether to go on."""
-        verdict.stage = stage
+        verdict.stage, before = stage, surroundings(own)
         try:
-            verdict.what = action() or verdict.what
+            verdict.what = action() or surroundings_changed(before, surroundings(own)) or verdict.what
         except pv.UserError as error:
             if "score" in stage:
                 verdict.refused_scores.append(str(error).splitlines()[0])
@@ -189,7 +201,8 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
             verdict.what = f"{type(error).__name__}: {words} ({place.filename.rsplit('/', 1)[-1]}, {place.name})"
             return False
         if verdict.what and verdict.verdict == "equal":
-            verdict.verdict = "different"
+            traced = how["compile"] in ("graph", "inductor") and own.moves
+            verdict.verdict = "own word" if traced else "different"
         return verdict.verdict == "equal"
 
     if verdict.verdict == "untrainable":
@@ -213,6 +226,21 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
     if verdict.verdict == "equal":
         verdict.stage = ""
     return verdict
+
+
+def surroundings(program: SimpleNamespace) -> dict[str, Any]:
+    """What a call of ours must leave as it was."""
+    return {
+        "modes": [module.training for module in program.v.modules()],
+        "random state": torch.get_rng_state().tolist(),
+        "validation": (torch.distributions.Distribution._validate_args, pyro.poutine.util.is_validation_enabled()),
+        "parameter store": sorted(pyro.get_param_store().keys()),
+    }
+
+
+def surroundings_changed(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """In words; nothing where all is as it was."""
+    return ", ".join(f"the {name} changed" for name in before if before[name] != after[name])
 
 
 def _fit(own: SimpleNamespace, stock: SimpleNamespace | None, figures: Any) -> str:
