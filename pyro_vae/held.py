@@ -77,12 +77,12 @@ def latent_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
 
 @contextmanager
 def statistics_kept() -> Iterator[None]:
-    """Modules that run inside leave their running statistics (BatchNorm's) as they were: a batch is counted once."""
+    """Modules that run inside leave their buffers (BatchNorm's, spectral norm's) as they were: a batch is counted once."""
     with ExitStack() as stack:
 
         def meet(module: nn.Module) -> None:
-            if module.training and isinstance(module, nn.modules.batchnorm._NormBase):
-                places = [(module, name) for name, buffer in module._buffers.items() if buffer is not None]
+            places = [(module, name) for name, buffer in module._buffers.items() if buffer is not None]
+            if module.training and places:
                 stack.enter_context(own_buffers(places))
 
         stack.enter_context(modules_called(meet))

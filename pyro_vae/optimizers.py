@@ -27,6 +27,7 @@ def make_optimizer(
                 f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or "
                 "a function of the parameter list that returns a torch optimiser"
             )
+        _unfuse(optimizer)
         hold_absent_rows(optimizer)
         return optimizer
     context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
@@ -36,3 +37,11 @@ def make_optimizer(
     optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, **context)
     hold_absent_rows(optimizer)
     return optimizer
+
+
+def _unfuse(optimizer: torch.optim.Optimizer) -> None:
+    """The plain form of what is not Adam: torch's fused SGD breaks where a step does not reach a parameter."""
+    if type(optimizer) not in KERNELS and any(group.get("fused") for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            group["fused"] = False
+        optimizer._step_supports_amp_scaling = False

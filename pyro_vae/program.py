@@ -199,11 +199,23 @@ def in_dry_run() -> bool:
 
 @contextmanager
 def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
-    """Call ``meet`` on every ``nn.Module`` just before it runs inside the context, those that a closure hides too."""
-    handle = register_module_forward_pre_hook(lambda module, _: meet(module))
+    """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by ``pyro.module``.
+
+    Those that a closure hides are met too, and one that only holds others, whose own mode a program may ask for.
+    """
+    handle, register = register_module_forward_pre_hook(lambda module, _: meet(module)), pyro.module
+
+    def registered(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:
+        for module in nn_module.modules():
+            meet(module)
+        result: nn.Module = register(name, nn_module, update_module_params)
+        return result
+
+    pyro.module = registered
     try:
         yield
     finally:
+        pyro.module = register
         handle.remove()
 
 
