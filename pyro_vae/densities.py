@@ -33,6 +33,7 @@ class Site:
     mask: Tensor | bool | None
     score_term: Tensor | None  # (K, B), log_prob again where the draw is not reparameterised, else None
     dim: int  # the data plate's, among the site's batch dimensions
+    plate: str = "data"  # its name
     mixed: bool = False  # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
 
 
@@ -88,11 +89,15 @@ def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
 
 
 Draw = Callable[[Program, Tensor, Fields], poutine.Trace]
+Call = Callable[[Tensor, Fields], Any]
 
 
-def plain_draw(guide: Callable[[Tensor, Fields], Any], x: Tensor, fields: Fields) -> poutine.Trace:
-    """The guide run once: what every run but a path derivative's takes for its draws and their densities."""
-    return poutine.trace(lambda: guide(x, fields)).get_trace()
+def plain_draw(program: Call, x: Tensor, fields: Fields) -> poutine.Trace:
+    """A program run once: what every run but a path derivative's takes for the guide's draws and their densities."""
+    with poutine.trace() as handler:  # as a context: as a function's handler it adds a table of shapes to any message
+        program(x, fields)
+    trace: poutine.Trace = handler.trace
+    return trace
 
 
 @dataclass(frozen=True)
@@ -141,21 +146,14 @@ def run(
     if at.summed:
         sites = _sum_out(sites, size, at)
     observed, prior = _split(sites, nodes)
-    latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}
-    guide_sites = _sites(latents, size, at, None if layout == "repeat" else at.particle_dim)
+    guide_sites = _sites(latent_nodes(drawn), size, at, None if layout == "repeat" else at.particle_dim)
     frame = at.frame(next(reversed(nodes.values())))
     plate_scale = 1.0 if frame.full_size is None else frame.full_size / frame.size
     return SiteTerms(num_particles, x.shape[0], plate_scale, observed, prior, guide_sites, tuple(sites))
 
 
 def draw_alone(
-    program: Callable[[Tensor, Fields], Any],
-    x: Tensor,
-    fields: Fields,
-    num_particles: int,
-    at: Geometry,
-    *,
-    on_rows: bool,
+    program: Call, x: Tensor, fields: Fields, num_particles: int, at: Geometry, *, on_rows: bool
 ) -> dict[str, Any]:
     """The sites of one program without the other, unscored: of a guide, or of a model that draws its latents."""
     with _many(x, fields, num_particles, at, on_rows=on_rows) as batch:
@@ -178,10 +176,7 @@ def _many(
     """The batch as a program takes it for K draws an image: on K·B rows, or under an outer plate of particles."""
     x, fields = _own(x, fields, at)
     if on_rows:
-        yield (
-            repeated_rows(x, num_particles),
-            {name: repeated_rows(value, num_particles) for name, value in fields.items()},
-        )
+        yield repeated(x, fields, num_particles)
     else:
         with pyro.plate(PARTICLE_PLATE, num_particles, dim=at.particle_dim):
             yield x, fields
@@ -192,15 +187,17 @@ def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
     return (x.clone(), {name: value.clone() for name, value in fields.items()}) if at.in_place else (x, fields)
 
 
-def repeated_rows(x: Tensor, times: int) -> Tensor:
-    """All rows, then all again: ``(times · B, …)``."""
-    return x if times == 1 else x.expand(times, *x.shape).reshape(times * x.shape[0], *x.shape[1:])
+def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
+    """All images, then all again, ``times`` times: ``(K·B, …)``."""
+    if times == 1:
+        return x, fields
+    rows = [each.expand(times, *each.shape).flatten(0, 1) for each in (x, *fields.values())]
+    return rows[0], dict(zip(fields, rows[1:], strict=True))
 
 
 def trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields, at: Geometry) -> poutine.Trace:
     """The model at the guide's draws, and at all values of the sites that are summed out."""
-    replayed = poutine.replay(lambda: model(x, fields), trace=drawn)
-    return poutine.trace(enumerated(replayed, at.summed, at.particle_dim - 1)).get_trace()
+    return plain_draw(enumerated(poutine.replay(model, trace=drawn), at.summed, at.particle_dim - 1), x, fields)
 
 
 def _on_rows(drawn: poutine.Trace, num_particles: int, at: Geometry) -> poutine.Trace:
@@ -261,7 +258,8 @@ def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str,
 
 
 def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) -> Site:
-    fn, value, mask, dim = node["fn"], node["value"], node["mask"], at.frame(node).dim
+    fn, value, mask, frame = node["fn"], node["value"], node["mask"], at.frame(node)
+    dim = frame.dim
     if "unscaled_log_prob" in node:  # scored as it was drawn
         log_prob = node["unscaled_log_prob"]
     elif node["args"] or node["kwargs"]:
@@ -269,13 +267,10 @@ def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) ->
     else:
         log_prob = at.score(fn, value)
     log_prob = masked(log_prob, mask)
-    num_values = log_prob.dim() + at.particle_dim  # dimensions of sites that are summed out, left of all plates
-    if at.summed and num_values > 0:
-        log_prob = _per_value(log_prob, num_values, size, dim, particle_dim)
-    else:
-        log_prob = per_image(log_prob, size, dim, particle_dim)
+    num_values = log_prob.dim() + at.particle_dim if at.summed else 0  # dimensions left of all plates: c's values
+    log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
     score = None if node["is_observed"] or fn.has_rsample else log_prob
-    return Site(log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim)
+    return Site(log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim, frame.name)
 
 
 def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> float | Tensor:
@@ -302,28 +297,24 @@ def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
     return torch.where(mask, log_prob, log_prob.new_zeros(()))
 
 
-def per_image(log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
-    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K, B)``."""
+def per_image(
+    log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None, num_values: int = 0
+) -> Tensor:
+    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K, B)``.
+
+    For each value of the sites that are summed out, whose ``num_values`` dimensions are in front: ``(*values, K or 1, B or 1)``.
+    """
     shape = size.num_particles, size.batch_size
     if log_prob.shape == shape and particle_dim == data_dim - 1:
         return log_prob
-    log_prob = _sum_others(log_prob, -log_prob.dim(), data_dim, particle_dim)
+    other = [dim for dim in range(num_values - log_prob.dim(), 0) if dim not in (data_dim, particle_dim)]
+    log_prob = log_prob.sum(other) if other else log_prob
+    if num_values:
+        rows = log_prob.shape[-1]
+        return log_prob if particle_dim else log_prob.unflatten(-1, (size.num_particles if rows > 1 else 1, -1))
     if particle_dim is None and log_prob.numel() == size.num_particles * size.batch_size:
         return log_prob.reshape(shape)
     return log_prob.expand(shape)
-
-
-def _per_value(log_prob: Tensor, num_values: int, size: SiteTerms, data_dim: int, particle_dim: int | None) -> Tensor:
-    """`per_image` for each value of the sites that are summed out, which are in front: ``(*values, K or 1, B or 1)``."""
-    log_prob = _sum_others(log_prob, num_values - log_prob.dim(), data_dim, particle_dim)
-    if particle_dim is not None:
-        return log_prob
-    return log_prob.unflatten(-1, (size.num_particles if log_prob.shape[-1] > 1 else 1, -1))
-
-
-def _sum_others(log_prob: Tensor, first: int, *kept: int | None) -> Tensor:
-    other = [dim for dim in range(first, 0) if dim not in kept]
-    return log_prob.sum(other) if other else log_prob
 
 
 def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
@@ -355,3 +346,8 @@ def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
         for name, node in trace.nodes.items()
         if node["type"] == "sample" and not site_is_subsample(node) and not node["infer"].get("_deterministic", False)
     ]
+
+
+def latent_nodes(trace: poutine.Trace) -> dict[str, Any]:
+    """The sites that are drawn, by name."""
+    return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.counts import check_count
-from pyro_vae.densities import Fields, Site, masked
-from pyro_vae.draws import by_draw, rows_first
+from pyro_vae.densities import Fields, Site, masked, rows_first
+from pyro_vae.draws import by_draw
 from pyro_vae.errors import UserError
 from pyro_vae.information import Information, mutual_information
 from pyro_vae.marginal import figure

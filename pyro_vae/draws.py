@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pyro_vae.densities import Fields, Site, draw_alone, repeated_rows, rows_first
+from pyro_vae.densities import Fields, Site, draw_alone, rows_first
 from pyro_vae.pair import Pair
 from pyro_vae.program import Program
 
@@ -18,11 +18,6 @@ ROWS = 4000
 def by_draw(value: Tensor, num_draws: int) -> Tensor:
     """``(K·B, …)``, draw by draw, as ``(K, B, …)``."""
     return value.reshape(num_draws, len(value) // num_draws, *value.shape[1:])
-
-
-def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """All images, then all again, ``times`` times: ``(K·B, …)``."""
-    return repeated_rows(x, times), {name: repeated_rows(value, times) for name, value in fields.items()}
 
 
 def chunks(num_draws: int, num_images: int) -> Iterator[int]:

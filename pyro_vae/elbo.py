@@ -18,20 +18,27 @@ from pyro_vae.structure import Structure
 def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Any:
     """Σ log r · log q over the draws that are not reparameterised: its gradient is the score-function estimator.
 
-    ``log r`` is each image's own log weight (Rao-Blackwellised over the data plate), as in Pyro's Trace_ELBO.
+    ``log r`` is each image's own log weight, as in Pyro's Trace_ELBO: a term in a plate of another name than the draw's is
+    summed over the images there, as Pyro can't know that the two plates are one.
     """
     scores = [site for site in terms.guide.values() if site.score_term is not None]
-    if not scores:
-        return 0.0
+    return sum((_log_r(terms, kl_weight, site.plate) * site.score_term).sum() for site in scores)
+
+
+def _log_r(terms: SiteTerms, kl_weight: Tensor, plate: str) -> Any:
+    """Σ over sites of scale · log density, ``(K, B)``, added in Pyro's order for its very bits."""
+
+    def term(site: Site) -> Tensor:
+        scaled = site.log_prob.detach() * site.scale
+        return scaled if site.plate == plate else scaled.sum(-1, keepdim=True)
+
     log_r: Any = 0.0
-    for name in terms.model_order:  # in Pyro's order of addition, for its very bits
+    for name in terms.model_order:
         if name in terms.observed:
-            site = terms.observed[name]
-            log_r = log_r + site.log_prob.detach() * site.scale
+            log_r = log_r + term(terms.observed[name])
         else:
-            prior, guide = terms.prior[name], terms.guide[name]
-            log_r = log_r + kl_weight * (prior.log_prob.detach() * prior.scale - guide.log_prob.detach() * guide.scale)
-    return sum((log_r * site.score_term).sum() for site in scores)
+            log_r = log_r + kl_weight * (term(terms.prior[name]) - term(terms.guide[name]))
+    return log_r
 
 
 @dataclass(frozen=True)

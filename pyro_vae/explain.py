@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
 from pyro_vae import gaussian_kl, held  # noqa: F401  # the first registers closed forms
-from pyro_vae.densities import Fields, Geometry, plate_size, sample_nodes, trace_model
+from pyro_vae.densities import Fields, Geometry, plain_draw, plate_size, sample_nodes, trace_model
 from pyro_vae.enumeration import innermost, num_values
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.program import Program, validation
@@ -40,7 +39,7 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
 def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
     """Guide and model traced once on the images ``x``; whatever a program raises becomes one sentence."""
     with validation(distributions=True):
-        drawn = _trace(pair, pair.guide, x, lambda: pair.guide(x, fields))
+        drawn = _trace(pair, pair.guide, x, fields)
         for name, node in sample_nodes(drawn):
             if bool(torch.isnan(node["value"]).any()):
                 raise UserError(
@@ -48,32 +47,21 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
                     "validate_args=False hides"
                 )
         try:
-            model = _trace(pair, pair.model, x, poutine.replay(lambda: pair.model(x, fields), trace=drawn))
+            model = _trace(pair, pair.model, x, fields, drawn)
         except UserError:
-            alone = _trace(pair, pair.model, x, lambda: pair.model(x, fields))
-            _check_latents(dict(sample_nodes(alone)), dict(sample_nodes(drawn)))
+            _check_latents(dict(sample_nodes(_trace(pair, pair.model, x, fields))), dict(sample_nodes(drawn)))
             raise
     return model, drawn, x
 
 
-@contextmanager
-def one_sentence() -> Iterator[None]:
-    """Inside, a ``UserError`` that a program raises keeps its first line: Pyro appends its table of shapes to any message."""
-    try:
-        yield
-    except UserError as error:
-        sentence, _, rest = str(error).partition("\n")
-        if rest.lstrip().startswith("Trace Shapes"):
-            raise UserError(sentence) from error
-        raise
-
-
-def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> poutine.Trace:
+def _trace(
+    pair: Pair, program: Program, x: Tensor, fields: Fields, drawn: poutine.Trace | None = None
+) -> poutine.Trace:
     pair.store.seen.clear()
     try:
-        trace = poutine.trace(call).get_trace()
-    except UserError as error:  # Pyro appends its table of shapes to any message
-        raise UserError(f"the {program.role}: {str(error).splitlines()[0]}") from error
+        trace = plain_draw(program if drawn is None else poutine.replay(program, trace=drawn), x, fields)
+    except UserError as error:
+        raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
         raise UserError(_why_it_failed(program, x, error)) from error
     pair.note_parameters(program)
@@ -82,18 +70,15 @@ def _trace(pair: Pair, program: Program, x: Tensor, call: Callable[[], Any]) -> 
 
 def refuse_broken_parameters(pair: Pair) -> None:
     """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
-    named = [
-        (f"{name!r} of the {program.role}", parameter)
-        for program in (pair.model, pair.guide)
-        for name, parameter in (program.owner.named_parameters() if program.owner is not None else ())
-    ]
-    named += [(f"{n!r} of {type(m).__name__}", p) for m in pair.modules for n, p in m.named_parameters(recurse=False)]
-    named += [(repr(name), parameter) for name, parameter in pair.store.parameters.items()]
-    for name, parameter in named:
-        if not bool(torch.isfinite(parameter).all()):
-            raise UserError(
-                f"parameter {name} holds a NaN or an infinity, as after a training that diverged: build the networks afresh"
-            )
+    owned = [(f" of the {p.role}", p.owner.named_parameters()) for p in (pair.model, pair.guide) if p.owner is not None]
+    owned += [(f" of {type(m).__name__}", m.named_parameters(recurse=False)) for m in pair.modules]
+    for of, parameters in (*owned, ("", pair.store.parameters.items())):
+        for name, parameter in parameters:
+            if not bool(torch.isfinite(parameter).all()):
+                raise UserError(
+                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that diverged: build the networks "
+                    "afresh"
+                )
 
 
 def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
@@ -183,14 +168,13 @@ def _data_plates(role: str, sites: Nodes, at_four: Nodes, num_images: int) -> di
     """The data plate of each site: the one of its frames whose size follows the number of images, 5 at five, 4 at four."""
     found = {}
     for name, node in sites.items():
-        then = (
-            {f.name: plate_size(at_four[name], f) for f in at_four[name]["cond_indep_stack"]} if name in at_four else {}
-        )
+        fewer: Any = at_four.get(name, node)
+        then = {f.name: plate_size(fewer, f) for f in fewer["cond_indep_stack"]}
         plates = [f for f in node["cond_indep_stack"] if f.vectorized]
         data = [f for f in plates if (plate_size(node, f), then.get(f.name)) == (num_images, num_images - 1)]
         if not data:
             those = ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
-            shared = name in at_four and node["fn"].shape() == at_four[name]["fn"].shape() and not node["is_observed"]
+            shared = node["fn"].shape() == fewer["fn"].shape() and not node["is_observed"]
             lead = "a latent shared by all images is not served, as log p(x) of one is not defined; one of each image's own: "
             raise UserError(
                 f"site {name!r} of the {role} stands outside the data plate (for {num_images} images it stands in {those}; its "
@@ -240,7 +224,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
     """
     at, names = structure.geometry, ", ".join(map(repr, structure.summed))
     with validation(distributions=True):
-        drawn = poutine.trace(lambda: pair.guide(x, fields)).get_trace()
+        drawn = plain_draw(pair.guide, x, fields)
         try:
             nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
             shapes = {name: node["fn"].log_prob(node["value"]).shape for name, node in nodes.items()}

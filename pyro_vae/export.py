@@ -15,7 +15,8 @@ from torch import Tensor
 from pyro_vae.arviz_adapter import elpd_data, inference_data
 from pyro_vae.batches import as_images
 from pyro_vae.counts import check_count
-from pyro_vae.draws import by_draw, prior_draws, rows_first, weighted_draws
+from pyro_vae.densities import rows_first
+from pyro_vae.draws import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
 from pyro_vae.marginal import LogMarginal, figure

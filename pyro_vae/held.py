@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pyro_vae.densities import Fields, plain_draw, sample_nodes
+from pyro_vae.densities import Fields, latent_nodes, plain_draw
 from pyro_vae.program import Program, modules_called
 from pyro_vae.staging import own_buffers
 
@@ -48,13 +48,15 @@ def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
     drawn = plain_draw(guide, x, fields)
     if not torch.is_grad_enabled():
         return drawn
-    copies = drawn.copy()
-    log_q: list[Tensor] = []
-    for name, node in latent_nodes(drawn):
-        log_q.append(node["fn"].log_prob(node["value"]))
-        node = copies.nodes[name] = node.copy()
-        node["value"] = node["value"].view_as(node["value"])
-    return rescored(guide, x, fields, copies, leaves(*log_q))
+    return rescored(guide, x, fields, *_at_copies(drawn, lambda value: value.view_as(value)))
+
+
+def _at_copies(drawn: poutine.Trace, copy: Callable[[Tensor], Tensor]) -> tuple[poutine.Trace, list[nn.Parameter]]:
+    """The draws as copies, and the parameters that log q of the draws depends on."""
+    copies, latents = drawn.copy(), latent_nodes(drawn)
+    parameters = leaves(*(node["fn"].log_prob(node["value"]) for node in latents.values()))
+    copies.nodes.update({name: {**node, "value": copy(node["value"])} for name, node in latents.items()})
+    return copies, parameters
 
 
 def rescored(
@@ -64,15 +66,10 @@ def rescored(
     with Held(parameters), statistics_kept(), warnings.catch_warnings():
         # pyro.module warns of parameters that require no gradient, which is what being held is
         warnings.filterwarnings("ignore", message=".*was not registered in the param store")
-        again = poutine.trace(poutine.replay(lambda: guide(x, fields), trace=at)).get_trace()
-        for _, node in latent_nodes(again):
+        again = plain_draw(poutine.replay(guide, trace=at), x, fields)
+        for node in latent_nodes(again).values():
             node["unscaled_log_prob"] = node["fn"].log_prob(node["value"])
     return again
-
-
-def latent_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
-    """The sites that are drawn."""
-    return [(name, node) for name, node in sample_nodes(trace) if not node["is_observed"]]
 
 
 @contextmanager
@@ -106,9 +103,8 @@ def leaves(*values: Tensor) -> list[nn.Parameter]:
 
 def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
     """What `Structure` tells of scoring a given z: ``own_draws_only`` and ``not_held``; inside ``pair.probing``."""
-    drawn = plain_draw(pair.guide, x, fields)
-    latents = latent_nodes(drawn)
-    own = tuple(name for name, node in latents if not scores_foreign(node["fn"], node["value"]))
+    latents = latent_nodes(plain_draw(pair.guide, x, fields))
+    own = tuple(name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"]))
     if own or not latents:
         return {"own_draws_only": own}
     with torch.enable_grad(), pair.active(training=True), statistics_kept():
@@ -118,13 +114,8 @@ def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
 def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
     """Why a training run of the guide can't be scored again at its draws; nothing where it can."""
     try:
-        drawn = plain_draw(guide, x, fields)
-        parameters = leaves(*(node["fn"].log_prob(node["value"]) for _, node in latent_nodes(drawn)))
-        fixed = drawn.copy()
-        for name, node in latent_nodes(drawn):
-            node = fixed.nodes[name] = node.copy()
-            node["value"] = node["value"].detach().clone()
-        first, second = (dict(latent_nodes(rescored(guide, x, fields, fixed, parameters))) for _ in range(2))
+        fixed = _at_copies(plain_draw(guide, x, fields), lambda value: value.detach().clone())
+        first, second = (latent_nodes(rescored(guide, x, fields, *fixed)) for _ in range(2))
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         return f"running it again at its own draws fails ({type(error).__name__}: {reason})"

@@ -166,7 +166,6 @@ def _prepare(
 def running(pair: Pair, place: torch.device) -> Iterator[None]:
     """Eval mode, no gradients, the caller's random state kept; a program's own mistake stays one sentence."""
     with (
-        explain.one_sentence(),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
         pair.active(training=False, may_create=False),

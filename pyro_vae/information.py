@@ -20,9 +20,9 @@ from pyro_vae.densities import (
     draw_alone,
     masked,
     per_image,
+    repeated,
     rows_first,
 )
-from pyro_vae.draws import repeated
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images

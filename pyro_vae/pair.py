@@ -166,8 +166,7 @@ class Pair:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K, B)``."""
         geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
         layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
-        with explain.one_sentence():
-            return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
+        return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
 
@@ -256,14 +255,13 @@ def _probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tens
 
 def _same_terms(terms: SiteTerms, reference: SiteTerms) -> bool:
     """Whether every site's log density agrees, up to rounding, with the reference's."""
-    for ours, theirs in zip(
-        (terms.observed, terms.prior, terms.guide), (reference.observed, reference.prior, reference.guide), strict=True
-    ):
-        if ours.keys() != theirs.keys():
-            return False
-        for name in ours:
-            a, b = ours[name].log_prob, theirs[name].log_prob
-            tolerance = 1e3 * torch.finfo(b.dtype).eps
-            if a.shape != b.shape or not torch.allclose(a, b, rtol=tolerance, atol=tolerance):
-                return False
-    return True
+    found, expected = (
+        {(i, n): site.log_prob for i, sites in enumerate((t.observed, t.prior, t.guide)) for n, site in sites.items()}
+        for t in (terms, reference)
+    )
+    return found.keys() == expected.keys() and all(_close(found[key], value) for key, value in expected.items())
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    tolerance = 1e3 * torch.finfo(b.dtype).eps
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)

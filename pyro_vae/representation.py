@@ -19,7 +19,16 @@ from torch import Tensor
 
 from pyro_vae.batches import as_fields, make_source
 from pyro_vae.counts import check_count
-from pyro_vae.densities import Geometry, plate_size, posterior_weights, rows_first, sample_nodes, trace_model
+from pyro_vae.densities import (
+    Geometry,
+    latent_nodes,
+    plain_draw,
+    plate_size,
+    posterior_weights,
+    rows_first,
+    sample_nodes,
+    trace_model,
+)
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
@@ -54,8 +63,8 @@ def encode(
         for images, named in batches:
             at_pair = pair.structure(images, named).geometry
             with _AtMeans() as means:
-                trace = poutine.trace(pair.guide).get_trace(images, named)
-            parts.append({n: _rows_first(means.found[n], node, at_pair) for n, node in _latents(trace).items()})
+                trace = plain_draw(pair.guide, images, named)
+            parts.append({n: _rows_first(means.found[n], node, at_pair) for n, node in latent_nodes(trace).items()})
     return _join(parts)
 
 
@@ -87,7 +96,7 @@ def reconstruct(
         for images, named in batches:
             at_pair = pair.structure(images, named).geometry
             with _AtMeans() if at == "mean" else Messenger():
-                drawn = poutine.trace(pair.guide).get_trace(images, named)
+                drawn = plain_draw(pair.guide, images, named)
             trace = trace_model(pair.model, drawn, images, named, at_pair)
             observed = {n: node for n, node in sample_nodes(trace) if node["is_observed"]}
             if at_pair.summed:
@@ -284,7 +293,7 @@ class _Generation:
         size = rows.stop - rows.start
         named = {name: value[rows] for name, value in self.fields.items()}
         with _Given({name: value[rows] for name, value in given.items()}, self.dims):
-            trace = poutine.trace(lambda: _generate(self.pair, size, self.blank, named)).get_trace()
+            trace = plain_draw(lambda x, given: _generate(self.pair, size, x, dict(given)), self.blank, named)
         nodes = {name: trace.nodes[name] for name in self.observed}
         return {
             n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node, self.at) for n, node in nodes.items()
@@ -309,16 +318,13 @@ def _generation(
     with pair.active(may_create=False):
         blank = _blank(pair, like, few, place)
         with pair.probing():  # meets modules that closures hide
-            try:
-                trace = poutine.trace(pair.model).get_trace(blank, few)
-            except UserError as error:  # Pyro appends its table of shapes to any message
-                raise UserError(str(error).splitlines()[0]) from error
+            trace = plain_draw(pair.model, blank, few)
     observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
     if not observed:
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
     frames = {name: _data_plate(name, node) for name, node in sample_nodes(trace)}
     at = Geometry(frozenset(frame.name for frame in frames.values()))
-    latents = {n: _rows_first(node["value"], node, at).shape[1:] for n, node in _latents(trace).items()}
+    latents = {n: _rows_first(node["value"], node, at).shape[1:] for n, node in latent_nodes(trace).items()}
     with _quiet(pair, place, seed):
         yield _Generation(
             pair, blank, fields, latents, observed, at, {name: frame.dim for name, frame in frames.items()}
@@ -367,10 +373,6 @@ class _FittedElsewhere(ParameterStore):
         raise UserError(
             f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that guide as well, guide=…"
         )
-
-
-def _latents(trace: poutine.Trace) -> dict[str, Any]:
-    return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}
 
 
 def _data_plate(name: str, node: Any) -> Any:

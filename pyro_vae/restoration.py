@@ -23,8 +23,8 @@ from torch.distributions import Independent
 
 from pyro_vae.batches import as_fields
 from pyro_vae.counts import check_count
-from pyro_vae.densities import Fields, Site
-from pyro_vae.draws import ROWS, repeated, rows_first
+from pyro_vae.densities import Fields, Site, repeated, rows_first
+from pyro_vae.draws import ROWS
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
 from pyro_vae.representation import mean_of, sample, visit_images

@@ -20,13 +20,12 @@ class Structure:
     not_reparameterized: tuple[str, ...]
     point_masses: tuple[str, ...]
     subsampling: bool
-    own_draws_only: tuple[
-        str, ...
-    ] = ()  # latents that the guide scores at its own last draw alone, as a planar flow does
-    not_held: str = ""  # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
-    summed: dict[str, int] = field(
-        default_factory=dict
-    )  # discrete sites that the guide lacks: summed out, how many values
+    # latents that the guide scores at its own last draw alone, as a planar flow does
+    own_draws_only: tuple[str, ...] = ()
+    # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
+    not_held: str = ""
+    # discrete sites that the guide lacks, which are summed out, and how many values each has
+    summed: dict[str, int] = field(default_factory=dict)
 
     def words(self) -> list[str]:
         """One line for each site that is summed out, and for each latent: how its KL is had."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae import explain
-from pyro_vae.densities import Fields, draw_alone, run, run_alone, sample_nodes
+from pyro_vae.densities import Fields, draw_alone, latent_nodes, run, run_alone
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import _Given
@@ -66,14 +66,14 @@ class Unconstrained:
 
     def draw(self, x: Tensor, fields: Fields) -> Tensor:
         """u of C fresh draws of the guide, ``(C, B, d)``."""
-        with explain.one_sentence(), torch.no_grad():
+        with torch.no_grad():
             on_rows = self.layout == "repeat"
             nodes = draw_alone(self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows)
         return self._joined(self._coordinates(nodes, chained=True, batch_size=len(x)))
 
     def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
         """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same, ``(C, B, d)``."""
-        with explain.one_sentence(), torch.no_grad(), _Given(values, self.dims):
+        with torch.no_grad(), _Given(values, self.dims):
             nodes = draw_alone(self.pair.guide, x, fields, 1, self.geometry, on_rows=True)
         u = self._joined(self._coordinates(nodes, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()
@@ -177,7 +177,7 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     few_fields = {name: value[:PROBE_IMAGES].clone() for name, value in fields.items()}
     with pair.probing():
         _, drawn, _ = explain.trace_pair(pair, few, few_fields)
-        latents = {name: node for name, node in sample_nodes(drawn) if not node["is_observed"]}
+        latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
                 "the pair has no latent site to move: its log weights are log p(x) already, use log_marginal"

@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.distributions import AffineTransform
 
 from pyro_vae import log_marginal
-from pyro_vae.densities import SiteTerms, run
+from pyro_vae.densities import SiteTerms, rows_first, run
 from pyro_vae.diagnostics import Diagnostics, diagnose, mutual_information, sbc_ranks
-from pyro_vae.draws import rows_first
 from pyro_vae.errors import UserError
 from pyro_vae.information import _by_plate, _by_rows
 from pyro_vae.kind import kind_of

@@ -153,7 +153,11 @@ def unscaled(traces: tuple[Any, Any]) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for sign, trace in zip((1, -1), traces, strict=True):
         for node in trace.nodes.values():
-            if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample":
+            if (
+                node["type"] == "sample"
+                and type(node["fn"]).__name__ != "_Subsample"
+                and not node["infer"].get("_deterministic")
+            ):
                 log_prob = node["fn"].log_prob(node["value"]).detach()
                 mask = node["mask"]
                 total += sign * (log_prob if mask is None or mask is True else log_prob * mask).sum()
@@ -216,7 +220,9 @@ def _sites(trace: Any) -> list[tuple[str, Any]]:
     return [
         (name, node)
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and type(node["fn"]).__name__ != "_Subsample"
+        if node["type"] == "sample"
+        and type(node["fn"]).__name__ != "_Subsample"
+        and not node["infer"].get("_deterministic")
     ]
 
 
