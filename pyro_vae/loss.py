@@ -81,8 +81,8 @@ class Objective(ELBO):
         Raises:
             UserError: what is wrong with the pair, or with an argument.
         """
-        pair = Pair.of(model, guide).in_pyros_store
-        return Loss(self, pair).measure(*batch_of(pair, args, kwargs)).loss
+        value: Tensor = Loss(self, Pair.of(model, guide).in_pyros_store)(*args, **kwargs)
+        return value
 
     def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
         """`differentiable_loss` as a number, without gradients."""
@@ -144,9 +144,9 @@ class Loss(nn.Module):
                 setattr(self, program.role, program.owner)
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
 
-    def forward(self, x: Tensor, **fields: Tensor) -> Tensor:
-        """The loss of a batch ``x``, ``(B, *event_shape)``."""
-        return self.measure(x, fields).loss
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them."""
+        return self.measure(*batch_of(self.pair, args, kwargs)).loss
 
     def measure(self, x: Tensor, fields: Fields) -> Estimate:
         """The loss with the reconstruction and KL of the same draws, in the modules' present mode."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pyro
 import torch
@@ -25,7 +26,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.held import statistics_kept
 from pyro_vae.loss import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.pair import Pair
-from pyro_vae.program import Program, in_dry_run
+from pyro_vae.program import Program
 from pyro_vae.structure import Structure
 
 _JIT = "it traces the programs by torch.jit, which is deprecated: use the class of that name without Jit"
@@ -69,6 +70,7 @@ class PyroELBO(Objective):
     stageable: ClassVar[bool] = False
 
     elbo: ELBO
+    _met: WeakSet[Pair] = field(default_factory=WeakSet, init=False, compare=False)  # pairs that Pyro has checked
 
     def __post_init__(self) -> None:
         for refused, why in _REFUSED.items():
@@ -93,7 +95,7 @@ class PyroELBO(Objective):
         """Pyro's loss of one batch, and the figures of its traces."""
         weight = _Scaled(pair.structure(x, fields).latents, kl_weight)
         model, guide = (_Recorded(program, x, fields, weight) for program in (pair.model, pair.guide))
-        with self._validated():
+        with self._checking(pair):
             loss = _loss(self.elbo, model, guide)
         loss = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device)
         at_once = getattr(self.elbo, "vectorize_particles", False)
@@ -108,9 +110,9 @@ class PyroELBO(Objective):
         return Estimate(loss, observed, kl, scale)
 
     @contextmanager
-    def _validated(self) -> Iterator[None]:
-        """In a dry run Pyro's own checks of the pair are on, and what it raises is one sentence."""
-        if not in_dry_run():
+    def _checking(self, pair: Pair) -> Iterator[None]:
+        """In the first run of a pair Pyro's own checks of it are on, and what it raises is one sentence."""
+        if pair in self._met:
             yield
             return
         try:
@@ -121,6 +123,7 @@ class PyroELBO(Objective):
         except Exception as error:
             first = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(f"{self!r} can't train this pair: {type(error).__name__}: {first}") from error
+        self._met.add(pair)
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """The ELBO of terms that are there already: what a search for a site that is not finite ends with."""

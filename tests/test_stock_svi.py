@@ -314,6 +314,18 @@ def test_arguments_are_those_of_the_programs(call: Callable[..., float]) -> None
     assert found[0] == pytest.approx(found[1], rel=1e-12)
 
 
+def test_the_loss_module_takes_them_too() -> None:
+    """Pyro's ``elbo(model, guide)(*args)``."""
+    model, guide = made(with_fields)
+    y = (torch.arange(len(X)) % 2).double()
+    found = []
+    for module in (Trace_ELBO()(model, guide), infer.Trace_ELBO()(model, guide)):
+        for call in (lambda module: module(X, y, 2 * y), lambda module: module(X, dose=2 * y, y=y)):
+            torch.manual_seed(1)
+            found.append(call(module).item())
+    assert found == pytest.approx(found[:1] * 4, rel=1e-12)
+
+
 def test_each_program_may_name_an_argument_in_its_own_way() -> None:
     model, guide = made(with_fields)
     y = (torch.arange(len(X)) % 2).double()
