@@ -358,7 +358,7 @@ class Program:
         told["num_samples"] = 5000 if "dose" in self.fields else 1000
         told["kl_weight"] = self.one("kl_weight", (0.5,), 1.0, 0.1 if not self.summed else 0)
         plain = not any(word in tag for tag in self.tags for word in UNLIKE_ROWS)  # several particles are more rows
-        told["num_particles"] = self.one("num_particles", (3,), 1, 0.2 if plain else 0)
+        told["num_particles"] = self.one("num_particles", (3,), 1, 0.2 if plain and self.plates != "two" else 0)
         told["again"] = self.has("trained again", 0.15)
         return told
 
