@@ -349,19 +349,15 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
 
 def check_support(name: str, fn: Any, value: Tensor) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False`` would hide."""
-    try:
-        inside = fn.support.check(value)
-    except RuntimeError:  # a support whose bounds are tensors of another batch
-        return
-    if bool(inside.all()):
-        return
-    base = innermost(fn)
-    elementwise = base.support.check(value)
-    bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
-    remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
-    raise UserError(
-        f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
-    )
+    inside = fn.support.check(value)
+    if not bool(inside.all()):
+        base = innermost(fn)
+        elementwise = base.support.check(value)
+        bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
+        remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
+        raise UserError(
+            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
+        )
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
@@ -387,7 +383,8 @@ def check_fields(pair: Pair, fields: Fields) -> None:
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
     """The support of every observed site at all images, not only at the dry run's.
 
-    Where the model observes x itself, perhaps reshaped, one look at x suffices; else the model runs once on all images.
+    Where the model observes x itself, perhaps reshaped, and all of x is inside the support that five images have, one look
+    suffices; else, as a support may depend on the batch, the model runs once on all images.
     """
     check_fields(pair, fields)
 
@@ -395,11 +392,17 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
         traces = trace_pair(pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()})
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
+    def holds_all(node: Any) -> bool:
+        value = node["value"]
+        if not torch.equal(value.flatten(), x[:5].flatten()):
+            return False
+        try:
+            return bool(node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all())
+        except RuntimeError:  # the support's bounds are tensors of five images
+            return False
+
     with pair.probing():
-        nodes = observed(slice(5))
-        if all(torch.equal(node["value"].flatten(), x[:5].flatten()) for node in nodes.values()):
-            for name, node in nodes.items():
-                check_support(name, node["fn"], x.reshape(len(x), *node["value"].shape[1:]))
+        if all(map(holds_all, observed(slice(5)).values())):
             return
         for start in range(0, len(x), 500):
             for name, node in observed(slice(start, start + 500)).items():
