@@ -84,18 +84,22 @@ def refuse_broken_parameters(pair: Pair) -> None:
 def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to change."""
     site = _site_of(error)
+    if site is None or "Shape mismatch inside plate" not in str(error):
+        return _failure(program.role, f"on {len(x)} images of shape {tuple(x.shape[1:])}", error)
+    plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
+    return (
+        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: the dimensions that belong "
+        f"to one image are its event, so write `.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
+    )
+
+
+def _failure(role: str, when: str, error: Exception) -> str:
+    site = _site_of(error)
+    where = "" if site is None else f", at site {site['name']!r}"
     first_line, *others = (str(error).strip() or repr(error)).splitlines()
     if first_line.endswith("found invalid values:"):  # torch prints the tensor below
         first_line = first_line[:-1] + (" (NaN)" if any("nan" in line for line in others) else "")
-    if site is not None and "Shape mismatch inside plate" in str(error):
-        plate = first_line.split("plate(")[1].split(")")[0].strip("'\"")
-        return (
-            f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: the dimensions that belong "
-            f"to one image are its event, so write `.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
-        )
-    where = "" if site is None else f", at site {site['name']!r}"
-    name = f"the {program.role} failed on {len(x)} images of shape {tuple(x.shape[1:])}{where}"
-    return f"{name}: {type(error).__name__}: {first_line}"
+    return f"the {role} failed {when}{where}: {type(error).__name__}: {first_line}"
 
 
 def _shapes_of(role: str, node: Any) -> str:
@@ -229,13 +233,10 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
             nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
             shapes = {name: node["fn"].log_prob(node["value"]).shape for name, node in nodes.items()}
         except Exception as error:
-            site = _site_of(error)
-            where = f" at site {site['name']!r}" if site is not None else ""
-            first_line = (str(error).strip() or repr(error)).splitlines()[0]
             raise UserError(
-                f"the model fails{where} with all values of {names} at once, which are summed out as the guide lacks them: "
-                f"{type(error).__name__}: {first_line}: write it for values of shape (values, 1, …), by torch.broadcast_tensors "
-                "before torch.cat, or sample them in the guide"
+                f"{_failure('model', f'with all values of {names} at once', error)}: they are summed out as the guide lacks them: "
+                f"write it for values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, or sample them in "
+                "the guide"
             ) from error
     dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
     if len(set(dims)) < len(dims):
@@ -269,9 +270,7 @@ def _check_names(model: Nodes, guide: Nodes, names_at_four: set[str], fitting: s
                 f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
             )
         if node["is_observed"] or node["infer"].get("is_auxiliary"):
-            what = (
-                "observed, as a pyro.factor is" if node["is_observed"] else "auxiliary (infer={'is_auxiliary': True})"
-            )
+            what = "observed, as a pyro.factor is" if node["is_observed"] else "auxiliary (infer={'is_auxiliary': …})"
             raise UserError(
                 f"the guide's site {name!r} is {what}: factors and auxiliary sites of a guide are not served"
             )
@@ -307,10 +306,7 @@ def _check_latents(
             )
         masses = _is_point_mass(prior) or _is_point_mass(guide[name])  # which a discrete law may have as well
         if not masses and _is_discrete(prior) != _is_discrete(guide[name]):
-            kinds = [
-                f"{_law(fn)}, a {'mass' if _is_discrete(node) else 'density'}"
-                for fn, node in ((p, prior), (q, guide[name]))
-            ]
+            kinds = [f"{_law(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, guide[name])]
             raise UserError(
                 f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, and no ratio of the two is a "
                 "weight: give both a discrete law, or both a continuous one (such as the relaxed one)"
@@ -349,19 +345,15 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
 
 def check_support(name: str, fn: Any, value: Tensor) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False`` would hide."""
-    try:
-        inside = fn.support.check(value)
-    except RuntimeError:  # a support whose bounds are tensors of another batch
-        return
-    if bool(inside.all()):
-        return
-    base = innermost(fn)
-    elementwise = base.support.check(value)
-    bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
-    remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
-    raise UserError(
-        f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
-    )
+    inside = fn.support.check(value)
+    if not bool(inside.all()):
+        base = innermost(fn)
+        elementwise = base.support.check(value)
+        bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
+        remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
+        raise UserError(
+            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
+        )
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
@@ -387,7 +379,8 @@ def check_fields(pair: Pair, fields: Fields) -> None:
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
     """The support of every observed site at all images, not only at the dry run's.
 
-    Where the model observes x itself, perhaps reshaped, one look at x suffices; else the model runs once on all images.
+    Where the model observes x itself, perhaps reshaped, and all of x is inside the support that five images have, one look
+    suffices; else, as a support may depend on the batch, the model runs once on all images.
     """
     check_fields(pair, fields)
 
@@ -395,11 +388,17 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
         traces = trace_pair(pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()})
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
+    def holds_all(node: Any) -> bool:
+        value = node["value"]
+        if not torch.equal(value.flatten(), x[:5].flatten()):
+            return False
+        try:
+            return bool(node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all())
+        except RuntimeError:  # the support's bounds are tensors of five images
+            return False
+
     with pair.probing():
-        nodes = observed(slice(5))
-        if all(torch.equal(node["value"].flatten(), x[:5].flatten()) for node in nodes.values()):
-            for name, node in nodes.items():
-                check_support(name, node["fn"], x.reshape(len(x), *node["value"].shape[1:]))
+        if all(map(holds_all, observed(slice(5)).values())):
             return
         for start in range(0, len(x), 500):
             for name, node in observed(slice(start, start + 500)).items():

@@ -65,6 +65,28 @@ def test_what_was_trained_is_there_when_nobody_holds_the_pair() -> None:
     assert set(Pair.of(model, guide).store.parameters) == {"shift", "widen"}
 
 
+def test_a_new_program_in_the_place_of_one_that_is_gone_is_new() -> None:
+    """Identities are given again once their owners are gone."""
+
+    def pair(site: str) -> tuple[Any, Any]:
+        def model(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample(site, dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(torch.zeros(x.shape[1:]), 1.0).to_event(1), obs=x)
+
+        def guide(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample(site, dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
+
+        return model, guide
+
+    for number in range(12):
+        programs = pair(f"z{number}")
+        assert Pair.of(*programs).structure(X, {}).latents == (f"z{number}",)
+        del programs
+        gc.collect()
+
+
 def test_two_pairs_of_one_guide_have_parameters_of_their_own() -> None:
     (model, guide), (other, _) = fresh("functions", 0), fresh("functions", 1)
     fit(model, guide, X, **QUICK)

@@ -75,34 +75,36 @@ def in_rows(x: Tensor) -> tuple[Any, Tensor, int]:
     return pyro.plate("rows", 2, dim=-1), x.unflatten(-1, (2, 3)), 1
 
 
-PLATES: dict[str, tuple[int, int, Any]] = {
-    "codes −1, images −2 with pixels": (-1, -2, in_a_plate),
-    "codes −1, images −2 with rows": (-1, -2, in_rows),
-    "codes −2, images −1": (-2, -1, as_event),
-    "codes −2, images −2 with pixels": (-2, -2, in_a_plate),
-    "codes −1, images −1": (-1, -1, as_event),
+PLATES: dict[str, tuple[int, int, Any, str]] = {  # the two dimensions, the pixels, the cheapest layout that is right
+    "codes −1, images −2 with pixels": (-1, -2, in_a_plate, "rows"),
+    "codes −1, images −2 with rows": (-1, -2, in_rows, "rows"),
+    "codes −2, images −1": (-2, -1, as_event, "rows"),
+    "codes −2, images −2 with pixels": (-2, -2, in_a_plate, "plate"),
+    "codes −1, images −1": (-1, -1, as_event, "plate"),
 }
 
 
 @pytest.mark.parametrize("name", PLATES)
 def test_weights_at_the_exact_posterior_are_log_px(name: str) -> None:
     """For each image, whatever the layout of many draws: log p(x, z) − log p(z | x) is log p(x)."""
-    codes, images, pixels = PLATES[name]
+    codes, images, pixels, layout = PLATES[name]
     model, guide = model_of(codes, images, pixels), guide_of(codes)
     pair = Pair.of(model, guide)
     for num_particles in (1, 7, 9):
         weights = pv.log_weights(model, guide, X, num_particles)
         torch.testing.assert_close(weights, LOG_PX.expand(num_particles, -1), rtol=1e-11, atol=1e-11)
-    with torch.no_grad(), pair.active(training=False):
-        weights = pair.run(X, {}, 5, "repeat").log_weights()
-    torch.testing.assert_close(weights, LOG_PX.expand(5, -1), rtol=1e-11, atol=1e-11)
+    assert pair.layout(X, {}) == layout
+    for other in {layout, "rows", "repeat"}:
+        with torch.no_grad(), pair.active(training=False):
+            weights = pair.run(X, {}, 5, other).log_weights()
+        torch.testing.assert_close(weights, LOG_PX.expand(5, -1), rtol=1e-11, atol=1e-11)
     found = pv.log_marginal(model, guide_of(codes, 1.3), X, num_samples=400, device="cpu")
     assert abs(found.mean - float(LOG_PX.mean())) < 5 * found.se_mc + 0.01
 
 
 @pytest.mark.parametrize("name", PLATES)
 def test_losses_and_gradients_are_pyros(name: str) -> None:
-    codes, images, pixels = PLATES[name]
+    codes, images, pixels, _ = PLATES[name]
     shift = torch.zeros(2, dtype=D, requires_grad=True)
     model, guide = model_of(codes, images, pixels), guide_of(codes, 1.2, shift)
     for ours, theirs in ((Trace_ELBO, infer.Trace_ELBO), (TraceMeanField_ELBO, infer.TraceMeanField_ELBO)):

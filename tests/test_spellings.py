@@ -127,6 +127,63 @@ def test_weights_of_pixels_are_refused() -> None:
         pv.fit(model, guide, X, **QUICK)
 
 
+# ---- masks, and supports that follow the batch
+
+
+MASKS: dict[str, Callable[[Tensor], Any]] = {
+    "all seen": lambda x: True,
+    "none seen": lambda x: False,
+    "some": lambda x: x[:, 0] > 0,
+}
+
+
+@pytest.mark.parametrize("where", ["model", "guide", "both"])
+@pytest.mark.parametrize("name", MASKS)
+@pytest.mark.parametrize("particles", [1, 3])
+def test_masks_are_pyros(particles: int, name: str, where: str) -> None:
+    """Python's bools and tensors, in one program or in both: the loss and its gradient."""
+    v = Vae()
+
+    def masked(program: Any) -> Any:
+        return lambda x: poutine.mask(program, mask=MASKS[name](x))(x)
+
+    model = v.model if where == "guide" else masked(v.model)
+    guide = v.guide if where == "model" else masked(v.guide)
+    theirs = infer.Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+    found = []
+    for loss in (
+        lambda: Trace_ELBO(num_particles=particles)(model, guide)(X),
+        lambda: theirs.differentiable_loss(model, guide, X),
+    ):
+        torch.manual_seed(1)
+        value = loss() + 0 * sum(parameter.sum() for parameter in v.parameters())  # a gradient where all is masked
+        found.append((value.detach(), *torch.autograd.grad(value, [*v.parameters()])))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_support_of_the_batch_is_held_to_the_batch() -> None:
+    """Documents, each of as many words as it has: in any order, in training and evaluation; and a value that is outside."""
+    lengths = torch.tensor([2] * 6 + [9] * 6)
+    random = torch.Generator().manual_seed(5)
+    docs = torch.zeros(12, 3).scatter_add_(1, torch.randint(0, 3, (12, 9), generator=random),
+        (torch.arange(9) < lengths.unsqueeze(-1)).float())  # fmt: skip
+    v = Vae()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("documents", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("words", dist.Multinomial(int(x.sum(-1).max()), logits=v.decoder(z)), obs=x)
+
+    order = torch.arange(12).flip(0)
+    found = [
+        pv.log_marginal(model, v.guide, docs[rows], num_samples=3000, device="cpu") for rows in (order, order.flip(0))
+    ]
+    assert abs(found[0].mean - found[1].mean) < 5 * (found[0].se_mc + found[1].se_mc)
+    pv.fit(model, v.guide, docs, **QUICK)
+    with pytest.raises(pv.UserError, match=r"'words': the value -1 is outside the support of Multinomial"):
+        pv.log_marginal(model, v.guide, torch.cat((docs, docs.new_tensor([[-1.0, 2.0, 1.0]]))), num_samples=5)
+
+
 # ---- who is given what
 
 
