@@ -233,8 +233,7 @@ class Program:
         line, self.o = (text.format(K=K, D=self.D) for text in DECODERS[self.dec])
         self.lines["init"] += [f"s.enc = {ENCODERS[enc].format(I=inputs, O=width)}", line]
         self.a = "s.enc(torch.cat((x, y), -1))" if inputs > self.D else "s.enc(x)"
-        if self.condition != "none":
-            self.fields["y"] = "torch.randn(N, 1)"
+        self.fields |= {"y": "torch.randn(N, 1)"} if self.condition != "none" else {}
         if self.condition == "condition":
             self.lines["init"].append("s.by_y = nn.Linear(1, D)")
             self.lines["add"].append(f"o = o + s.by_y(y){self.up}")
@@ -333,7 +332,8 @@ class Program:
 
     def alter(self) -> str:
         """What the user does between two evaluations."""
-        how = self.one("between evaluations", ("replaced", "in place", "loaded"), "nothing", 0.5)
+        ways = ("replaced",) if "dose" in self.fields else ("replaced", "in place", "loaded")
+        how = self.one("between evaluations", ways, "nothing", 0.5)
         own = {"linear": "v.dec.weight", "summed": "v.dec.weight", "tied": "v.b"}.get(self.dec, "v.W")
         own = "v.dec[2].weight" if self.dec in ("mlp", "dropout", "batchnorm") else own
         own = "v.by_dose.weight" if "dose" in self.fields else own

@@ -207,13 +207,17 @@ def log_px(
         guide = poutine.trace(program.guide).get_trace(x, **fields)
         values = {name: node["value"] for name, node in _sites(guide)}
         summed, _ = _grid({n: node for n, node in latents.items() if n not in values}) or ({}, None)
-        places = [
-            {n: v[i].expand(draws) for n, v in summed.items()} for i in range(max(map(len, summed.values()), default=1))
-        ]
+        summed = {n: v.reshape(-1, 1, *[1] * (program.dims[n] == -2)) for n, v in summed.items()}  # value, row, plate
+        places = [{n: v[i].expand(draws, *v.shape[2:]) for n, v in summed.items()} for i in range(_values(summed))]
         joint = torch.stack([_joint(program, model, values | place, x, fields) for place in places])
         weights = joint.logsumexp(0) - _total(program, guide, len(x))
         w = (weights - weights.max()).exp()
         return float(weights.logsumexp(0) - math.log(draws)), float(w.std() / w.mean() / math.sqrt(draws))
+
+
+def _values(summed: dict[str, Tensor]) -> int:
+    """How many places a sum runs over; one where nothing is summed out."""
+    return max(map(len, summed.values()), default=1)
 
 
 def _sites(trace: Any) -> list[tuple[str, Any]]:
