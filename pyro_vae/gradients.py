@@ -87,7 +87,7 @@ class TracedGradients(Gradients):
                 run = program.compile(arguments)
             first = list(reached)
             agree(run, flat, [arguments], [1, len(reached)])
-        places = [module._buffers[name] for module, name in self.buffers]
+        places: list[Any] = [module._buffers[name] for module, name in self.buffers]
 
         def step(x: Tensor, fields: Mapping[str, Tensor]) -> tuple[Tensor, list[Tensor | None]]:
             sums, *rest = run(x, *fields.values())

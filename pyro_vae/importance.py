@@ -133,8 +133,8 @@ class _Work:
 
         def make(chunk: int, tile: int) -> tuple[Weights, str]:
             size = self.source.num_images, self.num_samples, chunk
-            tiles = [padded(*batch, tile, self.pair) for batch in (self.first, self.source.drawn(self.seed))]
-            return make_weights(self.pair, self.proposal, tier, *size, *tiles, precision)
+            first, others = (padded(*batch, tile, self.pair) for batch in (self.first, self.source.drawn(self.seed)))
+            return make_weights(self.pair, self.proposal, tier, *size, first, others, precision)
 
         size = self.rows, self.source.num_images, self.num_samples
         return Scorer(self.pair, make, *size, self.seed, self.proposal.strata, self.exact)

@@ -21,15 +21,15 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """An optimiser of ``parameters``: a name, a call such as ``"Adam(eps=1e-4)"``, a class, or a function of the list."""
     if not isinstance(spec, str | type):
-        optimizer: Any = spec(parameters) if callable(spec) else spec
-        if not isinstance(optimizer, torch.optim.Optimizer):
+        given: Any = spec(parameters) if callable(spec) else spec
+        if not isinstance(given, torch.optim.Optimizer):
             raise UserError(
                 f"optimizer is a {type(spec).__name__}: expected a name such as 'Adam(eps=1e-4)', a torch.optim class, or "
                 "a function of the parameter list that returns a torch optimiser"
             )
-        _unfuse(optimizer)
-        hold_absent_rows(optimizer)
-        return optimizer
+        _unfuse(given)
+        hold_absent_rows(given)
+        return given
     context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
     kind = registry.resolve("optimizer", registry.parse(spec).name) if isinstance(spec, str) else spec
     if kind in KERNELS and all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters):
@@ -44,4 +44,4 @@ def _unfuse(optimizer: torch.optim.Optimizer) -> None:
     if type(optimizer) not in KERNELS and any(group.get("fused") for group in optimizer.param_groups):
         for group in optimizer.param_groups:
             group["fused"] = False
-        optimizer._step_supports_amp_scaling = False
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]

@@ -342,10 +342,11 @@ Options = TypeVar("Options")
 
 def check_fields(options: Any) -> None:
     """Raise a ``UserError`` for the first field whose value is not of its type, or out of its range."""
+    kind: Any = type(options)
     for each in fields(options):
         value = getattr(options, each.name)
         flag = f"--{each.name.replace('_', '-')}"
-        kinds = _kinds(type(options), each.name)
+        kinds = _kinds(kind, each.name)
         if not any(_is_a(value, kind) for kind in kinds):
             raise UserError(f"{flag} {value!r}: expected {_expected(kinds, each.metadata)}")
         if isinstance(value, int | float) and not isinstance(value, bool) and not _in_range(value, each.metadata):

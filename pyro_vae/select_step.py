@@ -71,7 +71,8 @@ def select_step(
             if _fits_inside(update):
                 assert isinstance(update, AdamUpdate)
                 replayed.tier = "inductor"
-                compiled, form = CompiledStep(replayed, update, *batch), "optimiser inside the graph"
+                compiled: TrainStep = CompiledStep(replayed, update, *batch)
+                form = "optimiser inside the graph"
             else:
                 gradients = TracedGradients(eager, "inductor")
                 gradients.prepare(*batch)

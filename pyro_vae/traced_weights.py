@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,15 +50,14 @@ class TracedWeights:
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The encoder runs at the first draw, and once for each number of draws."""
-        tiles: dict[int, Callable[..., object]] = {}
+        tiles: dict[int, Callable[..., Sequence[Tensor]]] = {}
 
         def draw(k: int) -> Tensor:
             if k not in self._programs:
                 self.prepare(x, fields, k)
             if k not in tiles:
                 tiles[k] = self._programs[k].tile(x, *fields.values())
-            (log_weights,) = tiles[k]()  # type: ignore[misc]
-            return log_weights  # type: ignore[no-any-return]
+            return tiles[k]()[0]
 
         return draw
 

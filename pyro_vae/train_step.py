@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class TrainStep:
 
         def begin() -> None:
             with torch.no_grad():
-                torch._foreach_copy_(parameters, before)
+                torch._foreach_copy_(tuple(parameters), before)
                 for name, value in (("step", 1.0), ("exp_avg", 0.0), ("exp_avg_sq", 1.0)) if inside else ():
                     for parameter in parameters:
                         optim.state[parameter][name].fill_(value)
@@ -109,7 +110,7 @@ class CompiledStep(TrainStep):
             restored([*update.parameters, *state, *update.health.tensors]),
         ):
             self._program = trace(pure, arguments).compile(arguments)
-        self._places = [module._buffers[name] for module, name in gradients.buffers]
+        self._places: list[Any] = [module._buffers[name] for module, name in gradients.buffers]
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """One run of the program."""
@@ -125,8 +126,9 @@ class CompiledStep(TrainStep):
 @contextmanager
 def _unfused(optim: torch.optim.Optimizer) -> Iterator[None]:
     """The optimiser's plain loop over parameters."""
-    kept = [
-        (group, {name: group[name] for name in ("fused", "foreach") if name in group}) for group in optim.param_groups
+    names = ("fused", "foreach")
+    kept: list[tuple[Any, dict[str, Any]]] = [
+        (group, {name: group[name] for name in names if name in group}) for group in optim.param_groups
     ]
     for group, _ in kept:
         group.update(fused=False, foreach=False)
