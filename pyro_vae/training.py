@@ -82,7 +82,8 @@ def fit(
             ``Observation``. A validation set is drawn once.
         x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each epoch.
         seed: of the noise, the order and the binarization. The caller's random state is left as it was.
-        compile: ``auto``, ``inductor``, ``graph`` or ``off``.
+        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace them once, and are your word
+            that Python decides nothing in them (docs/tracing.md); ``auto`` traces parts of this package, and no other's.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted (the device is then read at
             each step).
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all other arguments as they
