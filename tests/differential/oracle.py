@@ -19,6 +19,7 @@ from torch import Tensor
 
 Epochs = Sequence[Sequence[Tensor]]  # the rows of each step of each epoch
 MAX_NODES = 50_000
+LEAST_ROWS = 16  # a program may have a branch on the batch's size
 NODES = {1: 401, 2: 121}  # of a quadrature, by the number of dimensions
 
 
@@ -196,6 +197,9 @@ def log_px(
         latents = {n: node for n, node in _sites(model.get_trace(x, **fields)) if not node["is_observed"]}
         if seed is None and (grid := _grid(latents)) is not None:
             values, log_measure = grid
+            again = -(-LEAST_ROWS // len(log_measure))
+            log_measure = log_measure.repeat(again) - math.log(again)
+            values = {n: v.repeat(again, *[1] * (v.dim() - 1)) for n, v in values.items()}
             values = {n: v.unsqueeze(1) if program.dims[n] == -2 else v for n, v in values.items()}  # plate, event
             weights = log_measure + _joint(program, model, values, *rows(len(log_measure)))
             return float(weights.logsumexp(0)), 0.0
