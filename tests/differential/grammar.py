@@ -34,6 +34,7 @@ PRIORS = (
     "dist.Independent(dist.Normal(x.new_zeros(2), x.new_ones(2)), 1)", "dist.MultivariateNormal(x.new_zeros(2), torch.eye(2))",
 )  # fmt: skip
 SCALARS = ("dist.Normal(0., 1.)", "dist.Normal(x.new_zeros(()), 1.)", "dist.Normal(s.prior, 1.)")
+CIRCLE = "VonMises({0}.clamp(-9., 9.), {1}.clamp(max=20.) + .7)"  # its sampler never ends where it is huge
 ONE_HOT = "OneHotCategorical(x.new_ones(3) / 3)"
 LAWS = {
     "normal": Law(PRIORS, NORMALS, 4, "{z}", 2),
@@ -42,7 +43,7 @@ LAWS = {
     "gamma": _law("Gamma(2., 2.)", "Gamma({0}.exp() + .5, {1} + 1.)", 2, "{z}.unsqueeze(-1)", 1),
     "beta": _law("Beta(2., 2.)", "Beta({0}.exp() + .5, {1} + 1.)", 2, "2 * {z}.unsqueeze(-1)", 1),
     "dirichlet": _law("Dirichlet(2 * x.new_ones(3))", "Dirichlet(F.softplus({p}) + 1.)", 3, "2 * {z}", 3),
-    "vonmises": _law("VonMises(0., .5)", "VonMises({0}, {1} + .7)", 2, "torch.stack(({z}.cos(), {z}.sin()), -1)", 2, False),
+    "vonmises": _law("VonMises(0., .5)", CIRCLE, 2, "torch.stack(({z}.cos(), {z}.sin()), -1)", 2, False),
     "bernoulli": _law("Bernoulli(.4)", "Bernoulli(logits={0})", 1, "2 * {z}.unsqueeze(-1)", 1, False),
     "categorical": _law("Categorical(x.new_ones(3) / 3)", "Categorical(logits={p})", 3, "torch.eye(3)[{z}.long()]", 3, False),
     "onehot": _law(ONE_HOT, "OneHotCategorical(logits={p})", 3, "2 * {z}", 3, False),
@@ -209,7 +210,8 @@ class Program:
         shape, tail = stores[self.one("x stored", list(stores)[1:], "plain", 0.25)]
         whole = {"bernoulli": ("float", "long", "int", "bool"), "normal": ("float",), "poisson": ("float", "long")}
         dtype = self.one("x dtype", whole[self.kind], "double", 0.2)
-        self.cast = dtype != "double"
+        if dtype != "double":
+            self.lines["model"], self.lines["guide"] = ["x = x.double()"], ["x = x.double()"]
         return [f"x = {values.get(self.kind, 'torch.poisson(2 * torch.rand({}))').format(shape)}{tail}.{dtype}()"]
 
     def latents(self) -> None:
@@ -240,8 +242,6 @@ class Program:
 
     def features(self) -> None:
         """What else a program has, scales and masks last."""
-        if self.cast:
-            self.lines["model"], self.lines["guide"] = ["x = x.double()"], ["x = x.double()"]
         for tag, (share, parts) in FEATURES.items():
             if self.has(tag, share):
                 for name in ("init", "model", "guide", "add", "epoch"):

@@ -18,7 +18,7 @@ import torch
 import pyro_vae as pv
 
 from .grammar import DECODERS, FEATURES, generate
-from .oracle import Untrainable, build, float64, log_px, make_optimizer, run_once, train
+from .oracle import Diverges, Untrainable, build, float64, log_px, make_optimizer, run_once, train
 
 TOLERANCE = 1e-6  # of parameters, buffers and figures, relative, after the whole training
 STANDARD_ERRORS = 5.0
@@ -177,6 +177,9 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
         epochs = epochs_of(len(own.x), how["batch_size"], how["num_epochs"], how["seed"])
         figures = train(stock, epochs, state)
         run_once(stock, state)
+    except Diverges as error:
+        verdict.verdict, verdict.what = "untrainable", f"diverges {error}"
+        return verdict
     except Untrainable as error:
         verdict.verdict, verdict.what = "untrainable", str(error)
 

@@ -18,12 +18,18 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 Epochs = Sequence[Sequence[Tensor]]  # the rows of each step of each epoch
-MAX_NODES = 50_000
+MAX_NODES = 170_000
+UNSURE = 0.1  # a standard error from which a few of the draws are all of it, and the figure says nothing
+LEAST_ROWS = 16  # a program may have a branch on the batch's size
 NODES = {1: 401, 2: 121}  # of a quadrature, by the number of dimensions
 
 
 class Untrainable(Exception):
     """Stock Pyro itself can't train the program; its own words."""
+
+
+class Diverges(Untrainable):
+    """Something is not finite: what a sampler does next (VonMises rejects for ever) is no one's business."""
 
 
 @contextmanager
@@ -138,9 +144,9 @@ def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> li
                 sums += torch.stack((loss.detach() * len(rows), unscaled(elbo.traces)))
                 seen += len(rows)
                 optimizer.step()
+                if not all(bool(torch.isfinite(p).all()) for p in [loss, *parameters]):
+                    raise Diverges(f"in epoch {number}")
                 pyro.enable_validation(False)
-            if not bool(torch.isfinite(sums).all()):
-                raise Untrainable("the loss is not finite")
             figures.append((sums / seen).tolist())
             program.on_epoch_end(number)
         state.update(store.get_state())
@@ -200,6 +206,9 @@ def log_px(
         latents = {n: node for n, node in _sites(model.get_trace(x, **fields)) if not node["is_observed"]}
         if seed is None and (grid := _grid(latents)) is not None:
             values, log_measure = grid
+            again = -(-LEAST_ROWS // len(log_measure))
+            log_measure = log_measure.repeat(again) - math.log(again)
+            values = {n: v.repeat(again, *[1] * (v.dim() - 1)) for n, v in values.items()}
             values = {n: v.unsqueeze(1) if program.dims[n] == -2 else v for n, v in values.items()}  # plate, event
             weights = log_measure + _joint(program, model, values, *rows(len(log_measure)))
             return float(weights.logsumexp(0)), 0.0
@@ -212,7 +221,8 @@ def log_px(
         joint = torch.stack([_joint(program, model, values | place, x, fields) for place in places])
         weights = joint.logsumexp(0) - _total(program, guide, len(x))
         w = (weights - weights.max()).exp()
-        return float(weights.logsumexp(0) - math.log(draws)), float(w.std() / w.mean() / math.sqrt(draws))
+        se = float(w.std() / w.mean() / math.sqrt(draws))
+        return float(weights.logsumexp(0) - math.log(draws)), se if se < UNSURE else math.inf
 
 
 def _values(summed: dict[str, Tensor]) -> int:

@@ -61,12 +61,19 @@ def page(sweep: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], at
             if not what.startswith("refused"):
                 kinds[suspect or "(none of the suspects)"].append((line["seed"], what))
     if kinds:
-        parts += [f"## Which feature is different by itself: {_range(isolated)}", ""]
-        parts += ["One suspect a time, all other suspects dropped from the program's text.", ""]
-        parts += ["| feature | programs | the first seeds | the first one's figure |", "|---|---|---|---|"]
-        for suspect, found in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        parts += ["## Which feature is different by itself", ""]
+        parts += [
+            "Programs with this feature alone of all suspects; beside it, the sweep's programs that have the feature",
+            "",
+        ]
+        parts += ["| feature | seeds | the first one's figure | in the sweep | of these failing | refused |"]
+        parts += ["|---|---|---|---|---|---|"]
+        for suspect, found in sorted(kinds.items(), key=lambda item: item[1][0]):
             seeds = ", ".join(str(seed) for seed, _ in found[:6])
-            parts += [f"| {suspect} | {len(found)} | {seeds} | {_cell(found[0][1])} |"]
+            those = [line["verdict"] for line in sweep if suspect in line["tags"]]
+            failing = sum(verdict in ("different", "traceback") for verdict in those)
+            counts = f"{len(those)} | {failing} | {those.count('refused')}"
+            parts += [f"| {suspect} | {seeds} | {_cell(found[0][1])} | {counts} |"]
         parts += [""]
     return "\n".join(parts)
 
