@@ -97,14 +97,16 @@ class Pair:
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
         """The program that was first seen to use this parameter, and its name there: ``("model", "net.weight")``."""
-        named = (name for name, each in self._known.names.items() if each is parameter)
-        if (found := next(named, None)) is not None:
-            return found
+        if (seen := self._seen(parameter)) is not None:
+            return seen
         for program in (self.guide, self.model):  # one that only training reaches, or an unconstrained PyroParam
             for name, own in program.owner.named_parameters() if program.owner is not None else ():
                 if own is parameter:
                     return program.role, name
         return "captured", f"tensor of shape {tuple(parameter.shape)}"
+
+    def _seen(self, parameter: Tensor) -> tuple[str, str] | None:
+        return next((name for name, each in self._known.names.items() if each is parameter), None)
 
     def to(self, device: torch.device) -> Pair:
         """Move both programs' modules and the private parameters to ``device``, in place."""
@@ -224,7 +226,7 @@ class Pair:
         """Name the parameters that the store has seen since the last call as ``program``'s."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
-            if self.name_of(parameter)[0] == "captured":  # a guide may run its model: the other's module alone has it
+            if self._seen(parameter) is None:  # a guide may run its model: the other's module alone has it
                 whose = other if other.owns(parameter) and not program.owns(parameter) else program
                 self._known.names[whose.role, name] = parameter
         self.store.seen.clear()
