@@ -90,6 +90,12 @@ class Defensive(Proposal):
         def space(x: Tensor, fields: Fields, k: int) -> Unconstrained:
             if k not in spaces:
                 spaces[k] = Unconstrained(pair, x, fields, k)
+                if around := spaces[k].periodic:
+                    raise UserError(
+                        f"proposal='Defensive' widens each latent on the real line, and site {around[0]!r} of the guide is "
+                        "circular: its density repeats itself, so wide draws would count more than once; use proposal='guide', "
+                        "or ais(model, guide, x)"
+                    )
             return spaces[k]
 
         def log_weights(x: Tensor, fields: Fields, k: int, score: Score) -> Tensor:

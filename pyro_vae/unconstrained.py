@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import pi
 from typing import Any
 
 import torch
@@ -53,6 +54,7 @@ class Unconstrained:
         with pair.probing():
             nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
             self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
+            self.periodic = tuple(name for name, node in nodes.items() if _is_periodic(node["fn"], node["value"]))
             parts = self._coordinates(nodes, chained=False, batch_size=1)
         self.slices: dict[str, slice] = {}
         for name, part in parts.items():
@@ -167,6 +169,17 @@ def _width(fn: Any, places: Sequence[int]) -> int:
     event = bijection(fn).inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
     others = torch.Size([size for dim, size in enumerate(fn.batch_shape) if dim not in places])
     return others.numel() * torch.Size(event).numel()
+
+
+def _is_periodic(fn: Any, value: Tensor) -> bool:
+    """Whether a density repeats itself at 2π, as a circular one does, though its support says the real line."""
+    if not value.is_floating_point() or fn.support.is_discrete:
+        return False
+    try:
+        here, further = fn.log_prob(value), fn.log_prob(value + 2 * pi)
+    except (ValueError, RuntimeError, NotImplementedError, KeyError):  # no density there
+        return False
+    return torch.allclose(here, further, rtol=1e-3, atol=1e-3)
 
 
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
