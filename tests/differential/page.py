@@ -63,7 +63,7 @@ def page(sweep: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], at
     if kinds:
         parts += ["## Which feature is different by itself", ""]
         parts += [
-            "Programs with this feature alone of all suspects; beside it, the sweep's programs that have the feature",
+            "Programs with this one of all suspects; beside it, those of the sweep that have it among others.",
             "",
         ]
         parts += ["| feature | seeds | the first one's figure | in the sweep | of these failing | refused |"]
