@@ -122,3 +122,37 @@ def test_fit_trains_inside_no_grad() -> None:
     with torch.no_grad():
         fit(pair.model, pair.guide, X, "Trace_ELBO", num_steps=2, **QUICK)
     assert not torch.equal(before, pair.decode.weight)
+
+
+def bright(x: Tensor) -> float:
+    """A statistic of the whole batch, the same in any order of its rows, read by Python."""
+    return 0.2 + sum(x.flatten().tolist()) / x.numel()
+
+
+def by_brightness() -> tuple[Any, Any]:
+    torch.manual_seed(2)
+    decode, encode = nn.Linear(2, 6), nn.Linear(6, 2)
+
+    def model(x: Tensor) -> None:
+        pyro.module("decode", decode)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=bright(x) * decode(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encode", encode)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encode(x), 0.8).to_event(1))
+
+    return model, guide
+
+
+def test_a_step_is_held_against_the_programs_on_other_rows() -> None:
+    """What Python reads from a batch is a constant of the trace: right on that batch, in any order, and on no other."""
+    x, losses = X.float(), []
+    for tier in ("off", "graph"):
+        model, guide = by_brightness()
+        history = fit(model, guide, x, "Trace_ELBO", num_steps=6, compile=tier, **QUICK)
+        losses.append([record.loss for record in history.train])
+    assert history.compile == "off" and "differs from the eager one" in history.note
+    assert losses[0] == losses[1]
