@@ -75,7 +75,7 @@ class Pair:
         self._known, self.store = known, known.store
         known.pair = weakref.ref(self)
         for program in (self.model, self.guide):
-            for module in program.owner.modules() if program.owner is not None else ():
+            for module in program.modules:
                 known.modules.setdefault(id(module), module)
 
     @property

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import chain
 from types import MethodType
 from typing import Any
 
@@ -125,6 +126,9 @@ class Program:
         inner = _unwrapped(call)
         owner = call if isinstance(call, nn.Module) else getattr(getattr(inner, "func", inner), "__self__", None)
         self.owner = owner if isinstance(owner, nn.Module) else None
+        self.modules = [
+            module for each in (self.owner, *_referred(inner)) if each is not None for module in each.modules()
+        ]
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
@@ -177,6 +181,24 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(call, partial):
         return partial(_unwrapped(call.func), *call.args, **call.keywords)
     return call.forward if isinstance(call, nn.Module) else call
+
+
+def _referred(call: Callable[..., Any], known: frozenset[int] = frozenset()) -> list[nn.Module]:
+    """The modules that a function names, in its closure or globally, and those that a ``partial`` holds.
+
+    A run meets what it calls; this finds what a later one may: a parameter of train mode, of a later epoch.
+    """
+    function = getattr(call, "__func__", call)
+    if isinstance(call, partial):
+        named = [call.func, *call.args, *call.keywords.values()]
+    elif inspect.isfunction(function) and id(function) not in known:
+        found = inspect.getclosurevars(function)
+        named = [*found.nonlocals.values(), *(v for v in found.globals.values() if isinstance(v, nn.Module))]
+    else:
+        return []
+    known |= {id(function)}
+    inner = (_referred(each, known) for each in named if isinstance(each, partial) or inspect.isroutine(each))
+    return [*(each for each in named if isinstance(each, nn.Module)), *chain.from_iterable(inner)]
 
 
 _dry: ContextVar[bool] = ContextVar("_dry", default=False)

@@ -1,12 +1,14 @@
 """Modules that only a closure knows: the first evaluation runs them in eval mode, and leaves them as they were."""
 
+from functools import partial
+
 import pyro
 import pytest
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae import log_densities, log_marginal
+from pyro_vae import fit, log_densities, log_marginal
 
 
 @pytest.mark.parametrize("call", ["log_marginal", "log_densities"])
@@ -39,3 +41,45 @@ def test_the_first_evaluation_is_the_second(call: str) -> None:
     assert figures[0] == pytest.approx(figures[1], abs=1e-6)
     assert torch.equal(norm.running_mean, before)
     assert norm.training and decoder.training
+
+
+class Held(nn.Module):
+    """Called by nobody: its layers are, and one of its parameters in train mode alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.decode, self.encode = nn.Linear(2, 4), nn.Linear(4, 2)
+        self.noise = nn.Parameter(torch.zeros(4))
+
+
+@pytest.mark.parametrize("form", ["closure", "partial", "lambda", "function in a function"])
+def test_what_only_train_mode_reaches_is_trained_in_every_form(form: str) -> None:
+    held = Held()
+
+    def model_of(held: Held, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(held.decode(z), 1.0).to_event(1), obs=x)
+
+    def guide_of(held: Held, x: Tensor) -> None:
+        x = x + held.noise if held.training else x
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(held.encode(x), 0.5).to_event(1))
+
+    def model(x: Tensor) -> None:
+        model_of(held, x)
+
+    def guide(x: Tensor) -> None:
+        guide_of(held, x)
+
+    programs = {
+        "closure": (model, guide),
+        "partial": (partial(model_of, held), partial(guide_of, held)),
+        "lambda": (lambda x: model_of(held, x), lambda x: guide_of(held, x)),
+        "function in a function": (lambda x: model(x), lambda x: guide(x)),
+    }
+    held.eval()
+    fit(*programs[form], torch.randn(16, 4), "Trace_ELBO", num_steps=5, progress=False)
+    assert held.noise.abs().max() > 0, "trained in train mode"
+    assert not held.training, "and left in the mode that it had"
