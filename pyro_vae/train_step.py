@@ -42,7 +42,8 @@ class TrainStep:
         eager = Gradients(gradients.loss, parameters, gradients.observe)
         buffers = [b for module in gradients.loss.pair.modules for b in module.buffers(recurse=False)]
         state = list(chain(*adam_state(optim, parameters))) if inside else []
-        before = [p.detach().clone() for p in parameters]
+        places = [*(p.detach() for p in parameters), *buffers]
+        before = [tensor.clone() for tensor in places]
         names, factor, device = list(batches[0][1]), update.factor, parameters[0].device
 
         def stock(x: Tensor, *values: Tensor) -> list[Tensor]:
@@ -66,7 +67,8 @@ class TrainStep:
 
         def begin() -> None:
             with torch.no_grad():
-                torch._foreach_copy_(tuple(parameters), before)
+                for tensor, value in zip(places, before, strict=True):
+                    tensor.copy_(value)
                 for name, value in (("step", 1.0), ("exp_avg", 0.0), ("exp_avg_sq", 1.0)) if inside else ():
                     for parameter in parameters:
                         optim.state[parameter][name].fill_(value)

@@ -156,3 +156,22 @@ def test_a_step_is_held_against_the_programs_on_other_rows() -> None:
         losses.append([record.loss for record in history.train])
     assert history.compile == "off" and "differs from the eager one" in history.note
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("norm", ["spectral", "batch", "weight"])
+def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
+    """Each run of a check begins from the same buffers: spectral norm's enter the very step, BatchNorm's the next."""
+    trained = []
+    for tier in ("off", "graph"):
+        pair = Annealed()
+        if norm == "batch":
+            pair.encode = nn.Sequential(pair.encode, nn.BatchNorm1d(4).double())
+        else:
+            pair.encode = getattr(nn.utils.parametrizations, f"{norm}_norm")(pair.encode)
+        history = fit(
+            pair.model, pair.guide, X, "Trace_ELBO", num_epochs=60, compile=tier, callbacks=[lambda end: None], **QUICK
+        )
+        assert history.compile == tier, history.note
+        trained.append([p.detach() for p in (*pair.parameters(), *pair.buffers())])
+    for a, b in zip(*trained, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
