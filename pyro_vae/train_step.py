@@ -67,8 +67,8 @@ class TrainStep:
 
         def begin() -> None:
             with torch.no_grad():
-                for tensor, value in zip(places, before, strict=True):
-                    tensor.copy_(value)
+                for tensor, kept in zip(places, before, strict=True):
+                    tensor.copy_(kept)
                 for name, value in (("step", 1.0), ("exp_avg", 0.0), ("exp_avg_sq", 1.0)) if inside else ():
                     for parameter in parameters:
                         optim.state[parameter][name].fill_(value)
