@@ -20,6 +20,7 @@ from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
 from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
 from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
+from pyro_vae.oracle import check_scores
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.seeds import check_seed
@@ -124,6 +125,7 @@ def ais(
     ):
         first = next(source.in_order())
         known, narrow = observed_words(pair, first, bits_offset)
+        known["checked"], doubts = check_scores(pair, pair.cast(first[0]), first[1])
         tiles_of_images = [padded(*batch, tile, pair) for batch in (first, source.drawn(seed))]
         space = Unconstrained(pair, *tiles_of_images[0], num_chains)
         target, how = make_target(space, compile, *tiles_of_images)
@@ -146,7 +148,7 @@ def ais(
         "sha256": digest.hexdigest(),
         **known,
     }
-    return found.result(settings, said, protocol, notes=notes + narrow, bits_offset=bits_offset)
+    return found.result(settings, said, protocol, notes=notes + narrow + doubts, bits_offset=bits_offset)
 
 
 class _Figures:

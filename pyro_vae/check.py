@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae import explain
+from pyro_vae.independence import interacting
 from pyro_vae.structure import Structure
+from pyro_vae.supports import support_notes
 from pyro_vae.weights import prepare
 
 LAYOUT_WORDS = {
@@ -24,6 +26,7 @@ class PairReport:
     structure: Structure
     layout: str  # of many draws: plate, rows or repeat
     fields: tuple[str, ...]  # those that the two programs name
+    warnings: tuple[str, ...] = ()  # images that depend on each other, supports that differ
 
     def __str__(self) -> str:
         s = self.structure
@@ -46,7 +49,7 @@ class PairReport:
             lines.append(f"no STL, no DReG: {s.not_held}")
         if s.point_masses:
             lines.append(f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
 def check_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any) -> PairReport:
@@ -59,4 +62,7 @@ def check_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Any, **f
     structure = pair.structure(images, named)
     explain.check_all_support(pair, images, named)
     wanted = sorted((pair.model.field_names | pair.guide.field_names) & named.keys())
-    return PairReport(structure, pair.layout(images, named), tuple(wanted))
+    notes = support_notes(pair, images, named)
+    if site := interacting(pair, images, named):
+        notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)
+    return PairReport(structure, pair.layout(images, named), tuple(wanted), notes)

@@ -20,7 +20,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
 from pyro_vae.sbc import SBC, sbc_ranks
 from pyro_vae.structure import Structure
-from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
+from pyro_vae.weights import refuse_no_latents, refuse_unscorable
 
 __all__ = [
     "SBC",
@@ -217,7 +217,7 @@ def diagnose(
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         for images, named in batches:
             refuse_no_latents(pair.structure(images, named))
-            refuse_bad_weights(pair.structure(images, named))
+            refuse_unscorable(pair, images, named)
             parts.append(_visit(pair, images, named, num_draws))
     sites = list(parts[0].kl)
     kl = {name: torch.cat([part.kl[name] for part in parts]) for name in sites}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pyro import infer
+from pyro.infer import ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -49,6 +51,8 @@ class Trace_ELBO(Objective):
     elsewhere. ``num_particles`` draws an image are averaged, all in one run.
     """
 
+    stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
+
     num_particles: int = 1
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
@@ -78,6 +82,8 @@ class TraceMeanField_ELBO(Objective):
     By site: closed where every latent before it in the model is before it in the guide too and a form is registered,
     sampled otherwise (Pyro's own takes the closed form in either case, and is wrong in the second).
     """
+
+    stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
 
     num_particles: int = 1
 

@@ -306,7 +306,7 @@ def _check_latents(
             )
         masses = _is_point_mass(prior) or _is_point_mass(guide[name])  # which a discrete law may have as well
         if not masses and _is_discrete(prior) != _is_discrete(guide[name]):
-            kinds = [f"{_law(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, guide[name])]
+            kinds = [f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, guide[name])]
             raise UserError(
                 f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, and no ratio of the two is a "
                 "weight: give both a discrete law, or both a continuous one (such as the relaxed one)"
@@ -328,8 +328,13 @@ def _check_values(node: Any, num_images: int) -> None:
             f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = {tuple(batch)} + {tuple(event)} for "
             f"{num_images} images: give the distribution's event and the value the shape of one image"
         )
-    check_support(name, fn, value)
-    if torch.isnan(fn.log_prob(value)).any():
+    check_support(name, fn, value, observed=node["is_observed"])
+    log_prob = fn.log_prob(value)
+    if log_prob.is_complex():
+        raise UserError(
+            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part or a modulus before it"
+        )
+    if torch.isnan(log_prob).any():
         raise UserError(
             f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
         )
@@ -343,7 +348,7 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return False
 
 
-def check_support(name: str, fn: Any, value: Tensor) -> None:
+def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False`` would hide."""
     inside = fn.support.check(value)
     if not bool(inside.all()):
@@ -351,8 +356,10 @@ def check_support(name: str, fn: Any, value: Tensor) -> None:
         elementwise = base.support.check(value)
         bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
         remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
+        if not observed:
+            remedy = "the guide draws it there: give the guide a distribution on that support"
         raise UserError(
-            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {_law(fn)}: {remedy}"
+            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {law_of(fn)}: {remedy}"
         )
 
 
@@ -405,7 +412,7 @@ def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
                 check_support(name, node["fn"], node["value"])
 
 
-def _law(fn: Any) -> str:
+def law_of(fn: Any) -> str:
     while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist
     return type(fn).__name__.lstrip("_")

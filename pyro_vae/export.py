@@ -22,7 +22,7 @@ from pyro_vae.files import write_atomically
 from pyro_vae.marginal import LogMarginal, figure
 from pyro_vae.pair import Pair
 from pyro_vae.representation import decode, visit_images
-from pyro_vae.weights import refuse_bad_weights
+from pyro_vae.weights import refuse_unscorable
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -156,7 +156,7 @@ def to_inference_data(
     options: dict[str, Any] = {"device": device, "seed": seed}
     with visit_images(model, guide, images[:num_images], num_images, fields=few, **options) as (pair, batches):
         batch, named = next(iter(batches))
-        refuse_bad_weights(pair.structure(batch, named))
+        refuse_unscorable(pair, batch, named)
         log_weights, drawn = weighted_draws(pair, batch, named, candidates)
         chosen = resample(log_weights, num_draws)
         posterior = {

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_vae.densities import Fields, latent_nodes, plain_draw
 from pyro_vae.program import Program, modules_called
-from pyro_vae.staging import own_buffers
+from pyro_vae.staging import attributes_kept, own_buffers
 
 if TYPE_CHECKING:
     from pyro_vae.pair import Pair
@@ -74,13 +74,15 @@ def rescored(
 
 @contextmanager
 def statistics_kept() -> Iterator[None]:
-    """Modules that run inside leave their buffers (BatchNorm's, spectral norm's) as they were: a batch is counted once."""
+    """Modules that run inside leave buffers (BatchNorm's, spectral norm's) and counters as they were: a batch counts once."""
     with ExitStack() as stack:
 
         def meet(module: nn.Module) -> None:
             places = [(module, name) for name, buffer in module._buffers.items() if buffer is not None]
             if module.training and places:
                 stack.enter_context(own_buffers(places))
+            if module.training:
+                stack.enter_context(attributes_kept([module]))
 
         stack.enter_context(modules_called(meet))
         yield
@@ -107,7 +109,7 @@ def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
     own = tuple(name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"]))
     if own or not latents:
         return {"own_draws_only": own}
-    with torch.enable_grad(), pair.active(training=True), statistics_kept():
+    with torch.enable_grad(), pair.active(training=True), statistics_kept(), attributes_kept(pair.modules):
         return {"not_held": _why_not_held(pair.guide, x, fields)}
 
 

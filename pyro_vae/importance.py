@@ -24,6 +24,7 @@ from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
 from pyro_vae.kind import NARROW_IMAGES, given, kind_of, narrow_notes
 from pyro_vae.marginal import EXACT, LogMarginal
+from pyro_vae.oracle import check_scores
 from pyro_vae.pair import Pair
 from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision, measure_error
 from pyro_vae.proposals import Proposal
@@ -77,6 +78,7 @@ def log_marginal(
     with running(pair, place), arithmetic.running():
         work = _prepare(pair, x, fields, drawn, num_samples, seed, place)
         known, narrow = observed_words(pair, work.first, bits_offset)
+        known["checked"], doubts = check_scores(pair, *work.first)
         scorer = work.scorer(compile, arithmetic)
         if shown:
             tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)
@@ -109,7 +111,7 @@ def log_marginal(
         **found.figures(),
         num_samples=num_samples,
         protocol=said,
-        notes=(*notes, *narrow, *dict.fromkeys(memory)),
+        notes=(*notes, *narrow, *doubts, *dict.fromkeys(memory)),
         bits_offset=bits_offset,
     )
 

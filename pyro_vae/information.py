@@ -26,7 +26,7 @@ from pyro_vae.densities import (
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import visit_images
-from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
+from pyro_vae.weights import refuse_no_latents, refuse_unscorable
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""
@@ -101,7 +101,7 @@ def mutual_information(
         if len(images) < 2:
             raise UserError("mutual information needs two images or more")
         refuse_no_latents(pair.structure(images, named))
-        refuse_bad_weights(pair.structure(images, named))
+        refuse_unscorable(pair, images, named)
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())

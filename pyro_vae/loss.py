@@ -53,6 +53,7 @@ class Objective(ELBO):
     max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
     stageable: ClassVar[bool] = True  # whether its estimate can be traced
+    stock: ClassVar[type[ELBO] | None] = None  # Pyro's own of the same loss and gradient, at one particle
 
     @property
     @abstractmethod

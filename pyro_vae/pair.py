@@ -126,10 +126,11 @@ class Pair:
         return [*found.values(), *self.store.parameters.values()]
 
     def cast(self, x: Tensor) -> Tensor:
-        """``x`` in the dtype of the programs' parameters; as it is, or float32 for integers, where they have none."""
+        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers, where they have none."""
         own = (parameter for module in self.modules for parameter in module.parameters(recurse=False))
         for tensor in (*own, *self.store.parameters.values()):
-            return x.to(tensor.dtype)
+            if tensor.is_floating_point():
+                return x.to(tensor.dtype)
         return as_float(x)
 
     # ---- running it
@@ -178,7 +179,7 @@ class Pair:
         if key not in self._known.structures:
             try:
                 with self.probing():
-                    self._known.structures[key] = explain.understand(self, lambda size: _probe(x, fields, size))
+                    self._known.structures[key] = explain.understand(self, lambda size: probe(x, fields, size))
             except UserError:
                 explain.refuse_broken_parameters(self)
                 raise
@@ -196,7 +197,7 @@ class Pair:
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
-            return run(self.model, self.guide, *_probe(x, fields, PROBE_IMAGES), PROBE_DRAWS, geometry, layout)
+            return run(self.model, self.guide, *probe(x, fields, PROBE_IMAGES), PROBE_DRAWS, geometry, layout)
 
         with self.probing():
             reference = terms("repeat")
@@ -249,7 +250,7 @@ def _like(x: Tensor, fields: Fields) -> Any:
     return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
 
 
-def _probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
+def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Copies of the first ``size`` images and fields, of the first ones again where there are fewer."""
     rows = torch.arange(size, device=x.device) % len(x)
     return x[rows], {name: value[rows.to(value.device)] for name, value in fields.items()}
@@ -261,9 +262,9 @@ def _same_terms(terms: SiteTerms, reference: SiteTerms) -> bool:
         {(i, n): site.log_prob for i, sites in enumerate((t.observed, t.prior, t.guide)) for n, site in sites.items()}
         for t in (terms, reference)
     )
-    return found.keys() == expected.keys() and all(_close(found[key], value) for key, value in expected.items())
+    return found.keys() == expected.keys() and all(close(found[key], value) for key, value in expected.items())
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def close(a: Tensor, b: Tensor) -> bool:
     tolerance = 1e3 * torch.finfo(b.dtype).eps
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

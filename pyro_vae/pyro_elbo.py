@@ -96,7 +96,7 @@ class PyroELBO(Objective):
         weight = _Scaled(pair.structure(x, fields).latents, kl_weight)
         model, guide = (_Recorded(program, x, fields, weight) for program in (pair.model, pair.guide))
         with self._checking(pair):
-            loss = _loss(self.elbo, model, guide)
+            loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device)
         at_once = getattr(self.elbo, "vectorize_particles", False)
         runs = -1 if at_once else -self.num_particles  # before these Pyro may have run the pair to guess its plates
@@ -156,7 +156,7 @@ class _Scaled(Messenger):
             msg["scale"] = msg["scale"] * self.weight
 
 
-def _loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:
+def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:
     """Pyro's loss; with Pyro's gradient where gradients are on."""
     if not torch.is_grad_enabled():
         return elbo.loss(model, guide)

@@ -29,7 +29,7 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair import Pair
 from pyro_vae.representation import mean_of, sample, visit_images
 from pyro_vae.seeds import check_seed, mix
-from pyro_vae.weights import refuse_bad_weights
+from pyro_vae.weights import refuse_unscorable
 
 METHODS = ("metropolis", "gibbs")
 
@@ -255,7 +255,7 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
 
 def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     structure = pair.structure(x, fields)
-    refuse_bad_weights(structure)
+    refuse_unscorable(pair, x, fields)
     if not structure.latents:
         raise UserError("the guide draws no latent site, and a chain needs a z, given which the pixels are independent")
     terms = pair.run(x, fields)

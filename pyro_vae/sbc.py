@@ -16,7 +16,7 @@ from pyro_vae.draws import guide_draws
 from pyro_vae.representation import visit_images
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import simulate
-from pyro_vae.weights import refuse_bad_weights, refuse_no_latents
+from pyro_vae.weights import refuse_no_latents, refuse_unscorable
 
 BATCH = 250
 NOTABLE = 1e-3
@@ -108,7 +108,7 @@ def sbc_ranks(
     with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (pair, batches):
         for images, named in batches:
             refuse_no_latents(pair.structure(images, named))
-            refuse_bad_weights(pair.structure(images, named))
+            refuse_unscorable(pair, images, named)
             parts.append(guide_draws(pair, images, named, num_draws))
         drawn = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
         ranks = {name: _ranks(simulated.latents[name], value).cpu() for name, value in drawn.items()}

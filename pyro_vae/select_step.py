@@ -48,7 +48,7 @@ def select_step(
         )
     batch, others = next(source.shuffled(seed, 1)), source.drawn(seed)
     try:
-        if any(getattr(p, "_post_accumulate_grad_hooks", None) or p._backward_hooks for p in eager.parameters):
+        if any(map(hooked, eager.parameters)):
             raise NotStageable("a parameter has a hook on its gradient")
         if is_plain_adam(update.optim):
             update = AdamUpdate(update.optim, update.parameters, update.health, update.grad_clip, update.reduce)
@@ -82,6 +82,11 @@ def select_step(
         except NotStageable as reason:
             replayed.tier, note = "graph", f"traced graph, replayed ({reason})"
     return _captured(step, source, note)
+
+
+def hooked(parameter: nn.Parameter) -> bool:
+    """Whether a hook runs where this parameter's gradient is made."""
+    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None) or parameter._backward_hooks)
 
 
 def _captured(step: TrainStep, source: Source, note: str) -> tuple[TrainStep, Source, str]:

@@ -213,6 +213,24 @@ def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[Callable[[
             module._buffers[name] = original
 
 
+@contextmanager
+def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are put back on leaving."""
+    kept = [
+        (module, name, value, value.clone() if isinstance(value, Tensor) else None)
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | Tensor) and name != "training"
+    ]
+    try:
+        yield
+    finally:
+        for module, name, value, content in kept:
+            if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
+                value.data.copy_(content)
+            vars(module)[name] = value
+
+
 def buffers_written(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[tuple[nn.Module, str]]:
     """The buffers that a run changes (BatchNorm's), by (module, name); they are put back."""
     places = [(module, name) for module in modules for name, b in module._buffers.items() if b is not None]

@@ -53,7 +53,7 @@ class TrainStep:
                 return [sums, *map(_filled, parameters, found)]
             if update.grad_clip is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, update.grad_clip)
-            with _unfused(optim):
+            with unfused(optim):
                 optim.step()
             return [sums, *outcome()]
 
@@ -126,7 +126,7 @@ class CompiledStep(TrainStep):
 
 
 @contextmanager
-def _unfused(optim: torch.optim.Optimizer) -> Iterator[None]:
+def unfused(optim: torch.optim.Optimizer) -> Iterator[None]:
     """The optimiser's plain loop over parameters."""
     names = ("fused", "foreach")
     kept: list[tuple[Any, dict[str, Any]]] = [

@@ -25,6 +25,7 @@ from pyro_vae.loop import Loop
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.observation import Observation
 from pyro_vae.optimizers import OptimizerSpec
+from pyro_vae.oracle import check_training
 from pyro_vae.pair import Pair
 from pyro_vae.schedules import Schedule
 from pyro_vae.seeds import own_randomness
@@ -139,7 +140,8 @@ def _fit(
         if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
-        history, at = History(compile=stepper.tier, note=stepper.note), Position.start(place)
+        note = "; ".join((stepper.note, *check_training(stepper, next(source.in_order()))))
+        history, at = History(compile=stepper.tier, note=note), Position.start(place)
         here = this_place(place, stepper.tier)
         torch.manual_seed(seed)
         if begun is not None:

@@ -17,7 +17,7 @@ from pyro_vae.densities import Fields, draw_alone, latent_nodes, run, run_alone
 from pyro_vae.errors import UserError
 from pyro_vae.pair import Pair
 from pyro_vae.representation import _Given
-from pyro_vae.weights import refuse_bad_weights
+from pyro_vae.weights import refuse_unscorable
 
 PROBE_IMAGES = 5
 
@@ -184,8 +184,8 @@ def _is_periodic(fn: Any, value: Tensor) -> bool:
 
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at any u."""
+    refuse_unscorable(pair, x, fields)
     structure = pair.structure(x, fields)
-    refuse_bad_weights(structure)
     few = x[:PROBE_IMAGES].clone()  # a program may write into its batch
     few_fields = {name: value[:PROBE_IMAGES].clone() for name, value in fields.items()}
     with pair.probing():

@@ -11,8 +11,9 @@ from torch import Tensor
 from pyro_vae import explain
 from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
-from pyro_vae.densities import SiteTerms
+from pyro_vae.densities import Fields, SiteTerms
 from pyro_vae.errors import UserError
+from pyro_vae.independence import interacting
 from pyro_vae.pair import Pair
 from pyro_vae.structure import Structure
 
@@ -39,11 +40,11 @@ def log_weights(
 
     Raises:
         UserError: as `log_densities`; and where these are not the log weights of each image's p(x): a subsampling plate, a
-            scaled site, a point mass.
+            scaled site, a point mass, images that depend on each other.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False):
-        refuse_bad_weights(pair.structure(images, named))
+        refuse_unscorable(pair, images, named)
         explain.check_all_support(pair, images, named)
         return pair.run(images, named, num_particles).log_weights()
 
@@ -66,6 +67,21 @@ def prepare(
     with pair.active(may_create=may_create):
         pair.structure(images, named)
     return pair, images, named
+
+
+def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
+    """Raise where log p − log q is not an importance weight of one image, whatever the structure or the values say."""
+    refuse_bad_weights(pair.structure(x, fields))
+    refuse_interacting(pair, x, fields)
+
+
+def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> None:
+    """Raise where an image's density depends on the other images of its batch."""
+    if site := interacting(pair, x, fields):
+        raise UserError(
+            f"site {site} depends on the other images of its batch (a roll, a mean or a rank over rows, a BatchNorm of one's own), "
+            "so log p(x) of one image is not defined: make each row's distribution a function of that row alone"
+        )
 
 
 def refuse_bad_weights(structure: Structure) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vaes import nonlinear, with_flow
 
 import pyro_vae as pv
-from pyro_vae import densities, importance
+from pyro_vae import UserError, densities, importance
 from pyro_vae.accumulate import WeightSums
 
 LIMIT = 4.0
@@ -136,11 +136,18 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "tile_sizes", lambda num_samples, rows: (min(4, num_samples), 500))
 
 
+@pytest.fixture
+def no_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The laws are to catch a break by themselves."""
+    monkeypatch.setattr(importance, "check_scores", lambda *_: ("", ()))
+
+
 @pytest.mark.parametrize("law", LAWS)
 def test_the_engine_obeys(law: str) -> None:
     assert LAWS[law]() < LIMIT
 
 
+@pytest.mark.usefixtures("no_oracle")
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_break_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By all the laws that it breaks, each well beyond its threshold, and so by at least one."""
@@ -149,3 +156,10 @@ def test_a_break_is_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {law: LAWS[law]() for law in caught_by}
     blind = {law: value for law, value in found.items() if not value > 1.5 * LIMIT}
     assert caught_by and not blind
+
+
+def test_the_live_oracle_catches_a_break_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the user's own first images, before a number is made."""
+    scale_of_two(monkeypatch)
+    with pytest.raises(UserError, match=r"differs from pyro\.infer's"):
+        LAWS["unbiased, pPCA"]()
