@@ -43,6 +43,10 @@ class PairReport:
             lines.append(
                 f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's score-function gradients)"
             )
+        if s.asked:
+            lines.append(
+                f"trained by Pyro's own objectives alone: {', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+            )
         if s.own_draws_only:
             lines.append(f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, DReG, AIS)")
         if s.not_held:

@@ -163,6 +163,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
+        asked={n: what for n, node in guide.items() for what in ("enumerate", "baseline") if node["infer"].get(what)},
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
     )

@@ -111,6 +111,7 @@ class Objective(ELBO):
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
         structure = pair.structure(x, fields)
+        _refuse_requests(self, structure)
         self.check(structure)
         layout = self.layout(structure, pair.layout(x, fields)) if self.num_particles > 1 else None
         terms = pair.run(x, fields, self.num_particles, layout, draw=self.draw)
@@ -206,6 +207,19 @@ def sampled_kl(terms: SiteTerms) -> Tensor:
         (site.log_prob.sum() for site in terms.prior.values()), none
     )
     return total.detach() / terms.num_particles
+
+
+def _refuse_requests(objective: Objective, structure: Structure) -> None:
+    """A ``UserError`` where a site of the guide asks for what only one of Pyro's own objectives does."""
+    for name, what in structure.asked.items():
+        asks, has = {
+            "enumerate": ("to be enumerated (config_enumerate)", "TraceEnum_ELBO(max_plate_nesting=1)"),
+            "baseline": ("for a baseline (infer={'baseline': …})", "TraceGraph_ELBO()"),
+        }[what]
+        raise UserError(
+            f"site {name!r} of the guide asks {asks}, and {type(objective).__name__} would sample it with a plain score-function "
+            f"gradient: give objective=pyro.infer.{has}, or leave the request out"
+        )
 
 
 def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> None:

@@ -126,7 +126,7 @@ def _held_loss(
         filled = (torch.zeros_like(p) if g is None else g for p, g in zip(watched, gradients, strict=True))
         return [value.detach(), *(gradient.detach() for gradient in filled)]
 
-    own = differentiated(lambda: ours.run(pair, *_own(x, fields), one).loss)
+    own = differentiated(lambda: ours.estimate(pair.run(*_own(x, fields)), structure, one).loss)
     if not all(bool(value.isfinite().all()) for value in own):
         return "no loss, as it or its gradient is not finite here"
     try:

@@ -111,12 +111,9 @@ class PyroELBO(Objective):
 
     @contextmanager
     def _checking(self, pair: Pair) -> Iterator[None]:
-        """In the first run of a pair Pyro's own checks of it are on, and what it raises is one sentence."""
-        if pair in self._met:
-            yield
-            return
+        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are on."""
         try:
-            with pyro.settings.context(validate_infer=True):
+            with pyro.settings.context(validate_infer=pair not in self._met):
                 yield
         except UserError:
             raise

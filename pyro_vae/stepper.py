@@ -44,8 +44,9 @@ class Stepper:
     def find(self) -> None:
         """The parameters that training reaches now, the optimiser of these, and the step."""
         x, fields = next(self._source.in_order())
-        few = x[:5].clone(), {name: value[:5].clone() for name, value in fields.items()}
         pair, options = self.loss.pair, self.options
+        most = 5 if self.loss.objective.stageable else len(x)  # Pyro's moving baselines have the size of their batch
+        few = x[:most].clone(), {name: value[:most].clone() for name, value in fields.items()}
         self.parameters = trainable(self.loss, *few, options.freeze, self.observe)
         if self.optim is None:
             self.optim = make_optimizer(options.optimizer, self.parameters, options.learning_rate)

@@ -24,6 +24,8 @@ class Structure:
     own_draws_only: tuple[str, ...] = ()
     # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
     not_held: str = ""
+    # what sites of the guide ask their objective for: "enumerate" (config_enumerate), "baseline"
+    asked: dict[str, str] = field(default_factory=dict)
     # discrete sites that the guide lacks, which are summed out, and how many values each has
     summed: dict[str, int] = field(default_factory=dict)
 

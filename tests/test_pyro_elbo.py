@@ -16,7 +16,7 @@ from pyro import infer, poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae import UserError, fit, guides, log_marginal, objectives, registry
+from pyro_vae import UserError, check_pair, fit, guides, log_marginal, objectives, registry
 from pyro_vae.batches import make_source
 from pyro_vae.pair import Pair
 
@@ -349,3 +349,36 @@ def test_a_field_is_numbers(y: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
         fit(*made(modules), X, y=y, num_steps=2, **QUICK)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked", ["enumerate", "baseline"])
+def test_a_request_that_only_pyros_own_objectives_serve_is_not_dropped(asked: str) -> None:
+    """``config_enumerate`` and a baseline change Pyro's estimator; ours would sample the site without a word."""
+    torch.manual_seed(0)
+    means, x = torch.randn(3, 4), torch.randn(16, 4)
+    request: dict[str, Any] = (
+        {"enumerate": "parallel"} if asked == "enumerate" else {"baseline": {"use_decaying_avg_baseline": True}}
+    )
+    encode = nn.Linear(4, 3)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(3) / 3))
+            pyro.sample("x", dist.Normal(means[c], 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encode", encode)
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(logits=encode(x)), infer=request)
+
+    own = infer.TraceEnum_ELBO(max_plate_nesting=1) if asked == "enumerate" else infer.TraceGraph_ELBO()
+    with pytest.raises(UserError, match=type(own).__name__):
+        fit(model, guide, x, objective="Trace_ELBO", num_steps=1, progress=False)
+    assert fit(model, guide, x, objective=own, num_steps=4, batch_size=8, progress=False).train
+    if asked == "baseline":  # Pyro's moving average has the size of its batch
+        with pytest.raises(UserError, match="TraceGraph_ELBO"):
+            fit(model, guide, x, objective=own, num_steps=4, batch_size=7, progress=False)
+    assert asked in str(check_pair(model, guide, x))
+    exact = torch.logsumexp(dist.Normal(means, 1.0).log_prob(x.unsqueeze(-2)).sum(-1), -1) - torch.tensor(3.0).log()
+    found = log_marginal(model, guide, x, num_samples=4000)
+    assert found.mean == pytest.approx(float(exact.mean()), abs=5 * found.se_mc + 1e-3)
