@@ -153,9 +153,9 @@ class Quantity:
     def told(self, bits_offset: float | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
         """For the protocol, and what is to be said of it.
 
-        ``quantity`` in words; ``num_dims``, the elements of one image that are scored, None where images differ; ``kind``:
-        ``mass`` or ``density``, ``mixed`` where a model observes both; ``sha256`` of x; ``scored``, a digest of each
-        observed site's values; ``conditions``, one of each condition; ``factors``, where there are any.
+        ``quantity`` in words; ``num_dims``, the elements of one image that are scored, None where images differ; ``sha256`` of
+        x; ``scored``, a digest of each observed site's values; ``conditions``, one of each condition; ``kind``: ``mass`` or
+        ``density``, ``mixed`` where a model observes both; ``factors``, where there are any.
         """
         arguments = {X: self.pair.cast(torch.cat([batch[0] for batch in self._few]))}
         arguments |= {name: torch.cat([batch[1][name] for batch in self._few]) for name in self._few[0][1]}
@@ -172,10 +172,10 @@ class Quantity:
         said = {
             "quantity": _in_words(found, factors),
             "num_dims": num_dims,
-            "kind": _kind(laws),
             "sha256": self._digests[X].hex(),
             "scored": {site: self._digest(site, found, own[site]) for site in found.sites},
             "conditions": {name: self._digests[name].hex() for name in found.conditions},
+            "kind": _kind(laws),
             **({"factors": factors} if factors else {}),
         }
         notes = [
