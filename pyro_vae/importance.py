@@ -60,6 +60,8 @@ def log_marginal(
         x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
         protocol: what the caller knows of the data (data set, binarization); it is printed with the number.
         bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then reported too.
+        **fields: named arguments of the programs, one row an image. The number is log p(x, y) where the model observes y,
+            log p(x | y) where y moves its densities alone: `pyro_vae.protocol.Quantity` has the rule.
 
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
