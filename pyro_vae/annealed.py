@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.hmc import Kernel
-from pyro_vae.importance import mode_notes, observed_words, refuse_nan, running
-from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
+from pyro_vae.importance import mode_notes, refuse_nan, running
+from pyro_vae.marginal import LogMarginal, figure, protocol_line, quantity
 from pyro_vae.oracle import check_scores
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
+from pyro_vae.protocol import Quantity
 from pyro_vae.seeds import check_seed
 from pyro_vae.tiles import padded, rows_of, stops, tiled
 from pyro_vae.traced_target import make_target
@@ -65,12 +65,11 @@ class AnnealedMarginal(LogMarginal):
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
         hidden = ("estimator", "num_samples", "num_chains", "num_images", "num_dims", "num_steps")
-        rest = "; ".join(f"{k} {shorten(v)}" for k, v in said.items() if k not in hidden)
         lines = [
             line,
             "  a lower bound in expectation; real data have no such upper bound (bdmc: both, on simulated data)",
         ]
-        return "\n".join([*lines, f"  protocol: {rest}", *(f"  warning: {text}" for text in self.warnings)])
+        return "\n".join([*lines, protocol_line(said, *hidden), *(f"  warning: {text}" for text in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names, with the mean acceptance."""
@@ -116,7 +115,7 @@ def ais(
     pair = Pair.of(model, guide).to(place)
     source = make_source(x, fields, 1, place)
     source.batch_size = tile = tiles(source.num_images, num_chains, rows_of(pair, place))
-    digest, found = hashlib.sha256(), _Figures(num_chains, place)
+    scored, found = Quantity(pair), _Figures(num_chains, place)
     notes = mode_notes(pair)
     total = num_steps * -(-source.num_images // tile)
     with (
@@ -124,8 +123,7 @@ def ais(
         progress_bar(total, "step", progress) as bar,
     ):
         first = next(source.in_order())
-        known, narrow = observed_words(pair, first, bits_offset)
-        known["checked"], doubts = check_scores(pair, pair.cast(first[0]), first[1])
+        checked, doubts = check_scores(pair, pair.cast(first[0]), first[1])
         tiles_of_images = [padded(*batch, tile, pair) for batch in (first, source.drawn(seed))]
         space = Unconstrained(pair, *tiles_of_images[0], num_chains)
         target, how = make_target(space, compile, *tiles_of_images)
@@ -134,21 +132,21 @@ def ais(
         torch.manual_seed(seed)
         for _, images, named in tiled(source, tile, False):
             explain.check_all_support(pair, pair.cast(images), named)
-            digest.update(images.cpu().contiguous().numpy().tobytes())
+            scored.see((images, named))
             batch = padded(images, named, tile, pair)
             on_tile = target.tile(*batch)
             kernel = prepare_kernel(target, on_tile, *batch, settings)
             start = on_tile.point(target.space.draw(*batch))
             found.add(anneal(on_tile, start, settings.betas(), kernel, bar.update), start, kernel, len(images))
+        known, said_of_it = scored.told(bits_offset)
     said = {
         "num_images": source.num_images,
-        "num_dims": int(images[0].numel()),
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         "seed": seed,
-        "sha256": digest.hexdigest(),
         **known,
+        "checked": checked,
     }
-    return found.result(settings, said, protocol, notes=notes + narrow + doubts, bits_offset=bits_offset)
+    return found.result(settings, said, protocol, notes=notes + said_of_it + doubts, bits_offset=bits_offset)
 
 
 class _Figures:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
-from pyro_vae.kind import given
-from pyro_vae.marginal import figure, quantity, shorten
+from pyro_vae.marginal import figure, protocol_line, quantity
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
+from pyro_vae.protocol import Quantity
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.simulate import Simulated, simulate
 from pyro_vae.tiles import rows_of
@@ -86,12 +85,11 @@ class BDMC:
         line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
         line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
         hidden = ("num_samples", "num_chains", "num_images", "num_steps")
-        rest = "; ".join(f"{k} {shorten(v)}" for k, v in said.items() if k not in hidden)
         return "\n".join(
             [
                 line,
                 "  about the model's own images, whose true z is known: on real data there is no upper bound",
-                f"  protocol: {rest}",
+                protocol_line(said, *hidden),
             ]
         )
 
@@ -155,15 +153,17 @@ def bdmc(
             tqdm.write(f"annealing: {how}", file=sys.stderr)
         torch.manual_seed(seed)
         found = [_both_ways(target, made, start, tile, settings, bar.update) for start in starts]
+        scored = Quantity(pair)
+        scored.see((made.x, made.fields))
+        known, _ = scored.told()
     lower, upper, acceptance = torch.cat(found, dim=1)
     said = {
         "num_samples": num_chains,
         "num_images": size,
         "precision": str(made.x.dtype).removeprefix("torch."),
         "seed": seed,
-        "sha256": hashlib.sha256(made.x.cpu().contiguous().numpy().tobytes()).hexdigest(),
         **settings.said(),
-        **given(pair, fields),
+        **known,
         "data": "simulated from the model",
     }
     return BDMC(lower, upper, acceptance, made.x.cpu(), num_chains, said)

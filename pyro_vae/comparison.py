@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyro_vae.arviz_adapter import paired_differences, stacking_weights
 from pyro_vae.errors import UserError
+from pyro_vae.marginal import quantity, shorten
+from pyro_vae.protocol import refuse_other_data
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -71,8 +73,8 @@ class Comparison:
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
     def __str__(self) -> str:
-        lines = _aligned([_HEADER, *(_cells(row) for row in self.rows)])
-        shown = [f"N = {self.num_images}", *(f"{k} {_shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN)]
+        lines = _aligned([("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)])
+        shown = [f"N = {self.num_images}", *(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN)]
         lines += [
             "  nats per image; ± paired: standard error of the difference over the images",
             "  " + "; ".join(shown),
@@ -96,13 +98,14 @@ class Comparison:
 
 
 def compare(results: Mapping[str, Estimate]) -> Comparison:
-    """Compare estimates of log p(x) of the same images, image by image.
+    """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images, image by image.
 
     A difference's standard error is that of the images' differences, so that what makes an image hard for every model
     cancels. Weights are those of stacking (Yao et al. 2018): the mixture of these models with the largest Σ log p(x).
 
     Raises:
-        UserError: fewer than two results; results of different images or of a different number of them, of data that
+        UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x | y)), of other
+            images, values of other observed sites or other conditions, or of a different number of images; of data that
             were binarized or dequantized differently, or of which one is a density and the other a mass; log p(x) that
             are not finite.
     """
@@ -123,6 +126,7 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
     common = dict.fromkeys(key for result in results.values() for key in result.protocol)
     protocols = [result.protocol for result in results.values()]
     shared = {k: protocols[0].get(k) for k in common if all(k in p and p[k] == protocols[0].get(k) for p in protocols)}
+    shared["quantity"] = quantity(protocols[0])
     return Comparison(rows, len(next(iter(log_px.values()))), shared, tuple(_notes(rows, results)))
 
 
@@ -135,13 +139,6 @@ def _row(name: str, result: Estimate, difference: float, error: float, weight: f
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What can't be compared
-
-
-_SAME = {
-    "given": "log p(x | y) and log p(x) are different quantities; compare models that are given the same",
-    "sha256": "their images differ; evaluate both on the same tensor",
-    "kind": "a density and a mass function have no common scale; compare likelihoods within a kind",
-}
 
 
 def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
@@ -157,10 +154,13 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
                 f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: their log p(x) are of different x; "
                 "evaluate both on the same"
             )
-    for key, advice in _SAME.items():
-        if a.get(key) != b.get(key):
-            known = [_shorten(protocol.get(key) or "unknown") for protocol in (a, b)]
-            raise UserError(f"{name!r} has {key} {known[0]} and {other!r} {known[1]}: {advice}")
+    refuse_other_data(name, a, other, b)
+    if a.get("kind") != b.get("kind"):
+        kinds = [protocol.get("kind") or "unknown" for protocol in (a, b)]
+        raise UserError(
+            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass function have no common scale; compare "
+            "likelihoods within a kind"
+        )
 
 
 def _words(observation: Any) -> str:
@@ -172,6 +172,13 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
     """Where a difference may be the estimators' and not the models'."""
     notes = []
     said = [result.protocol for result in results.values()]
+    for name, result in results.items():
+        known = result.protocol
+        if "scored" not in known and (known.get("given") or any("scored" in protocol for protocol in said)):
+            notes.append(
+                f"{name} was written when only the digest of x was kept: whether what else it scores or is given is the same is "
+                "not known; evaluate it again"
+            )
     for key in ("estimator", "proposal"):
         if len(how := sorted({str(protocol[key]) for protocol in said if key in protocol})) > 1:
             notes.append(f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same model")
@@ -189,7 +196,7 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 
-_HEADER = ("", "log p(x)", "± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
+_HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
 _SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
 
 
@@ -223,8 +230,3 @@ def _figure(value: float, digits: int = 3) -> str:
         return "–"
     text = f"{value:.{digits}f}"
     return text.replace("-", "−" if float(text) else "")  # no −0.000
-
-
-def _shorten(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text

@@ -18,6 +18,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.export import SOUND_ESS, SOUND_KHAT, sound
 from pyro_vae.files import write_atomically
 from pyro_vae.image_grid import DoesNotFit, picture_shape, to_pixels, value_range
+from pyro_vae.marginal import quantity
 
 if TYPE_CHECKING:
     from pyro_vae.marginal import LogMarginal
@@ -83,8 +84,8 @@ def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions:
 def _title(ll: LogMarginal) -> str:
     label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
     return (
-        f"log p(x) {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N = {ll.num_images}),  MC ±{ll.se_mc:.3f},  "
-        f"test set ±{ll.se_total:.2f},  est. bias {_figure(ll.bias, 3)}"
+        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N = {ll.num_images}),  "
+        f"MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias {_figure(ll.bias, 3)}"
     )
 
 
@@ -162,7 +163,7 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
         panels[0, column].set_title(words, fontsize=7, color="black" if trusted[image] else RED, linespacing=1.3)
     below = ", below them the means of $p(x|z)$" if reconstructions is not None else ""
     note = "  (red: the ± can't be read)" if not trusted[order.numpy()].all() else ""
-    figure.suptitle(f"Lowest log p(x){below}{note}", fontsize=9)
+    figure.suptitle(f"Lowest {quantity(ll.protocol)}{below}{note}", fontsize=9)
 
 
 def _are_images(x: Tensor) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,8 +18,9 @@ from pyro_vae.densities import rows_first
 from pyro_vae.draws import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
-from pyro_vae.marginal import LogMarginal, figure
+from pyro_vae.marginal import LogMarginal, figure, quantity
 from pyro_vae.pair import Pair
+from pyro_vae.protocol import Digest
 from pyro_vae.representation import decode, visit_images
 from pyro_vae.weights import refuse_unscorable
 
@@ -96,7 +96,7 @@ def summary(ll: LogMarginal) -> str:
         f"  k̂ by image: {_quantiles(ll.khat, 2)}",
         f"  largest weight's share by image: {_quantiles(ll.max_weight_share, 3)}",
         f"  sound per-image intervals (k̂ < {SOUND_KHAT:g} and ESS ≥ {SOUND_ESS:.0f}): {int(sound(ll).sum())} of {ll.num_images}",
-        f"  lowest log p(x), by image: {worst}",
+        f"  lowest {quantity(ll.protocol)}, by image: {worst}",
     ]
     return "\n".join(lines)
 
@@ -200,7 +200,7 @@ def resample(log_weights: Tensor, num_draws: int) -> Tensor:
 
 
 def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
-    digest = hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
+    digest = Digest().add(x).hex()
     if digest != ll.protocol.get("sha256", digest) or len(x) != ll.num_images:
         raise UserError(
             f"x ({len(x)} images, sha256 {digest[:12]}…) is not what log p(x) was estimated of ({ll.num_images} images, sha256 "

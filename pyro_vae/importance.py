@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,12 +21,12 @@ from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
-from pyro_vae.kind import NARROW_IMAGES, given, kind_of, narrow_notes
 from pyro_vae.marginal import EXACT, LogMarginal
 from pyro_vae.oracle import check_scores
 from pyro_vae.pair import Pair
 from pyro_vae.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision, measure_error
 from pyro_vae.proposals import Proposal
+from pyro_vae.protocol import Quantity
 from pyro_vae.scoring import Curve, Scorer
 from pyro_vae.seeds import check_seed
 from pyro_vae.structure import Structure
@@ -62,6 +61,8 @@ def log_marginal(
         x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
         protocol: what the caller knows of the data (data set, binarization); it is printed with the number.
         bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then reported too.
+        **fields: named arguments of the programs, one row an image. The number is log p(x, y) where the model observes y,
+            log p(x | y) where y moves its densities alone: `pyro_vae.protocol.Quantity` has the rule.
 
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
@@ -74,11 +75,10 @@ def log_marginal(
     pair, group = Pair.of(model, guide).to(place), distributed.current()
     shown = progress and group.first
     notes = mode_notes(pair) + ((drawn.warning,) if drawn.warning else ())
-    found, digest = _Gathered(num_samples), hashlib.sha256()
+    found, scored = _Gathered(num_samples), Quantity(pair)
     with running(pair, place), arithmetic.running():
         work = _prepare(pair, x, fields, drawn, num_samples, seed, place)
-        known, narrow = observed_words(pair, work.first, bits_offset)
-        known["checked"], doubts = check_scores(pair, *work.first)
+        checked, doubts = check_scores(pair, *work.first)
         scorer = work.scorer(compile, arithmetic)
         if shown:
             tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)
@@ -88,30 +88,30 @@ def log_marginal(
         def seen(batch: Batch) -> bool:
             if not isinstance(work.source, Resident):
                 explain.check_all_support(pair, pair.cast(batch[0]), batch[1])
-            digest.update(batch[0].cpu().contiguous().numpy().tobytes())
+            scored.see(batch)
             return next(mine)
 
         for start, images, named in tiled(work.source, scorer.tile, shown, seen):
             found.add(start, scorer.score(start, images, named))
         found.gather(group)
         in_words, memory = group.once(lambda: in_words), chain.from_iterable(group.gather(scorer.notes))
+        known, said_of_it = scored.told(bits_offset)
     said = {
         "estimator": EXACT if work.exact else f"IW-{num_samples}",
         "num_samples": num_samples,
         "num_images": work.source.num_images,
-        "num_dims": work.first[0][0].numel(),
         **({} if work.exact else {"proposal": _words(drawn)}),
         "precision": in_words,
         "seed": seed,
-        "sha256": digest.hexdigest(),
         **known,
+        "checked": checked,
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     return LogMarginal(
         **found.figures(),
         num_samples=num_samples,
         protocol=said,
-        notes=(*notes, *narrow, *doubts, *dict.fromkeys(memory)),
+        notes=(*notes, *said_of_it, *doubts, *dict.fromkeys(memory)),
         bits_offset=bits_offset,
     )
 
@@ -173,13 +173,6 @@ def running(pair: Pair, place: torch.device) -> Iterator[None]:
         pair.active(training=False, may_create=False),
     ):
         yield
-
-
-def observed_words(pair: Pair, first: Batch, bits_offset: float | None) -> tuple[dict[str, str], tuple[str, ...]]:
-    """For the protocol, the kind of log p(x), by the model's observed sites, and what is given; what is to be said of their σ."""
-    images, named = first
-    few = pair.cast(images[:NARROW_IMAGES]), {name: value[:NARROW_IMAGES] for name, value in named.items()}
-    return {"kind": kind_of(pair, *few), **given(pair, named)}, narrow_notes(pair, *few, bits_offset)
 
 
 def _precision_words(work: _Work, scorer: Scorer, precision: Precision) -> str:

@@ -89,9 +89,10 @@ class LogMarginal:
     @property
     def bits_per_dim(self) -> float | None:
         """−mean / (D log 2), plus log2 of the levels of dequantized data; None where that is no code length."""
-        if self.bits_offset is None:
+        dims = self.protocol.get("num_dims")
+        if self.bits_offset is None or not dims or self.protocol.get("factors"):
             return None
-        return -self.mean / (self.protocol["num_dims"] * log(2)) + self.bits_offset
+        return -self.mean / (dims * log(2)) + self.bits_offset
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -128,11 +129,8 @@ class LogMarginal:
             line += f"  ELBO {figure(self.elbo)}" if self.protocol.get("proposal", "guide") == "guide" else ""
         if self.bits_per_dim is not None:
             line += f"  bits/dim {self.bits_per_dim:.3f}"
-        shown = {
-            k: v for k, v in self.protocol.items() if k not in ("estimator", "num_samples", "num_images", "num_dims")
-        }
-        lines = [line, "  protocol: " + "; ".join(f"{k} {shorten(v)}" for k, v in shown.items())]
-        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+        rest = protocol_line(self.protocol, "estimator", "num_samples", "num_images", "num_dims")
+        return "\n".join([line, rest, *(f"  warning: {text}" for text in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names, without the per-image tensors: what ``--json`` prints."""
@@ -198,8 +196,24 @@ class LogMarginal:
 
 
 def quantity(protocol: Mapping[str, Any]) -> str:
-    """``log p(x)``, or ``log p(x | y)`` where the model is given y."""
-    return f"log p(x | {protocol['given']})" if protocol.get("given") else "log p(x)"
+    """What the number is: ``log p(x)``, ``log p(x | y)``, … (`pyro_vae.protocol.Quantity`).
+
+    Results of before tell only what fields the model's signature names, as ``given``.
+    """
+    before = f"log p(x | {protocol['given']})" if protocol.get("given") else "log p(x)"
+    return str(protocol.get("quantity", before))
+
+
+def protocol_line(protocol: Mapping[str, Any], *hidden: str) -> str:
+    """The protocol in a line, less what the headline says; digests of x itself are shown once, as its sha256."""
+    parts = []
+    for key, value in protocol.items():
+        if isinstance(value, Mapping):
+            own = protocol.get("sha256")
+            value = ", ".join(f"{name} {shorten(each)}" for name, each in value.items() if each != own)
+        if key not in ("quantity", "factors", *hidden) and value != "":
+            parts.append(f"{key} {shorten(value)}")
+    return "  protocol: " + "; ".join(parts)
 
 
 def figure(value: float, digits: int = 2) -> str:

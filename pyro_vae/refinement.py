@@ -20,10 +20,11 @@ from pyro_vae.errors import UserError
 from pyro_vae.gradients import Gradients
 from pyro_vae.health import Health
 from pyro_vae.importance import log_marginal
-from pyro_vae.marginal import LogMarginal, figure, quantity, shorten
+from pyro_vae.marginal import LogMarginal, figure, protocol_line, quantity
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
+from pyro_vae.protocol import refuse_other_data
 from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.select_step import select_step
@@ -95,10 +96,8 @@ class Refinement:
         line += f"{figure(float(self.log_px.mean()))} nats (N = {self.num_images}, {self.protocol['log_px']})"
         gaps = f"  amortization gap {figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
         gaps += f"{figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
-        rest = "; ".join(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k not in ("log_px", "num_images"))
-        return "\n".join(
-            [line, gaps, f"  protocol: {rest}", *(f"  warning: {text}" for text in self.log_marginal.warnings)]
-        )
+        rest = protocol_line(self.protocol, "log_px", "num_images")
+        return "\n".join([line, gaps, rest, *(f"  warning: {text}" for text in self.log_marginal.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names."""
@@ -167,8 +166,8 @@ def refine(
     best = log_marginal(model, refined, images, seed=mix(seed, 2) % 2**32, **options)
     said = {
         "log_px": _label(best if reference is None else reference),
-        **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision", "sha256")},
-        **{name: best.protocol[name] for name in ("given",) if name in best.protocol},
+        **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision")},
+        **{name: best.protocol[name] for name in ("quantity", "sha256", "scored", "conditions")},
         **{"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles, "seed": seed},
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
@@ -255,10 +254,13 @@ def _share_store(model: Callable[..., Any], guide: Callable[..., Any], refined: 
 
 
 def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
-    if reference is not None and reference.protocol.get("sha256") != own.protocol["sha256"]:
+    if reference is None:
+        return
+    if reference.protocol.get("sha256") != own.protocol["sha256"]:
         raise UserError(
             "reference is an estimate of log p(x) for other images than x (their SHA-256 differ): estimate it on this very tensor"
         )
+    refuse_other_data("reference", reference.protocol, "refine", own.protocol)
 
 
 def _label(result: LogMarginal) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,29 @@ def test_compare_evaluates_where_nothing_is_stored(here: Path, capsys: pytest.Ca
     assert main(["compare", "a", "b", "--quiet", "--compile", "off", "--json", *again]) == 0
     result = strict(capsys.readouterr().out)
     assert result["num_images"] == 5 and result["protocol"]["estimator"] == "IW-7"
+
+
+def test_compare_reads_what_stored_results_score(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other digests or another quantity are refused by name; a result of before is compared, with a word."""
+    run = runs.open_run("b")
+    path = run.estimate_file("iw", "test")
+    ll = stored.load_estimate(path, run.trained())
+    assert ll is not None and ll.protocol["scored"] == {"x": ll.protocol["sha256"]} and not ll.protocol["conditions"]
+
+    def compared(**changed: Any) -> tuple[int, str]:
+        protocol = {key: value for key, value in {**ll.protocol, **changed}.items() if value is not None}
+        stored.save_estimate(path, replace(ll, protocol=protocol), run.trained())
+        code = main(["compare", "a", "b", "--quiet"])
+        return code, "".join(capsys.readouterr())
+
+    code, text = compared()
+    assert code == 0 and "only the digest of x" not in text
+    code, text = compared(quantity=None, scored=None, conditions=None)
+    assert code == 0 and "b was written when only the digest of x was kept" in text
+    code, text = compared(quantity="log p(x | y)", conditions={"y": "a" * 64})
+    assert code == 2 and "'b' log p(x | y): different quantities" in text
+    code, text = compared(scored={"x": "a" * 64})
+    assert code == 2 and "'a' scores at site 'x'" in text
 
 
 def test_compare_refuses_different_numbers_of_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
