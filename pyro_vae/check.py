@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae import explain
-from pyro_vae.independence import interacting
+from pyro_vae.independence import independence
 from pyro_vae.structure import Structure
 from pyro_vae.supports import support_notes
 from pyro_vae.weights import prepare
@@ -67,6 +67,6 @@ def check_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Any, **f
     explain.check_all_support(pair, images, named)
     wanted = sorted((pair.model.field_names | pair.guide.field_names) & named.keys())
     notes = support_notes(pair, images, named)
-    if site := interacting(pair, images, named):
+    if site := independence(pair, images, named).site:
         notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)
     return PairReport(structure, pair.layout(images, named), tuple(wanted), notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -13,18 +13,25 @@ from torch import Tensor
 from pyro_vae.densities import Fields, Geometry, SiteTerms, latent_nodes, plain_draw, run
 from pyro_vae.pair import Pair, close, probe
 from pyro_vae.program import Program
+from pyro_vae.staging import first_line
 
 NUM_IMAGES = 5
 OTHERS = (0, 1, 1, 1, 1), (3, 3, 3, 3, 4)
 """Rows of five images: one of them keeps its place, and all others are another image."""
 
 
-def interacting(pair: Pair, x: Tensor, fields: Fields) -> str:
-    """The site at which the density of an image depends on the other images of its batch, in words; nothing if none does.
+class Independence(NamedTuple):
+    """What was found; both are empty where every image's densities are functions of that image alone."""
+
+    site: str = ""  # at which the density of an image depends on the other images of its batch, in words
+    unchecked: str = ""  # why that can't be told
+
+
+def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:
+    """Whether the densities of an image depend on the other images of its batch, and at which site.
 
     A batch of other rows must have the same densities in that order, every image with its own draws of the latents: in a
-    batch of five, four are replaced, in both directions. Modules are in eval mode. A program that draws random numbers
-    outside of sample sites can't be told.
+    batch of five, four are replaced, in both directions. Modules are in eval mode.
 
     Args:
         x: images, ``(N, *event_shape)``; the first five are looked at.
@@ -48,8 +55,11 @@ def interacting(pair: Pair, x: Tensor, fields: Fields) -> str:
 
         alone = terms(range(NUM_IMAGES))
         if _differs(alone, terms(range(NUM_IMAGES), seed=1), range(NUM_IMAGES)):
-            return ""
-        return next(filter(None, (_differs(alone, terms(rows), rows) for rows in OTHERS)), "")
+            return Independence(unchecked="the programs draw random numbers outside of sample sites")
+        try:
+            return Independence(next(filter(None, (_differs(alone, terms(rows), rows) for rows in OTHERS)), ""))
+        except Exception as error:  # whatever a program raises on rows that don't belong together
+            return Independence(unchecked=f"the programs fail on a batch of other rows ({first_line(error)})")
 
 
 def _rows(x: Tensor, fields: Fields, rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:

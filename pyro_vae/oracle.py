@@ -21,7 +21,7 @@ from pyro_vae.densities import Fields
 from pyro_vae.elbo import Trace_ELBO
 from pyro_vae.errors import UserError
 from pyro_vae.held import statistics_kept
-from pyro_vae.independence import interacting
+from pyro_vae.independence import Independence, independence
 from pyro_vae.loss import Objective
 from pyro_vae.pair import Pair
 from pyro_vae.pyro_elbo import stock_loss
@@ -57,7 +57,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
     with _own_randomness(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
         structure = pair.structure(seen, fields)
-        notes, dependent = support_notes(pair, seen, fields), interacting(pair, seen, fields)
+        notes, alone = support_notes(pair, seen, fields), independence(pair, seen, fields)
         with (
             pair.active(training=True),
             restored([*pair.tensors(), *stepper.parameters]),
@@ -68,9 +68,11 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
                 found.append("step")  # when it was traced
             elif step := _held_step(stepper, x, fields):
                 found.append(step)
-    words = f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *(() if dependent else ('independence',))])}"
-    if dependent:
-        notes += (f"site {dependent} depends on the other images of a batch, so this pair has no log p(x) of an image",)
+    words = f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
+    if alone.site:
+        notes += (
+            f"site {alone.site} depends on the other images of a batch, so this pair has no log p(x) of an image",
+        )
     return words, *notes
 
 
@@ -84,12 +86,18 @@ def check_scores(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, tuple[str,
         UserError: images depend on each other; the guide draws where the prior has no density; the weights are not Pyro's.
     """
     with _own_randomness():
-        refuse_interacting(pair, x, fields)
+        alone = refuse_interacting(pair, x, fields)
         notes = support_notes(pair, x, fields)
         few = _own(x[:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in fields.items()})
         with pair.active(training=False), torch.no_grad():
             found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace("loss", "log weights", 1)
-    return f"against pyro.infer {pyro.__version__}: {found}, independence", notes
+    return f"against pyro.infer {pyro.__version__}: {', '.join([found, *_in_words(alone)])}", notes
+
+
+def _in_words(alone: Independence) -> list[str]:
+    if alone.unchecked:
+        return [f"no independence, as {alone.unchecked}"]
+    return [] if alone.site else ["independence"]
 
 
 def _held_loss(

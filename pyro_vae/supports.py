@@ -44,8 +44,11 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
 
     with pair.probing():
         torch.manual_seed(0)
-        drawn = plain_draw(pair.guide, *batch())
-        model = latent_nodes(trace_model(pair.model, drawn, *batch(), structure.geometry))
+        try:
+            drawn = plain_draw(pair.guide, *batch())
+            model = latent_nodes(trace_model(pair.model, drawn, *batch(), structure.geometry))
+        except Exception as error:  # whatever a program raises on a batch of repeated images
+            return (f"the two supports are unchecked, as the programs fail on repeated images ({first_line(error)})",)
         guide = latent_nodes(drawn)
         for name in structure.latents:
             if share := _share_outside(model[name], guide[name]):

@@ -13,7 +13,7 @@ from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.densities import Fields, SiteTerms
 from pyro_vae.errors import UserError
-from pyro_vae.independence import interacting
+from pyro_vae.independence import Independence, independence
 from pyro_vae.pair import Pair
 from pyro_vae.structure import Structure
 
@@ -75,13 +75,15 @@ def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
     refuse_interacting(pair, x, fields)
 
 
-def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> None:
-    """Raise where an image's density depends on the other images of its batch."""
-    if site := interacting(pair, x, fields):
+def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
+    """Raise where an image's density depends on the other images of its batch; else whether that could be told."""
+    found = independence(pair, x, fields)
+    if found.site:
         raise UserError(
-            f"site {site} depends on the other images of its batch (a roll, a mean or a rank over rows, a BatchNorm of one's own), "
-            "so log p(x) of one image is not defined: make each row's distribution a function of that row alone"
+            f"site {found.site} depends on the other images of its batch (a roll, a mean or a rank over rows, a BatchNorm "
+            "of one's own), so log p(x) of one image is not defined: make each row's distribution a function of that row alone"
         )
+    return found
 
 
 def refuse_bad_weights(structure: Structure) -> None:
