@@ -24,6 +24,7 @@ def colour_images(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_conv_net_is_trained_sampled_and_evaluated(
     colour_images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

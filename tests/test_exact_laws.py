@@ -368,6 +368,7 @@ def test_khat_of_a_pareto_tail_is_its_shape() -> None:
     assert float(stream(weights, 500).finish().khat.mean()) == pytest.approx(shape, abs=0.05)
 
 
+@pytest.mark.slow
 def test_the_bias_law() -> None:
     """K · bias → −½ Var(w)/Z², Var(w)/Z² = c²/√(2c² − 1) · exp(μ²/(2c² − 1)) − 1 in one dimension (evaluation.md, case 3)."""
     c2, mu, k = 0.9, 0.2, 50
