@@ -128,6 +128,14 @@ def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
     assert halved.log_px.shape == (50,) and halved.protocol["sha256"] == plain.protocol["sha256"]
 
 
+def test_noise_of_a_halved_tile_s_parts_is_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image many times, each with an estimate of its own; in whole tiles it has the numbers that it always had."""
+    memory_for(300, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    model, guide = pair()
+    halved = pv.log_marginal(model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300)
+    assert "went on with 250" in str(halved) and len(halved.log_px.unique()) == 50
+
+
 def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     memory_for(0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
     with pytest.raises(pv.UserError, match="one image and one draw"):
