@@ -55,6 +55,24 @@ def test_the_error_is_measured_told_and_small() -> None:
     assert exact.protocol["precision"] == "float32"
 
 
+@pytest.mark.parametrize("factor", [0.8, 0.97, 1.03, 1.25])
+def test_a_reduced_program_that_is_wrong_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
+    rewrite = BFloat16.rewrite
+
+    def wrong(self: BFloat16, module: torch.fx.GraphModule) -> None:
+        rewrite(self, module)
+        (end,) = (node for node in module.graph.nodes if node.op == "output")
+        (result,) = end.args[0]
+        with module.graph.inserting_before(end):
+            end.args = ([module.graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
+        module.recompile()
+
+    monkeypatch.setattr(BFloat16, "rewrite", wrong)
+    with pytest.raises(pv.UserError, match=r"differs from the eager one .* use precision='float32'"):
+        pv.log_marginal(*pair(), images(), num_samples=50, precision="bfloat16")
+
+
 def test_the_measured_error_is_mean_and_worst() -> None:
     assert str(MeasuredError(-0.0021, 0.034, 16, 1000)).endswith("mean -0.002, worst 0.03 nats")
 
