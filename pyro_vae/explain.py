@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
 from pyro_vae import gaussian_kl, held  # noqa: F401  # the first registers closed forms
-from pyro_vae.densities import Fields, Geometry, plain_draw, plate_size, sample_nodes, trace_model
+from pyro_vae.densities import Fields, Geometry, log_prob_of, plain_draw, plate_size, sample_nodes, trace_model
 from pyro_vae.enumeration import innermost, num_values
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.program import Program, validation
@@ -231,7 +231,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
         drawn = plain_draw(pair.guide, x, fields)
         try:
             nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
-            shapes = {name: node["fn"].log_prob(node["value"]).shape for name, node in nodes.items()}
+            shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
         except Exception as error:
             raise UserError(
                 f"{_failure('model', f'with all values of {names} at once', error)}: they are summed out as the guide lacks them: "
@@ -329,7 +329,7 @@ def _check_values(node: Any, num_images: int) -> None:
             f"{num_images} images: give the distribution's event and the value the shape of one image"
         )
     check_support(name, fn, value)
-    if torch.isnan(fn.log_prob(value)).any():
+    if torch.isnan(log_prob_of(node)).any():
         raise UserError(
             f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
         )

@@ -375,6 +375,18 @@ def test_khat_needs_a_tail() -> None:
         assert stream(tail, 50).finish().khat.isnan().all()
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-1, 1.0])
+def test_khat_is_of_the_shape_of_the_weights_and_not_of_their_size(spread: float) -> None:
+    """w and c w have one k̂, and 1 + s u, u uniform, has a bounded tail; but what float32 rounds is a constant."""
+    uniform = torch.rand(2000, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = torch.log1p(spread * uniform)
+    found = stream(weights, 500).finish()
+    torch.testing.assert_close(found.khat, stream(weights + 700.0, 500).finish().khat, rtol=0, atol=1e-5)
+    assert bool(((found.khat < -0.3) & found.khat.isfinite()).all())  # −1, but for the prior at ½
+    rounded = (-700 + 1e-4 * uniform).float().double()
+    assert len(rounded.unique()) > 1 and bool((stream(rounded, 500).finish().khat == -torch.inf).all())
+
+
 @pytest.mark.parametrize("num_samples", [100, 1200])
 def test_two_values_of_a_weight_have_a_bounded_tail(num_samples: int) -> None:
     """As of a latent of two classes."""

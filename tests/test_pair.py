@@ -608,6 +608,18 @@ def test_grey_pixels_in_a_pixel_plate(name: str) -> None:
         fit(model, guide, x, **QUICK)
 
 
+def test_a_draw_that_is_nan_is_told_of_as_such() -> None:
+    """Of a guide that asks for no checks: of its site, and not of the data or of the model, which is given the NaN."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            scale = torch.ones(len(x), LATENT)
+            pyro.sample("z", dist.Normal((x[:, :LATENT] - 2).log(), scale, validate_args=False).to_event(1))
+
+    with pytest.raises(UserError, match=r"site 'z' of the guide draws NaN"):
+        fit(bernoulli, guide, X, **QUICK)
+
+
 def test_nan_parameters_are_no_data_error() -> None:
     model, guide = Model(), Guide()
     with torch.no_grad():
