@@ -113,7 +113,7 @@ def test_the_curve_is_of_the_first_of_the_same_draws(
     assert found.mean == found.curve[num_samples]
 
 
-@pytest.mark.parametrize(("rows", "tier"), [(30, "off"), (90, "graph")])  # tiles of 1 image, and of 3
+@pytest.mark.parametrize(("rows", "tier"), [(30, "off"), (90, "graph")])  # tiles of 10 images, and of 30
 def test_noise_of_different_tiles_is_independent(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One image many times: each has an estimate of its own, and they spread as their standard errors say."""
     case = ppca(num_images=1, widen=1.3)

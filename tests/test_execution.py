@@ -180,8 +180,8 @@ def known_rows() -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("how", ["importance", "annealed"])
 def test_an_evaluation_is_held_against_the_programs_on_other_rows(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first tile's images would be scored rightly, and all others as if they were those."""
-    monkeypatch.setitem(tiles.ROWS, "cpu", 80)
+    """The first tile's images would be scored rightly, and all others as if they were those; tiles of 4."""
+    monkeypatch.setitem(tiles.ROWS, "cpu", 8 if how == "importance" else 80)
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     options: dict[str, dict[str, Any]] = {
         "importance": {"num_samples": 20},

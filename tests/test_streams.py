@@ -21,7 +21,7 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
     "DataLoader": lambda x: DataLoader(TensorDataset(x), 4),
 }
 ESTIMATES: dict[str, Callable[..., Any]] = {
-    "importance": lambda *given: log_marginal(*given, num_samples=20, device="cpu"),
+    "importance": lambda *given: log_marginal(*given, num_samples=40, device="cpu"),
     "exact": lambda *given: log_marginal(*given, num_samples=20, device="cpu", compile="off"),
     "annealed": lambda *given: ais(*given, num_steps=2, num_chains=2, num_leapfrog=1, device="cpu"),
 }
@@ -29,8 +29,8 @@ ESTIMATES: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several batches and tiles of 23 images."""
-    monkeypatch.setitem(tiles.ROWS, "cpu", 80)
+    """Several batches and tiles of 23 images: of 4, and of 8 where chains are annealed."""
+    monkeypatch.setitem(tiles.ROWS, "cpu", 16)
 
 
 @pytest.mark.parametrize("how", ["importance", "annealed"])
