@@ -88,6 +88,12 @@ def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
     return log_prob
 
 
+def log_prob_of(node: Any) -> Tensor:
+    """A site's log density as Pyro calls it, with the arguments that its sample statement passes on."""
+    log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
+    return log_prob
+
+
 Draw = Callable[[Program, Tensor, Fields], poutine.Trace]
 Call = Callable[[Tensor, Fields], Any]
 
@@ -263,7 +269,7 @@ def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) ->
     if "unscaled_log_prob" in node:  # scored as it was drawn
         log_prob = node["unscaled_log_prob"]
     elif node["args"] or node["kwargs"]:
-        log_prob = fn.log_prob(value, *node["args"], **node["kwargs"])
+        log_prob = log_prob_of(node)
     else:
         log_prob = at.score(fn, value)
     log_prob = masked(log_prob, mask)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
 from pyro_vae import gaussian_kl, held  # noqa: F401  # the first registers closed forms
-from pyro_vae.densities import Fields, Geometry, plain_draw, plate_size, sample_nodes, trace_model
+from pyro_vae.densities import Fields, Geometry, log_prob_of, plain_draw, plate_size, sample_nodes, trace_model
 from pyro_vae.enumeration import innermost, num_values
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.program import Program, validation
@@ -232,7 +232,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
         drawn = plain_draw(pair.guide, x, fields)
         try:
             nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
-            shapes = {name: node["fn"].log_prob(node["value"]).shape for name, node in nodes.items()}
+            shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
         except Exception as error:
             raise UserError(
                 f"{_failure('model', f'with all values of {names} at once', error)}: they are summed out as the guide lacks them: "
@@ -330,7 +330,7 @@ def _check_values(node: Any, num_images: int) -> None:
             f"{num_images} images: give the distribution's event and the value the shape of one image"
         )
     check_support(name, fn, value, observed=node["is_observed"])
-    log_prob = fn.log_prob(value)
+    log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
             f"site {name!r}: its log density is complex, and log p(x) is real: take a real part or a modulus before it"

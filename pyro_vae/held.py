@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pyro_vae.densities import Fields, latent_nodes, plain_draw
+from pyro_vae.densities import Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.program import Program, modules_called
 from pyro_vae.staging import attributes_kept, own_buffers
 
@@ -54,7 +54,7 @@ def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
 def _at_copies(drawn: poutine.Trace, copy: Callable[[Tensor], Tensor]) -> tuple[poutine.Trace, list[nn.Parameter]]:
     """The draws as copies, and the parameters that log q of the draws depends on."""
     copies, latents = drawn.copy(), latent_nodes(drawn)
-    parameters = leaves(*(node["fn"].log_prob(node["value"]) for node in latents.values()))
+    parameters = leaves(*(log_prob_of(node) for node in latents.values()))
     copies.nodes.update({name: {**node, "value": copy(node["value"])} for name, node in latents.items()})
     return copies, parameters
 
@@ -68,7 +68,7 @@ def rescored(
         warnings.filterwarnings("ignore", message=".*was not registered in the param store")
         again = plain_draw(poutine.replay(guide, trace=at), x, fields)
         for node in latent_nodes(again).values():
-            node["unscaled_log_prob"] = node["fn"].log_prob(node["value"])
+            node["unscaled_log_prob"] = log_prob_of(node)
     return again
 
 

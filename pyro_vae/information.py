@@ -18,6 +18,7 @@ from pyro_vae.densities import (
     Geometry,
     SiteTerms,
     draw_alone,
+    log_prob_of,
     masked,
     per_image,
     repeated,
@@ -181,7 +182,7 @@ def _log_q(
     total = torch.zeros((), device=x.device)
     for name, node in nodes.items():
         if name in data:
-            log_prob = masked(node["fn"].log_prob(node["value"]), node["mask"])
+            log_prob = masked(log_prob_of(node), node["mask"])
             total = total + per_image(log_prob, size, at.frame(node).dim, particle_dim)
     return total
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from operator import getitem
 from typing import Any
 
 import torch
@@ -95,17 +96,42 @@ def split_at_draws(
 
 
 def _fed_by_draws(nodes: Sequence[fx.Node], varying: fx.Node | None) -> set[fx.Node]:
-    """Random calls, what they write to, an input that counts as one, and all that follows from them."""
+    """Random calls, an input that counts as one, all that follows from them, and what any of these writes to.
+
+    A tensor that a draw is written into (``h += noise``) is made anew for each tile of draws: handed over, it would keep
+    what the last one has written.
+    """
     fed: set[fx.Node] = set() if varying is None else {varying}
-    for node in nodes:
-        if node.op == "output" or any(source in fed for source in node.all_input_nodes):
-            fed.add(node)
-        elif node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            fed.add(node)
-            fed.update(
-                source for source in node.all_input_nodes if not source.all_input_nodes and source.op != "placeholder"
-            )
+    before = -1
+    while len(fed) > before:
+        before = len(fed)
+        for node in nodes:
+            random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if random or node.op == "output" or any(source in fed for source in node.all_input_nodes):
+                fed |= {node, *_written(node)}
     return fed
+
+
+def _written(node: fx.Node) -> Iterator[fx.Node]:
+    """The tensors whose memory a call changes, whatever view of it it is given; inputs are the caller's."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return
+    named = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
+    given = {**dict(zip((a.name for a in schema.arguments), node.args, strict=False)), **node.kwargs}
+    places: list[fx.Node] = []
+    fx.map_arg([given.get(name) for name in named], places.append)
+    for place in places:
+        while _aliases(place):
+            (place, *_) = place.all_input_nodes
+        if place.op != "placeholder":
+            yield place
+
+
+def _aliases(node: fx.Node) -> bool:
+    """Whether its result is memory of its first input: a view, what was written in place, or one of several views."""
+    schema = getattr(node.target, "_schema", None)
+    return node.target is getitem or (schema is not None and any(r.alias_info is not None for r in schema.returns))
 
 
 def _is_free(node: fx.Node) -> bool:

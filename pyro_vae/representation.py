@@ -185,9 +185,10 @@ def mean_of(fn: Any) -> Tensor:
         mean = torch.full((), torch.nan)
     if not bool(mean.isnan().any()):
         return mean
-    total = fn.sample().to(torch.get_default_dtype())
+    draw = fn.sample()
+    total = draw if draw.is_floating_point() else draw.to(torch.get_default_dtype())
     for _ in range(AVERAGED_DRAWS - 1):  # one at a time: memory does not grow with their number
-        total += fn.sample()
+        total = total + fn.sample()
     averaged: Tensor = total / AVERAGED_DRAWS
     return averaged
 

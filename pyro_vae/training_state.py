@@ -236,6 +236,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds on to those.
 
+    Its rate and other numbers are its own: those that it was made with today.
+
     A parameter that no step had reached has no saved state: an Adam's own begins at zero.
     """
     present, state = optimizer.state_dict()["state"], saved["state"]  # state_dict gives the living tensors
@@ -249,13 +251,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
                     if isinstance(value, Tensor):
                         value.zero_() if i not in state else value.copy_(state[i][name])
         return
-    rates = [group["lr"] for group in optimizer.param_groups]
     try:
-        optimizer.load_state_dict(dict(saved))
+        pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
+        optimizer.load_state_dict({**saved, "param_groups": [{**own, "params": was["params"]} for own, was in pairs]})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"resume: the optimiser's state is not one of this optimiser ({error})") from error
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 def _fits(present: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:

@@ -14,10 +14,13 @@ from pyro import distributions as dist
 from spaces import SPACES
 from torch import Tensor, nn
 
-from pyro_vae import LogMarginal, UserError, log_marginal, log_weights, tiles
+from pyro_vae import LogMarginal, UserError, annealing, log_marginal, log_weights, tiles
 from pyro_vae.annealed import AnnealedMarginal, ais
 from pyro_vae.annealing import Settings
 from pyro_vae.bidirectional import BDMC, bdmc
+from pyro_vae.hmc import Kernel
+from pyro_vae.traced_target import TileTarget
+from pyro_vae.unconstrained import Point
 
 EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two sites": two_levels, "gamma": gamma_poisson}
 INEXACT: dict[str, Callable[[int], Exact]] = {
@@ -140,6 +143,13 @@ def test_tiles_change_no_more_than_the_noise(monkeypatch: pytest.MonkeyPatch) ->
     assert per_image.abs().max() < 8
 
 
+def test_noise_of_different_tiles_is_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image many times, in tiles of 4: each has an estimate of its own."""
+    case = ppca(1, widen=1.3)
+    monkeypatch.setitem(tiles.ROWS, "cpu", 16)
+    assert len(anneal(case, 2, x=case.x.expand(12, -1)).log_px.unique()) == 12
+
+
 def test_one_seed_one_number_and_the_callers_state_is_left_alone() -> None:
     case = ppca(10, widen=0.8)
     state = torch.get_rng_state()
@@ -211,6 +221,24 @@ def test_bdmc_says_that_its_images_are_simulated() -> None:
     assert "30 simulated images" in text and "on real data there is no upper bound" in text
     assert result.to_dict()["gap"] == result.gap and result.x.shape == (30, 6)
     assert result.se_gap < result.se_lower
+
+
+@pytest.mark.parametrize("num_steps", [2, 3, 20])
+def test_the_acceptance_is_the_mean_over_the_moves(num_steps: int) -> None:
+    """1 where every proposal is accepted, and where a share of them is, that share; NaN where nothing moves."""
+    still = Point(torch.zeros(4, 2, 3), *torch.zeros(2, 4, 2), *torch.zeros(2, 4, 2, 3))
+    for share in (1.0, 0.25):
+
+        class Constant(Kernel):
+            def move(self, target: Any, at: Point, beta: float) -> tuple[Point, Tensor]:
+                return at, torch.full((2,), share)  # noqa: B023
+
+        kernel = Constant(torch.ones(2), torch.ones(2, 3), 1)
+        betas = Settings(num_steps, 4, 1, "linear", 0.65).betas()
+        run = annealing.anneal(TileTarget(None, None), still, betas, kernel, lambda: None)  # type: ignore[arg-type]
+        torch.testing.assert_close(run.acceptance, torch.full((2,), share))
+        alone = annealing.anneal(TileTarget(None, None), still, [0.0, 1.0], kernel, lambda: None)  # type: ignore[arg-type]
+        assert alone.acceptance.isnan().all()
 
 
 @pytest.mark.parametrize("schedule", ["sigmoid", "linear"])

@@ -314,6 +314,43 @@ def test_a_kill_between_the_two_renames_leaves_no_checkpoint_and_none_without_it
     assert torch.equal(checkpoint.newest(tmp_path).held.sections["guide"]["b"], held(3).sections["guide"]["b"])
 
 
+@pytest.mark.parametrize("how", ["a damaged one", "a later one", "one that is removed"])
+def test_a_kill_between_two_renames_or_removals_leaves_nothing_to_be_told_of(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file goes before its SHA-256, so that there is never a checkpoint that can't be checked."""
+    first, second = (checkpoint.add(tmp_path, held(step), step) for step in (1, 2))
+    if how == "a damaged one":
+        second.write_bytes(b"")
+    unsound = checkpoint.newest(tmp_path).unsound
+    calls: list[str] = []
+    originals: dict[str, Any] = {name: getattr(os, name) for name in ("rename", "unlink")}
+
+    def killed(name: str) -> Callable[..., None]:
+        def call(path: Any, *others: Any, **named: Any) -> None:
+            calls.append(Path(path).name)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            originals[name](path, *others, **named)
+
+        return call
+
+    acts = {
+        "a damaged one": lambda: checkpoint.set_aside(unsound),
+        "a later one": lambda: checkpoint.add(tmp_path, held(3), 1),
+        "one that is removed": lambda: checkpoint.remove(second),
+    }
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        for name in originals:
+            patched.setattr(os, name, killed(name))
+        acts[how]()
+    assert calls == [second.name, checkpoint.manifest(second).name]
+    found = checkpoint.newest(tmp_path)
+    assert found.path == first and found.note == ""
+    acts[how]() if how != "a damaged one" else checkpoint.set_aside(found.unsound)
+    assert checkpoint.newest(tmp_path).note == ""
+
+
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
 def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"

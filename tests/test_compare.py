@@ -142,6 +142,28 @@ def test_what_may_be_the_estimators_work_is_said() -> None:
     assert not table().warnings
 
 
+@pytest.mark.parametrize("apart", [0.2, 0.01, 0.0])
+@pytest.mark.parametrize("lower", ["the worse", "the better"])
+def test_biases_that_are_half_a_difference_apart_are_said(lower: str, apart: float) -> None:
+    """On both sides of a half, and of a thousandth of a nat; whichever of the two has the larger bias."""
+    values, least = three()["a"], max(0.5 * apart, 1e-3)
+    for factor, said in ((0.95, False), (1.05, True), (9.0, True)):
+        errors = [0.3, (0.3**2 + 2 * factor * least) ** 0.5]  # the biases are −se²/2
+        better, worse = errors if lower == "the worse" else reversed(errors)
+        found = compare({"a": result(values, better), "b": result(values - apart, worse)})
+        assert [row.name for row in found.rows] == ["a", "b"]
+        assert any("biases are" in note for note in found.notes) == said
+
+
+@pytest.mark.parametrize("key", ["estimator", "proposal"])
+def test_what_they_were_estimated_by_is_said_where_it_differs(key: str) -> None:
+    values = three()["a"]
+    alike = {"a": result(values, **{key: "one"}), "b": result(values, **{key: "one"})}
+    assert not compare(alike).notes
+    (note,) = compare({**alike, "c": result(values, **{key: "other"})}).notes
+    assert f"{key}s differ (one, other)" in note
+
+
 def test_the_table_is_aligned_and_the_dict_is_json() -> None:
     found = compare({"a": result(three()["a"]), "a longer name": result(three()["c"])})
     head, *rows = str(found).splitlines()[:3]

@@ -469,6 +469,28 @@ def scaled(x: Tensor) -> None:
         pyro.sample("x", two_pixels(PLACES[c]), obs=x)
 
 
+def test_what_is_summed_together_is_scaled_together_or_refused() -> None:
+    """s log Σ_c p(c) p(x | c) of any s; of a scale on one of the two there is no such sum."""
+
+    def model(of_c: float, of_x: float) -> Callable[[Tensor], None]:
+        def scaled(x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                with poutine.scale(scale=of_c):
+                    c = pyro.sample("c", dist.Categorical(SHARES))
+                with poutine.scale(scale=of_x):
+                    pyro.sample("x", two_pixels(PLACES[c]), obs=x)
+
+        return scaled
+
+    whole = Trace_ELBO()(model(1.0, 1.0), nothing)(X)
+    torch.testing.assert_close(Trace_ELBO()(model(0.3, 0.3), nothing)(X), 0.3 * whole)
+    for scales in ((1.0, 0.3), (0.3, 1.0)):
+        with pytest.raises(
+            pv.UserError, match=r"'c' and 'x' of the model are scaled by .* but c is summed out of both"
+        ):
+            Trace_ELBO()(model(*scales), nothing)(X)
+
+
 def masked_site(x: Tensor) -> None:
     """A class that some images do not have."""
     with pyro.plate("data", len(x)):

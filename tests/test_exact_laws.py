@@ -17,7 +17,7 @@ from pyro import distributions as dist
 from pyro import poutine
 
 from pyro_vae import LogMarginal, log_marginal, log_weights, tiles
-from pyro_vae.accumulate import WeightSums, generalized_pareto_shape, tail_length
+from pyro_vae.accumulate import WeightSums, generalized_pareto_shape, split_draws, tail_length
 from pyro_vae.errors import UserError
 from pyro_vae.traced_weights import Draw, EagerWeights
 
@@ -111,6 +111,16 @@ def test_the_curve_is_of_the_first_of_the_same_draws(
     expected = {k: float(weights[:k].logsumexp(0) - log(k)) for k in tiles.stops(num_samples)}
     assert len(expected) == 3 and found.curve == pytest.approx(expected, abs=1e-12)
     assert found.mean == found.curve[num_samples]
+
+
+@pytest.mark.parametrize(("rows", "tier"), [(30, "off"), (90, "graph")])  # tiles of 10 images, and of 30
+def test_noise_of_different_tiles_is_independent(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image many times: each has an estimate of its own, and they spread as their standard errors say."""
+    case = ppca(num_images=1, widen=1.3)
+    monkeypatch.setitem(tiles.ROWS, "cpu", rows)
+    result = estimate(case, 30, x=case.x.expand(120, -1), compile=tier)
+    assert len(result.log_px.unique()) == 120
+    assert 0.7 < float(result.log_px.std() / result.se.square().mean().sqrt()) < 1.4
 
 
 @pytest.mark.parametrize("rows", [37, 600, 50_000])
@@ -272,6 +282,19 @@ def test_streaming_equals_one_pass(chunk: int) -> None:
     assert found.log_px[3] == -torch.inf
 
 
+@pytest.mark.parametrize("share", [0.05, 0.1, 1 / 3, 0.5])
+def test_each_stratum_has_the_nearest_whole_number_of_its_share(share: float) -> None:
+    """At least one draw where there are two; all of them together are the chunk."""
+    for number in range(2, 200):
+        first, second = split_draws(number, (1 - share, share))
+        assert first + second == number and (abs(second - share * number) <= 0.5 or second == 1)
+    assert split_draws(1, (1 - share, share)) == [1, 0]
+    sums = WeightSums(1, 56, torch.device("cpu"), (1 - share, share))
+    for _ in range(2):
+        sums.add(torch.zeros(28, 1))
+    assert sums.counts == [2 * count for count in split_draws(28, (1 - share, share))]
+
+
 def test_the_relative_variance_is_the_delta_methods() -> None:
     """v = var(w) / (K · mean(w)²), with the unbiased variance."""
     weights = random_weights(80, spread=1.0)[:, [0, 1, 2]]
@@ -350,6 +373,18 @@ def test_khat_needs_a_tail() -> None:
     none = torch.full_like(weights, -torch.inf)
     for tail in (few, none):
         assert stream(tail, 50).finish().khat.isnan().all()
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-1, 1.0])
+def test_khat_is_of_the_shape_of_the_weights_and_not_of_their_size(spread: float) -> None:
+    """w and c w have one k̂, and 1 + s u, u uniform, has a bounded tail; but what float32 rounds is a constant."""
+    uniform = torch.rand(2000, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    weights = torch.log1p(spread * uniform)
+    found = stream(weights, 500).finish()
+    torch.testing.assert_close(found.khat, stream(weights + 700.0, 500).finish().khat, rtol=0, atol=1e-5)
+    assert bool(((found.khat < -0.3) & found.khat.isfinite()).all())  # −1, but for the prior at ½
+    rounded = (-700 + 1e-4 * uniform).float().double()
+    assert len(rounded.unique()) > 1 and bool((stream(rounded, 500).finish().khat == -torch.inf).all())
 
 
 @pytest.mark.parametrize("num_samples", [100, 1200])

@@ -43,6 +43,40 @@ def test_the_first_evaluation_is_the_second(call: str) -> None:
     assert norm.training and decoder.training
 
 
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("first", ["evaluation", "training"])
+def test_modules_that_only_a_run_finds_run_in_the_right_mode_and_keep_their_own(first: str, mode: bool) -> None:
+    """In a dict, where no closure shows them, whichever call meets them: train mode is a training's alone."""
+    torch.manual_seed(0)
+    modes: list[bool] = []
+
+    class Noted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            modes.append(self.training)
+            return super().forward(x)
+
+    nets = {"decode": Noted(2, 4).train(mode), "encode": Noted(4, 2).train(not mode)}
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(nets["decode"](z), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(nets["encode"](x), 0.5).to_event(1))
+
+    x = torch.randn(16, 4)
+    for call in (first, "evaluation", "training", "evaluation"):
+        if call == "training":
+            fit(model, guide, x, "Trace_ELBO", num_steps=4, batch_size=8, compile="off", progress=False)
+            assert modes[-8:] == [True] * 8  # four steps of two nets
+        else:
+            log_marginal(model, guide, x, num_samples=20, device="cpu", compile="off")
+            assert modes[-2:] == [False] * 2
+        assert (nets["decode"].training, nets["encode"].training) == (mode, not mode)
+
+
 class Held(nn.Module):
     """Called by nobody: its layers are, and one of its parameters in train mode alone."""
 

@@ -80,6 +80,16 @@ def test_threshold_grey_and_levels() -> None:
     assert all(each(stored).dtype == torch.float32 for each in (Threshold(256), Grey(256), Levels(256)))
 
 
+@pytest.mark.parametrize("levels", [3, 5, 17, None])
+def test_a_grey_level_of_exactly_a_half_is_not_above_it(levels: int | None) -> None:
+    half = 0.5 if levels is None else (levels - 1) // 2
+    least = 2.0**-24 if levels is None else 1
+    stored = torch.tensor(
+        [half - least, half, half + 2 * least], dtype=torch.float32 if levels is None else torch.uint8
+    )
+    assert Threshold(levels)(stored).tolist() == [0, 0, 1]
+
+
 @pytest.mark.parametrize("observation", [Dynamic(256), Dequantize(256), Threshold(256), Grey(256), Levels(256)])
 def test_observations_trace_and_replay(observation: Observation) -> None:
     batch = images().train

@@ -375,6 +375,37 @@ def test_batchnorm_over_draws_is_not_mistaken_for_rows() -> None:
     assert Pair.of(model, guide).layout(X, {}) == "rows"
 
 
+@pytest.mark.parametrize("where", ["prior", "guide"])
+def test_batchnorm_of_draws_in_one_density_alone_is_not_mistaken_for_rows(where: str) -> None:
+    """Of one latent given another, which the pixels don't depend on: their density is right in every layout."""
+    norm = nn.BatchNorm1d(5).eval()
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(5.0))
+        norm.bias.copy_(torch.arange(5.0).flip(0))
+    decoder, encoder = Decoder(5), Encoder(5)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(torch.zeros(5), 1.0).to_event(1))
+            loc = norm(first) if where == "prior" else torch.zeros(5)
+            pyro.sample("second", dist.Normal(loc, 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(first)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(*encoder(x)).to_event(1))
+            loc = norm(first) if where == "guide" else encoder(x)[0]
+            pyro.sample("second", dist.Normal(loc, 1.0).to_event(1))
+
+    pair = Pair.of(model, guide)
+    values = []
+    with torch.no_grad(), pair.active(training=False):
+        for layout in (pair.layout(X[:5], {}), "repeat"):
+            torch.manual_seed(0)
+            values.append(pair.run(X[:5], {}, 7, layout).log_weights())
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-4)
+
+
 def test_hidden_modules_are_found() -> None:
     model, guide = fresh("closures")
     pair = Pair.of(model, guide)
@@ -648,6 +679,45 @@ def test_a_subsampling_plate_trains_and_has_no_px() -> None:
     for call in (lambda: log_weights(model, guide, X), lambda: log_marginal(model, guide, X, num_samples=5)):
         with pytest.raises(UserError, match="'data' subsamples"):
             call()
+
+
+@pytest.mark.parametrize("tier", ["off", "graph"])
+@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "IWAE(3)"])
+def test_a_subsampling_plate_trains_as_one_that_does_not(objective: str, tier: str) -> None:
+    """Its factor is in the loss alone: the gradient is that of an image's mean, and the records are an image's."""
+    found = []
+    for size in (None, 640):
+        vae = (Decoder(), Encoder())
+        for seed, net in enumerate(vae):
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                for parameter in net.parameters():
+                    nn.init.normal_(parameter, std=0.3)
+        model, guide = of_a_plate(*vae, size)
+        options = {"optimizer": "SGD", "learning_rate": 0.1, "schedule": "constant", **QUICK, "compile": tier}
+        history = fit(model, guide, X, objective, num_epochs=2, **options)
+        assert history.compile == tier
+        found.append([*vae[0].parameters(), *vae[1].parameters(), torch.tensor([e.loss for e in history.train])])
+    for alone, subsampled in zip(*found, strict=True):
+        torch.testing.assert_close(alone, subsampled, rtol=1e-4, atol=1e-5)
+
+
+def of_a_plate(decoder: Decoder, encoder: Encoder, size: int | None) -> tuple[Any, Any]:
+    """A pair whose plate stands for so many images."""
+
+    def plate(x: Tensor) -> Any:
+        return pyro.plate("data", len(x)) if size is None else pyro.plate("data", size, subsample=x)
+
+    def model(x: Tensor) -> None:
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with plate(x):
+            pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
+
+    return model, guide
 
 
 @pytest.mark.parametrize("part", ["model", "guide", "site"])

@@ -55,6 +55,24 @@ def test_the_error_is_measured_told_and_small() -> None:
     assert exact.protocol["precision"] == "float32"
 
 
+@pytest.mark.parametrize("factor", [0.8, 0.97, 1.03, 1.25])
+def test_a_reduced_program_that_is_wrong_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
+    rewrite = BFloat16.rewrite
+
+    def wrong(self: BFloat16, module: torch.fx.GraphModule) -> None:
+        rewrite(self, module)
+        (end,) = (node for node in module.graph.nodes if node.op == "output")
+        (result,) = end.args[0]
+        with module.graph.inserting_before(end):
+            end.args = ([module.graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
+        module.recompile()
+
+    monkeypatch.setattr(BFloat16, "rewrite", wrong)
+    with pytest.raises(pv.UserError, match=r"differs from the eager one .* use precision='float32'"):
+        pv.log_marginal(*pair(), images(), num_samples=50, precision="bfloat16")
+
+
 def test_the_measured_error_is_mean_and_worst() -> None:
     assert str(MeasuredError(-0.0021, 0.034, 16, 1000)).endswith("mean -0.002, worst 0.03 nats")
 
@@ -126,6 +144,14 @@ def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
     assert not any("memory" in note for note in plain.notes)
     assert abs(halved.mean - plain.mean) < 5 * (halved.se_mc**2 + plain.se_mc**2) ** 0.5
     assert halved.log_px.shape == (50,) and halved.protocol["sha256"] == plain.protocol["sha256"]
+
+
+def test_noise_of_a_halved_tile_s_parts_is_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image many times, each with an estimate of its own; in whole tiles it has the numbers that it always had."""
+    memory_for(300, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    model, guide = pair()
+    halved = pv.log_marginal(model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300)
+    assert "went on with 250" in str(halved) and len(halved.log_px.unique()) == 50
 
 
 def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,26 @@ def test_a_distribution_without_a_mean_is_averaged_and_a_discrete_latent_is_draw
     assert set(reconstruct(model, guide, x)["x"].unique().tolist()) == {0.0, 10.0}
 
 
+def test_the_average_of_constant_draws_is_the_constant() -> None:
+    """As of a flow, which says no mean: codes and reconstructions of one whose draws are a number each."""
+
+    def known(x: Tensor) -> Any:
+        return dist.TransformedDistribution(dist.Normal(torch.zeros_like(x), 1.0), [AffineTransform(x, 1e-9)])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+            pyro.sample("x", known(2 * z).to_event(1), obs=x[:, :3])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", known(x[:, :3] + 5).to_event(1))
+
+    x = IMAGES.double()
+    torch.testing.assert_close(encode(model, guide, x)["z"], x[:, :3] + 5, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(reconstruct(model, guide, x)["x"], 2 * x[:, :3] + 10, rtol=1e-7, atol=1e-7)
+
+
 def test_fields_reach_the_programs_that_name_them() -> None:
     def model(x: Tensor, y: Tensor) -> None:
         with pyro.plate("rows", len(x)):

@@ -184,6 +184,74 @@ def test_a_support_of_the_batch_is_held_to_the_batch() -> None:
         pv.log_marginal(model, v.guide, torch.cat((docs, docs.new_tensor([[-1.0, 2.0, 1.0]]))), num_samples=5)
 
 
+@pytest.mark.parametrize("image", [3, 499, 500, 611])
+def test_a_support_that_an_image_has_of_its_own_is_held_to_every_image(image: int) -> None:
+    """Counts of at most as many trials as each image has, of 612 images."""
+    trials = torch.arange(612) % 7 + 1.0
+    v = Vae()
+
+    def model(x: Tensor, trials: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            law = dist.Binomial(trials.unsqueeze(-1), logits=v.decoder(z), validate_args=False)
+            pyro.sample("x", law.to_event(1), obs=x)
+
+    x = (trials.unsqueeze(-1) * torch.tensor([0.0, 0.5, 1.0])).floor()
+    pv.log_marginal(model, v.guide, x, num_samples=2, device="cpu", trials=trials)
+    x[image, 1] = trials[image] + 1
+    words = rf"'x': the value {int(trials[image]) + 1} is outside the support of Binomial"
+    with pytest.raises(pv.UserError, match=words):
+        pv.log_marginal(model, v.guide, x, num_samples=2, device="cpu", trials=trials)
+    with pytest.raises(pv.UserError, match=words):
+        pv.fit(model, v.guide, x, trials=trials, **QUICK)
+
+
+class Shifted(dist.Normal):
+    """A law with an argument of its own, which a sample statement may pass on."""
+
+    def __call__(self, shift: Tensor) -> Tensor:
+        return self.rsample() + shift
+
+    def shape(self, shift: Any = None) -> torch.Size:
+        """As Pyro's check of a pair asks for it."""
+        return self.batch_shape
+
+    def log_prob(self, value: Tensor, shift: Tensor) -> Tensor:
+        """At the value less the shift."""
+        result: Tensor = super().log_prob(value - shift)
+        return result
+
+
+@pytest.mark.parametrize("where", ["model", "guide"])
+def test_a_sample_statements_own_arguments_are_pyros(where: str) -> None:
+    """``pyro.sample("z", fn, shift)``: drawn and scored with them."""
+    v, shift = Vae(), torch.tensor(0.7)
+
+    def latent(role: str, loc: Any, scale: float) -> Tensor:
+        if role == where:
+            return pyro.sample("z", Shifted(loc - shift, scale), shift)
+        return pyro.sample("z", dist.Normal(loc, scale))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = latent("model", x.new_zeros(()), 1.0)
+            pyro.sample("x", dist.Normal(v.decoder(torch.stack((z, z.exp()), -1)), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            latent("guide", v.encoder(x).sum(-1), 0.5)
+
+    found = []
+    for loss in (
+        lambda: Trace_ELBO()(model, guide)(X),
+        lambda: infer.Trace_ELBO().differentiable_loss(model, guide, X),
+    ):
+        torch.manual_seed(0)
+        value = loss()
+        found.append((value.detach(), *torch.autograd.grad(value, [*v.parameters()])))
+    torch.testing.assert_close(found[0], found[1])
+
+
 # ---- who is given what
 
 

@@ -3,16 +3,19 @@
 import logging
 from collections.abc import Callable
 
+import pyro
 import pytest
 import torch
+from exact import ppca
+from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae import guides, log_marginal, models, staging
+from pyro_vae import ais, guides, log_marginal, models, staging
 from pyro_vae.densities import plain_score
 from pyro_vae.gradients import Gradients, TracedGradients
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
-from pyro_vae.partition import split_at_draws
+from pyro_vae.partition import SplitProgram, split_at_draws
 from pyro_vae.stepper import trainable
 from pyro_vae.traced_weights import EagerWeights, TracedWeights
 
@@ -85,6 +88,85 @@ def test_only_what_no_draw_feeds_is_in_the_prologue() -> None:
     torch.manual_seed(0)
     ready = prologue(*program.captured, x)
     assert torch.equal(body(*program.captured, x, *ready)[0], expected)
+
+
+def filled(x: Tensor) -> Tensor:
+    """Noise that a call writes into memory of the program's own."""
+    return x.exp() + x.new_zeros(3).normal_() + torch.zeros(3).bernoulli_(0.5)
+
+
+def filled_in_part(x: Tensor) -> Tensor:
+    """The same into a view of it, which is then read as a whole; and into what was read before."""
+    noise, before = x.new_zeros(3), torch.zeros(3)
+    noise[:2].normal_()
+    seen = x.exp() + before
+    before.view(3, 1).squeeze(1).uniform_()
+    return seen + before + noise
+
+
+def added(x: Tensor) -> Tensor:
+    """A draw added to what no draw has fed: as a whole, to a row, to one of several views, twice."""
+    location, table, total = x.exp(), x.expand(2, 3).clone(), x.new_zeros(3)
+    location += torch.randn(3)
+    table[1] = torch.randn(3)
+    first, second = table.unbind()
+    second.mul_(torch.rand(3))
+    for _ in range(2):
+        total.add_(torch.randn(3))
+    return location + first + table[1] + total
+
+
+@pytest.mark.parametrize("function", [filled, filled_in_part, added])
+def test_what_a_draw_is_written_into_is_fresh_in_each_tile_of_draws(function: Callable[[Tensor], Tensor]) -> None:
+    """Three tiles of draws at the same images, as by the program itself: nothing is left of the tile before."""
+    x = torch.randn(3, generator=torch.Generator().manual_seed(0))
+    tile = SplitProgram(staging.trace(lambda x: [function(x)], [x]), [x], "graph").tile(x)
+    torch.manual_seed(4)
+    found = [tile()[0].clone() for _ in range(3)]
+    torch.manual_seed(4)
+    assert torch.equal(torch.stack(found), torch.stack([function(x) for _ in range(3)]))
+    assert not torch.equal(found[0], found[1])
+
+
+def test_what_varies_is_written_into_what_is_fresh() -> None:
+    """As a latent's value in an annealing target."""
+
+    def target(u: Tensor, x: Tensor) -> list[Tensor]:
+        location = x.exp()
+        location += u
+        return [location]
+
+    u, x = torch.randn(2, 3)
+    tile = SplitProgram(staging.trace(target, [u, x]), [u, x], "graph", varies=True).tile(x)
+    for value in (1.0, 2.0, 3.0):
+        assert torch.equal(tile(torch.full((3,), value))[0], x.exp() + value)
+
+
+@pytest.mark.parametrize("tier", ["graph", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+def test_a_decoder_that_writes_in_place_has_the_log_px_of_one_that_does_not(tier: str) -> None:
+    """Fifteen tiles of draws of each image: importance sampling, and AIS, whose chains visit many z."""
+    case = ppca(6, widen=1.3)
+    weight, shift = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    def model(x: Tensor, in_place: bool) -> None:
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("latent", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+            location = (x @ shift.t() @ shift).expand(*z.shape[:-1], 6) * 0.1
+            location = location.add_(z @ weight) if in_place else location + z @ weight
+            pyro.sample("pixels", dist.Normal(location, 1.0).to_event(1), obs=x)
+
+    def in_place(x: Tensor) -> None:
+        model(x, True)
+
+    def plain(x: Tensor) -> None:
+        model(x, False)
+
+    options = {"device": "cpu", "compile": tier}
+    for estimate in (
+        lambda model: log_marginal(model, case.guide, case.x, num_samples=5000, **options),
+        lambda model: ais(model, case.guide, case.x, num_steps=10, num_chains=4, num_leapfrog=3, **options),
+    ):
+        torch.testing.assert_close(estimate(in_place).log_px, estimate(plain).log_px, rtol=0, atol=1e-8)
 
 
 def step_of(net: str) -> tuple[Gradients, Tensor, dict[str, Tensor]]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae import UserError, fit, guides, models
+from pyro_vae import UserError, fit, guides, models, starts
+from pyro_vae.batches import make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.experiment import prepare
 from pyro_vae.observation import Dequantize, Dynamic
 from pyro_vae.options import Train
+from pyro_vae.pair import Pair
 from pyro_vae.training_state import TrainingState
 
 SHAPE = (1, 2, 3)
@@ -210,6 +212,18 @@ def test_every_part_that_waits_is_called_once() -> None:
     ((number, mean),) = calls
     assert number == len(x)
     torch.testing.assert_close(mean, x.double().mean(0))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "Dataset"])
+def test_the_sample_of_a_large_set_is_a_random_part_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a set in the order of its classes some of each class, all of them images of the set, none of them twice."""
+    monkeypatch.setattr(starts, "MOST_IMAGES", 200)
+    x = torch.arange(1000.0).reshape(-1, 1)
+    source = make_source(x if kind == "tensor" else TensorDataset(x), {}, 30, torch.device("cpu"))
+    first, again, other = (starts.TrainingImages(Pair.of(*pair()), source, None, seed).sample for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert 200 <= len(first) < 230 and len(first.unique()) == len(first)
+    assert abs(float(first.mean()) - 500) < 4 * 289 / 200**0.5
 
 
 def test_a_mixture_starts_at_clusters_of_the_images_that_are_trained_on() -> None:

@@ -443,7 +443,11 @@ def test_the_gradient_is_clipped() -> None:
     assert float(step) == pytest.approx(1e-3, rel=0.01)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "Cosine(warmup=0.5)", "geometric"])
+@pytest.mark.parametrize(
+    "schedule",
+    ["constant", "cosine", "linear", "Cosine(warmup=0.5)", "geometric",
+     "Cosine(final=0.2)", "Cosine(final=0.2, warmup=0.25)", "Linear(final=0.3)", "Geometric(stages=2)"],
+)  # fmt: skip
 def test_the_schedule_sets_the_rate(schedule: str) -> None:
     """SGD with one clipped gradient norm a step: the lengths of the steps are the rates."""
     factors = {
@@ -451,6 +455,12 @@ def test_the_schedule_sets_the_rate(schedule: str) -> None:
         "cosine": lambda t: 0.5 + 0.5 * cos(pi * t),
         "linear": lambda t: 1 - t,
         "Cosine(warmup=0.5)": lambda t: 2 * t if t < 0.5 else 0.5 + 0.5 * cos(pi * (2 * t - 1)),
+        "Cosine(final=0.2)": lambda t: 0.2 + 0.8 * (0.5 + 0.5 * cos(pi * t)),
+        "Cosine(final=0.2, warmup=0.25)": lambda t: (
+            4 * t if t < 0.25 else 0.2 + 0.8 * (0.5 + 0.5 * cos(pi * (t - 0.25) / 0.75))
+        ),
+        "Linear(final=0.3)": lambda t: 1 - 0.7 * t,
+        "Geometric(stages=2)": lambda t: 1.0 if t < 0.25 else 0.1,
         "geometric": lambda t: 10 ** (-next(i for i in range(8) if t * 3280 < (3 ** (i + 1) - 1) / 2) / 7),
     }
     rates: list[float] = []

@@ -145,6 +145,60 @@ def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(t
     assert len(list(tmp_path.glob("*.damaged"))) == 2  # with its digest
 
 
+OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "Adam": (torch.optim.Adam, {"betas": (0.5, 0.6)}),
+    "unfused Adam": (torch.optim.Adam, {"foreach": True}),
+    "AMSGrad": (torch.optim.Adam, {"amsgrad": True}),
+    "SGD": (torch.optim.SGD, {"momentum": 0.9}),
+    "plain SGD": (torch.optim.SGD, {}),
+    "RMSprop": (torch.optim.RMSprop, {}),
+    "Adagrad": (torch.optim.Adagrad, {}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_new_calls_rate_wins(name: str) -> None:
+    """An optimiser that the caller makes is in the settings by its name alone: its numbers are those of today's."""
+    make, options = OPTIMIZERS[name]
+    found: list[torch.optim.Optimizer] = []
+
+    def optimizer(rate: float, decay: float) -> Callable[[Any], torch.optim.Optimizer]:
+        def made(parameters: Any) -> torch.optim.Optimizer:
+            found.append(make(parameters, lr=rate, weight_decay=decay, **options))
+            return found[-1]
+
+        return made
+
+    keep, again = Keep(4, 14), our_pair()
+    fit(*our_pair(), X, callbacks=[keep], **LONG | {"optimizer": optimizer(0.05, 0.3)})
+    state = keep.states[4]
+    fit(*again, X, callbacks=[Keep()], resume=state, **LONG | {"optimizer": optimizer(0.0, 0.1)})
+    (group,) = found[-1].param_groups
+    assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.0, 0.0, 0.1)
+    for role, program in zip(("model", "guide"), again, strict=True):  # at a rate of 0 nothing moves
+        kept = state.snapshot.tensors[role]
+        assert all(torch.equal(value, kept[name]) for name, value in program.state_dict().items())
+
+
+def test_a_matrix_and_its_transposed_view_survive_as_two(tmp_path: Path) -> None:
+    """They share their memory, shape and type; and what is one tensor under two names is written once."""
+    model, guide = our_pair()
+    square = torch.arange(9.0).reshape(3, 3)
+    for name, view in (("square", square), ("turned", square.t()), ("again", square), ("row", square[1])):
+        model.register_buffer(name, view)
+    fit(model, guide, X, callbacks=[Checkpoints(tmp_path, minutes=0)], **LONG | {"num_steps": 3})
+    held = checkpoint.newest(tmp_path).held.sections["model"]
+    for name, view in (("square", square), ("turned", square.t()), ("again", square), ("row", square[1])):
+        assert torch.equal(held[name], view)
+    assert held["square"].data_ptr() == held["again"].data_ptr()
+    other = our_pair()
+    other[0].register_buffer("square", torch.zeros(3, 3))
+    for name, view in (("turned", torch.zeros(3, 3)), ("again", other[0].square), ("row", torch.zeros(3))):
+        other[0].register_buffer(name, view)
+    fit(*other, X, resume=tmp_path, callbacks=[Checkpoints(tmp_path)], **LONG | {"num_steps": 3})
+    assert torch.equal(other[0].square, square) and torch.equal(other[0].turned, square.t())
+
+
 def test_going_back_to_an_earlier_state_sets_the_later_checkpoints_aside(tmp_path: Path) -> None:
     keep = Keep(4)
     fit(*our_pair(), X, callbacks=[Checkpoints(tmp_path, minutes=0), keep], **LONG)

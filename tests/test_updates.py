@@ -102,13 +102,16 @@ def test_adam_written_out_is_torchs_own_in_float64() -> None:
             [torch.zeros((), dtype=torch.float64) for _ in ours],
             *([torch.zeros_like(v) for v in ours] for _ in "mv"),
         ]
-        for _ in range(7):
+        for left_out in (0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0):
             gradients = [torch.randn_like(value) for value in ours]
             for parameter, gradient in zip(theirs, gradients, strict=True):
                 parameter.grad = gradient.clone()
-            optim.step()
+            if left_out:
+                gradients = [torch.full_like(value, torch.nan) for value in ours]
+            else:
+                optim.step()
             rate = torch.tensor(0.03, dtype=torch.float64)
-            adam(ours, gradients, state, rate, torch.tensor(0.0), decoupled, optim.param_groups[0])
+            adam(ours, gradients, state, rate, torch.tensor(left_out), decoupled, optim.param_groups[0])
         assert all(torch.allclose(a, b.detach(), rtol=1e-13, atol=1e-14) for a, b in zip(ours, theirs, strict=True))
 
 
@@ -366,6 +369,50 @@ def test_a_parameter_that_a_step_does_not_reach_gets_no_update() -> None:
             learning_rate=0.1, compile=tier, callbacks=[watch], progress=False)  # fmt: skip
         assert moved == [True, True], "in no step reached"
         assert not torch.equal(v.first, seen[0]) and not torch.equal(v.second, seen[1]), "each by its own batches"
+
+
+@pytest.mark.parametrize("optim", ["SGD(momentum=0.9)", "RMSprop", "AdamW(weight_decay=0.5)"])
+def test_no_gradient_of_a_step_before_is_used_again(optim: str) -> None:
+    """Batches of two sizes reach other parameters: in either form, as in torch, the others stay where they are."""
+
+    class Sometimes(Weighted):
+        def model(self, x: Tensor) -> None:
+            pyro.module("weighted", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                weight = self.first if len(x) == 16 else self.second
+                pyro.sample("x", dist.Normal(z @ weight.t(), 1.0).to_event(1), obs=x)
+
+    x = torch.randn(26, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = []
+    for tier in ("off", "graph"):
+        v = Sometimes("einsum")
+        fit(v.model, v.guide, x, "Trace_ELBO", num_steps=6, batch_size=16, optimizer=optim, learning_rate=0.05,
+            compile=tier, schedule="constant", progress=False)  # fmt: skip
+        found.append([*v.parameters()])
+    for eager, staged in zip(*found, strict=True):
+        torch.testing.assert_close(eager, staged, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tier", ["off", "graph"])
+def test_each_gradient_has_memory_of_its_own(tier: str) -> None:
+    """An optimiser that changes them in place changes each once; autograd gives those of a + b as one tensor."""
+
+    class Halved(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:
+            for parameter in self.param_groups[0]["params"]:
+                parameter.grad.mul_(0.5)
+            super().step()
+
+    x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = []
+    for optimizer, rate in ((Halved, 0.1), (torch.optim.SGD, 0.05)):
+        v = Weighted("einsum")
+        fit(v.model, v.guide, x, "Trace_ELBO", num_steps=3, batch_size=16, optimizer=optimizer, learning_rate=rate,
+            compile=tier, schedule="constant", progress=False)  # fmt: skip
+        found.append([*v.parameters()])
+    for halved, plain in zip(*found, strict=True):
+        torch.testing.assert_close(halved, plain, rtol=1e-9, atol=1e-12)
 
 
 def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
