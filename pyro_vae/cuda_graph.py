@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from pyro_vae.batches import Batch, Resident, Source
-from pyro_vae.staging import NotStageable, first_line, restored
-from pyro_vae.train_step import TrainStep
+from pyro_vae.staging import NotStageable, first_line
+from pyro_vae.train_step import StagedStep, TrainStep
 
 WARM_UPS = 3
 """Runs on a side stream before a graph is captured, as torch asks for."""
@@ -48,16 +48,14 @@ class CapturedStep(TrainStep):
 
     def __init__(
         self,
-        inner: TrainStep,
+        inner: StagedStep,
         rows: Rows,
-        state: Sequence[Tensor],
         capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
     ) -> None:
-        super().__init__(inner.gradients, inner.update)
-        self.inner, self.source = inner, rows
+        super().__init__(inner.loss, inner.parameters, inner.update, inner.observe)
+        self.tier, self.inner, self.source = inner.tier, inner, rows
         self._rows = next(rows.shuffled(0, 0))[0].clone()
-        device = self._rows.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), restored(state):
+        with self.undone():
             try:
                 self._replay = (capture or capture_on_cuda)(lambda: inner(*rows.images((self._rows, {}))))
             except Exception as error:
@@ -69,6 +67,10 @@ class CapturedStep(TrainStep):
             return self.inner(*self.source.images((x, {})))
         self._rows.copy_(x)
         return self._replay()
+
+    def check(self, *batches: Batch) -> None:
+        """Of the step that was captured."""
+        self.inner.check(*batches)
 
 
 def capture_on_cuda(step: Callable[[], Tensor]) -> Callable[[], Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,16 +77,8 @@ class Trace_ELBO(Objective):
 
 
 @dataclass(frozen=True)
-class TraceMeanField_ELBO(Objective):
-    """ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), with the KL in closed form (AEVB, equation 3).
-
-    By site: closed where every latent before it in the model is before it in the guide too and a form is registered,
-    sampled otherwise (Pyro's own takes the closed form in either case, and is wrong in the second).
-    """
-
-    stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
-
-    num_particles: int = 1
+class _ByKL(Objective):
+    """E_q[log p(x | z)] less what each latent site's KL costs, closed or sampled by the rule of `TraceMeanField_ELBO`."""
 
     def check(self, structure: Structure) -> None:
         """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
@@ -95,28 +88,50 @@ class TraceMeanField_ELBO(Objective):
         """Closed forms need both distributions on the same rows."""
         return "repeat" if layout == "rows" and structure.analytic else layout
 
+    @abstractmethod
+    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+        """What a latent site takes from the bound at KL weight 1, term by term; ``closed`` is its KL, ``(K, B)``."""
+
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """−ELBO with closed-form KLs; equal to Pyro's to the last bit where Pyro's is right."""
-        elbo: Any = 0.0
+        """−bound, its sites in Pyro's order; ``kl`` is the KL itself, whatever it costs."""
+        bound: Any = 0.0
         total_kl: Any = 0.0
         for name in terms.model_order:
             if name in terms.observed:
-                elbo = elbo + scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
-            elif name in structure.analytic:
-                kl = closed_kl(name, terms, structure)
-                elbo = elbo - kl_weight * scaled_sum(kl, terms.guide[name].scale)
-                total_kl = total_kl + kl.detach().sum()
-            else:
-                prior, guide = terms.prior[name], terms.guide[name]
-                elbo = elbo + kl_weight * scaled_sum(prior.log_prob, prior.scale)
-                elbo = elbo - kl_weight * scaled_sum(guide.log_prob, guide.scale)
-                total_kl = total_kl + (guide.log_prob.sum() - prior.log_prob.sum()).detach()
-        kl_part = torch.as_tensor(total_kl, device=elbo.device) / terms.num_particles
-        return Estimate(-elbo / terms.num_particles, reconstruction(terms), kl_part, terms.plate_scale)
+                bound = bound + scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
+                continue
+            prior, guide = terms.prior[name], terms.guide[name]
+            closed = closed_kl(name, terms, structure) if name in structure.analytic else None
+            for cost in self.costs(name, prior, guide, closed):
+                bound = bound - kl_weight * cost
+            kl = guide.log_prob.sum() - prior.log_prob.sum() if closed is None else closed.sum()
+            total_kl = total_kl + kl.detach()
+        kl_part = torch.as_tensor(total_kl, device=bound.device) / terms.num_particles
+        return Estimate(-bound / terms.num_particles, reconstruction(terms), kl_part, terms.plate_scale)
 
 
 @dataclass(frozen=True)
-class FreeBits(Objective):
+class TraceMeanField_ELBO(_ByKL):
+    """ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), with the KL in closed form (AEVB, equation 3).
+
+    By site: closed where every latent before it in the model is before it in the guide too and a form is registered,
+    sampled otherwise (Pyro's own takes the closed form in either case, and is wrong in the second). Equal to Pyro's to the
+    last bit where Pyro's is right.
+    """
+
+    stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
+
+    num_particles: int = 1
+
+    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+        """The KL, or the two densities one after the other, as Pyro adds them."""
+        if closed is not None:
+            return [scaled_sum(closed, guide.scale)]
+        return [-scaled_sum(prior.log_prob, prior.scale), scaled_sum(guide.log_prob, guide.scale)]
+
+
+@dataclass(frozen=True)
+class FreeBits(_ByKL):
     """E_q[log p(x | z)] − β Σ_s max(λ, KL_s), λ = ``free_bits`` nats a latent site s.
 
     A site's KL costs nothing, and has no gradient, while its mean over the minibatch and the particles is below λ (Kingma
@@ -134,34 +149,16 @@ class FreeBits(Objective):
         if type(self.free_bits) not in (int, float) or not 0 <= self.free_bits < float("inf"):
             raise UserError(f"FreeBits(free_bits={self.free_bits!r}): expected nats for a latent site, 0 or more")
 
-    def check(self, structure: Structure) -> None:
-        """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
-        refuse_no_path(self, structure, "'Trace_ELBO'")
-
-    def layout(self, structure: Structure, layout: str) -> str:
-        """Closed forms need both distributions on the same rows."""
-        return "repeat" if layout == "rows" and structure.analytic else layout
-
-    def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """−bound; ``kl`` is the KL itself, free or not."""
-        rows = terms.num_particles * terms.batch_size
-        bound: Any = sum(scaled_sum(site.log_prob, site.scale) for site in terms.observed.values())
-        kl = bound.new_zeros(())
-        for name in terms.prior:
-            prior, guide = terms.prior[name], terms.guide[name]
-            _refuse_lone_scale(name, prior, guide)
-            if isinstance(guide.scale, Tensor) and guide.scale.dim():
-                raise UserError(
-                    f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for a batch's KL as a whole: use "
-                    "objective='Trace_ELBO'"
-                )
-            own = closed_kl(name, terms, structure) if name in structure.analytic else guide.log_prob - prior.log_prob
-            charged = torch.clamp(own.sum() / rows, min=self.free_bits) * rows
-            bound = bound - kl_weight * guide.scale * charged
-            kl = kl + own.detach().sum()
-        return Estimate(
-            -bound / terms.num_particles, reconstruction(terms), kl / terms.num_particles, terms.plate_scale
-        )
+    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+        """The KL of the batch, or λ an image and particle where that is more."""
+        _refuse_lone_scale(name, prior, guide)
+        if isinstance(guide.scale, Tensor) and guide.scale.dim():
+            raise UserError(
+                f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for a batch's KL as a whole: use "
+                "objective='Trace_ELBO'"
+            )
+        kl = guide.log_prob - prior.log_prob if closed is None else closed
+        return [guide.scale * torch.clamp(kl.mean(), min=self.free_bits) * kl.numel()]
 
 
 def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:

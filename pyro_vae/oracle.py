@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,8 @@ from pyro_vae.staging import attributes_kept, first_line, restored
 from pyro_vae.stepper import Stepper
 from pyro_vae.structure import Structure
 from pyro_vae.supports import support_notes
-from pyro_vae.train_step import unfused
+from pyro_vae.train_step import TrainStep
+from pyro_vae.updates import Update
 from pyro_vae.weights import refuse_interacting
 
 MOST_IMAGES = 8
@@ -167,61 +169,37 @@ def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective
 
 
 def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
-    """One step of the update against torch's own optimiser, neither fused nor batched over parameters."""
-    update, optim, parameters = stepper.update, stepper.update.optim, stepper.parameters
-    stock = type(optim).__module__.startswith("torch.optim")
-    if not stock or update.reduce is not None or any(map(hooked, parameters)):
+    """One eager step by copies of the optimiser: in its own form, and neither fused nor batched over parameters."""
+    update, parameters = stepper.update, stepper.parameters
+    kind, hooks = type(update.optim), (update.optim._optimizer_step_pre_hooks, update.optim._optimizer_step_post_hooks)
+    if (
+        not kind.__module__.startswith("torch.optim")
+        or update.reduce is not None
+        or any(map(hooked, parameters))
+        or any(hooks)
+    ):
         return ""
-    kept = {
-        p: {k: copy(v) if not isinstance(v, Tensor) else v.clone() for k, v in s.items()}
-        for p, s in optim.state.items()
-    }
-    with restored(update.health.tensors), statistics_kept():
-        try:
-            sums, gradients = stepper.step.gradients(*_own(x, fields))
-            given = [None if g is None else g.clone() for g in gradients]
-            before = [p.detach().clone() for p in parameters]
-            update(sums, gradients)
-            own = [p.detach().clone() for p in parameters]
-            with torch.no_grad():
-                for parameter, value, gradient in zip(parameters, before, given, strict=True):
-                    parameter.copy_(value)
-                    parameter.grad = gradient
-            _put_back(optim, kept)
-            if update.grad_clip is not None:
-                nn.utils.clip_grad_norm_(parameters, update.grad_clip)
+    outcomes = []
+    for form in ({}, {"fused": False, "foreach": False}):
+        optim = copy(update.optim)
+        optim.state = defaultdict(dict, {p: deepcopy(state) for p, state in update.optim.state.items()})
+        optim.param_groups = [{**group, **form} for group in update.optim.param_groups]
+        step = TrainStep(
+            stepper.loss, parameters, Update(optim, parameters, update.health, update.grad_clip), stepper.observe
+        )
+        with stepper.step.undone():
+            pyro.set_rng_seed(0)
             try:
-                with unfused(optim):
-                    optim.step()
+                sums = step(*_own(x, fields))
             except RuntimeError as error:  # a rate that is no float32
-                return f"no step, as torch's unfused one fails ({first_line(error)})"
-            judge = [p.detach() for p in parameters]
-            finite = all(bool(value.isfinite().all()) for value in (sums, *given) if value is not None)
-            if finite and (apart := _apart(own, judge, STEP_TOLERANCE)):
-                kind = type(optim).__name__
-                raise UserError(
-                    f"one step of {kind} differs from torch's unfused one by {apart}: this is a mistake of pyro_vae or of a "
-                    f"fused kernel; give optimizer=lambda ps: torch.optim.{kind}(ps, fused=False, foreach=False), and report "
-                    "the pair"
-                )
-        finally:
-            _put_back(optim, kept)
-            for parameter in parameters:
-                parameter.grad = None
+                return f"no step, as torch's own fails ({first_line(error)})"
+            outcomes.append([parameter.detach().clone() for parameter in parameters])
+    if bool(sums.isfinite().all()) and (apart := _apart(outcomes[0], outcomes[1], STEP_TOLERANCE)):
+        raise UserError(
+            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is a mistake of a fused kernel; give "
+            f"optimizer=lambda ps: torch.optim.{kind.__name__}(ps, fused=False, foreach=False), and report the pair"
+        )
     return "step"
-
-
-def _put_back(optim: torch.optim.Optimizer, kept: dict[Any, dict[str, Any]]) -> None:
-    """In place: an update may have the state's tensors at hand."""
-    for parameter in [p for p in optim.state if p not in kept]:
-        del optim.state[parameter]
-    for parameter, state in kept.items():
-        for name, value in state.items():
-            now = optim.state[parameter][name]
-            if isinstance(now, Tensor) and isinstance(value, Tensor):
-                now.copy_(value)
-            else:
-                optim.state[parameter][name] = copy(value)
 
 
 def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> str:

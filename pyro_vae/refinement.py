@@ -17,7 +17,6 @@ from pyro_vae.batches import Resident, as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
-from pyro_vae.gradients import Gradients
 from pyro_vae.health import Health
 from pyro_vae.importance import log_marginal
 from pyro_vae.marginal import LogMarginal, figure, protocol_line, quantity
@@ -29,6 +28,7 @@ from pyro_vae.refined import RefinedGuide, local_parameters
 from pyro_vae.seeds import check_seed, mix
 from pyro_vae.select_step import select_step
 from pyro_vae.tiles import rows_of
+from pyro_vae.train_step import TrainStep
 from pyro_vae.updates import Update
 
 BETAS = (0.9, 0.95)
@@ -224,22 +224,23 @@ class _Climb:
                 f"refine climbs along pathwise gradients, and site {foreign[0]!r} of the guide has none (its distribution has no "
                 "rsample): use a family that is reparameterised"
             )
-        eager = Gradients(loss, [freed.eta])
-        _check_used(eager, x, fields)
         optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
         update, source = Update(optim, [freed.eta], Health.on(x.device)), Resident(x, fields, len(x), x.device)
+        eager = TrainStep(loss, [freed.eta], update)
+        _check_used(eager, x, fields)
         # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
-        step, _, how = select_step(eager, update, self.compile, 1 if self.compile == "auto" else self.num_steps, source)
+        step, _, how = select_step(eager, self.compile, 1 if self.compile == "auto" else self.num_steps, source)
         if not self.bar.disable:
             tqdm.write(f"refinement step: {how}", file=sys.stderr)
         for i in range(self.num_steps):
-            step.update.set_rate((1 + cos(pi * i / self.num_steps)) / 2)
+            update.set_rate((1 + cos(pi * i / self.num_steps)) / 2)
             step(x, fields)
             self.bar.update()
 
 
-def _check_used(eager: Gradients, x: Tensor, fields: dict[str, Tensor]) -> None:
-    _, (gradient,) = eager(x, fields)
+def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
+    _, gradients = eager.gradients(x, fields)
+    gradient = gradients[0] if gradients is not None else None
     if gradient is None or not bool((gradient != 0).any()):
         raise UserError(
             "the guide's draws don't depend on η: let its forward call self.local(x) and sample from self.build of what that gives"

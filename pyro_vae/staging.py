@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.peepholes import draw_at_once, leave_out_identities
+from pyro_vae.seeds import own_randomness
 
 TIERS = ("auto", "inductor", "graph", "off")
 TensorFunction = Callable[..., Sequence[Tensor]]
@@ -56,6 +57,8 @@ class TensorProgram:
             NotStageable: inductor failed, and how.
         """
         captured = self.captured
+        if missing := missing_compiler(arguments[0].device):
+            raise NotStageable(missing)
         try:
             compiled = _inductor(self.graph, [*captured, *arguments])
         except Exception as error:
@@ -124,16 +127,11 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
     for node in module.graph.nodes:  # the traced shapes' metadata would be taken for fake tensors of another mode
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
-    compiled: Any
     with _quiet(), torch.no_grad():
-        try:
-            from torch._inductor.compile_fx import compile_fx
-        except ImportError:  # a private call: where it is missing, the public one serves, a little slower
-            compiled = torch.compile(module, options={"fallback_random": True})
-            compiled(*inputs)
-        else:
-            patches = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
-            compiled = compile_fx(module, list(inputs), config_patches=patches)
+        from torch._inductor.compile_fx import compile_fx
+
+        patches: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+        compiled: Any = compile_fx(module, list(inputs), config_patches=patches)
     function: TensorFunction = compiled
     return function
 
@@ -178,36 +176,30 @@ def agree(
     """
     for seed, arguments in enumerate(batches):
         results = []
-        for function in (eager, program):
-            torch.manual_seed(seed)
-            with torch.set_grad_enabled(function is eager and torch.is_grad_enabled()):
-                results.append([value.double() for value in function(*arguments)])
-        expected, found = results
-        start = 0
-        for count in (*groups, len(expected) - sum(groups)):
-            pairs = [(a, b) for a, b in zip(found[start:][:count], expected[start:][:count], strict=True) if b.numel()]
+        for function in (program, eager):
+            with own_randomness(seed, arguments[0].device):
+                results.append([value.double().flatten() for value in function(*arguments)])
+        none, start = results[0][0].new_zeros(1), 0
+        for count in (*groups, len(results[0]) - sum(groups)):
+            found, expected = (torch.cat((none, *values[start : start + count])) for values in results)
             start += count
-            if not pairs:
-                continue
-            error = float(torch.stack([(a - b).abs().max() for a, b in pairs]).max())
-            size = max(float(torch.stack([b.abs().max() for _, b in pairs]).max()), floor)
+            alike = (found == expected) | (found.isnan() & expected.isnan())  # infinities too
+            error = float((found - expected).abs().masked_fill(alike, 0.0).max())
+            size = max(float(expected.abs().nan_to_num(0.0, 0.0).max()), floor)
             if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
                 raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
 
 
 @contextmanager
-def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[Callable[[], list[Tensor]]]:
-    """Give the modules clones of these buffers, which the function may change, and put the originals back.
-
-    What is given reads the buffers as they are.
-    """
+def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
     originals = [module._buffers[name] for module, name in buffers]
     clones: dict[int, Tensor] = {}
     for (module, name), original in zip(buffers, originals, strict=True):
         assert original is not None
         module._buffers[name] = clones.setdefault(id(original), original.clone())
     try:
-        yield lambda: [module._buffers[name] for module, name in buffers]  # type: ignore[misc]
+        yield
     finally:
         for (module, name), original in zip(buffers, originals, strict=True):
             module._buffers[name] = original
@@ -229,16 +221,6 @@ def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
             if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
                 value.data.copy_(content)
             vars(module)[name] = value
-
-
-def buffers_written(modules: Iterable[nn.Module], run: Callable[[], object]) -> list[tuple[nn.Module, str]]:
-    """The buffers that a run changes (BatchNorm's), by (module, name); they are put back."""
-    places = [(module, name) for module in modules for name, b in module._buffers.items() if b is not None]
-    with own_buffers(places) as read:
-        before = [buffer.clone() for buffer in read()]
-        run()
-        # by value: BatchNorm's kernel writes its running statistics without a new version
-        return [at for at, old, new in zip(places, before, read(), strict=True) if not torch.equal(old, new)]
 
 
 @contextmanager

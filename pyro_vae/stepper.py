@@ -11,7 +11,6 @@ from pyro_vae.batches import Source
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
 from pyro_vae.fit_options import FitOptions
-from pyro_vae.gradients import Gradients
 from pyro_vae.health import Health
 from pyro_vae.held import leaves
 from pyro_vae.objectives import Loss
@@ -20,6 +19,7 @@ from pyro_vae.optimizers import make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.select_step import select_step
 from pyro_vae.staging import NotStageable
+from pyro_vae.train_step import TrainStep
 from pyro_vae.updates import Update
 
 
@@ -56,12 +56,12 @@ class Stepper:
             for group in self.optim.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # a frozen one would be moved by its last gradient
-        eager = Gradients(self.loss, self.parameters, self.observe)
-        update = Update(self.optim, self.parameters, self.health, options.grad_clip, self.group.reduce)
+        self.update = Update(self.optim, self.parameters, self.health, options.grad_clip, self.group.reduce)
+        eager = TrainStep(self.loss, self.parameters, self.update, self.observe)
         with pair.active(training=True):
-            chosen = select_step(eager, update, self.tier, self._total_steps, self._source, options.seed)
+            chosen = select_step(eager, self.tier, self._total_steps, self._source, options.seed)
         self.step, self.source, self.note = chosen
-        self.update, self.tier = self.step.update, self.step.gradients.tier
+        self.tier = self.step.tier
         self._seen = self._signature()
 
     def follow(self) -> bool:
@@ -77,11 +77,9 @@ class Stepper:
         Raises:
             UserError: a Python value that the programs read has changed since they were traced.
         """
-        if self.tier == "off":
-            return
         with self.loss.pair.active(training=True):
             try:
-                self.step.check([self._source.drawn(seed)])
+                self.step.check(self._source.drawn(seed))
             except NotStageable as reason:
                 raise UserError(
                     f"the {self.tier} step no longer is that of the programs ({reason}): a Python value that they read has changed "

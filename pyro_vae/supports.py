@@ -10,7 +10,7 @@ from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.densities import Fields, latent_nodes, masked, plain_draw, repeated, trace_model
+from pyro_vae.densities import Fields, latent_nodes, log_prob_of, masked, plain_draw, repeated, trace_model
 from pyro_vae.errors import UserError
 from pyro_vae.explain import law_of
 from pyro_vae.pair import Pair, probe
@@ -86,7 +86,7 @@ def _share_outside(node: Any, drawn: Any) -> float:
 
 def _admits(node: Any, value: Tensor) -> Tensor:
     """Where the value is in the law's support with a density above 0, or is masked."""
-    log_prob: Tensor = node["fn"].log_prob(value)
+    log_prob = log_prob_of({**node, "value": value})
     inside = ~(log_prob.isnan() | (log_prob == -torch.inf))
     with suppress(NotImplementedError, KeyError):  # a law that names no support, a flow without an inverse
         inside = inside & _in_support(node["fn"], value)

@@ -33,13 +33,15 @@ class TileTarget:
 
 
 class Target:
-    """The Pyro programs themselves, at every u."""
+    """The Pyro programs themselves, at every u; or tensor programs of the terms, and of the gradients alone."""
 
     def __init__(self, space: Unconstrained) -> None:
-        self.space = space
+        self.space, self.parts = space, list[SplitProgram]()
 
     def tile(self, x: Tensor, fields: Fields) -> TileTarget:
         """The target on these images."""
+        if self.parts:
+            return TileTarget(*(part.tile(x, *fields.values()) for part in self.parts))
 
         def terms(u: Tensor) -> Sequence[Tensor]:
             return self.space.differentiate(u, x, fields)
@@ -64,23 +66,10 @@ class TracedTarget(Target):
         with torch.random.fork_rng([first[0].device] if first[0].device.type == "cuda" else []):
             batches = [[space.draw(x, fields), x, *(fields[name] for name in names)] for x, fields in (first, others)]
             program = trace(differentiate, batches[0])
-            self.parts = [
-                SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
-                for outputs in (slice(0, 4), GRADIENTS)
-            ]
-            for part, outputs in zip(self.parts, (slice(0, 4), GRADIENTS), strict=True):
-                agree(
-                    lambda *a, part=part: [value.nan_to_num() for value in part(*a)],
-                    lambda *a, outputs=outputs: [value.nan_to_num() for value in differentiate(*a)[outputs]],
-                    batches,
-                    [1] * 3,
-                    floor=1.0,
-                )
-
-    def tile(self, x: Tensor, fields: Fields) -> TileTarget:
-        """The target on these images."""
-        terms, gradients = (part.tile(x, *fields.values()) for part in self.parts)
-        return TileTarget(terms, gradients)
+            for outputs in (slice(0, 4), GRADIENTS):
+                part = SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
+                agree(part, lambda *a, outputs=outputs: differentiate(*a)[outputs], batches, [1] * 3, floor=1.0)
+                self.parts.append(part)
 
 
 def make_target(space: Unconstrained, compile: str, first: Batch, others: Batch) -> tuple[Target, str]:
@@ -89,8 +78,7 @@ def make_target(space: Unconstrained, compile: str, first: Batch, others: Batch)
     if compile == "off":
         return Target(space), "eager Pyro, as asked for"
     try:
-        if compile == "inductor":
-            return TracedTarget(space, compile, first, others), "compiled by inductor"
-        return TracedTarget(space, "graph", first, others), "traced graph, replayed"
+        staged = TracedTarget(space, "inductor" if compile == "inductor" else "graph", first, others)
+        return staged, "compiled by inductor" if compile == "inductor" else "traced graph, replayed"
     except NotStageable as reason:
         return Target(space), f"eager Pyro ({reason})"

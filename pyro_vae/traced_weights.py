@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pyro_vae.pair import Pair
 from pyro_vae.partition import SplitProgram
 from pyro_vae.precision import FLOAT32, Precision
 from pyro_vae.proposals import Kernel, Proposal
-from pyro_vae.staging import NotStageable, agree, check_tier, missing_compiler, trace
+from pyro_vae.staging import NotStageable, agree, check_tier, trace
 
 Draw = Callable[[int], Tensor]
 """k -> the log weights of k fresh draws at each image of the tile, (k, B)"""
@@ -50,16 +51,14 @@ class TracedWeights:
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The encoder runs at the first draw, and once for each number of draws."""
-        tiles: dict[int, Callable[..., Sequence[Tensor]]] = {}
 
-        def draw(k: int) -> Tensor:
+        @cache
+        def tile(k: int) -> Callable[..., Sequence[Tensor]]:
             if k not in self._programs:
                 self.prepare(x, fields, k)
-            if k not in tiles:
-                tiles[k] = self._programs[k].tile(x, *fields.values())
-            return tiles[k]()[0]
+            return self._programs[k].tile(x, *fields.values())
 
-        return draw
+        return lambda k: tile(k)()[0]
 
     def prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
         """Trace the log weights of ``k`` draws, split and compile them, and hold them against the eager kernel.
@@ -117,8 +116,6 @@ def make_weights(
     for tier in (*tiers, "graph"):
         weights = TracedWeights(kernel, tier, others, precision)
         try:
-            if tier == "inductor" and (missing := missing_compiler(first[0].device)):
-                raise NotStageable(missing)
             weights.prepare(*first, chunk)
             return weights, f"{'compiled by inductor' if tier == 'inductor' else 'traced graph, replayed'} ({note})"
         except NotStageable as reason:

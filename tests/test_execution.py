@@ -192,7 +192,19 @@ def test_an_evaluation_is_held_against_the_programs_on_other_rows(how: str, monk
     torch.testing.assert_close(found[0].log_px, found[1].log_px, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("norm", ["spectral", "batch", "weight"])
+class Centred(nn.Module):
+    """Keeps a running mean in a buffer that each run assigns anew, and that enters the same run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, h: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * h.detach().mean(0) if self.training else self.mean
+        return h * (1.0 + self.mean)
+
+
+@pytest.mark.parametrize("norm", ["spectral", "batch", "weight", "assigned"])
 def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
     """Each run of a check begins from the same buffers: spectral norm's enter the very step, BatchNorm's the next."""
     trained = []
@@ -200,6 +212,8 @@ def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
         pair = Annealed()
         if norm == "batch":
             pair.encode = nn.Sequential(pair.encode, nn.BatchNorm1d(4).double())
+        elif norm == "assigned":
+            pair.encode = nn.Sequential(pair.encode, Centred())
         else:
             pair.encode = getattr(nn.utils.parametrizations, f"{norm}_norm")(pair.encode)
         history = fit(

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from pyro_vae import ais, guides, log_marginal, models, staging
 from pyro_vae.densities import plain_score
-from pyro_vae.gradients import Gradients, TracedGradients
+from pyro_vae.health import Health
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair import Pair
 from pyro_vae.partition import SplitProgram, split_at_draws
 from pyro_vae.stepper import trainable
 from pyro_vae.traced_weights import EagerWeights, TracedWeights
+from pyro_vae.train_step import StagedStep, TrainStep
+from pyro_vae.updates import Update
 
 needs_compiler = pytest.mark.skipif(
     bool(staging.missing_compiler(torch.device("cpu"))),
@@ -169,19 +171,25 @@ def test_a_decoder_that_writes_in_place_has_the_log_px_of_one_that_does_not(tier
         torch.testing.assert_close(estimate(in_place).log_px, estimate(plain).log_px, rtol=0, atol=1e-8)
 
 
-def step_of(net: str) -> tuple[Gradients, Tensor, dict[str, Tensor]]:
+def plain_step(loss: Loss, x: Tensor, fields: dict[str, Tensor]) -> TrainStep:
+    """The eager step with SGD, whose gradients a staged one gives out."""
+    parameters = trainable(loss, x, fields)
+    return TrainStep(loss, parameters, Update(torch.optim.SGD(parameters, lr=0.1), parameters, Health.on(x.device)))
+
+
+def step_of(net: str) -> tuple[TrainStep, Tensor, dict[str, Tensor]]:
     loss = Loss(TraceMeanField_ELBO(), Pair.of(*small_pair(net)))
     x, fields = images(16), {"index": torch.arange(16)}
     with loss.pair.active(training=True):
-        return Gradients(loss, trainable(loss, x, fields)), x, fields
+        return plain_step(loss, x, fields), x, fields
 
 
 @pytest.mark.parametrize("net", ["MLP", "Conv"])
 def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
     eager, x, fields = step_of(net)
-    staged = TracedGradients(eager, "graph")
+    staged = StagedStep(eager, "graph")
     with eager.loss.pair.active(training=True):
-        staged.prepare(x, fields)
+        staged.prepare((x, fields))
         for seed, batch in enumerate((images(16, 5), images(16, 6), images(9, 7))):  # the last one is ragged
             named = {"index": torch.arange(len(batch))}
             buffers = [b.clone() for m in eager.loss.pair.modules for b in m.buffers(recurse=False)]
@@ -191,8 +199,8 @@ def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
                 for original, kept in zip(originals, buffers, strict=True):
                     original.copy_(kept)
                 torch.manual_seed(seed)
-                sums, found = step(batch, named)
-                gradients = [gradient.clone() for gradient in found if gradient is not None]
+                sums, found = step.gradients(batch, named)
+                gradients = [gradient.clone() for gradient in found or () if gradient is not None]
                 results.append([sums, *gradients, *(b.clone() for b in originals)])
             assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -232,7 +240,7 @@ def test_a_program_that_is_not_its_own_eager_self_is_refused() -> None:
 
     eager.loss.step = drifting  # type: ignore[method-assign, assignment]
     with eager.loss.pair.active(training=True), pytest.raises(staging.NotStageable, match="differs from the eager one"):
-        TracedGradients(eager, "graph").prepare(x, fields)
+        StagedStep(eager, "graph").prepare((x, fields))
 
 
 def test_no_program_outlives_its_evaluation() -> None:

@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models
 from pyro_vae.batches import Resident, make_source
-from pyro_vae.gradients import Gradients
 from pyro_vae.loop import evaluate_elbo
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair import Pair
+from pyro_vae.train_step import TrainStep
 
 X = binary_images(48)
 CPU = torch.device("cpu")
@@ -395,14 +395,14 @@ def test_the_kl_warmup_reaches_the_weight() -> None:
     """From 0 in a line over 1.5 epochs of 3 steps, then the whole."""
     model, guide = our_pair()
     seen: list[float] = []
-    original = Gradients.__call__
+    original = TrainStep.__call__
 
     def compute(self: Any, x: Tensor, fields: Any) -> Any:
         seen.append(float(self.loss.kl_weight))
         return original(self, x, fields)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Gradients, "__call__", compute)
+        patch.setattr(TrainStep, "__call__", compute)
         fit(model, guide, X, num_epochs=3, kl_weight=0.8, kl_warmup=1.5, **QUICK)
     expected = [0.8 * min(1.0, step / 4.5) for step in range(9)]
     assert seen[-9:] == pytest.approx(expected, rel=1e-6)

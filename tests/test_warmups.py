@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vae import fit
 from pyro_vae.errors import UserError
-from pyro_vae.gradients import Gradients
 from pyro_vae.options import Train, read_config, to_toml
+from pyro_vae.train_step import TrainStep
 from pyro_vae.warmups import Cyclical, Linear, Warmup, make_warmup
 
 X = binary_images(20)
@@ -81,15 +81,15 @@ def test_what_it_can_not_be(spec: Any, sentence: str) -> None:
 def test_training_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """β · share at each step, in the buffer that the step reads; a replayed graph trains to the same parameters."""
     seen: list[float] = []
-    original = Gradients.__call__
+    original = TrainStep.__call__
 
-    def compute(self: Any, x: Tensor, fields: Any) -> list[Tensor]:
+    def compute(self: Any, x: Tensor, fields: Any) -> Tensor:
         seen.append(float(self.loss.kl_weight))
         return original(self, x, fields)
 
     options = {"num_steps": 8, "batch_size": 10, "kl_weight": 0.5, "progress": False, "device": "cpu"}
     with monkeypatch.context() as patch:
-        patch.setattr(Gradients, "__call__", compute)
+        patch.setattr(TrainStep, "__call__", compute)
         model, guide = fresh("PyroModules")
         fit(model, guide, X, kl_warmup="Cyclical(cycles=2)", compile="off", **options)  # type: ignore[arg-type]
     assert seen[-8:] == pytest.approx([0.0, 0.25, 0.5, 0.5] * 2)

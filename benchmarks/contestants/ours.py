@@ -15,15 +15,14 @@ import pyro_vae as pv
 from benchmarks.architectures import Architecture
 from benchmarks.contestants import Epochs, Step, Train
 from pyro_vae.batches import Resident
-from pyro_vae.gradients import Gradients, TracedGradients
 from pyro_vae.health import Health
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.optimizers import make_optimizer
 from pyro_vae.pair import Pair
 from pyro_vae.select_step import select_step
 from pyro_vae.stepper import trainable
-from pyro_vae.train_step import TrainStep
-from pyro_vae.updates import AdamUpdate, Update
+from pyro_vae.train_step import StagedStep, TrainStep
+from pyro_vae.updates import Update
 
 
 def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:
@@ -35,14 +34,15 @@ def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Ste
     with pair.active(training=True):
         parameters = trainable(loss, x, fields)
         update = Update(make_optimizer("Adam", parameters, 1e-3), parameters, Health.on(x.device))
-        eager = Gradients(loss, parameters)
+        found = TrainStep(loss, parameters, update)
         if beside:
-            staged = TracedGradients(eager, tier)
-            staged.prepare(x, fields)
-            found = TrainStep(staged, AdamUpdate(update.optim, parameters, update.health))
+            staged = StagedStep(found, tier)
+            staged.inside = False
+            staged.prepare((x, fields))
+            found = staged
         else:
-            found, _, note = select_step(eager, update, tier, 1, Resident(x, {}, len(x), x.device))
-            assert found.gradients.tier == tier, note
+            found, _, note = select_step(found, tier, 1, Resident(x, {}, len(x), x.device))
+            assert found.tier == tier, note
         found.update.set_rate(1.0)  # `fit` tells a rate when it changes
     return Running(pair, found, x, fields)
 
