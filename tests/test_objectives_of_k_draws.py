@@ -197,6 +197,42 @@ def test_path_derivatives_are_those_at_leaves(form: str, objective: Objective, m
         torch.testing.assert_close(found[leaf], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
 
 
+class Moved(nn.Module):
+    """z = (location + exp(log_scale) ε) / √2 with ε ~ N(x/√2, 1): at zeros the exact posterior of x ~ N(z, 1), z ~ N(0, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.location, self.log_scale = (nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in "ab")
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x), by a flow whose own tensors are parameters."""
+        root = 0.5**0.5
+        base = dist.Normal(x * root, 1.0).to_event(1)
+        flow = dist.transforms.AffineTransform(self.location, self.log_scale.exp(), event_dim=1)
+        last = dist.transforms.AffineTransform(0.0, root, event_dim=1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.TransformedDistribution(base, [flow, last]))
+
+
+@pytest.mark.parametrize("objective", [STL(1), STL(3), DReG(3)], ids=repr)
+def test_path_derivatives_at_the_exact_posterior_are_zero_in_each_draw(objective: Objective) -> None:
+    """Of a flow's own parameters too (Roeder et al. 2017): without the score there is no noise; with it there is."""
+    x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for goal, still in ((objective, True), (Trace_ELBO(), False), (IWAE(3), False)):
+        moved = Moved()
+        torch.manual_seed(0)
+        goal(moved.model, moved.guide)(x).backward()
+        for parameter in moved.parameters():
+            assert parameter.grad is not None
+            assert (float(parameter.grad.abs().max()) < 1e-12) == still
+
+
 def test_held_tensors_are_constants_everywhere_and_others_are_not() -> None:
     held, free = (torch.ones(3, requires_grad=True) for _ in range(2))
     with Held([held]):

@@ -408,10 +408,20 @@ def test_each_gradient_has_memory_of_its_own(tier: str) -> None:
                 parameter.grad.mul_(0.5)
             super().step()
 
+    class Summed(Weighted):
+        """With a bias in two parts."""
+
+        def __init__(self) -> None:
+            super().__init__("einsum")
+            self.bias, self.rest = (torch.nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in "ab")
+
+        def model(self, x: Tensor) -> None:
+            super().model(x - (self.bias + self.rest))
+
     x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     found = []
     for optimizer, rate in ((Halved, 0.1), (torch.optim.SGD, 0.05)):
-        v = Weighted("einsum")
+        v = Summed()
         fit(v.model, v.guide, x, "Trace_ELBO", num_steps=3, batch_size=16, optimizer=optimizer, learning_rate=rate,
             compile=tier, schedule="constant", progress=False)  # fmt: skip
         found.append([*v.parameters()])
