@@ -1,7 +1,8 @@
-"""Operations of a traced graph that change nothing, left out, and noise drawn by one: bit for bit the same, and less to replay."""
+"""Operations of a traced graph that change nothing, left out: bit for bit the same, and less to replay."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,40 +17,22 @@ _VIEWS = (*_SAME_SHAPE, _aten.alias.default, _aten.t.default, _aten.transpose.in
 def leave_out_identities(graph: fx.Graph) -> None:
     """Replace views of the same shape, x/1, x·1, x¹, the concatenation of one tensor, and xᵀᵀ by x.
 
-    Of a graph straight from ``make_fx``, whose nodes know their values. A result that leaves the graph, or may be written
-    to, stays a tensor of its own.
+    Of a graph straight from ``make_fx``, whose nodes know their values. A result that leaves the graph, or is read once a
+    tensor may have been written to, stays a tensor of its own.
     """
-    private = not any(_writes(node) for node in graph.nodes)
-    leaving = _leaving(graph)
-    for node in list(graph.nodes):
+    nodes = list(graph.nodes)
+    end = next(number for number, node in enumerate(nodes) if node.op == "output" or _writes(node))
+    read_later = _read(nodes[end:])
+    for number, node in enumerate(nodes):
         if node.op != "call_function":
             continue
         same = _unviewed(node)
-        if same is None and private and node not in leaving:
+        if same is None and number < end and node not in read_later:
             same = _uncopied(node)
         if same is not None and _alike(same, node):
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
-
-
-def draw_at_once(graph: fx.Graph) -> None:
-    """Replace an empty tensor that is filled with standard normal noise by ``randn``, which is both, from the same generator.
-
-    A compiler makes the filling a function of the empty tensor, which it copies first.
-    """
-    for node in list(graph.nodes):
-        if node.target is not _aten.normal_.default or len(node.args) != 1 or node.kwargs:
-            continue
-        (empty,) = node.args
-        fresh = empty.target is _aten.empty.memory_format and list(empty.users) == [node]
-        if fresh and empty.kwargs.get("memory_format") is None:  # `randn` knows one order only
-            with graph.inserting_before(node):
-                drawn = graph.call_function(_aten.randn.default, empty.args, dict(empty.kwargs))
-            drawn.meta = dict(node.meta)
-            node.replace_all_uses_with(drawn)
-            graph.erase_node(node)
-            graph.erase_node(empty)
 
 
 def _unviewed(node: fx.Node) -> fx.Node | None:
@@ -91,10 +74,10 @@ def _writes(node: fx.Node) -> bool:
     return not isinstance(node.args[0], fx.Node) or bool(node.args[0].all_input_nodes)
 
 
-def _leaving(graph: fx.Graph) -> set[fx.Node]:
-    """The outputs, and what they are views of."""
+def _read(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """What these read, and what that is a view of."""
     found: set[fx.Node] = set()
-    waiting = [node for each in graph.nodes if each.op == "output" for node in each.all_input_nodes]
+    waiting = [source for node in nodes for source in node.all_input_nodes]
     while waiting:
         node = waiting.pop()
         if node not in found:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.peepholes import draw_at_once, leave_out_identities
+from pyro_vae.peepholes import leave_out_identities
 from pyro_vae.seeds import own_randomness
 
 TIERS = ("auto", "inductor", "graph", "off")
@@ -80,7 +80,6 @@ def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgra
         raise NotStageable(f"tracing failed ({first_line(error)})") from error
     _refuse_data_dependence(module.graph)
     module.graph.eliminate_dead_code()
-    draw_at_once(module.graph)
     leave_out_identities(module.graph)
     captured = _lift(module)
     module.recompile()

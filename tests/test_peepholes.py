@@ -71,40 +71,18 @@ def test_copies_stay_where_something_is_written_to() -> None:
     assert size(work) == 6
 
 
+def test_copies_that_nothing_reads_after_the_first_writing_are_left_out() -> None:
+    """A training step writes its parameters last."""
+
+    def work(x: Tensor) -> list[Tensor]:
+        early, late, written = x.exp() / 1, x.sin() / 1, x.cos()
+        total = early.sum()
+        written.add_(1.0)
+        return [total, written, late.t() + written.t()]
+
+    assert size(work) == 9  # all but one division
+
+
 def test_noise_that_fills_an_empty_tensor_is_no_such_writing() -> None:
     program = trace(lambda x: [((x.exp() + torch.empty(4, 6).normal_()) / 1).sum()], [X])
     assert "div" not in program.graph.code
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_standard_normal_noise_is_drawn_by_one_operation(dtype: torch.dtype) -> None:
-    """The very noise that filling an empty tensor draws, replayed and compiled."""
-
-    def work(x: Tensor) -> list[Tensor]:
-        return [x + torch.empty(4, 6, dtype=dtype).normal_()]
-
-    program = trace(work, [X])
-    assert "randn" in program.graph.code and "empty" not in program.graph.code
-    torch.manual_seed(0)
-    expected = work(X)[0]
-    for run in (program, program.compile([X])):
-        torch.manual_seed(0)
-        assert torch.equal(run(X)[0], expected)
-
-
-@pytest.mark.parametrize(
-    "noise",
-    [
-        lambda x: torch.empty(4, 6).normal_(1.0, 2.0),
-        lambda x: torch.empty(4, 6).normal_() + torch.empty(4, 6).uniform_(),
-        lambda x: x.clone().normal_(),
-        lambda x: torch.empty(2, 3, 4, 5, memory_format=torch.channels_last).normal_()[0, 1].sum(),
-    ],
-)
-def test_other_noise_stays_what_it_is(noise: Callable[[Tensor], Tensor]) -> None:
-    """Of another mean or law, or into a tensor that holds something, or is laid out in another order."""
-    program = trace(lambda x: [x + noise(x)], [X])
-    torch.manual_seed(0)
-    expected = X + noise(X)
-    torch.manual_seed(0)
-    assert torch.equal(program(X)[0], expected)
