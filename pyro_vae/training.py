@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed, explain, registry
+from pyro_vae.ambient import casts_anew, turn, unusual
 from pyro_vae.batches import Resident, Source, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
@@ -98,7 +99,7 @@ def fit(
         Diverged: something is not finite; it names the step and the site, and the parameters are those of the step before.
     """
     options = FitOptions.of(locals())
-    with torch.enable_grad():
+    with turn(), torch.enable_grad(), casts_anew():
         return _fit(model, guide, x_train, fields, options)
 
 
@@ -139,7 +140,8 @@ def _fit(
         if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
-        history, at = History(compile=stepper.tier, note=stepper.note), Position.start(place)
+        note = "; ".join((stepper.note, *unusual(place)))
+        history, at = History(compile=stepper.tier, note=note), Position.start(place)
         here = this_place(place, stepper.tier)
         torch.manual_seed(seed)
         if begun is not None:
