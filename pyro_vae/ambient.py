@@ -15,7 +15,7 @@ import torch
 
 from pyro_vae.errors import UserError
 
-_backends = torch.backends
+_backends: Any = torch.backends
 SETTINGS: tuple[Any, ...] = (
     _backends,
     _backends.cudnn,  # of all of CUDA
