@@ -26,6 +26,8 @@ from pyro_vae.draws import by_draw
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
 from pyro_vae.importance import running
+from pyro_vae.proposals import Guide
+from pyro_vae.traced_weights import make_weights
 from pyro_vae.weights import prepare, refuse_bad_weights
 
 NUM_IMAGES, NUM_DRAWS = 20, 5
@@ -87,6 +89,8 @@ for image, stored in enumerate(data["log_weights"].double()):
     largest = max(largest, apart.max().item())
     print(f"image {{image:2}} {{stored[0]:15.6f}} {{found[0]:15.6f}}   {{apart.max():.1e}}")
 print(f"largest difference {{largest:.1e}} nats; tolerance {{TOLERANCE:g}} of |log w|")
+files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("pyro_vae.")]
+assert all(str(file or HERE).startswith(str(HERE)) for file in files), "an installed pyro_vae was imported, no copy"
 sys.exit(0 if equal else "a log weight differs by more than that")
 '''
 
@@ -173,10 +177,13 @@ def _data(
             "this pair"
         )
     with running(pair, images.device):
+        first, others = (images, named), (images.flip(0), {name: value.flip(0) for name, value in named.items()})
+        size = len(images), NUM_DRAWS, NUM_DRAWS
+        weights, _ = make_weights(pair, Guide(), "graph", *size, first, others)  # as log_marginal scores
         torch.manual_seed(seed)
-        drawn = pair.run(images, named, NUM_DRAWS, layout="repeat").guide
-        torch.manual_seed(seed)  # the same draws, in the layout in which the pair is scored
-        log_weights = pair.run(images, named, NUM_DRAWS).log_weights()
+        drawn = pair.run(*first, NUM_DRAWS, layout="repeat").guide
+        torch.manual_seed(seed)  # the same draws
+        log_weights = weights(*first)(NUM_DRAWS)
     latents = {name: _alone(site) for name, site in drawn.items()}
     taken = {
         role: [n for n in program.select(named) if n != "index" or program.wants(n)]
@@ -343,10 +350,7 @@ def _imports(module: str, path: Path) -> Iterator[tuple[str, str]]:
             place = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             for each in node.names:
                 whole = f"{place}.{each.name}"
-                if (
-                    whole != "pyro_vae.registry" or module != "pyro_vae.nn.net"
-                ):  # it is given classes, and looks up no name
-                    yield (whole, "") if _source_of(whole) else (place, each.name)
+                yield (whole, "") if _source_of(whole) else (place, each.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in namespaces:
             yield namespaces[node.value.id], node.attr
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pyro_vae import registry
 from pyro_vae.errors import UserError, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -122,11 +123,7 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 
 def _find(net: str | type) -> Any:
-    if not isinstance(net, str):
-        return net
-    from pyro_vae import registry
-
-    return registry.resolve("net", net)
+    return registry.resolve("net", net) if isinstance(net, str) else net
 
 
 def _of(direction: str, args: dict[str, Any]) -> dict[str, Any]:
