@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae import explain
+from pyro_vae import ambient, explain
 from pyro_vae.accumulate import WeightSums
 from pyro_vae.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import make_source
@@ -142,6 +142,7 @@ def ais(
     said = {
         "num_images": source.num_images,
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
+        **ambient.said(place),
         "seed": seed,
         **known,
         "checked": checked,

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae import ambient
 from pyro_vae.annealing import Settings, anneal, prepare_kernel, tiles
 from pyro_vae.batches import as_fields, as_images
 from pyro_vae.counts import check_count
 from pyro_vae.devices import find_device
+from pyro_vae.importance import running
 from pyro_vae.marginal import figure, protocol_line, quantity
 from pyro_vae.pair import Pair
 from pyro_vae.progress import progress_bar
@@ -139,11 +141,8 @@ def bdmc(
     pair = Pair.of(model, guide)
     tile = tiles(size, num_chains, rows_of(pair, place))
     starts = range(0, size, tile)
-    devices = [place] if place.type == "cuda" else []
     with (
-        torch.random.fork_rng(devices),
-        torch.no_grad(),
-        pair.active(training=False, may_create=False),
+        running(pair, place),
         progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
     ):
         rows = torch.arange(tile, device=place)
@@ -161,6 +160,7 @@ def bdmc(
         "num_samples": num_chains,
         "num_images": size,
         "precision": str(made.x.dtype).removeprefix("torch."),
+        **ambient.said(place),
         "seed": seed,
         **settings.said(),
         **known,

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_vae import bench, distributed, methods, registry, runs
+from pyro_vae import bench, checkpoint, distributed, methods, registry, runs
 from pyro_vae.batches import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.endings import Stopped
@@ -24,7 +24,7 @@ from pyro_vae.history import History
 from pyro_vae.loop import evaluate_elbo
 from pyro_vae.marginal import LogMarginal
 from pyro_vae.objectives import Loss
-from pyro_vae.options import Bench, Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.pair import Pair
 from pyro_vae.program import Program
 from pyro_vae.representation import reconstruct
@@ -158,7 +158,7 @@ def _reconstruction_error(
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# evaluate, compare, sample, plot, list
+# evaluate, audit, compare, sample, plot, list
 
 
 @execute.register
@@ -178,6 +178,27 @@ def evaluate(options: Evaluate) -> None:
         return
     _keep(run, experiment, found, options)
     _print_result(run, found.figures, found.headline, options.json)
+
+
+@execute.register
+def audit(options: Audit) -> None:
+    """Write a script into the run that checks log weights by stock Pyro, and the source that it needs."""
+    from pyro_vae.audit import NUM_IMAGES, write_audit
+
+    run = runs.open_run(options.run)
+    with registry.recorded() as calls:
+        experiment, _ = _trained(run, options.data_root)
+    number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
+    x, _ = experiment.images("test", number)
+    weights = checkpoint.newest(run.checkpoints).path
+    pair = experiment.model, experiment.guide
+    found = write_audit(run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed)
+    print(
+        f"{runs.shown(found.script)} takes torch, pyro and copies of the pair's source; diff these with the originals:"
+    )
+    for copy, original in found.copies.items():
+        print(f"  {runs.shown(copy)}  {runs.shown(original)}")
+    print(f"run it, with this package or without: python {runs.shown(found.script)}")
 
 
 @execute.register

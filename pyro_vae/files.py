@@ -42,7 +42,9 @@ def set_aside(*paths: Path, why: str = "superseded") -> None:
             os.rename(path, f"{path}{free}")
 
 
-_SCRATCH = re.compile(r"\..+\.(?:csv|jsonl?|npz|png|pt|sha256|toml|holder)\.(\d+)\.tmp")  # of the files of a run alone
+_SCRATCH = re.compile(
+    r"\..+\.(?:csv|jsonl?|npz|png|pt|py|sha256|toml|holder)\.(\d+)\.tmp"
+)  # of the files of a run alone
 
 
 def sweep(folder: Path) -> None:

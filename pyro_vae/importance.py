@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_vae import distributed, explain, registry
+from pyro_vae import ambient, distributed, explain, registry
 from pyro_vae.accumulate import ImageSums
 from pyro_vae.batches import Batch, Resident, Source, make_source
 from pyro_vae.counts import check_count
@@ -102,6 +102,7 @@ def log_marginal(
         "num_images": work.source.num_images,
         **({} if work.exact else {"proposal": _words(drawn)}),
         "precision": in_words,
+        **ambient.said(place),
         "seed": seed,
         **known,
         "checked": checked,
@@ -166,11 +167,11 @@ def _prepare(
 
 @contextmanager
 def running(pair: Pair, place: torch.device) -> Iterator[None]:
-    """Eval mode, no gradients, the caller's random state kept; a program's own mistake stays one sentence."""
+    """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake stays one sentence."""
     with (
+        pair.active(training=False, may_create=False),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
-        pair.active(training=False, may_create=False),
     ):
         yield
 

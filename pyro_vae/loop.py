@@ -249,7 +249,7 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
     device, group = loss.kl_weight.device, distributed.current()
     sums, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
     weight = loss.kl_weight.clone()
-    with own_randomness(group.seed_of(mix(seed, 1) % 2**32), device), loss.pair.active(training=False):
+    with loss.pair.active(training=False), own_randomness(group.seed_of(mix(seed, 1) % 2**32), device):
         loss.kl_weight.fill_(1.0)
         for x, named in group.share(source.in_order()):
             sums += loss.step(loss.pair.cast(x), named).figures()

@@ -197,6 +197,18 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
+class Audit:
+    """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without this package."""
+
+    run: Run
+    """The run's folder."""
+    data_root: Path | None = None
+    """Where the data are, if not where they were."""
+    seed: int = option(0, least=0, below=2**32)
+    """Of the draws at which the images are scored."""
+
+
+@dataclass(frozen=True)
 class Compare:
     """Compare runs on the same images: paired differences of log p(x), from the runs' latest evaluations."""
 
@@ -317,11 +329,12 @@ class Bench:
     """Print the results as one JSON object; the tables go to stderr."""
 
 
-Command = Train | Evaluate | Compare | Sample | Plot | List | Bench
+Command = Train | Evaluate | Audit | Compare | Sample | Plot | List | Bench
 
 COMMANDS: dict[str, type[Any]] = {
     "train": Train,
     "evaluate": Evaluate,
+    "audit": Audit,
     "compare": Compare,
     "sample": Sample,
     "plot": Plot,

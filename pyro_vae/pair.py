@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import explain
+from pyro_vae.ambient import exact, turn
 from pyro_vae.batches import as_float
 from pyro_vae.densities import LAYOUTS, Draw, Fields, Score, SiteTerms, plain_draw, plain_score, run
 from pyro_vae.errors import UserError
@@ -137,25 +138,29 @@ class Pair:
 
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
-        """The private store, validation off (a dry run has validated), modules in the mode asked for; all restored after."""
-        outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
-        modes = [] if training is None else [(module, module.training) for module in self.modules]
-        self._training = outer if training is None else training
-        self.store.may_create = may_create and outer_may_create
-        try:
-            for module, _ in modes:
-                module.training = bool(training)
-            with self.store.scope(), validation(distributions=False):
-                yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
-            # a module that was met in here, in a closure, takes the mode that is outside
-            for module, mode in self._met[num_met:] if outer is not None else self._met:
-                module.training = mode if outer is None else outer
-            if outer is None:
-                self._met.clear()
-            self._training, self.store.may_create = outer, outer_may_create
+        """The private store, validation off (a dry run has validated), modules in the mode asked for; all restored after.
+
+        Eval mode is float32 arithmetic, whatever the caller has set; one thread at a time is in here.
+        """
+        with turn(), exact() if training is False else nullcontext():
+            outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
+            modes = [] if training is None else [(module, module.training) for module in self.modules]
+            self._training = outer if training is None else training
+            self.store.may_create = may_create and outer_may_create
+            try:
+                for module, _ in modes:
+                    module.training = bool(training)
+                with self.store.scope(), validation(distributions=False):
+                    yield
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                # a module that was met in here, in a closure, takes the mode that is outside
+                for module, mode in self._met[num_met:] if outer is not None else self._met:
+                    module.training = mode if outer is None else outer
+                if outer is None:
+                    self._met.clear()
+                self._training, self.store.may_create = outer, outer_may_create
 
     def run(
         self,
@@ -220,7 +225,7 @@ class Pair:
                 self._met.append((module, module.training))
                 module.training = False
 
-        with torch.random.fork_rng(), torch.no_grad(), dry_run(), self.active(training=False), modules_called(meet):
+        with self.active(training=False), torch.random.fork_rng(), torch.no_grad(), dry_run(), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:

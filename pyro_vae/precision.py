@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from pyro_vae.ambient import exact
 from pyro_vae.errors import UserError, did_you_mean
 
 _aten = torch.ops.aten
@@ -32,7 +33,7 @@ class Precision:
 
     words: str = "float32"
     reduced: bool = False
-    tf32: bool = False
+    products: str = "ieee"
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """Raise a ``UserError`` where there is no such arithmetic."""
@@ -40,15 +41,9 @@ class Precision:
     def rewrite(self, module: fx.GraphModule) -> None:
         """Change a traced program."""
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """CUDA's products as they are named here (torch's default are TF32 convolutions), the settings put back on leaving."""
-        matmul, conv = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, conv
+    def running(self) -> AbstractContextManager[None]:
+        """Products as they are named here (torch's default are TF32 convolutions on CUDA), the settings put back on leaving."""
+        return exact(self.products)
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class TF32(Precision):
 
     words: str = "TF32 products, float32 sums"
     reduced: bool = True
-    tf32: bool = True
+    products: str = "tf32"
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """A CUDA device and float32 parameters."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_vae.ambient import turn
 from pyro_vae.annealing import tiles
 from pyro_vae.batches import Resident, as_fields, as_images
 from pyro_vae.counts import check_count
@@ -155,7 +156,7 @@ def refine(
     amortized = log_marginal(model, initial, images, seed=mix(seed, 1) % 2**32, **options)
     _check_reference(reference, amortized)
     etas = []
-    with progress_bar(num_steps * len(starts), "step", progress) as bar:
+    with turn(), torch.enable_grad(), progress_bar(num_steps * len(starts), "step", progress) as bar:
         for start in starts:
             rows = slice(start, start + tile)
             batch = seen[rows], {name: value[rows] for name, value in named.items()}

@@ -18,7 +18,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
@@ -439,6 +440,29 @@ def build(slot: str, spec: Any, /, **context: Any) -> Any:
     return part
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """How a part was constructed: ``made = part(**arguments)``."""
+
+    made: Any
+    part: Any
+    arguments: Mapping[str, Any]
+
+
+_calls: ContextVar[list[Call] | None] = ContextVar("_calls", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Call]]:
+    """How every part is constructed inside, the inner ones first."""
+    calls: list[Call] = []
+    token = _calls.set(calls)
+    try:
+        yield calls
+    finally:
+        _calls.reset(token)
+
+
 def _adopted(slot: str, part: Any) -> Any:
     adopt = getattr(importlib.import_module(NAMESPACES[slot]), "adopt", None) if slot in NAMESPACES else None
     return part if adopt is None else adopt(part)
@@ -469,7 +493,10 @@ def _construct(slot: str, part: Callable[..., Any], choice: Choice, context: Map
     inner = getattr(part, "context_of", lambda argument, values, context: context)
     built = {name: _build_argument(name, value, inner(name, values, context)) for name, value in values.items()}
     try:
-        return part(**built)
+        made = part(**built)
+        if (calls := _calls.get()) is not None:
+            calls.append(Call(made, part, built))
+        return made
     except UserError:
         raise
     except (TypeError, ValueError) as error:

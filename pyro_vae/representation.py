@@ -255,9 +255,9 @@ def visit_images(
 def _quiet(pair: Pair, place: torch.device, seed: int) -> Iterator[None]:
     """Eval mode, no gradients, random numbers of our own."""
     with (
+        pair.active(training=False, may_create=False),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
-        pair.active(training=False, may_create=False),
     ):
         torch.manual_seed(seed)
         yield

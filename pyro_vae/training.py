@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed, explain, registry
+from pyro_vae.ambient import casts_anew, turn, unusual
 from pyro_vae.batches import Resident, Source, make_source
 from pyro_vae.callbacks import EpochEnd
 from pyro_vae.devices import find_device
@@ -99,7 +100,7 @@ def fit(
         Diverged: something is not finite; it names the step and the site, and the parameters are those of the step before.
     """
     options = FitOptions.of(locals())
-    with torch.enable_grad():
+    with turn(), torch.enable_grad(), casts_anew():
         return _fit(model, guide, x_train, fields, options)
 
 
@@ -140,7 +141,8 @@ def _fit(
         if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
-        note = "; ".join((stepper.note, *check_training(stepper, next(source.in_order()))))
+        checked = check_training(stepper, next(source.in_order()))
+        note = "; ".join((stepper.note, *unusual(place), *checked))
         history, at = History(compile=stepper.tier, note=note), Position.start(place)
         here = this_place(place, stepper.tier)
         torch.manual_seed(seed)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import checkpoint
+from pyro_vae.ambient import unusual
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.errors import UserError
 from pyro_vae.history import History, Record
@@ -218,6 +219,7 @@ def this_place(device: torch.device, tier: str) -> dict[str, Any]:
         "machine": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "ambient": "; ".join(unusual(device)) or "torch's defaults",
     }
 
 

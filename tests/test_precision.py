@@ -8,6 +8,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import guides, models, staging
+from pyro_vae.ambient import SETTINGS
 from pyro_vae.precision import BFloat16, MeasuredError, find_precision
 from pyro_vae.scoring import is_out_of_memory
 from pyro_vae.traced_weights import TracedWeights
@@ -96,12 +97,12 @@ def test_float64_parameters_are_not_rounded() -> None:
         pv.log_marginal(model.double(), guide.double(), images(), num_samples=10, precision="bfloat16")
 
 
-def test_float32_is_float32_on_cuda_too() -> None:
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    for name in ("float32", "tf32"):
+def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> None:
+    before = [each.fp32_precision for each in SETTINGS]
+    for name, products in (("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
         with find_precision(name).running():
-            assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (name == "tf32",) * 2
-    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+            assert {each.fp32_precision for each in SETTINGS} == {products}
+    assert [each.fp32_precision for each in SETTINGS] == before
 
 
 # ---------------------------------------------------------------------------------------------------------------------
