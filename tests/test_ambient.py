@@ -141,6 +141,16 @@ def test_under_autocast_every_step_casts_the_parameters_as_they_are(tier: str) -
             assert not torch.allclose(own, first, atol=2e-3)
 
 
+def test_a_training_that_goes_on_under_other_settings_says_so() -> None:
+    states: list[Any] = []
+    pv.fit(*pair(), X, callbacks=[lambda end: states.append(end.training_state())], **QUICK)
+    again = pv.fit(*pair(), X, resume=states[0], **QUICK)
+    with torch.autocast("cpu", torch.bfloat16):
+        other = pv.fit(*pair(), X, resume=states[0], **QUICK)
+    assert "not bit for bit" not in again.resumed[-1]
+    assert "not bit for bit" in other.resumed[-1] and "autocast bfloat16 here" in other.resumed[-1]
+
+
 def test_fit_and_refine_serve_under_no_grad() -> None:
     plain, within = pair(), pair()
     expected = pv.fit(*plain, X, **QUICK).train[-1].loss
