@@ -210,14 +210,14 @@ def test_threads_at_once_give_serial_numbers_or_the_refusal_and_the_flags_stay()
     expected = [record.loss for record in pv.fit(*pair(), X, **QUICK).train]
     before, results = flags(), []
 
-    def work() -> None:
+    def work(own: Any) -> None:  # built beforehand: what a thread draws would be missing from another's noise
         try:
-            results.append([record.loss for record in pv.fit(*pair(), X, **QUICK).train])
+            results.append([record.loss for record in pv.fit(*own, X, **QUICK).train])
         except pv.UserError as error:
             results.append(str(error))
 
     for _ in range(8):
-        both = [threading.Thread(target=work) for _ in range(3)]
+        both = [threading.Thread(target=work, args=(pair(),)) for _ in range(3)]
         for thread in both:
             thread.start()
         for thread in both:
