@@ -142,8 +142,8 @@ def write_audit(
         guide_fields=names["guide"],
         tolerance=TOLERANCE,
     )
-    contents = {beside / name: path.read_bytes() for name, path in copies.items()}
-    contents |= {beside / name: words.encode() for name, words in sources.packages().items()}
+    contents = {beside / name: words.encode() for name, words in sources.packages().items()}
+    contents |= {beside / name: path.read_bytes() for name, path in copies.items()}
     stored = io.BytesIO()
     torch.save(data, stored)
     for path, content in {

@@ -212,7 +212,7 @@ def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> 
         difference = torch.where(same, torch.zeros_like(b), a - b).abs()
         worst = max(worst, float(difference.nan_to_num(torch.inf).max()))
         size = max(size, float(b.abs().nan_to_num(0.0, 0.0, 0.0).max()))
-    eps = max((torch.finfo(b.dtype).eps for b in judge), default=0.0)
+    eps = max((torch.finfo(each.dtype).eps for each in (*own, *judge)), default=0.0)
     return f"{worst:.1e} of {size:.1e}" if worst > tolerance * eps * max(size, 1e-3) else ""
 
 

@@ -108,6 +108,7 @@ def test_a_callback_s_evaluation_is_in_float32_and_the_training_goes_on_in_bfloa
 def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> None:
     settings = ["nothing", "autocast", "medium", "all tf32+float64", "deterministic", "autocast+warn only"]
     found = check("trained", *settings)
+<<<<<<< HEAD
     notes = {each: found[each]["note"].partition("; checked against")[0] for each in settings}
     assert {each: note.removeprefix(notes["nothing"]) for each, note in notes.items()} == {
         "nothing": "",
@@ -116,6 +117,16 @@ def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> Non
         "all tf32+float64": "; matmul precision tf32; conv precision tf32; default dtype float64",
         "deterministic": "; deterministic on",
         "autocast+warn only": "; autocast bfloat16; deterministic warn only",
+=======
+    notes = {each: found[each]["note"].split("; ") for each in settings}
+    assert {each: [phrase for phrase in note if phrase not in notes["nothing"]] for each, note in notes.items()} == {
+        "nothing": [],
+        "autocast": ["autocast bfloat16"],
+        "medium": ["matmul precision bf16"],
+        "all tf32+float64": ["matmul precision tf32", "conv precision tf32", "default dtype float64"],
+        "deterministic": ["deterministic on"],
+        "autocast+warn only": ["autocast bfloat16", "deterministic warn only"],
+>>>>>>> amb
     }
     assert all(each["restored"] for each in found.values())
     assert found["deterministic"]["loss"] == found["nothing"]["loss"] != found["autocast"]["loss"]
@@ -139,6 +150,16 @@ def test_under_autocast_every_step_casts_the_parameters_as_they_are(tier: str) -
         for own, their, first in zip(program.parameters(), other.parameters(), before.parameters(), strict=True):
             torch.testing.assert_close(own, their, rtol=1e-4, atol=1e-6)
             assert not torch.allclose(own, first, atol=2e-3)
+
+
+def test_a_training_that_goes_on_under_other_settings_says_so() -> None:
+    states: list[Any] = []
+    pv.fit(*pair(), X, callbacks=[lambda end: states.append(end.training_state())], **QUICK)
+    again = pv.fit(*pair(), X, resume=states[0], **QUICK)
+    with torch.autocast("cpu", torch.bfloat16):
+        other = pv.fit(*pair(), X, resume=states[0], **QUICK)
+    assert "not bit for bit" not in again.resumed[-1]
+    assert "not bit for bit" in other.resumed[-1] and "autocast bfloat16 here" in other.resumed[-1]
 
 
 def test_fit_and_refine_serve_under_no_grad() -> None:
@@ -200,14 +221,14 @@ def test_threads_at_once_give_serial_numbers_or_the_refusal_and_the_flags_stay()
     expected = [record.loss for record in pv.fit(*pair(), X, **QUICK).train]
     before, results = flags(), []
 
-    def work() -> None:
+    def work(own: Any) -> None:  # built beforehand: what a thread draws would be missing from another's noise
         try:
-            results.append([record.loss for record in pv.fit(*pair(), X, **QUICK).train])
+            results.append([record.loss for record in pv.fit(*own, X, **QUICK).train])
         except pv.UserError as error:
             results.append(str(error))
 
     for _ in range(8):
-        both = [threading.Thread(target=work) for _ in range(3)]
+        both = [threading.Thread(target=work, args=(pair(),)) for _ in range(3)]
         for thread in both:
             thread.start()
         for thread in both:
