@@ -108,16 +108,6 @@ def test_a_callback_s_evaluation_is_in_float32_and_the_training_goes_on_in_bfloa
 def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> None:
     settings = ["nothing", "autocast", "medium", "all tf32+float64", "deterministic", "autocast+warn only"]
     found = check("trained", *settings)
-<<<<<<< HEAD
-    notes = {each: found[each]["note"].partition("; checked against")[0] for each in settings}
-    assert {each: note.removeprefix(notes["nothing"]) for each, note in notes.items()} == {
-        "nothing": "",
-        "autocast": "; autocast bfloat16",
-        "medium": "; matmul precision bf16",
-        "all tf32+float64": "; matmul precision tf32; conv precision tf32; default dtype float64",
-        "deterministic": "; deterministic on",
-        "autocast+warn only": "; autocast bfloat16; deterministic warn only",
-=======
     notes = {each: found[each]["note"].split("; ") for each in settings}
     assert {each: [phrase for phrase in note if phrase not in notes["nothing"]] for each, note in notes.items()} == {
         "nothing": [],
@@ -126,7 +116,6 @@ def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> Non
         "all tf32+float64": ["matmul precision tf32", "conv precision tf32", "default dtype float64"],
         "deterministic": ["deterministic on"],
         "autocast+warn only": ["autocast bfloat16", "deterministic warn only"],
->>>>>>> amb
     }
     assert all(each["restored"] for each in found.values())
     assert found["deterministic"]["loss"] == found["nothing"]["loss"] != found["autocast"]["loss"]
