@@ -22,7 +22,13 @@ def main(work: Path) -> None:
         archive.extractall(work / "installed")
     if found != expected:
         sys.exit(f"the wheel lacks {sorted(expected - found)} and has too much: {sorted(found - expected)}")
-    check = "from pyro_vae import cli, guides, models; print(models.__file__); raise SystemExit(cli.main(['list', 'guide']))"
+    check = """
+from pyro_vae import guides, models
+from pyro_vae.cli import entry
+
+print(models.__file__)
+raise SystemExit(entry.main(["list", "guide"]))
+"""
     subprocess.run([sys.executable, "-c", check], check=True, cwd=work / "installed", stdout=subprocess.DEVNULL)
     print(f"{wheel.name}: {len(found)} files, as in the repository; it imports and lists its parts")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.harness import RESULTS, run_cli, write
 from pyro_vae import LogMarginal, log_marginal
-from tests.exact import ppca
+from tests.support.exact import ppca
 
 IMAGES = 20
 CASES = [  # latent dimensions, the guide's sd over the posterior's, draws

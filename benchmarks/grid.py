@@ -21,13 +21,13 @@ from typing import Any
 
 import pyro_vae as pv
 from benchmarks.harness import RESULTS, machine, run_cli
-from pyro_vae import data as image_data
-from pyro_vae import runs
-from pyro_vae.commands import execute
-from pyro_vae.endings import Failure
+from pyro_vae.cli.commands import execute
+from pyro_vae.data import datasets as image_data
 from pyro_vae.errors import UserError
-from pyro_vae.options import Train, stored_names
-from pyro_vae.stored import load_estimate
+from pyro_vae.evaluation.result_files import load_estimate
+from pyro_vae.runs import run_folder
+from pyro_vae.runs.options import Train, stored_names
+from pyro_vae.signals import Failure
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def run(cell: Cell, grid: Grid) -> Outcome:
             part.rename(folder)
         except (UserError, Failure) as reason:
             return Outcome(cell, refused=str(reason))
-    done = runs.open_run(folder)
+    done = run_folder.open_run(folder)
     held = done.options()
     for name in stored_names():
         if name != "data_root" and getattr(held, name) != getattr(options, name):
@@ -198,7 +198,9 @@ def main(grid: Grid) -> None:
         print(f"{cell.folder}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         table = rows(outcomes)
         held = {"machine": machine(), "data": data.name, "data_sha256": data.sha256, **common, "cells": table}
-        (grid.results / "grid.json").write_text(json.dumps(runs.finite(held), indent=1, ensure_ascii=False) + "\n")
+        (grid.results / "grid.json").write_text(
+            json.dumps(run_folder.finite(held), indent=1, ensure_ascii=False) + "\n"
+        )
         (grid.results / "grid.md").write_text(markdown(table, said))
     print(markdown(rows(outcomes), said))
 

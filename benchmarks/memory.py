@@ -24,7 +24,7 @@ from benchmarks.contestants import ours, pyro_svi
 from benchmarks.harness import Options, chosen, machine, run_cli, write
 from benchmarks.host_reads import reads_per_epoch
 from pyro_vae import log_marginal
-from pyro_vae.tiles import ROWS, tile_sizes
+from pyro_vae.evaluation.tiling import ROWS, tile_sizes
 
 DRAWS = [500, 5000, 20_000]
 CASES = ["guide", "Defensive", "RenyiELBO", "reads"]

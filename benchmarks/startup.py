@@ -19,7 +19,7 @@ PROGRAMS = {
     ),
     "import pyro_vae; fit, log_marginal": "from pyro_vae import models, guides, fit, log_marginal",
     "import pyro_vae": "import pyro_vae",
-    "pyro-vae --help": "import sys; from pyro_vae.cli import main; sys.exit(main(['--help']))",
+    "pyro-vae --help": "import sys; from pyro_vae.cli.entry import main; sys.exit(main(['--help']))",
 }
 ROUNDS = 5
 

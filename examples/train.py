@@ -9,7 +9,8 @@ import pyro
 import torch
 
 import pyro_vae as pv
-from pyro_vae import data, guides, models, objectives
+from pyro_vae import guides, models, objectives
+from pyro_vae.data import datasets
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=2000)
@@ -21,7 +22,7 @@ pyro.set_rng_seed(0)
 pyro.clear_param_store()
 
 # 8×8 digits with 17 grey levels: (N, 1, 8, 8). A grey level is the probability that a pixel is 1.
-digits = data.load("digits")
+digits = datasets.load("digits")
 grey_train, grey_test = (part.to(args.device) / 16 for part in (digits.train, digits.test))
 x_test = torch.bernoulli(grey_test)  # drawn once: log p(x) is of these very images
 

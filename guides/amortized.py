@@ -8,8 +8,8 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.conditional import check_latent_dim
 from pyro_vae.nn import make_encoder
+from pyro_vae.nn.conditional import check_latent_dim
 
 
 class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]

@@ -8,8 +8,8 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.diagonal_normal import DiagonalNormal
-from pyro_vae.hierarchy import levels_of
+from pyro_vae.nn.diagonal_normal import DiagonalNormal
+from pyro_vae.nn.hierarchy import levels_of
 from pyro_vae.nn.levels import encoders
 
 

@@ -12,8 +12,8 @@ from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor, nn
 
 from pyro_vae import registry
-from pyro_vae.classes import OneHot
 from pyro_vae.errors import UserError
+from pyro_vae.nn.one_hot import OneHot
 
 NUM_CLASSES = 10
 

@@ -13,7 +13,7 @@ class FullRank(AmortizedGuide):
     """q(z | x) = N(μ(x), L(x) L(x)ᵀ), with η = (μ, L below its diagonal, log of L's diagonal).
 
     P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians is closed
-    (`pyro_vae.gaussian_kl`).
+    (`pyro_vae.pair.kl`).
     """
 
     position: Tensor

@@ -7,7 +7,7 @@ from pyro.distributions.transforms.householder import ConditionedHouseholder
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 
-from pyro_vae.zuko_flows import check_depth
+from pyro_vae.nn.flows import check_depth
 
 
 class Householder(AmortizedGuide):

@@ -10,9 +10,9 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor, nn
 
-from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
-from pyro_vae.zuko_flows import check_depth
+from pyro_vae.nn.flows import check_depth
+from pyro_vae.validation import check_whole
 
 
 class IAF(AmortizedGuide):

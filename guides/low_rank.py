@@ -6,14 +6,14 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 
-from pyro_vae.counts import check_whole
+from pyro_vae.validation import check_whole
 
 
 class LowRank(AmortizedGuide):
     """q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag σ²(x)), W of ``rank`` columns.
 
     η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is closed
-    (`pyro_vae.gaussian_kl`).
+    (`pyro_vae.pair.kl`).
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae.counts import check_whole
+from pyro_vae.validation import check_whole
 
 
 class EqualMixture(dist.MixtureSameFamily):

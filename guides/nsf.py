@@ -6,8 +6,8 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide
 from torch import Tensor
 
-from pyro_vae.counts import check_whole
-from pyro_vae.zuko_flows import check_depth, pushed_forward, spline_transform
+from pyro_vae.nn.flows import check_depth, pushed_forward, spline_transform
+from pyro_vae.validation import check_whole
 
 
 class NSF(AmortizedGuide):

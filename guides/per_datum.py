@@ -7,10 +7,10 @@ from pyro_vae.guides.mean_field import MeanField
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
-from pyro_vae.program import in_dry_run
-from pyro_vae.row_tables import mark_rows
+from pyro_vae.nn.sparse_rows import mark_rows
+from pyro_vae.pair.program import in_dry_run
+from pyro_vae.validation import check_whole
 
 
 class PerDatum(MeanField):

@@ -7,10 +7,10 @@ from pyro import poutine
 from pyro_vae.guides.mean_field import MeanField
 from torch import Tensor
 
-from pyro_vae.counts import check_whole
-from pyro_vae.densities import sample_nodes
 from pyro_vae.errors import UserError
-from pyro_vae.program import Program
+from pyro_vae.pair.layouts import sample_nodes
+from pyro_vae.pair.program import Program
+from pyro_vae.validation import check_whole
 
 
 class SemiAmortized(MeanField):

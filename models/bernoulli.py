@@ -5,7 +5,7 @@ from typing import Any
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.conditional import Likelihood, inner_logit
+from pyro_vae.nn.conditional import Likelihood, inner_logit
 
 
 class Bernoulli(Likelihood):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_vae.conditional import Likelihood, check_levels, inner_logit
+from pyro_vae.nn.conditional import Likelihood, check_levels, inner_logit
 
 
 class Binomial(Likelihood):

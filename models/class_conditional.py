@@ -10,9 +10,9 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.classes import OneHot
-from pyro_vae.conditional import ConditionalDistribution
 from pyro_vae.errors import UserError
+from pyro_vae.nn.conditional import ConditionalDistribution
+from pyro_vae.nn.one_hot import OneHot
 
 NUM_CLASSES = 10
 

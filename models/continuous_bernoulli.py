@@ -8,8 +8,8 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.bisection import solve
-from pyro_vae.conditional import INNER, Likelihood
+from pyro_vae.nn.bisection import solve
+from pyro_vae.nn.conditional import INNER, Likelihood
 
 
 class ContinuousBernoulli(Likelihood):

@@ -7,10 +7,10 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.bisection import solve
-from pyro_vae.conditional import INNER, Likelihood, check_levels
-from pyro_vae.counts import check_whole
-from pyro_vae.discretized_logistic import DiscretizedLogistic as Law
+from pyro_vae.nn.bisection import solve
+from pyro_vae.nn.conditional import INNER, Likelihood, check_levels
+from pyro_vae.nn.discretized_logistic import DiscretizedLogistic as Law
+from pyro_vae.validation import check_whole
 
 LOG_SCALES = (-7.0, 7.0)
 """Held between: a logistic of e⁻⁷ lies in one of 256 levels (the lower bound of Salimans et al.'s code), one of e⁷ in the ends."""

@@ -3,8 +3,8 @@
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.conditional import Prior
-from pyro_vae.zuko_flows import check_depth, density_flow, unconditional
+from pyro_vae.nn.conditional import Prior
+from pyro_vae.nn.flows import check_depth, density_flow, unconditional
 
 
 class FlowPrior(Prior):

@@ -3,7 +3,7 @@
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.location_scale import LocationScale
+from pyro_vae.nn.location_scale import LocationScale
 
 
 class Gaussian(LocationScale):

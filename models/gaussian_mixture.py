@@ -13,11 +13,11 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.starts import TrainingImages
+    from pyro_vae.training.data_init import TrainingImages
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001

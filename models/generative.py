@@ -6,7 +6,7 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.conditional import ConditionalDistribution
+from pyro_vae.nn.conditional import ConditionalDistribution
 
 
 class GenerativeModel(PyroModule):

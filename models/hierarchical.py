@@ -10,10 +10,10 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.conditional import ConditionalDistribution, check_latent_dim
-from pyro_vae.diagonal_normal import DiagonalNormal
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP
+from pyro_vae.nn.conditional import ConditionalDistribution, check_latent_dim
+from pyro_vae.nn.diagonal_normal import DiagonalNormal
 from pyro_vae.nn.levels import level_args
 
 

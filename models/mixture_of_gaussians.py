@@ -4,8 +4,8 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior
-from pyro_vae.counts import check_whole
+from pyro_vae.nn.conditional import Prior
+from pyro_vae.validation import check_whole
 
 
 class MixtureOfGaussians(Prior):

@@ -7,9 +7,9 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.conditional import Likelihood, output_of, rate_of
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.log_gamma import log_gamma_ratio
+from pyro_vae.nn.conditional import Likelihood, output_of, rate_of
+from pyro_vae.nn.log_gamma import log_gamma_ratio
 
 
 class NegativeBinomial(Likelihood):

@@ -4,7 +4,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.conditional import Prior
+from pyro_vae.nn.conditional import Prior
 
 
 class StandardNormal(Prior):

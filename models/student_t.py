@@ -8,8 +8,8 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.location_scale import LocationScale
-from pyro_vae.log_gamma import log_gamma_ratio
+from pyro_vae.nn.location_scale import LocationScale
+from pyro_vae.nn.log_gamma import log_gamma_ratio
 
 
 class StudentT(LocationScale):

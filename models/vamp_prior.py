@@ -10,12 +10,12 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Prior
-from pyro_vae.counts import check_whole
 from pyro_vae.errors import UserError
+from pyro_vae.nn.conditional import Prior
+from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.starts import TrainingImages
+    from pyro_vae.training.data_init import TrainingImages
 
 MOST_PASSES = 5000
 """Of a flow's networks for the density of one z, without a warning: for 100 images, 1 s (IAF) to 12 s (NSF) on one core."""

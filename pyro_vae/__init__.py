@@ -12,31 +12,31 @@ __version__ = "0.1.0"
 
 # no module has the name of a public function: once imported, it would stand in the function's place
 _HOME = {
-    "fit": "training",
-    "Diverged": "divergence",
-    "History": "history",
-    "Checkpoints": "keeping",
-    "EarlyStopping": "callbacks",
-    "EpochEnd": "callbacks",
-    "TrainingState": "training_state",
-    "log_marginal": "importance",
-    "LogMarginal": "marginal",
-    "log_weights": "weights",
-    "log_densities": "weights",
-    "ais": "annealed",
-    "bdmc": "bidirectional",
-    "refine": "refinement",
-    "compare": "comparison",
-    "diagnose": "diagnostics",
-    "sbc_ranks": "sbc",
-    "check_pair": "check",
-    "encode": "representation",
-    "impute": "imputation",
-    "denoise": "denoising",
-    "reconstruct": "representation",
-    "sample": "representation",
-    "load": "runs",
-    "Pair": "pair",
+    "fit": "training.fit",
+    "Diverged": "training.divergence",
+    "History": "training.history",
+    "Checkpoints": "training.checkpoints",
+    "EarlyStopping": "training.callbacks",
+    "EpochEnd": "training.callbacks",
+    "TrainingState": "training.state",
+    "log_marginal": "evaluation.importance",
+    "LogMarginal": "evaluation.result",
+    "log_weights": "pair.log_weights",
+    "log_densities": "pair.log_weights",
+    "ais": "evaluation.ais",
+    "bdmc": "evaluation.bdmc",
+    "refine": "evaluation.refine",
+    "compare": "evaluation.compare",
+    "diagnose": "analysis.diagnose",
+    "sbc_ranks": "analysis.sbc",
+    "check_pair": "pair.report",
+    "encode": "analysis.encode",
+    "impute": "analysis.impute",
+    "denoise": "analysis.denoise",
+    "reconstruct": "analysis.encode",
+    "sample": "analysis.encode",
+    "load": "runs.run_folder",
+    "Pair": "pair.runtime",
     "UserError": "errors",
 }
 
@@ -70,28 +70,28 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pyro_vae.annealed import ais
-    from pyro_vae.bidirectional import bdmc
-    from pyro_vae.callbacks import EarlyStopping, EpochEnd
-    from pyro_vae.check import check_pair
-    from pyro_vae.comparison import compare
-    from pyro_vae.denoising import denoise
-    from pyro_vae.diagnostics import diagnose
-    from pyro_vae.divergence import Diverged
+    from pyro_vae.analysis.denoise import denoise
+    from pyro_vae.analysis.diagnose import diagnose
+    from pyro_vae.analysis.encode import encode, reconstruct, sample
+    from pyro_vae.analysis.impute import impute
+    from pyro_vae.analysis.sbc import sbc_ranks
     from pyro_vae.errors import UserError
-    from pyro_vae.history import History
-    from pyro_vae.importance import log_marginal
-    from pyro_vae.imputation import impute
-    from pyro_vae.keeping import Checkpoints
-    from pyro_vae.marginal import LogMarginal
-    from pyro_vae.pair import Pair
-    from pyro_vae.refinement import refine
-    from pyro_vae.representation import encode, reconstruct, sample
-    from pyro_vae.runs import load
-    from pyro_vae.sbc import sbc_ranks
-    from pyro_vae.training import fit
-    from pyro_vae.training_state import TrainingState
-    from pyro_vae.weights import log_densities, log_weights
+    from pyro_vae.evaluation.ais import ais
+    from pyro_vae.evaluation.bdmc import bdmc
+    from pyro_vae.evaluation.compare import compare
+    from pyro_vae.evaluation.importance import log_marginal
+    from pyro_vae.evaluation.refine import refine
+    from pyro_vae.evaluation.result import LogMarginal
+    from pyro_vae.pair.log_weights import log_densities, log_weights
+    from pyro_vae.pair.report import check_pair
+    from pyro_vae.pair.runtime import Pair
+    from pyro_vae.runs.run_folder import load
+    from pyro_vae.training.callbacks import EarlyStopping, EpochEnd
+    from pyro_vae.training.checkpoints import Checkpoints
+    from pyro_vae.training.divergence import Diverged
+    from pyro_vae.training.fit import fit
+    from pyro_vae.training.history import History
+    from pyro_vae.training.state import TrainingState
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pyro_vae import launch
+from pyro_vae import torchrun
 from pyro_vae.devices import find_device
-from pyro_vae.endings import Failure
 from pyro_vae.errors import UserError
-from pyro_vae.seeds import mix, set_generators
+from pyro_vae.rng import mix, set_generators
+from pyro_vae.signals import Failure
 
 Result = TypeVar("Result")
 
@@ -173,24 +173,24 @@ def current() -> Alone:
 def begun(device: str) -> Iterator[None]:
     """Inside, the processes that torchrun started are a group: NCCL between CUDA devices, one a process, else gloo.
 
-    A single process stays what it is. Where an error leaves, the group is left for `launch.end` to close.
+    A single process stays what it is. Where an error leaves, the group is left for `torchrun.end` to close.
 
     Raises:
         UserError: a device with a number, or fewer CUDA devices than processes.
         Failure: the processes don't find each other.
     """
-    if launch.size() == 1:
+    if torchrun.size() == 1:
         yield
         return
     backend = "gloo"
     if find_device(device).type == "cuda":
         _take_device(device)
         backend = "cpu:gloo,cuda:nccl"
-    held = launch.store()
+    held = torchrun.store()
     own: dict[str, Any] = {}
     if held is not None:  # under a name of its own, so that a process may be in a group more than once
         place = dist.PrefixStore(f"group {next(_groups)}", held)
-        own = {"store": place, "rank": launch.rank(), "world_size": launch.size()}
+        own = {"store": place, "rank": torchrun.rank(), "world_size": torchrun.size()}
     try:
         dist.init_process_group(backend, timeout=LONGEST_WAIT, **own)
     except (RuntimeError, ValueError) as error:
@@ -212,14 +212,14 @@ def _take_device(device: str) -> None:
     """Let ``cuda`` be the CUDA device of this process's number on its machine."""
     if find_device(device).index is not None:
         raise UserError(
-            f"--device {device} is one device, and each of the {launch.size()} processes needs its own: give cuda"
+            f"--device {device} is one device, and each of the {torchrun.size()} processes needs its own: give cuda"
         )
-    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", launch.size())), torch.cuda.device_count()
+    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun.size())), torch.cuda.device_count()
     if here > there:
         raise UserError(
             f"{here} processes on this machine, which has {there} CUDA devices: start as many, or give --device cpu"
         )
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", launch.rank())))
+    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torchrun.rank())))
 
 
 @contextmanager

@@ -36,10 +36,10 @@ NAMESPACES: dict[str, str] = {
     "objective": "pyro_vae.objectives",
     "net": "pyro_vae.nn",
     "optimizer": "torch.optim",
-    "schedule": "pyro_vae.schedules",
-    "warmup": "pyro_vae.warmups",
-    "data": "pyro_vae.data",
-    "proposal": "pyro_vae.proposals",
+    "schedule": "pyro_vae.training.schedules",
+    "warmup": "pyro_vae.training.kl_warmup",
+    "data": "pyro_vae.data.datasets",
+    "proposal": "pyro_vae.evaluation.proposals",
 }
 """Where the parts of each slot live. Another package offers parts as entry points in the group ``pyro_vae.<slot>``."""
 

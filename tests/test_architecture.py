@@ -49,7 +49,7 @@ def test_a_bare_import_is_refused(name: str) -> None:
     assert done.returncode and f"from pyro_vae import {name}" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["pyro_vae", "pyro_vae.cli", "pyro_vae.registry", "pyro_vae.errors"])
+@pytest.mark.parametrize("module", ["pyro_vae", "pyro_vae.cli.entry", "pyro_vae.registry", "pyro_vae.errors"])
 def test_the_package_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'pyro', 'matplotlib', 'arviz') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)

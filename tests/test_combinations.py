@@ -20,11 +20,11 @@ from pyro_vae.guides import AmortizedGuide
 from torch import Tensor
 
 from pyro_vae import ais, check_pair, compare, fit, log_marginal
-from pyro_vae.data import ImageData, random_split
+from pyro_vae.data.datasets import ImageData, random_split
+from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import build_pair
-from pyro_vae.observation import observe
-from pyro_vae.options import Train
+from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.options import Train
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "combinations.md"
 SHAPE, NUM_IMAGES = (1, 2, 2), 12

@@ -23,15 +23,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_vae as pv
-from pyro_vae import checkpoint, distributed, guides, models
-from pyro_vae.batches import Resident, Streamed
-from pyro_vae.cli import main
+from pyro_vae import distributed, guides, models
+from pyro_vae.cli.entry import main
+from pyro_vae.data.loaders import Resident, Streamed
+from pyro_vae.data.transforms import Observation
 from pyro_vae.errors import UserError
-from pyro_vae.health import Health
-from pyro_vae.observation import Observation
-from pyro_vae.run_lock import hold
-from pyro_vae.stored import load_estimate
-from pyro_vae.updates import Update
+from pyro_vae.evaluation.result_files import load_estimate
+from pyro_vae.runs.run_lock import hold
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training.nan_guard import Health
+from pyro_vae.training.updates import Update
 
 CPU = torch.device("cpu")
 IMAGES, PIXELS, BATCH = 101, 12, 8
@@ -408,7 +409,9 @@ def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(two: l
 
 def steps_saved(run: Path) -> list[int]:
     """Of the checkpoints that are complete."""
-    return [int(path.stem.removeprefix("step-").split("-")[0]) for path in checkpoint.complete(run / "checkpoints")]
+    return [
+        int(path.stem.removeprefix("step-").split("-")[0]) for path in checkpoint_files.complete(run / "checkpoints")
+    ]
 
 
 def files(folder: Path) -> set[str]:

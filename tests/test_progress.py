@@ -3,11 +3,11 @@
 from io import StringIO
 
 import pytest
-from pairs import binary_images
 
 import pyro_vae as pv
 from pyro_vae import guides, models
 from pyro_vae.progress import LOG, SCREEN, progress_bar
+from tests.support.pairs import binary_images
 
 
 class Screen(StringIO):

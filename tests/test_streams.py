@@ -8,12 +8,13 @@ from typing import Any
 import pyro
 import pytest
 import torch
-from pairs import binary_images, fresh
 from pyro import distributions as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae import UserError, ais, log_marginal, tiles
+from pyro_vae import UserError, ais, log_marginal
+from pyro_vae.evaluation import tiling
+from tests.support.pairs import binary_images, fresh
 
 FORMS: dict[str, Callable[[Tensor], Any]] = {
     "tensor": lambda x: x,
@@ -30,7 +31,7 @@ ESTIMATES: dict[str, Callable[..., Any]] = {
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches and tiles of 23 images: of 4, and of 8 where chains are annealed."""
-    monkeypatch.setitem(tiles.ROWS, "cpu", 16)
+    monkeypatch.setitem(tiling.ROWS, "cpu", 16)
 
 
 @pytest.mark.parametrize("how", ["importance", "annealed"])

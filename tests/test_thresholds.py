@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from exact import ppca
 from torch import Tensor, nn
 
 from pyro_vae import LogMarginal, ais, guides, log_marginal, models
-from pyro_vae.annealed import AnnealedMarginal
-from pyro_vae.diagnostics import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
-from pyro_vae.information import Information
-from pyro_vae.restoration import Restored
-from pyro_vae.sbc import SBC
+from pyro_vae.analysis.diagnose import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
+from pyro_vae.analysis.gibbs import Restored
+from pyro_vae.analysis.mutual_information import Information
+from pyro_vae.analysis.sbc import SBC
+from pyro_vae.evaluation.ais import AnnealedMarginal
+from tests.support.exact import ppca
 
 NUMBER = 200
 

@@ -23,8 +23,8 @@ from benchmarks.reproduce.budget import Budget, read_budget
 from benchmarks.reproduce.cells import Cell, Place, cell, cells_of
 from benchmarks.reproduce.tables import TABLES, Picture
 from benchmarks.reproduce.work import Child, Job, work
-from pyro_vae.endings import DONE, FAILED, MISTAKEN, Stopped, stopping
 from pyro_vae.errors import UserError
+from pyro_vae.signals import DONE, FAILED, MISTAKEN, Stopped, stopping
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pyro_vae.batches import Resident
+from pyro_vae.data.loaders import Resident
 from pyro_vae.errors import UserError
-from pyro_vae.options import Train
+from pyro_vae.runs.options import Train
 
 FULL = "full"
 _FORM = re.compile(r"(\d+)\s*(pass|passes|step|steps|%)?")

@@ -14,14 +14,14 @@ import pyro_vae as pv
 from benchmarks.harness import machine
 from benchmarks.reproduce.budget import Budget, full_steps
 from benchmarks.reproduce.tables import TABLES, Row, Table
-from pyro_vae import data as image_data
+from pyro_vae.data import datasets as image_data
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import Experiment, prepare
+from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.files import write_atomically
-from pyro_vae.marginal import LogMarginal
-from pyro_vae.options import FREE_ON_RESUME, Train, stored_names, to_toml, train_from
-from pyro_vae.runs import Run
-from pyro_vae.stored import load_estimate, save_estimate
+from pyro_vae.runs.experiment import Experiment, prepare
+from pyro_vae.runs.options import FREE_ON_RESUME, Train, stored_names, to_toml, train_from
+from pyro_vae.runs.run_folder import Run
 
 RECORD = "reproduce.json"
 """What this harness adds to a run's folder."""

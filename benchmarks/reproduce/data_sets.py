@@ -7,10 +7,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_vae import data
-from pyro_vae.data import ImageData, Source, own_split, random_split
+from pyro_vae.data import datasets
+from pyro_vae.data.datasets import ImageData, Source, own_split, random_split
+from pyro_vae.data.local_files import read_numpy
 from pyro_vae.errors import UserError
-from pyro_vae.image_files import read_numpy
 
 COLOUR_SEED = 0
 
@@ -37,7 +37,7 @@ def mnist_50000(source: Source) -> ImageData:
 
 
 def _first(number: int, source: Source) -> ImageData:
-    whole = data.mnist(source)
+    whole = datasets.mnist(source)
     train = whole.train[:number]
     return replace(
         whole,
@@ -45,13 +45,13 @@ def _first(number: int, source: Source) -> ImageData:
         train=train,
         train_labels=None if whole.train_labels is None else whole.train_labels[:number],
         split=f"{whole.split}, the first {number} training images",
-        sha256=data.sha256(train, whole.test),
+        sha256=datasets.sha256(train, whole.test),
     )
 
 
 def coloured_mnist(source: Source) -> ImageData:
     """MNIST in colour, 3x32x32, 8 bits: each digit in one random colour on another; made up, from a fixed seed."""
-    whole = data.mnist(source)
+    whole = datasets.mnist(source)
     generator = torch.Generator().manual_seed(COLOUR_SEED)
     train, test = (_coloured(images, generator).numpy() for images in (whole.train, whole.test))
     labels = [None if part is None else part.numpy() for part in (whole.train_labels, whole.test_labels)]

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 import pyro_vae as pv
 from benchmarks.reproduce.cells import Cell
 from benchmarks.reproduce.tables import FIGURE_3_MILLIONS, FIGURE_3_SIZES, FREY_LATENTS, MNIST_LATENTS
-from pyro_vae import plotting
-from pyro_vae.figures import COLOURS, DPI
+from pyro_vae.plots import pages as plotting
+from pyro_vae.plots.figures import COLOURS, DPI
 
 
 def lower_bounds(cells: Mapping[str, Cell], label: str) -> Figure | None:

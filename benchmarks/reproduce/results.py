@@ -13,10 +13,10 @@ from benchmarks.reproduce.budget import FULL, Budget
 from benchmarks.reproduce.cells import Cell, row_estimate
 from benchmarks.reproduce.tables import Published, Row, Table
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
-from pyro_vae.marginal import LogMarginal
-from pyro_vae.options import plain
-from pyro_vae.runs import finite
+from pyro_vae.runs.options import plain
+from pyro_vae.runs.run_folder import finite
 
 FIGURES = ("mean", "se_mc", "se_total", "bias", "elbo", "high_khat")
 CERTAIN = 2.0

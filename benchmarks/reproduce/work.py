@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from benchmarks.reproduce.cells import Cell
-from pyro_vae.endings import Stopped
 from pyro_vae.errors import UserError
+from pyro_vae.signals import Stopped
 
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout: the configurations name this folder's loaders and networks as modules."""

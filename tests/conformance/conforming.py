@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from pyro_vae import check_pair, registry
 from pyro_vae.errors import UserError
-from pyro_vae.experiment import build_pair
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.options import Train
-from pyro_vae.program import Program
-from pyro_vae.structure import Structure
+from pyro_vae.pair.program import Program
+from pyro_vae.pair.structure import Structure
+from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.options import Train
 
 DEFAULTS = Train(latent_dim=2, net=f"{Train.net}(hidden=(4,))", steps=20)
 EVENT_SHAPE = (1, 4, 4)

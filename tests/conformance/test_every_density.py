@@ -12,10 +12,10 @@ from conforming import EVENT_SHAPE, LEVELS, build, every, images, one_line, shak
 from laws import assert_mean_ratio_is_one, log_mass, pixel_support, scipy_log_prob
 
 from pyro_vae import check_pair
-from pyro_vae.conditional import ConditionalDistribution, Likelihood
-from pyro_vae.data import random_split
+from pyro_vae.data.datasets import random_split
+from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
-from pyro_vae.observation import observe
+from pyro_vae.nn.conditional import ConditionalDistribution, Likelihood
 
 DOUBLE = torch.float64
 each = pytest.mark.parametrize("swap", swaps("prior", "likelihood"))

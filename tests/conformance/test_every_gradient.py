@@ -12,10 +12,10 @@ from laws import grid
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.objectives import Loss
-from pyro_vae.pair import Pair
-from pyro_vae.structure import Structure
-from pyro_vae.unconstrained import Unconstrained
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
 
 DOUBLE = torch.float64
 

@@ -12,8 +12,8 @@ from laws import assert_mean_ratio_is_one, scipy_log_prob
 from torch import Tensor
 
 from pyro_vae import log_densities
-from pyro_vae.pair import Pair
-from pyro_vae.structure import Structure
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
 
 DOUBLE = torch.float64
 

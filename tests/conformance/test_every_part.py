@@ -13,12 +13,12 @@ from conforming import DEFAULTS, SWAPPED, build, every, goal, images, mean_loss,
 from laws import grid
 
 from pyro_vae import fit, log_marginal, registry
-from pyro_vae.cli import main
-from pyro_vae.data import Source
+from pyro_vae.cli.entry import main
+from pyro_vae.data.datasets import Source
 from pyro_vae.errors import UserError
-from pyro_vae.pair import Pair
+from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.pair.runtime import Pair
 from pyro_vae.registry import NAMESPACES
-from pyro_vae.unconstrained import Unconstrained
 
 
 @pytest.mark.parametrize("part", swaps(*NAMESPACES))

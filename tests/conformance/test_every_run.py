@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conforming import SWAPPED, choices_for, swaps
 
-from pyro_vae.cli import main
+from pyro_vae.cli.entry import main
 
 QUICK = ["--num-samples", "5", "--device", "cpu", "--compile", "off", "--quiet", "--json"]
 

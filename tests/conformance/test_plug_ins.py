@@ -18,8 +18,9 @@ import torch
 from conforming import build, images, swaps
 from pyro import distributions as dist
 
-from pyro_vae import data, fit, log_marginal, models, registry
-from pyro_vae.cli import main
+from pyro_vae import fit, log_marginal, models, registry
+from pyro_vae.cli.entry import main
+from pyro_vae.data import datasets
 from pyro_vae.registry import NAMESPACES
 
 LAB = '''
@@ -30,14 +31,14 @@ from dataclasses import dataclass
 import torch
 from pyro import distributions as dist
 from torch import nn
-from pyro_vae.conditional import Prior, Likelihood
-from pyro_vae.data import random_split
+from pyro_vae.nn.conditional import Prior, Likelihood
+from pyro_vae.data.datasets import random_split
 from pyro_vae.guides import AmortizedGuide
 from pyro_vae.models import GenerativeModel
 from pyro_vae.nn import MLP
 from pyro_vae.objectives import Trace_ELBO
-from pyro_vae.proposals import Guide
-from pyro_vae.schedules import Schedule
+from pyro_vae.evaluation.proposals import Guide
+from pyro_vae.training.schedules import Schedule
 
 
 class LabModel(GenerativeModel):
@@ -138,7 +139,7 @@ def test_a_part_of_another_package_trains(slot: str, place: Callable[[str], str]
     part = place(slot)
     swapped = {slot: part} if slot in conforming.SWAPPED and slot != "objective" else {}
     model, guide = build(**swapped)
-    x = data.load(part).train.float() if slot == "data" else images(model)
+    x = datasets.load(part).train.float() if slot == "data" else images(model)
     options = {slot: part} if slot in ("objective", "optimizer", "schedule") else {}
     history = fit(model, guide, x, num_steps=2, batch_size=4, progress=False, device="cpu", compile="off", **options)
     assert history.num_steps == 2

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pyro_vae.commands", "pyro_vae.guides", "pyro_vae.models", "sklearn.datasets", "torch._dynamo"]
+    ["pyro_vae.cli.commands", "pyro_vae.guides", "pyro_vae.models", "sklearn.datasets", "torch._dynamo"]
 )
 
 SMALL = ["--net", "MLP(hidden=16)", "--latent-dim", "2", "--num-samples", "5", "--eval-images", "20", "--no-pictures"]
@@ -146,7 +146,7 @@ def fsync_hangs() -> None:
 
 def terminated_after(steps: int) -> None:
     """SIGTERM comes while this step is being taken."""
-    from pyro_vae.train_step import TrainStep
+    from pyro_vae.training.train_step import TrainStep
 
     step, count = TrainStep.__call__, [0]
 
@@ -170,7 +170,7 @@ def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) ->
     import torch
     from tqdm import tqdm
 
-    from pyro_vae.cli import main
+    from pyro_vae.cli.entry import main
 
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own would be the server's to clean up after a kill

@@ -18,11 +18,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import UserError, checkpoint, data, registry, runs
-from pyro_vae.cli import parse
-from pyro_vae.experiment import build_pair
-from pyro_vae.options import Train, to_toml
-from pyro_vae.training_state import TrainingState
+from pyro_vae import UserError, registry
+from pyro_vae.cli.entry import parse
+from pyro_vae.data import datasets
+from pyro_vae.runs import run_folder
+from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.options import Train, to_toml
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training.state import TrainingState
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
 EVERYDAY, STRESS = 50, 250
@@ -181,18 +184,20 @@ def npz_ending(folder: Path, content: bytes) -> str:
     """A data file."""
     path = folder / "fuzzed.npz"
     path.write_bytes(content)
-    return ending(folder, lambda: data.load(str(path)))
+    return ending(folder, lambda: datasets.load(str(path)))
 
 
 def make_run(folder: Path) -> tuple[Path, bytes]:
     """A run with one checkpoint, and that file's content."""
-    run = runs.Run(folder / "run")
+    run = run_folder.Run(folder / "run")
     run.folder.mkdir()
     options = OPTIONS
     run.config_file.write_bytes(to_toml(options))
     model, guide = build_pair(options, (1, 4, 4), 10)
-    held = checkpoint.Checkpoint(checkpoint.state_of(model, guide), {"event_shape": [1, 4, 4], "num_data": 10})
-    path = checkpoint.add(run.checkpoints, held, 3)
+    held = checkpoint_files.Checkpoint(
+        checkpoint_files.state_of(model, guide), {"event_shape": [1, 4, 4], "num_data": 10}
+    )
+    path = checkpoint_files.add(run.checkpoints, held, 3)
     return path, path.read_bytes()
 
 
@@ -220,12 +225,12 @@ PARTS = st.dictionaries(st.sampled_from(["format", "version", "sections", "metad
 
 def checkpoint_ending(folder: Path, path: Path, content: bytes, known: bool) -> str:
     """A checkpoint's file, its digest made right or left as it was: loaded as a run's and as a training's."""
-    before = checkpoint.manifest(path).read_bytes()
+    before = checkpoint_files.manifest(path).read_bytes()
     path.write_bytes(content)
     if known:
-        checkpoint.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
-    ends = {ending(folder, lambda: runs.load(folder / "run")), ending(folder, lambda: TrainingState.load(path))}
-    checkpoint.manifest(path).write_bytes(before)
+        checkpoint_files.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    ends = {ending(folder, lambda: run_folder.load(folder / "run")), ending(folder, lambda: TrainingState.load(path))}
+    checkpoint_files.manifest(path).write_bytes(before)
     return ONE_LINE if ONE_LINE in ends else ANSWER
 
 

@@ -13,7 +13,7 @@ import torch
 from children import QUICK, Child, checkpoints, done
 
 import pyro_vae as pv
-from pyro_vae import checkpoint
+from pyro_vae.training import checkpoint_files
 
 RUN = [*QUICK, "--early-stopping", "1000", "--kl-warmup", "3", "--grad-clip", "5", "--checkpoint-minutes", "0"]
 """All that has a state: an early stopping that never stops, a warm-up, a schedule, Adam; saved after every step."""
@@ -21,7 +21,7 @@ RUN = [*QUICK, "--early-stopping", "1000", "--kl-warmup", "3", "--grad-clip", "5
 
 def final(run: Path) -> tuple[Any, list[dict[str, Any]]]:
     """The last checkpoint, and the metrics without the clock."""
-    held = checkpoint.newest(run / "checkpoints").held
+    held = checkpoint_files.newest(run / "checkpoints").held
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return held, [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
@@ -94,10 +94,10 @@ def killed_often(folder: Path, times: int, steps: int, seed: int) -> None:
     child = done(folder, [*arguments, "--checkpoint-minutes", "5"])
     assert child.wait() == 0, child.error
     assert not list(run.rglob("*.tmp"))
-    left = checkpoint.complete(run / "checkpoints")  # two of each process: none removes those of another
-    assert len(left) == len(checkpoint.listed(run / "checkpoints")) > times
+    left = checkpoint_files.complete(run / "checkpoints")  # two of each process: none removes those of another
+    assert len(left) == len(checkpoint_files.listed(run / "checkpoints")) > times
     for path in left:
-        checkpoint.load(path)
+        checkpoint_files.load(path)
 
 
 def last_step(run: Path) -> int:

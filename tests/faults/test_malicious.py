@@ -18,9 +18,12 @@ import torch
 from children import QUICK, checkpoints, done, one_line
 
 import pyro_vae
-from pyro_vae import UserError, checkpoint, data, registry, runs
-from pyro_vae.cli import main
-from pyro_vae.options import Train, read_config
+from pyro_vae import UserError, registry
+from pyro_vae.cli.entry import main
+from pyro_vae.data import datasets
+from pyro_vae.runs import run_folder
+from pyro_vae.runs.options import Train, read_config
+from pyro_vae.training import checkpoint_files
 
 
 class Evil:
@@ -56,7 +59,7 @@ def evil_checkpoint() -> bytes:
 def overwrite(path: Path, content: bytes) -> None:
     """With a digest that is right."""
     path.write_bytes(content)
-    checkpoint.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    checkpoint_files.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
 
 
 CONTENTS = [
@@ -164,7 +167,7 @@ def test_nothing_is_called_but_a_part(slot: str, place: str, tmp_path: Path, mon
     for call in (*CALLS, *calls):
         spec = place.format(call)
         with pytest.raises(UserError) as caught:
-            data.load(spec) if slot == "data" else registry.build(slot, spec, **context)
+            datasets.load(spec) if slot == "data" else registry.build(slot, spec, **context)
         assert "\n" not in str(caught.value), spec
         assert [path.name for path in tmp_path.iterdir()] == ["evil.pt"], spec
 
@@ -206,7 +209,7 @@ def test_no_configuration_calls_a_function(
 )
 def test_a_runs_name_stays_in_the_runs_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = runs.create(None, runs.run_name(Train(data=source, guide="../../x/y.py:Mine")))
+    made = run_folder.create(None, run_folder.run_name(Train(data=source, guide="../../x/y.py:Mine")))
     assert made.folder.resolve().parent == (tmp_path / "runs").resolve() and not made.folder.name.startswith((".", "-"))
 
 

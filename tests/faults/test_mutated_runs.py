@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_vae import checkpoint
-from pyro_vae.cli import main
-from pyro_vae.endings import Stopped
+from pyro_vae.cli.entry import main
 from pyro_vae.errors import UserError
-from pyro_vae.runs import Recorder
+from pyro_vae.runs.run_folder import Recorder
+from pyro_vae.signals import Stopped
+from pyro_vae.training import checkpoint_files
 
 TINY = [
     "--net",
@@ -63,7 +63,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments = ["--data", "x.npz", *TINY, "--compile", "off", "--quiet", "--no-pictures"]
         assert main(["train", *arguments, "--epochs", "9", "--out", "run"]) == 143
         assert main(["train", "--resume", "run", "--quiet"]) == 143
-    assert len(checkpoint.complete(folder / "run" / "checkpoints")) == 4
+    assert len(checkpoint_files.complete(folder / "run" / "checkpoints")) == 4
     return folder
 
 
@@ -133,7 +133,7 @@ def sound(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.glob("step-*.pt"), key=lambda path: path.stem):
         try:
-            checkpoint.load(path)
+            checkpoint_files.load(path)
         except UserError:
             continue
         found.append(path)

@@ -9,7 +9,7 @@ import pytest
 from children import QUICK, SMALL, Child, checkpoints, done, fsync_hangs
 
 import pyro_vae as pv
-from pyro_vae import checkpoint
+from pyro_vae.training import checkpoint_files
 
 ENDLESS = ["--compile", "off", "--steps", "1000000", "--batch-size", "1", "--out", "run"]
 """An epoch has 1294 steps: whenever a signal comes, it is within one."""
@@ -25,7 +25,7 @@ def test_a_signal_ends_with_a_checkpoint_within_the_epoch(number: int, code: int
     name = checkpoints(tmp_path / "run")[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}; checkpoint: run/checkpoints/{name}")
     assert "pyro-vae train --resume run" in last and "Traceback" not in child.error
-    position = checkpoint.newest(tmp_path / "run" / "checkpoints").held.sections["training"]["position"]
+    position = checkpoint_files.newest(tmp_path / "run" / "checkpoints").held.sections["training"]["position"]
     assert position["step"] > position["first_step"] and position["seen"] == position["step"] - position["first_step"]
     pv.load(tmp_path / "run")
 

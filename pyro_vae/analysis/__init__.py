@@ -1,0 +1,1 @@
+"""What a trained pair says of data: encode, generate, impute, denoise, diagnose."""

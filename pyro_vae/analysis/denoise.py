@@ -1,0 +1,130 @@
+"""Clean images, drawn given noisy ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.analysis.gibbs import Evidence, Restored, restore
+from pyro_vae.data.loaders import as_images
+from pyro_vae.errors import UserError
+from pyro_vae.pair.program import validation
+
+Noise = Callable[[Tensor], Any]
+"""From clean images to the law of the noisy ones, p(y | x), pixel by pixel: ``lambda x: dist.Normal(x, 0.3)``."""
+
+CANDIDATES = 20
+"""Draws of p(x) of which each pixel starts at the most likely, where y itself is no value of x."""
+PIXEL_MOVES = 5
+"""Metropolis moves of the pixels for each of z: they cost no network."""
+
+
+def denoise(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    noisy: Any,
+    noise: Noise,
+    num_samples: int = 16,
+    num_steps: int = 200,
+    method: str = "metropolis",
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    **fields: Any,
+) -> Restored:
+    """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an image.
+
+    The guide never sees y: x itself is drawn along with z. Each step proposes z' ~ q(z | x) and tests it as `impute`
+    does; then each pixel proposes x'_d ~ p(x_d | z), accepted with min(1, p(y_d | x'_d) / p(y_d | x_d)). The chains' law
+    is p(x | y) in the limit of many steps, for every guide and every noise, and `Restored.mean` is E[x | y]; with
+    ``gibbs``, without the test of z', only if the guide is the model's posterior. Noise that is narrow beside p(x | z)
+    takes more steps.
+
+    Args:
+        noisy: y, images ``(N, *event_shape)``; they need not lie where x does.
+        noise: from x to p(y | x), a distribution whose log_prob has one number a pixel (no ``to_event``):
+            ``lambda x: dist.Normal(x, 0.3)``, ``lambda x: dist.Bernoulli(0.9 * x + 0.05)``.
+        num_steps: of a chain; averages leave out the first half.
+        method: ``metropolis`` or ``gibbs``.
+        **fields: what the programs take beside x, N rows.
+
+    Raises:
+        UserError: a noise of another shape, or that can't have made y; a pair for which there is no such
+            chain (`restore` lists the reasons).
+    """
+    if not callable(noise):
+        raise UserError(
+            f"noise is a {type(noise).__name__}: expected a function of x, such as lambda x: dist.Normal(x, 0.3)"
+        )
+    return restore(
+        model,
+        guide,
+        _Noisy(as_images(noisy, "noisy").cpu(), noise),
+        num_samples,
+        num_steps,
+        method,
+        seed,
+        device,
+        fields,
+    )
+
+
+@dataclass(frozen=True)
+class _Noisy(Evidence):
+    """y ~ p(y | x)."""
+
+    y: Tensor  # (N, *event_shape)
+    noise: Noise
+
+    def shape(self) -> torch.Size:
+        """That of y."""
+        return self.y.shape
+
+    def log_noise(self, x: Tensor) -> Tensor:
+        """log p(y_d | x_d), nats, of x's shape; −inf where y is no value of the noise at x."""
+        with validation(distributions=False):  # y may lie outside a support that moves with x
+            law = self.noise(x)
+            found = law.log_prob(self.y)
+        if not isinstance(found, Tensor) or found.shape != x.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise UserError(
+                f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected one number a pixel, as "
+                "dist.Normal(x, 0.3) gives without to_event"
+            )
+        return torch.where(law.support.check(self.y) & ~found.isnan(), found, -torch.inf)
+
+    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
+        """Each pixel at the likeliest of some draws from the prior."""
+        start = drawn(0)
+        here = _Noisy(self.y.to(start) if self.y.is_floating_point() else self.y, self.noise)
+        best = here.log_noise(start)
+        for candidate in range(1, CANDIDATES):
+            images = drawn(candidate)
+            found = here.log_noise(images)
+            start, best = torch.where(found > best, images, start), torch.maximum(found, best)
+        if bool((never := (best == -torch.inf).all(0)).any()):
+            image, *pixel = never.nonzero()[0].tolist()
+            raise UserError(
+                f"y, image {image}, pixel {tuple(pixel)}: {float(self.y[(image, *pixel)]):g} has no density under noise(x) at any "
+                f"of the {CANDIDATES * len(best)} values of x that the model drew there: is that the noise of y?"
+            )
+        return start
+
+    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
+        """y of these images, ``times`` over."""
+        y = self.y[rows].to(like.device, like.dtype if self.y.is_floating_point() else None)
+        return _Noisy(y.expand(times, *y.shape).flatten(0, 1), self.noise)
+
+    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """Some Metropolis moves of every pixel, each with p(x_d | z) as its proposal."""
+        here = self.log_noise(x)
+        for _ in range(PIXEL_MOVES):
+            new = draw()
+            there = self.log_noise(new)
+            # not a difference: from a pixel that y excludes, any move that y permits is taken
+            accepted = torch.log(torch.rand_like(here)) + here < there
+            x, here = torch.where(accepted, new, x), torch.where(accepted, there, here)
+        return x

@@ -1,0 +1,317 @@
+"""What a representation holds: active units, rate and distortion, KL by dimension, mutual information, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, kl_divergence
+
+from pyro_vae.analysis.encode import visit_images
+from pyro_vae.analysis.latents import by_draw
+from pyro_vae.analysis.mutual_information import Information, mutual_information
+from pyro_vae.analysis.sbc import SBC, sbc_ranks
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.result import figure
+from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
+from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_count
+
+__all__ = [
+    "SBC",
+    "ActiveUnits",
+    "Diagnostics",
+    "DimensionKL",
+    "Information",
+    "RateDistortion",
+    "diagnose",
+    "mutual_information",
+    "sbc_ranks",
+]
+
+ACTIVE = 0.01
+"""Variance over images of a unit's posterior mean, above which it is active (Burda et al. 2016, section 5.2)."""
+
+IDLE_KL = 0.05
+"""Nats: an inactive unit that costs more is a posterior that differs from the prior and says nothing of x."""
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveUnits:
+    """Units u with Var_x(E_q[u | x]) > 0.01 (Burda et al. 2016); a unit is one number of one latent site."""
+
+    variances: dict[str, Tensor]  # by site, (D,)
+    num_draws: int
+
+    @property
+    def active(self) -> dict[str, Tensor]:
+        """By site, ``(D,)``."""
+        return {name: values > ACTIVE for name, values in self.variances.items()}
+
+    @property
+    def count(self) -> int:
+        """Active units."""
+        return sum(int(values.sum()) for values in self.active.values())
+
+    @property
+    def num_units(self) -> int:
+        """All units."""
+        return sum(len(values) for values in self.variances.values())
+
+    def __str__(self) -> str:
+        lines = [
+            f"active units: {self.count} of {self.num_units} (variance of the posterior mean over images > {ACTIVE:g})"
+        ]
+        return "\n".join([*lines, *_by_site(self.variances, "variances, largest first")])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "count": self.count,
+            "num_units": self.num_units,
+            "threshold": ACTIVE,
+            "variances": {name: values.tolist() for name, values in self.variances.items()},
+        }
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Nats per image: ELBO = −(rate + distortion) (Alemi et al. 2018). Errors: the images as a sample."""
+
+    rate: float  # E_x KL(q(z | x) ‖ p(z))
+    rate_se: float
+    distortion: float  # −E_x E_q log p(x | z)
+    distortion_se: float
+    elbo: float
+    elbo_se: float
+    num_images: int
+    num_draws: int
+
+    def __str__(self) -> str:
+        parts = (
+            f"{name} {figure(value)} ± {error:.2f}"
+            for name, value, error in (
+                ("rate", self.rate, self.rate_se),
+                ("distortion", self.distortion, self.distortion_se),
+                ("ELBO", self.elbo, self.elbo_se),
+            )
+        )
+        return f"{', '.join(parts)} nats (N = {self.num_images}, {self.num_draws} draws each)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, eq=False)
+class DimensionKL:
+    """E_x KL(q(z | x) ‖ p(z)) by dimension, in nats; entries add up to the rate.
+
+    A site whose distributions do not factorise over its dimensions (a flow, a full covariance, a mixture) has one entry,
+    for all of them.
+    """
+
+    values: dict[str, Tensor]  # by site, (D,) or (1,)
+    how: dict[str, str]  # by site, how it was computed
+
+    @property
+    def total(self) -> float:
+        """The rate."""
+        return float(torch.cat(list(self.values.values())).sum())
+
+    def __str__(self) -> str:
+        lines = [f"KL by dimension, in all {self.total:.2f} nats"]
+        lines += [f"  {name}: {how}" for name, how in self.how.items()]
+        return "\n".join([*lines, *_by_site(self.values, "nats, largest first")])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "values": {name: values.tolist() for name, values in self.values.items()},
+            "how": self.how,
+            "total": self.total,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnostics:
+    """All of them, of one set of images."""
+
+    units: ActiveUnits
+    rate_distortion: RateDistortion
+    kl: DimensionKL
+    information: Information
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Where the latent is used less than it was meant to be."""
+        count, number, found = self.units.count, self.units.num_units, []
+        if count == 0:
+            found.append(
+                "posterior collapse: no unit is active, the guide's posterior is the same for every image; try a KL warm-up, a "
+                "smaller KL weight, free bits, or a weaker decoder"
+            )
+        elif count < number:
+            found.append(
+                f"{number - count} of {number} units are inactive: the model uses {count} dimensions of its latent"
+            )
+        for name, active in self.units.active.items():
+            cost = self.kl.values[name]
+            if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
+                found.append(
+                    f"{int(idle.sum())} inactive units of {name} cost {float(cost[idle].sum()):.2f} nats: their posterior is not "
+                    "the prior, and says nothing of x"
+                )
+        if self.information.at_ceiling:
+            found.append(
+                f"the mutual information is at its ceiling, log {self.information.num_images}: use more images, or read it as a "
+                "lower bound"
+            )
+        return tuple(found)
+
+    def __str__(self) -> str:
+        parts = [str(part) for part in (self.rate_distortion, self.units, self.kl, self.information)]
+        return "\n".join(parts + [f"warning: {text}" for text in self.warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "active_units": self.units.to_dict(),
+            "rate_distortion": self.rate_distortion.to_dict(),
+            "kl_by_dimension": self.kl.to_dict(),
+            "information": self.information.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+
+def diagnose(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_draws: int = 20,
+    information_images: int = 1000,
+    batch_size: int = 200,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    **fields: Any,
+) -> Diagnostics:
+    """Diagnose the representation of the images ``x``.
+
+    Args:
+        num_draws: of each image's posterior. Means that are no closed form are averaged over them, and the noise that this
+            adds to a unit's variance is taken out.
+        information_images: the first so many images serve the mutual information, at a cost of their number squared.
+
+    Raises:
+        UserError: fewer than two images or draws; the guide has no density; parameters that were never fitted.
+    """
+    check_count("num_draws", num_draws)
+    if num_draws < 2:
+        raise UserError("num_draws=1: expected 2 or more, as the noise of an average is estimated from its draws")
+    parts = []
+    with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+        for images, named in batches:
+            refuse_no_latents(pair.structure(images, named))
+            refuse_unscorable(pair, images, named)
+            parts.append(_visit(pair, images, named, num_draws))
+    sites = list(parts[0].kl)
+    kl = {name: torch.cat([part.kl[name] for part in parts]) for name in sites}
+    means = {name: torch.cat([part.means[name] for part in parts]) for name in sites}
+    noise = {name: torch.cat([part.noise[name] for part in parts]) for name in sites}
+    distortion = torch.cat([part.distortion for part in parts])
+    if len(distortion) < 2:
+        raise UserError("x holds one image: a representation is diagnosed on two or more")
+    rate = torch.cat([values.sum(1, keepdim=True) for values in kl.values()], dim=1).sum(1)
+    variances = {name: (means[name].var(0) - noise[name].mean(0)).clamp(min=0.0) for name in sites}
+    return Diagnostics(
+        ActiveUnits(variances, num_draws),
+        RateDistortion(
+            *(*_mean(rate), *_mean(distortion), *_mean(-rate - distortion)), num_images=len(rate), num_draws=num_draws
+        ),
+        DimensionKL({name: values.mean(0) for name, values in kl.items()}, parts[0].how),
+        mutual_information(model, guide, x, information_images, seed=seed, device=device, **fields),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """Of a batch of images, on the CPU, in float64."""
+
+    kl: dict[str, Tensor]  # by site, (B, D) or (B, 1)
+    how: dict[str, str]
+    means: dict[str, Tensor]  # by site, (B, D)
+    noise: dict[str, Tensor]  # the sampling variance of those means
+    distortion: Tensor  # (B,)
+
+
+def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
+    terms = pair.run(x, fields, num_draws, layout="repeat")
+    structure = pair.structure(x, fields)
+    kl, how, means, noise = {}, {}, {}, {}
+    for name, guide in terms.guide.items():
+        divergence, how[name] = _divergence(name, terms.prior[name], guide, structure)
+        kl[name] = _units(divergence, num_draws).mean(0)
+        values = _units(rows_first(_mean_or_draw(guide), guide.fn, guide.dim), num_draws)
+        means[name], noise[name] = values.mean(0), values.var(0) / num_draws
+    observed: Any = sum(site.log_prob for site in terms.observed.values())
+    return _Visit(kl, how, means, noise, -observed.reshape(num_draws, len(x)).double().cpu().mean(0))
+
+
+def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tuple[Tensor, str]:
+    """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise, and how."""
+    q, p = _scalars(guide.fn), None if prior.mixed else _scalars(prior.fn)
+    whole = "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
+    if q is not None and p is not None and prior.mask in (None, True) and guide.mask in (None, True):
+        if name in structure.analytic:
+            return rows_first(kl_divergence(q, p), guide.fn, guide.dim), "analytic"
+        terms = q.log_prob(guide.value) - p.log_prob(guide.value)
+        return rows_first(terms, guide.fn, guide.dim), f"sampled ({structure.sampled[name]})"
+    if name in structure.analytic:
+        analytic = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
+        return rows_first(analytic, guide.fn, guide.dim), f"analytic{whole}"
+    return (guide.log_prob - prior.log_prob).flatten(), f"sampled ({structure.sampled[name]}){whole}"
+
+
+def _scalars(fn: Any) -> Any:
+    """The distribution of a site's numbers one by one, where they are independent; None elsewhere."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn if fn.event_shape == () else None
+
+
+def _mean_or_draw(site: Site) -> Tensor:
+    """The mean, which has less noise, or none, where the distribution has one; else the draw."""
+    try:
+        mean: Tensor = site.fn.mean
+    except NotImplementedError:
+        return site.value
+    return mean if mean.shape == site.value.shape and bool(mean.isfinite().all()) else site.value
+
+
+def _units(rows: Tensor, num_draws: int) -> Tensor:
+    """``(K·B, …)`` as ``(K, B, D)``, on the CPU, in float64."""
+    return by_draw(rows.reshape(len(rows), -1), num_draws).double().cpu()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _mean(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def _by_site(values: Mapping[str, Tensor], words: str) -> list[str]:
+    lines = []
+    for name, each in values.items():
+        shown = " ".join(f"{value:.3g}" for value in each.sort(descending=True).values.tolist()[:20])
+        lines.append(f"  {name}: {words}: {shown}{' …' if len(each) > 20 else ''}")
+    return lines

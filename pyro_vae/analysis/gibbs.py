@@ -1,0 +1,278 @@
+"""Draws of p(x | y) under a model p(x, z), y being what is known of the image x: Metropolis within Gibbs.
+
+A chain holds an image x and its latents z, and alternates two moves that leave p(x, z | y) invariant:
+
+1. z' ~ q(z | x), accepted with min(1, p(x, z') q(z | x) / (p(x, z) q(z' | x))): a Metropolis–Hastings step whose proposal
+   is the guide (Mattei & Frellsen 2018, section 3.3). Without the test (``gibbs``) this is pseudo-Gibbs (Rezende et al.
+   2014, appendix F), whose law is that of the model only where the guide is the model's posterior.
+2. x given z and y, pixel by pixel (`Evidence.redraw`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent
+
+from pyro_vae.analysis.encode import mean_of, sample, visit_images
+from pyro_vae.analysis.latents import ROWS
+from pyro_vae.data.loaders import as_fields
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.pair.layouts import Fields, Site, repeated, rows_first
+from pyro_vae.pair.log_weights import refuse_unscorable
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.rng import check_seed, mix
+from pyro_vae.validation import check_count
+
+METHODS = ("metropolis", "gibbs")
+
+UNTESTED = 0.1
+"""The first part of a chain, in which every z' is accepted: from a poor start a tested proposal is hardly ever."""
+BURN_IN = 0.5
+"""The part of a chain that no average counts."""
+LOW_ACCEPTANCE = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """Draws of p(x | y) from K independent chains at each of N images, and their moments.
+
+    Averages are over all chains, and all steps of a chain but its first half.
+    """
+
+    samples: Tensor  # (K, N, *event_shape), the chains' last states
+    decoded: Tensor  # (K, N, *event_shape), the mean of p(x | z) at the chains' last z, without regard to y
+    mean: Tensor  # (N, *event_shape), E[x | y]
+    sd: Tensor  # (N, *event_shape), the standard deviation of x under p(x | y)
+    se: Tensor  # (N, *event_shape), Monte Carlo standard error of the mean, from the K chains' own; NaN for one chain
+    acceptance: Tensor  # (N,), of the proposed z; 1 for pseudo-Gibbs, which refuses none
+    method: str
+    num_steps: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the draws are to be read."""
+        found = []
+        if self.method == "gibbs":
+            found.append("pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior")
+        if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
+            found.append(
+                f"less than {LOW_ACCEPTANCE:.0%} of the proposals are accepted in {stuck:.1%} of the images: their chains "
+                "hardly move; use more steps, or a guide nearer to the posterior"
+            )
+        return tuple(found)
+
+    def __str__(self) -> str:
+        chains, images = self.samples.shape[:2]
+        line = f"{images} images, {chains} chains of {self.num_steps} steps each ({self.method}); "
+        line += f"acceptance {float(self.acceptance.mean()):.2f}"
+        return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
+
+
+class Evidence(ABC):
+    """What is known of N images ``(N, *event_shape)``, and x given it and z."""
+
+    @abstractmethod
+    def shape(self) -> torch.Size:
+        """``(N, *event_shape)``."""
+
+    @abstractmethod
+    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
+        """First states ``(K, N, *event_shape)``; ``drawn(i)`` gives as many draws x ~ p(x), others for each i."""
+
+    @abstractmethod
+    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
+        """The evidence of these images, ``times`` over, on the device and in the dtype of ``like``."""
+
+    @abstractmethod
+    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z), pixels independent."""
+
+
+def restore(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    evidence: Evidence,
+    num_samples: int,
+    num_steps: int,
+    method: str,
+    seed: int,
+    device: str | torch.device,
+    fields: Mapping[str, Any],
+) -> Restored:
+    """Run ``num_samples`` chains at each image.
+
+    Raises:
+        UserError: no chain can be run with this pair, in one sentence: a point mass, a subsampling plate, no latent site,
+            a guide that can't score any z but its own draw, pixels that depend on each other given z, an x that is
+            observed in parts.
+    """
+    for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
+        check_count(name, value)
+    check_seed(seed)
+    if method not in METHODS:
+        raise UserError(did_you_mean("method", str(method), METHODS))
+    shape = evidence.shape()
+    named = as_fields(fields, shape[0])
+
+    def drawn(stream: int) -> Tensor:
+        like, number = torch.zeros(1, *shape[1:]), num_samples * shape[0]
+        rows: dict[str, Any] = {
+            name: value.repeat(num_samples, *(1 for _ in value.shape[1:])) for name, value in named.items()
+        }
+        own = mix(seed, 1, stream) % 2**32
+        sites = sample(model, number, like, mean=False, guide=guide, device=device, seed=own, **rows)
+        return _whole(sites, torch.Size((num_samples, *shape)))
+
+    start = evidence.start(drawn)
+    size, done = max(1, ROWS // num_samples), 0
+    parts: list[Restored] = []
+    with visit_images(model, guide, start[0], size, device, seed, named) as (pair, batches):
+        for images, own in batches:
+            rows = slice(done, done + len(images))
+            done = rows.stop
+            if not parts:
+                _refuse_unfit(pair, images, own, method)
+            x, repeated_fields = repeated(images, own, num_samples)
+            x = start[:, rows].flatten(0, 1).to(x)
+            chains = _Chains(pair, x, repeated_fields, evidence.at(rows, num_samples, x))
+            parts.append(chains.run(num_samples, num_steps, method))
+
+    def joined(name: str, dim: int = 0) -> Tensor:
+        return torch.cat([getattr(part, name) for part in parts], dim=dim)
+
+    moments = joined("mean"), joined("sd"), joined("se"), joined("acceptance")
+    return Restored(joined("samples", 1), joined("decoded", 1), *moments, method, num_steps)
+
+
+class _Chains:
+    """All chains at a batch of images, as rows: ``(K·B, *event_shape)``, chain by chain."""
+
+    def __init__(self, pair: Pair, x: Tensor, fields: Fields, evidence: Evidence) -> None:
+        self.pair, self.x, self.fields, self.evidence = pair, x, fields, evidence
+        first = pair.run(x, fields)
+        self.site = image_site_of(first.observed, x)
+        self.z = {name: site.value for name, site in first.guide.items()}
+
+    def run(self, num_chains: int, num_steps: int, method: str) -> Restored:
+        """All steps of all chains; what is found is on the CPU."""
+        untested, burn_in = round(UNTESTED * num_steps), round(BURN_IN * num_steps)
+        lead = (num_chains, len(self.x) // num_chains)
+        total = torch.zeros(*lead, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
+        squares, accepted = torch.zeros_like(total), torch.zeros(lead, dtype=torch.float64, device=self.x.device)
+        for step in range(num_steps):
+            moved = self.step(method, tested=step >= untested)
+            if step >= burn_in:
+                states = self.x.reshape(total.shape).double()
+                total += states
+                squares += states.square()
+                accepted += moved.reshape(lead)
+        kept = num_steps - burn_in
+        means = total / kept
+        mean = means.mean(0)
+        sd = (squares.mean(0) / kept - mean.square()).clamp(min=0.0).sqrt()
+        se = means.std(0) / num_chains**0.5 if num_chains > 1 else torch.full_like(mean, nan)
+        x, decoded = (each.reshape(total.shape).cpu() for each in (self.x, self.pick(mean_of)))
+        mean, sd, se = (each.to("cpu", x.dtype) for each in (mean, sd, se))
+        return Restored(x, decoded, mean, sd, se, (accepted.mean(0) / kept).cpu(), method, num_steps)
+
+    def step(self, method: str, tested: bool) -> Tensor:
+        """Both moves; which rows accepted their z', ``(K·B,)``."""
+        new = self.pair.run(self.x, self.fields)
+        accepted = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
+        values, self.seen = {name: site.value for name, site in new.guide.items()}, [new.observed[self.site]]
+        if method == "metropolis":
+            with _Holding(self.z):
+                old = self.pair.run(self.x, self.fields)
+            self.seen.append(old.observed[self.site])
+            log_new, log_old = (each.log_weights()[0].double() for each in (new, old))
+            accepted = ~log_new.isnan()
+            if tested:
+                # a state without a density, as a guide that fails on a strange x may leave one, is left at once
+                log_ratio = torch.where(log_old.isnan(), torch.inf, log_new - log_old)
+                accepted &= torch.rand_like(log_ratio).log() < log_ratio
+            for name, site in new.guide.items():
+                place = site.value.dim() - site.fn.event_dim + site.dim
+                chosen = accepted.reshape([-1 if dim == place else 1 for dim in range(site.value.dim())])
+                values[name] = torch.where(chosen, site.value, self.z[name])
+        self.z, self.accepted = values, accepted
+        self.x = self.evidence.redraw(self.x, self.draw)
+        return accepted
+
+    def draw(self) -> Tensor:
+        """x ~ p(x | z) at each row's present z; where that has no law, the x that there is."""
+        drawn = self.pick(lambda law: law.sample())
+        return torch.where(drawn.isfinite(), drawn, self.x)
+
+    def pick(self, of: Callable[[Any], Tensor]) -> Tensor:
+        """``of(p(x | z))`` at each row's present z, in x's shape."""
+        found = [rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x) for s in self.seen]
+        accepted = self.accepted.reshape(-1, *(1 for _ in self.x.shape[1:]))
+        return found[0] if len(found) == 1 else torch.where(accepted, found[0], found[1])
+
+
+class _Holding(Messenger):
+    """The guide's latent statements return these values, and are scored at them."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["done"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
+    """The observed site whose value is x, whole, and whose pixels are independent given z.
+
+    Raises:
+        UserError: there is no such site.
+    """
+    for name, site in observed.items():
+        value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
+        if value.numel() == x.numel() and torch.equal(rows_first(value, site.fn, site.dim).reshape(x.shape), x):
+            law = site.fn
+            while isinstance(law, Independent):
+                law = law.base_dist
+            if law.event_shape:
+                raise UserError(
+                    f"site {name!r}: the pixels of {type(law).__name__} depend on each other given z, and only independent "
+                    "ones can be redrawn one by one: use a likelihood that is a product over pixels, .to_event(n)"
+                )
+            return name
+    raise UserError(
+        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there are no pixels of x to redraw"
+    )
+
+
+def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
+    structure = pair.structure(x, fields)
+    refuse_unscorable(pair, x, fields)
+    if not structure.latents:
+        raise UserError("the guide draws no latent site, and a chain needs a z, given which the pixels are independent")
+    terms = pair.run(x, fields)
+    terms.log_weights()  # refuses scaled sites
+    for name, site in terms.guide.items():
+        if method == "metropolis" and name in structure.own_draws_only:
+            raise UserError(
+                f"the guide's site {name!r} can't score any z but its own last draw ({type(site.fn).__name__}; as a planar "
+                "flow), which the Metropolis test needs: use a guide whose log_prob takes any z, or method='gibbs'"
+            )
+
+
+def _whole(sites: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    """The first site that holds whole images."""
+    for value in sites.values():
+        if value.numel() == shape.numel():
+            return value.reshape(shape)
+    raise UserError(
+        f"none of the observed sites ({', '.join(sites)}) has the images' shape {tuple(shape[2:])}: there are no pixels to redraw"
+    )

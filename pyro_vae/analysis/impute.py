@@ -1,0 +1,90 @@
+"""Missing pixels, drawn given those that are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.analysis.gibbs import Evidence, Restored, restore
+from pyro_vae.data.loaders import as_images
+from pyro_vae.errors import UserError
+
+
+def impute(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    missing: Any,
+    num_samples: int = 16,
+    num_steps: int = 200,
+    method: str = "metropolis",
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    **fields: Any,
+) -> Restored:
+    """Draw x_mis ~ p(x_mis | x_obs), K = ``num_samples`` chains an image (Mattei & Frellsen 2018).
+
+    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, tests it against the model, and draws
+    x_mis ~ p(x_mis | z). With the test (``metropolis``) the chains' law is p(x_mis | x_obs) itself in the limit of many
+    steps, for every guide; without it (``gibbs``: Rezende et al. 2014) only if the guide is the model's posterior. Missing
+    pixels start at a draw of p(x).
+
+    Args:
+        x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
+        missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one mask for all images).
+        num_steps: of a chain; averages leave out the first half.
+        method: ``metropolis`` or ``gibbs``.
+        **fields: what the programs take beside x, N rows.
+
+    Raises:
+        UserError: a mask of another type or shape; a pair for which there is no such chain (`restore` lists the reasons).
+    """
+    return restore(model, guide, _pixels(x, missing), num_samples, num_steps, method, seed, device, fields)
+
+
+@dataclass(frozen=True)
+class _Pixels(Evidence):
+    """Some pixels of x, as they are."""
+
+    x: Tensor  # (N, *event_shape)
+    missing: Tensor  # the same shape, bool
+
+    def shape(self) -> torch.Size:
+        """That of x."""
+        return self.x.shape
+
+    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
+        """The missing pixels of a draw from the prior."""
+        images = drawn(0)
+        return torch.where(self.missing, images, self.x.to(images))
+
+    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
+        """The masks alone are needed: what is seen never moves."""
+        mask = self.missing[rows].to(like.device)
+        return _Pixels(like, mask.expand(times, *mask.shape).flatten(0, 1))
+
+    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        """x_mis ~ p(x_mis | z)."""
+        return torch.where(self.missing, draw(), x)
+
+
+def _pixels(x: Any, missing: Any) -> _Pixels:
+    images = torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" else x
+    mask = torch.as_tensor(missing)
+    if mask.dtype != torch.bool:
+        raise UserError(f"missing holds {mask.dtype}: expected bool, True where a pixel is missing")
+    if not isinstance(images, Tensor):
+        as_images(images)
+        raise UserError("x: impute takes the images as one tensor or array (N, *event_shape)")
+    try:
+        mask = mask.to(images.device).broadcast_to(images.shape)
+    except RuntimeError:
+        raise UserError(
+            f"missing has shape {tuple(mask.shape)}: expected that of x, {tuple(images.shape)}, or one that broadcasts to it"
+        ) from None
+    return _Pixels(as_images(torch.where(mask, torch.zeros((), dtype=images.dtype), images)).cpu(), mask.cpu())

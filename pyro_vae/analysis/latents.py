@@ -1,0 +1,63 @@
+"""Draws of the latents for each image, the images first: whatever plates, sites and layouts a pair has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from pyro_vae.pair.layouts import Fields, Site, draw_alone, rows_first
+from pyro_vae.pair.program import Program
+from pyro_vae.pair.runtime import Pair
+
+ROWS = 4000
+"""Rows (draws times images) of one run: small enough for the memory of any machine."""
+
+
+def by_draw(value: Tensor, num_draws: int) -> Tensor:
+    """``(K·B, …)``, draw by draw, as ``(K, B, …)``."""
+    return value.reshape(num_draws, len(value) // num_draws, *value.shape[1:])
+
+
+def chunks(num_draws: int, num_images: int) -> Iterator[int]:
+    """Numbers of draws that add up to ``num_draws``, each of no more than `ROWS` rows."""
+    size = max(1, ROWS // num_images)
+    for start in range(0, num_draws, size):
+        yield min(size, num_draws - start)
+
+
+def weighted_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log weights ``(K, B)`` in float64, and the guide's draws they belong to, ``(K, B, …)`` by site."""
+    weights, values = [], []
+    for k in chunks(num_draws, len(x)):
+        terms = pair.run(x, fields, k, layout="repeat")
+        weights.append(terms.log_weights().reshape(k, len(x)).double())
+        values.append({name: _of_site(site, k) for name, site in terms.guide.items()})
+    return torch.cat(weights), _join(values)
+
+
+def guide_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> dict[str, Tensor]:
+    """Draws of q(z | x), ``(K, B, …)`` by site."""
+    return _join(_latents(pair, pair.guide, x, fields, k) for k in chunks(num_draws, len(x)))
+
+
+def prior_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> dict[str, Tensor]:
+    """Draws of p(z), given each image's fields, ``(K, B, …)`` by site."""
+    return _join(_latents(pair, pair.model, x, fields, k) for k in chunks(num_draws, len(x)))
+
+
+def _latents(pair: Pair, program: Program, x: Tensor, fields: Fields, k: int) -> dict[str, Tensor]:
+    at = pair.structure(x, fields).geometry
+    nodes = draw_alone(program, x, fields, k, at, on_rows=True)
+    latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
+    return {n: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k) for n, node in latents.items()}
+
+
+def _of_site(site: Site, k: int) -> Tensor:
+    return by_draw(rows_first(site.value, site.fn, site.dim), k)
+
+
+def _join(parts: Iterator[dict[str, Tensor]] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    listed: list[Mapping[str, Tensor]] = list(parts)
+    return {name: torch.cat([part[name] for part in listed]) for name in listed[0]}

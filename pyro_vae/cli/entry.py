@@ -1,0 +1,134 @@
+"""The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which needs torch.
+
+Exit codes: 0 done; 2 a mistake of the user's, in one line (or the parser's short box); 1 a failure; 130 and 143 stopped
+by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+
+from pyro_vae import torchrun
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.runs.options import (
+    COMMANDS,
+    DIVIDED,
+    FREE_ON_RESUME,
+    Command,
+    Train,
+    check_fields,
+    read_config,
+    stored_names,
+)
+from pyro_vae.signals import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
+
+DESCRIPTION = (
+    "Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended. "
+    "`pyro-vae train` alone trains on the embedded digits."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with stopping(), torchrun.quiet():
+            command = parse(given)
+            if torchrun.rank() > 0 and not isinstance(command, DIVIDED):
+                return DONE
+            with warnings.catch_warnings():
+                # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this program could change
+                warnings.filterwarnings("ignore", message=".*torch.jit.*")
+                warnings.showwarning = _warn
+                from pyro_vae.cli.commands import execute
+
+                execute(command)
+            sys.stdout.flush()
+    except SystemExit as parsed:  # --help, or an option that the parser refuses
+        return torchrun.end("", parsed.code if isinstance(parsed.code, int) else DONE)
+    except UserError as mistake:
+        return _end(mistake, MISTAKEN)
+    except Failure as failure:
+        return _end(failure, FAILED, lost=failure.of_another)
+    except BrokenPipeError:  # as in `pyro-vae list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except (OSError, MemoryError) as failure:
+        return _end(f"{type(failure).__name__}: {failure}", FAILED)
+    except Stopped as stopped:
+        return torchrun.end(str(stopped), stopped.exit_code)
+    return DONE
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """In one line, as a reader of the terminal has no use for our source."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def parse(given: list[str]) -> Command:
+    """The command and its checked options.
+
+    Raises:
+        UserError: an unknown command, a bad configuration file, or a value out of its range.
+        SystemExit: from the parser, after --help (0) or an option that it can't read (2).
+    """
+    word = next(iter(given), "--help")
+    if not word.startswith("-") and word not in COMMANDS:
+        raise UserError(did_you_mean("command", word, COMMANDS))
+    options = _read(given or ["--help"], {})
+    if isinstance(options, Train) and options.resume is not None:
+        options.check()
+        options = _resumed(given, options.resume)
+    elif isinstance(options, Train) and options.config is not None:
+        configured = read_config(options.config)
+        options = _one_length(_read(given, configured), configured)
+    getattr(options, "check", lambda: check_fields(options))()
+    return options
+
+
+def _read(given: list[str], configured: dict[str, Any]) -> Any:
+    """The options as the parser reads them, ``configured`` being the defaults of `train`."""
+    defaults: dict[str, dict[str, Any]] = {"train": {"default": Train(**configured)}}
+    commands = tuple(
+        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))] for name, kind in COMMANDS.items()
+    )
+    union: Any = Union[commands]  # noqa: UP007  # its members are made at run time
+    return tyro.cli(union, args=given, prog="pyro-vae", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _resumed(given: list[str], folder: Path) -> Train:
+    """The options of the run in ``folder``, with those beside --resume that say no more than where and how it goes on."""
+    config = folder.expanduser() / "config.toml"
+    if not config.is_file():
+        raise UserError(f"--resume {folder}: no run in it, for there is no {config}")
+    configured = Train(**read_config(config))
+    options: Train = _read(given, read_config(config))
+    fixed = [name for name in stored_names() if name not in FREE_ON_RESUME]
+    if differing := [name for name in fixed if getattr(options, name) != getattr(configured, name)]:
+        words = "; ".join(f"{name} is {getattr(configured, name)}, not {getattr(options, name)}" for name in differing)
+        raise UserError(
+            f"--resume {folder}: the run has other options: {words}; leave them out, or train a run of its own"
+        )
+    return options
+
+
+def _one_length(options: Train, configured: dict[str, Any]) -> Train:
+    """--steps beside a configured number of epochs wins over it, and the other way round."""
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        beside = given not in configured and getattr(options, given) is not None
+        if beside and other in configured and getattr(options, other) == configured[other]:
+            without: dict[str, Any] = {other: None}
+            return replace(options, **without)
+    return options
+
+
+def _end(message: object, code: int, *, lost: bool = False) -> int:
+    return torchrun.end("error: " + " ".join(str(message).split()), code, lost=lost)

@@ -1,0 +1,245 @@
+"""Run the effect handlers once: a Pyro program traced into a tensor program, with every captured tensor an input."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import sysconfig
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.compile.graph_passes import leave_out_identities
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.rng import own_randomness
+
+TIERS = ("auto", "inductor", "graph", "off")
+TensorFunction = Callable[..., Sequence[Tensor]]
+
+# their output's shape, or the very branch that was traced, depends on the batch that was traced
+DATA_DEPENDENT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "item")
+
+
+def check_tier(name: str) -> None:
+    """A ``UserError`` for what is no tier."""
+    if name not in TIERS:
+        raise UserError(did_you_mean("compile tier", str(name), TIERS))
+
+
+class NotStageable(Exception):
+    """The program can't be replayed on another batch; the sentence says why."""
+
+
+@dataclass(frozen=True)
+class TensorProgram:
+    """A traced function as a graph whose first inputs are the tensors that it captured, then its own arguments."""
+
+    graph: fx.GraphModule
+    captured: tuple[Tensor, ...]
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        """Replay the graph node by node: the same operations in the same order, to the last bit."""
+        outputs: Sequence[Tensor] = self.graph(*self.captured, *arguments)
+        return outputs
+
+    def compile(self, arguments: Sequence[Tensor]) -> TensorFunction:
+        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like ``arguments``.
+
+        Raises:
+            NotStageable: inductor failed, and how.
+        """
+        captured = self.captured
+        if missing := missing_compiler(arguments[0].device):
+            raise NotStageable(missing)
+        try:
+            compiled = _inductor(self.graph, [*captured, *arguments])
+        except Exception as error:
+            raise NotStageable(f"inductor failed ({first_line(error)})") from error
+        return lambda *given: compiled(*captured, *given)
+
+
+def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgram:
+    """Trace ``function`` at ``arguments`` with its gradients, and lift what it captures (parameters, buffers, weights).
+
+    Raises:
+        NotStageable: where the graph depends on the values of this very batch.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own notices on tracing constants
+            module = make_fx(function)(*arguments)
+    except Exception as error:
+        raise NotStageable(f"tracing failed ({first_line(error)})") from error
+    _refuse_data_dependence(module.graph)
+    module.graph.eliminate_dead_code()
+    leave_out_identities(module.graph)
+    captured = _lift(module)
+    module.recompile()
+    return TensorProgram(module, captured)
+
+
+def _refuse_data_dependence(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        if name in DATA_DEPENDENT:
+            raise NotStageable(f"the program calls {name}, whose result depends on the batch")
+        if name in ("index", "index_put", "index_put_"):
+            for index in node.args[1]:
+                if isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8):
+                    raise NotStageable("the program indexes with a boolean mask, whose result depends on the batch")
+
+
+def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
+    """Turn every ``get_attr`` into a placeholder ahead of the others; equal tensors share one."""
+    graph = module.graph
+    first = next(iter(graph.nodes))
+    captured: dict[int, Tensor] = {}
+    placeholders: dict[int, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        tensor = getattr(module, node.target)
+        if id(tensor) not in captured:
+            captured[id(tensor)] = tensor
+            with graph.inserting_before(first):
+                placeholders[id(tensor)] = graph.placeholder(f"captured_{len(placeholders)}")
+        node.replace_all_uses_with(placeholders[id(tensor)])
+        graph.erase_node(node)
+    module.delete_all_unused_submodules()
+    for name in [
+        *module._parameters,
+        *module._buffers,
+    ]:  # the compiler would hand each of them over again at every call
+        delattr(module, name)
+    return tuple(tensor.detach() for tensor in captured.values())
+
+
+def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunction:
+    for node in module.graph.nodes:  # the traced shapes' metadata would be taken for fake tensors of another mode
+        node.meta.pop("val", None)
+        node.meta.pop("tensor_meta", None)
+    with _quiet(), torch.no_grad():
+        from torch._inductor.compile_fx import compile_fx
+
+        patches: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+        compiled: Any = compile_fx(module, list(inputs), config_patches=patches)
+    function: TensorFunction = compiled
+    return function
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Inductor logs each operation that its C++ wrapper calls through Python, torch that a CPU has no CUDA."""
+    loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a clause: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0][:160]}"
+
+
+def agree(
+    program: TensorFunction,
+    eager: TensorFunction,
+    batches: Sequence[Sequence[Tensor]],
+    groups: Sequence[int] = (),
+    tolerance: float = 1e-4,
+    floor: float = 0.0,
+) -> None:
+    """Hold a tensor program against the function that it is traced from, in the same noise, on each batch of arguments.
+
+    Args:
+        groups: how many outputs are compared together; the rest are the last group.
+        tolerance: the largest difference in a group, over the largest value there (``floor`` where that is smaller).
+
+    Raises:
+        NotStageable: they differ, and by how much.
+    """
+    for seed, arguments in enumerate(batches):
+        results = []
+        for function in (program, eager):
+            with own_randomness(seed, arguments[0].device):
+                results.append([value.double().flatten() for value in function(*arguments)])
+        none, start = results[0][0].new_zeros(1), 0
+        for count in (*groups, len(results[0]) - sum(groups)):
+            found, expected = (torch.cat((none, *values[start : start + count])) for values in results)
+            start += count
+            alike = (found == expected) | (found.isnan() & expected.isnan())  # infinities too
+            error = float((found - expected).abs().masked_fill(alike, 0.0).max())
+            size = max(float(expected.abs().nan_to_num(0.0, 0.0).max()), floor)
+            if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
+                raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
+
+
+@contextmanager
+def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
+    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
+    originals = [module._buffers[name] for module, name in buffers]
+    clones: dict[int, Tensor] = {}
+    for (module, name), original in zip(buffers, originals, strict=True):
+        assert original is not None
+        module._buffers[name] = clones.setdefault(id(original), original.clone())
+    try:
+        yield
+    finally:
+        for (module, name), original in zip(buffers, originals, strict=True):
+            module._buffers[name] = original
+
+
+@contextmanager
+def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are put back on leaving."""
+    kept = [
+        (module, name, value, value.clone() if isinstance(value, Tensor) else None)
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | Tensor) and name != "training"
+    ]
+    try:
+        yield
+    finally:
+        for module, name, value, content in kept:
+            if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
+                value.data.copy_(content)
+            vars(module)[name] = value
+
+
+@contextmanager
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors their values back on leaving."""
+    kept = [(tensor.detach(), tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+
+
+def missing_compiler(device: torch.device) -> str:
+    """Why inductor can't compile for the CPU here, or nothing."""
+    if device.type != "cpu":
+        return ""
+    if shutil.which("g++") is None:
+        return "inductor needs g++, which is not installed"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return f"inductor needs the headers of Python {sys.version_info.major}.{sys.version_info.minor}"
+    return ""

@@ -1,0 +1,1 @@
+"""Stored files → images (rows) → batches."""

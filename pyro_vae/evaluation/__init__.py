@@ -1,0 +1,1 @@
+"""log p(x), and what is built on it: importance sampling, AIS, BDMC, refinement, comparison."""

@@ -1,0 +1,106 @@
+"""Annealed importance sampling on one tile of images: the schedule, the weights, forward and reverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.evaluation.hmc import Kernel, tune
+from pyro_vae.evaluation.traced_target import Target, TileTarget
+from pyro_vae.evaluation.unconstrained import Point
+from pyro_vae.pair.layouts import Fields
+from pyro_vae.validation import check_count
+
+SIGMOID_WIDTH = 4.0
+"""δ of the sigmoid schedule (Wu et al. 2017, appendix; Grosse et al. 2016)."""
+SCALE_DRAWS = 64
+"""Draws of the guide that its standard deviations are estimated from: an error of 9%."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to anneal."""
+
+    num_steps: int  # T
+    num_chains: int  # C
+    num_leapfrog: int  # L
+    schedule: str
+    target_acceptance: float
+
+    def check(self) -> None:
+        """Raise a ``UserError`` for what can't be."""
+        for name in ("num_steps", "num_chains", "num_leapfrog"):
+            check_count(name, getattr(self, name))
+        self.betas()
+        if not 0.0 < self.target_acceptance < 1.0:
+            raise UserError(f"target_acceptance={self.target_acceptance!r}: expected a probability between 0 and 1")
+
+    def said(self) -> dict[str, Any]:
+        """The protocol's part."""
+        names = ("num_steps", "num_chains", "num_leapfrog", "schedule")
+        return {name: getattr(self, name) for name in names}
+
+    def betas(self) -> list[float]:
+        """β_0 = 0 < … < β_T = 1."""
+        if self.schedule not in SCHEDULES:
+            raise UserError(did_you_mean("schedule", str(self.schedule), SCHEDULES))
+        times = torch.linspace(0.0, 1.0, self.num_steps + 1, dtype=torch.float64)
+        betas = SCHEDULES[self.schedule](times)
+        return ((betas - betas[0]) / (betas[-1] - betas[0])).tolist()
+
+
+SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+    "sigmoid": lambda t: torch.sigmoid(SIGMOID_WIDTH * (2.0 * t - 1.0)),
+    "linear": lambda t: t,
+}
+
+
+@dataclass(frozen=True)
+class Annealed:
+    """What a run leaves."""
+
+    log_weights: Tensor  # (C, B) float64, in nats
+    acceptance: Tensor  # (B,), mean over the path
+
+
+def anneal(target: TileTarget, at: Point, betas: Sequence[float], kernel: Kernel, tick: Callable[[], None]) -> Annealed:
+    """log w = Σ_t (β_t − β_{t−1}) (log p − log q)(u_{t−1}), u_t a move of u_{t−1} at β_t (Neal 2001, equations 10–11).
+
+    From draws of q with β rising, E[w] = p(x); from draws of p(u | x) with β falling, E[w] = 1/p(x).
+    """
+    log_weights = torch.zeros_like(at.log_q, dtype=torch.float64)
+    acceptance = torch.zeros_like(kernel.step)
+    for before, after in pairwise(betas):
+        log_weights += (after - before) * (at.log_p.double() - at.log_q.double())
+        if after != betas[-1]:  # a last move would change no weight
+            at, accepted = kernel.move(target, at, after)
+            acceptance += accepted
+        tick()
+    moves = len(betas) - 2
+    return Annealed(log_weights, acceptance / moves if moves else torch.full_like(acceptance, torch.nan))
+
+
+def prepare_kernel(source: Target, target: TileTarget, x: Tensor, fields: Fields, settings: Settings) -> Kernel:
+    """Scales and step sizes from draws and chains of their own, frozen afterwards."""
+    space = source.space
+    times = max(1, ceil(SCALE_DRAWS / settings.num_chains))
+    draws = torch.cat([space.draw(x, fields) for _ in range(times)])
+    scale = draws.std(0) if len(draws) > 1 else torch.ones_like(draws[0])
+    scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    if settings.num_steps == 1:  # importance sampling: nothing moves
+        return Kernel(torch.ones_like(scale[:, 0]), scale, settings.num_leapfrog)
+    start = target.point(space.draw(x, fields))
+    return tune(target, start, scale, settings.num_leapfrog, settings.target_acceptance)
+
+
+def tiles(num_images: int, num_chains: int, rows: int) -> int:
+    """Images of one tile: chains times images at most about ``rows``, the tiles of nearly equal size."""
+    fit = max(1, rows // num_chains)
+    return ceil(num_images / ceil(num_images / fit))

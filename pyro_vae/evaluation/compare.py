@@ -1,0 +1,232 @@
+"""Which model gives the same images more log p(x): paired differences with their standard errors, and stacking weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import isfinite, isnan, nan
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
+from pyro_vae.evaluation.protocol import refuse_other_data
+from pyro_vae.evaluation.result import quantity, shorten
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
+
+OBSERVATIONS = ("observation", "binarization", "dequantization")
+"""Words of the protocol that say how x came from the stored images."""
+
+NOTABLE_BIAS = 0.5
+"""The difference of two biases, relative to that of the means, from which the latter may be the former's work."""
+
+
+class Estimate(Protocol):
+    """What is compared: `LogMarginal`, or another estimate of log p(x) with figures of the same names."""
+
+    @property
+    def log_px(self) -> Tensor: ...
+    @property
+    def protocol(self) -> dict[str, Any]: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def se_mc(self) -> float: ...
+    @property
+    def se_total(self) -> float: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model; nats per image."""
+
+    name: str
+    mean: float
+    se_mc: float
+    se_total: float
+    difference: float  # mean − the best one's mean: 0 for the best, negative for the others
+    se_difference: float  # sd of the images' differences / √N
+    z: float  # difference / se_difference; NaN where both are 0
+    weight: float  # in the stacked mixture
+    high_khat: float  # share of images with k̂ > 0.7
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models from the best to the worst on the same images."""
+
+    rows: tuple[Row, ...]
+    num_images: int
+    protocol: dict[str, Any]  # what all estimates have in common
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the differences are to be read, then each model's own warnings."""
+        return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
+
+    def __str__(self) -> str:
+        lines = _aligned([("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)])
+        shown = [f"N = {self.num_images}", *(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN)]
+        lines += [
+            "  nats per image; ± paired: standard error of the difference over the images",
+            "  " + "; ".join(shown),
+        ]
+        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        return {
+            "rows": [{**asdict(row), "warnings": list(row.warnings)} for row in self.rows],
+            "num_images": self.num_images,
+            "protocol": self.protocol,
+            "warnings": list(self.warnings),
+        }
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """One row a model, from the best to the worst, its name as the index."""
+        import pandas
+
+        return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name")
+
+
+def compare(results: Mapping[str, Estimate]) -> Comparison:
+    """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images, image by image.
+
+    A difference's standard error is that of the images' differences, so that what makes an image hard for every model
+    cancels. Weights are those of stacking (Yao et al. 2018): the mixture of these models with the largest Σ log p(x).
+
+    Raises:
+        UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x | y)), of other
+            images, values of other observed sites or other conditions, or of a different number of images; of data that
+            were binarized or dequantized differently, or of which one is a density and the other a mass; log p(x) that
+            are not finite.
+    """
+    if len(results) < 2:
+        raise UserError(f"compare takes two or more results by name, got {len(results)}")
+    for first, second in combinations(results, 2):
+        _refuse(first, results[first], second, results[second])
+    log_px = {name: result.log_px.detach().double().cpu() for name, result in results.items()}
+    for name, values in log_px.items():
+        if bool((wrong := ~values.isfinite()).any()):
+            image = int(wrong.nonzero()[0])
+            raise UserError(
+                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be compared to it"
+            )
+    pointwise = {name: values.numpy() for name, values in log_px.items()}
+    differences, weights = paired_differences(pointwise), stacking_weights(pointwise)
+    rows = tuple(_row(name, results[name], *differences[name], weights[name]) for name in differences)
+    common = dict.fromkeys(key for result in results.values() for key in result.protocol)
+    protocols = [result.protocol for result in results.values()]
+    shared = {k: protocols[0].get(k) for k in common if all(k in p and p[k] == protocols[0].get(k) for p in protocols)}
+    shared["quantity"] = quantity(protocols[0])
+    return Comparison(rows, len(next(iter(log_px.values()))), shared, tuple(_notes(rows, results)))
+
+
+def _row(name: str, result: Estimate, difference: float, error: float, weight: float) -> Row:
+    z = difference / error if error > 0 else (nan if difference == 0 or isnan(error) else -float("inf"))
+    high = float(getattr(result, "high_khat", nan))
+    figures = result.mean, result.se_mc, result.se_total
+    return Row(name, *figures, difference, error, z, weight, high, tuple(result.warnings))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What can't be compared
+
+
+def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
+    """Raise where the two are not estimates of the same quantity at the same images."""
+    if len(first.log_px) != len(second.log_px):
+        raise UserError(
+            f"{name!r} is of {len(first.log_px)} images and {other!r} of {len(second.log_px)}: evaluate both on the same"
+        )
+    a, b = first.protocol, second.protocol
+    for key in OBSERVATIONS:
+        if key in a and key in b and _words(a[key]) != _words(b[key]):
+            raise UserError(
+                f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: their log p(x) are of different x; "
+                "evaluate both on the same"
+            )
+    refuse_other_data(name, a, other, b)
+    if a.get("kind") != b.get("kind"):
+        kinds = [protocol.get("kind") or "unknown" for protocol in (a, b)]
+        raise UserError(
+            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass function have no common scale; compare "
+            "likelihoods within a kind"
+        )
+
+
+def _words(observation: Any) -> str:
+    """Whether ``--binarize`` was given or chosen by itself changes no x."""
+    return str(observation).removesuffix(" (auto)")
+
+
+def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
+    """Where a difference may be the estimators' and not the models'."""
+    notes = []
+    said = [result.protocol for result in results.values()]
+    for name, result in results.items():
+        known = result.protocol
+        if "scored" not in known and (known.get("given") or any("scored" in protocol for protocol in said)):
+            notes.append(
+                f"{name} was written when only the digest of x was kept: whether what else it scores or is given is the same is "
+                "not known; evaluate it again"
+            )
+    for key in ("estimator", "proposal"):
+        if len(how := sorted({str(protocol[key]) for protocol in said if key in protocol})) > 1:
+            notes.append(f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same model")
+    best = float(getattr(results[rows[0].name], "bias", nan))
+    for row in rows[1:]:
+        gap = float(getattr(results[row.name], "bias", nan)) - best
+        if abs(gap) > max(NOTABLE_BIAS * abs(row.difference), 1e-3):
+            notes.append(
+                f"{row.name} is {_figure(row.difference)} nats from {rows[0].name}, and their estimated biases are {abs(gap):.3f} "
+                "apart: use more draws before reading that difference"
+            )
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+_HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
+_SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.name,
+        _figure(row.mean, 2),
+        _figure(row.se_mc),
+        _figure(row.se_total, 2),
+        _figure(row.difference),
+        _figure(row.se_difference),
+        _figure(row.z, 1),
+        _figure(row.weight),
+        f"{row.high_khat:.1%}" if isfinite(row.high_khat) else "–",
+    )
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Lines with the first column to the left and the others to the right."""
+    widths = [max(len(line[i]) - line[i].count("\u0302") for line in table) for i in range(len(table[0]))]
+    lines = []
+    for cells in table:
+        # k̂ is two characters in one cell of the terminal
+        padded = [cell.rjust(width + cell.count("\u0302")) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        lines.append("  ".join([cells[0].ljust(widths[0]), *padded]).rstrip())
+    return lines
+
+
+def _figure(value: float, digits: int = 3) -> str:
+    if isnan(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−" if float(text) else "")  # no −0.000

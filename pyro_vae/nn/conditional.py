@@ -1,0 +1,174 @@
+"""Conditional densities: context in, distribution out. Prior, likelihood and encoder are this one idea."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_whole
+
+if TYPE_CHECKING:
+    from pyro_vae.training.data_init import TrainingImages
+
+Observes = Literal["binary", "unit", "real", "levels"]
+
+
+def check_latent_dim(latent_dim: int) -> None:
+    """A whole number, 1 or more."""
+    check_whole("latent_dim={!r}", latent_dim, "latent dimensions")
+
+
+class ConditionalDistribution(nn.Module, ABC):
+    """A family of distributions indexed by a context (zuko's lazy distribution).
+
+    ``forward(context)`` maps ``(*batch, *context_shape)`` to a distribution with ``batch_shape == batch`` and the
+    instance's ``event_shape``; without a context (a prior) the batch shape is ``()``.
+    """
+
+    event_shape: torch.Size
+
+    @abstractmethod
+    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+        """The distribution at ``context``."""
+
+    def __call__(self, context: Tensor | None = None) -> TorchDistribution:
+        distribution: TorchDistribution = super().__call__(context)
+        return distribution
+
+
+class Prior(ConditionalDistribution):
+    """p(z): a density of the latent ``z`` with event shape ``(latent_dim,)``."""
+
+    slot: ClassVar[str] = "prior"
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        check_latent_dim(latent_dim)
+        self.event_shape = torch.Size([latent_dim])
+
+
+class Likelihood(ConditionalDistribution):
+    """p(x | z): a decoder network and the law of an image given its output.
+
+    ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind only. ``observes``
+    tells what values a pixel may take, from which ``--binarize auto`` chooses: ``binary`` {0, 1}, ``unit`` [0, 1],
+    ``real``, or ``levels`` (the integers stored in the file).
+    """
+
+    slot: ClassVar[str] = "likelihood"
+    kind: ClassVar[Literal["mass", "density"]]
+    observes: ClassVar[Observes]
+    started: Tensor  # where it starts at the mean
+
+    def __init__(
+        self, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, net: str | type = "MLP", **net_args: Any
+    ) -> None:
+        """``per_pixel``: how many numbers the decoder gives for each pixel."""
+        from pyro_vae.nn import make_decoder
+
+        super().__init__()
+        check_latent_dim(latent_dim)
+        self.latent_dim = latent_dim
+        self.event_shape = torch.Size(event_shape)
+        self.per_pixel = per_pixel
+        self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)
+        if getattr(self.net, "output_bias", None) == "mean":
+            self.register_buffer("started", torch.tensor(False))
+
+    def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        """The decoder's ``per_pixel`` outputs at ``z``, each ``(*batch, *event_shape)``."""
+        return self._decoded(context).chunk(self.per_pixel, dim=-len(self.event_shape))
+
+    def stacked(self, context: Tensor | None) -> Tensor:
+        """The decoder's outputs at ``z`` with those of a pixel side by side: ``(*batch, *event_shape, per_pixel)``."""
+        num_event = len(self.event_shape)
+        by_output = self._decoded(context).unflatten(-num_event, (self.per_pixel, self.event_shape[0]))
+        return by_output.movedim(-num_event - 1, -1)
+
+    def _decoded(self, context: Tensor | None) -> Tensor:
+        if context is None:
+            raise ValueError(f"{type(self).__name__} is p(x | z): call it with z, (*batch, latent_dim)")
+        images: Tensor = self.net(context)
+        return images
+
+    # ---- starting at the training mean
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether the decoder was built with ``output_bias=mean`` and its start is still to come."""
+        return not bool(getattr(self, "started", True))
+
+    def start_from_data(self, data: TrainingImages) -> None:
+        """`start_at_mean` of the images that are trained on."""
+        self.start_at_mean(data.mean)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if hasattr(self, "started"):  # stored before there was such a buffer: by a training
+            state_dict.setdefault(f"{prefix}started", torch.tensor(True))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The ``per_pixel`` decoder outputs at which p(x | z) has this mean, ``event_shape``; None for one left as it is.
+
+        Raises:
+            UserError: this likelihood does not know them.
+        """
+        raise UserError(
+            f"{type(self).__name__} does not know which decoder outputs have a given mean: leave output_bias=mean out, or give "
+            "the class a method outputs_at_mean(mean)"
+        )
+
+    @torch.no_grad()
+    def start_at_mean(self, mean: Tensor) -> None:
+        """Set the decoder's last bias to outputs of mean ``mean``, ``event_shape``: ``start_at_mean(x_train.mean(0))``.
+
+        Burda et al.'s code starts its decoders so, at the logits of the training mean (get_train_bias_np).
+
+        Raises:
+            UserError: another shape; a likelihood or a network that can't start so.
+        """
+        if mean.shape != self.event_shape:
+            raise UserError(
+                f"a mean of shape {tuple(mean.shape)}: expected that of one image, {tuple(self.event_shape)}, as of x_train.mean(0)"
+            )
+        found = self.outputs_at_mean(mean.double())
+        for bias, output in zip(self.net.last_bias().chunk(self.per_pixel), found, strict=True):
+            if output is not None:
+                bias.copy_(output)
+        if hasattr(self, "started"):
+            self.started.fill_(True)
+
+
+INNER = 1e-3
+"""A mean at the edge of the support has no finite outputs: it is held this share of the range inside (Burda et al.'s code)."""
+
+
+def inner_logit(share: Tensor) -> Tensor:
+    """log(m / (1 − m)) of m in [0, 1], held `INNER` inside."""
+    return share.clamp(INNER, 1 - INNER).logit()
+
+
+SMALLEST_RATE = 1e-12
+"""Added to a rate, so that one that has died away still has a finite logarithm and gradient."""
+
+
+def rate_of(output: Tensor) -> Tensor:
+    """A positive rate from a decoder's output: softplus, as exp would overflow at the wide z of an untrained guide."""
+    return F.softplus(output) + SMALLEST_RATE
+
+
+def output_of(rate: Tensor) -> Tensor:
+    """The inverse of `rate_of`, for rates held `INNER` above 0."""
+    rate = rate.clamp(min=INNER)
+    return rate + (-torch.expm1(-rate)).log()
+
+
+def check_levels(part: str, levels: int) -> int:
+    """A whole number of levels, 2 or more."""
+    return check_whole(part + "(levels={!r})", levels, "grey levels", least=2)

@@ -1,0 +1,44 @@
+"""Class labels as a program's input: the field ``y``, checked and written as one-hot codes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_whole
+
+
+class OneHot(nn.Module):
+    """The codes of class labels: ``(*batch,)`` integers to ``(*batch, num_classes)``, in the module's dtype."""
+
+    codes: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        check_whole("num_classes={!r}", num_classes, "classes")
+        super().__init__()
+        self.num_classes = num_classes
+        self.register_buffer("codes", torch.eye(num_classes), persistent=False)
+
+    def forward(self, y: Tensor | None) -> Tensor:
+        """One row of the identity for each label; a ``UserError`` where no labels were given."""
+        if y is None:
+            raise UserError(
+                "the field y, the class of each image, was not given: pass y=… beside x, one whole number an image"
+            )
+        return F.embedding(y, self.codes)
+
+    def check(self, y: Tensor) -> None:
+        """A ``UserError`` for the first label that is no class; it reads the host."""
+        if y.is_floating_point() or y.dim() != 1:
+            raise UserError(
+                f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, one class an image"
+            )
+        wrong = (y < 0) | (y >= self.num_classes)
+        if bool(wrong.any()):
+            image = int(wrong.to(torch.uint8).argmax())
+            raise UserError(
+                f"the field y: image {image} is of class {int(y[image])}, where the classes are 0 to {self.num_classes - 1} "
+                f"(num_classes={self.num_classes})"
+            )

@@ -1,0 +1,232 @@
+"""What an objective is: a `pyro.infer.ELBO`, which stock SVI takes, and which a model and a guide make a loss module."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any, ClassVar
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.poutine import Trace
+from pyro.util import warn_if_nan
+from torch import Tensor, nn
+
+from pyro_vae.data.loaders import as_fields
+from pyro_vae.errors import UserError
+from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
+from pyro_vae.pair.program import Program
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_whole
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One batch's figures, in nats summed over it: the loss to differentiate, and the single-sample ELBO's two parts."""
+
+    loss: Tensor  # 0-dim, −bound, scaled as Pyro's
+    reconstruction: Tensor  # 0-dim, Σ log p(x | z), unscaled, the mean over particles
+    kl: Tensor  # 0-dim, Σ log q(z | x) − log p(z), or its closed form, unscaled and at KL weight 1
+    plate_scale: float  # what a subsampling plate multiplied the loss by
+
+    def figures(self) -> Tensor:
+        """(loss without the plate's scale, reconstruction, KL), summed over the batch: ``(3,)`` float64."""
+        parts = self.loss.detach() / self.plate_scale, self.reconstruction, self.kl
+        return torch.stack(parts).double()
+
+
+@dataclass(frozen=True)
+class Objective(ELBO):
+    """An objective and its settings; ``objective(model, guide)`` is the loss module.
+
+    It is a `pyro.infer.ELBO`: ``SVI(model, guide, optim, loss=objective)`` trains by it. There the parameters are those of
+    Pyro's own store, and the KL weight is 1. Elsewhere the KL weight β multiplies the latent sites' terms, log p(z) −
+    log q(z | x) or the KL, wherever they are in a bound.
+    """
+
+    slot: ClassVar[str] = "objective"
+    vectorize_particles: ClassVar[bool] = False  # of `_get_traces`, Pyro's own, which yields traces one by one
+    max_plate_nesting: ClassVar[float] = inf
+    counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
+    stageable: ClassVar[bool] = True  # whether its estimate can be traced
+    stock: ClassVar[type[ELBO] | None] = None  # Pyro's own of the same loss and gradient, at one particle
+
+    @property
+    @abstractmethod
+    def num_particles(self) -> int:
+        """Draws of z an image; a dataclass's field where it is a setting."""
+
+    def __post_init__(self) -> None:
+        for name in self.counts:
+            check_whole(f"{type(self).__name__}({name}={{!r}})", getattr(self, name), "draws")
+
+    def __call__(self, model: Callable[..., Any], guide: Callable[..., Any]) -> Loss:
+        return Loss(self, Pair.of(model, guide))
+
+    # ---- as stock SVI calls it
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is the estimator.
+
+        Args:
+            model, guide: programs, run under Pyro's own parameter store.
+            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them, tensors
+                with one row an image.
+
+        Raises:
+            UserError: what is wrong with the pair, or with an argument.
+        """
+        value: Tensor = Loss(self, Pair.of(model, guide).in_pyros_store)(*args, **kwargs)
+        return value
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """`differentiable_loss` as a number, without gradients."""
+        with torch.no_grad():
+            value: float = self.differentiable_loss(model, guide, *args, **kwargs).item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """`differentiable_loss` as a number, its gradient being added to each parameter's ``grad``."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward()
+        value: float = loss.item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        """One run of the two programs, as Pyro's base class asks for."""
+        traces: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        return traces
+
+    # ---- what makes it this objective
+
+    def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
+        """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
+        structure = pair.structure(x, fields)
+        _refuse_requests(self, structure)
+        self.check(structure)
+        layout = self.layout(structure, pair.layout(x, fields)) if self.num_particles > 1 else None
+        terms = pair.run(x, fields, self.num_particles, layout, draw=self.draw)
+        return self.estimate(terms, structure, kl_weight)
+
+    def check(self, structure: Structure) -> None:  # most objectives serve every pair
+        """Raise a ``UserError`` where this objective can't serve such a pair."""
+
+    def layout(self, structure: Structure, layout: str) -> str:
+        """The layout to use for several particles, given the pair's own choice."""
+        return layout
+
+    def draw(self, guide: Program, x: Tensor, fields: Fields) -> Trace:
+        """The guide's draws, and the densities that they are scored by."""
+        return plain_draw(guide, x, fields)
+
+    @abstractmethod
+    def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
+        """The loss and its parts from the terms of one batch."""
+
+
+class Loss(nn.Module):
+    """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in place."""
+
+    kl_weight: Tensor
+
+    def __init__(self, objective: Objective, pair: Pair) -> None:
+        super().__init__()
+        self.objective, self.pair = objective, pair
+        for program in (pair.model, pair.guide):
+            if program.owner is not None:
+                setattr(self, program.role, program.owner)
+        self.register_buffer("kl_weight", torch.ones(()), persistent=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them."""
+        return self.measure(*batch_of(self.pair, args, kwargs)).loss
+
+    def measure(self, x: Tensor, fields: Fields) -> Estimate:
+        """The loss with the reconstruction and KL of the same draws, in the modules' present mode."""
+        with self.pair.active():
+            return self.step(x, fields)
+
+    def step(self, x: Tensor, fields: Fields) -> Estimate:
+        """``measure`` for a caller that has made the pair active: what a training loop runs."""
+        return self.objective.run(self.pair, x, fields, self.kl_weight)
+
+
+def batch_of(pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """x and the named fields of a call as SVI passes it on, ``svi.step(x, y, dose=d)``; None is not given.
+
+    What is positional has the name that each program gives it.
+    """
+    programs = (pair.model, pair.guide)
+    given, fields = list(args), dict(kwargs)
+    if not given:
+        named = {name: fields.pop(name) for program in programs for name in program.positional[:1] if name in fields}
+        given = list(named.values())[:1]
+    if not given or not isinstance(given[0], Tensor) or not given[0].dim():
+        what = f"is a {type(given[0]).__name__}" if given else "was not given"
+        raise UserError(f"the programs' first argument, x, {what}: expected a tensor (B, *event_shape)")
+    for program in programs:
+        names, values = program.positional[1:], given[1:]
+        if len(values) > len(names):
+            takes = ", ".join(program.positional) or "x"
+            raise UserError(
+                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give the others by name"
+            )
+        for name, value in zip(names, values, strict=False):
+            if fields.setdefault(name, value) is not value:
+                raise UserError(
+                    f"{name!r} is given twice, or is another argument in the model than in the guide: give it by its name"
+                )
+    fields = {name: value for name, value in fields.items() if value is not None}
+    return given[0], as_fields(fields, len(given[0]))
+
+
+def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
+    """Σ scale · log_prob; the product is left out at scale 1, as in Pyro."""
+    return (log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale).sum()
+
+
+def reconstruction(terms: SiteTerms) -> Tensor:
+    """Σ log p(x | z) over images, mean over particles, without its graph."""
+    total: Tensor = sum(site.log_prob.sum() for site in terms.observed.values())  # type: ignore[assignment]
+    return total.detach() / terms.num_particles
+
+
+def sampled_kl(terms: SiteTerms) -> Tensor:
+    """Σ log q(z | x) − log p(z) over latents and images, mean over particles, without its graph."""
+    none = reconstruction(terms).new_zeros(())
+    total = sum((site.log_prob.sum() for site in terms.guide.values()), none) - sum(
+        (site.log_prob.sum() for site in terms.prior.values()), none
+    )
+    return total.detach() / terms.num_particles
+
+
+def _refuse_requests(objective: Objective, structure: Structure) -> None:
+    """A ``UserError`` where a site of the guide asks for what only one of Pyro's own objectives does."""
+    for name, what in structure.asked.items():
+        asks, has = {
+            "enumerate": ("to be enumerated (config_enumerate)", "TraceEnum_ELBO(max_plate_nesting=1)"),
+            "baseline": ("for a baseline (infer={'baseline': …})", "TraceGraph_ELBO()"),
+        }[what]
+        raise UserError(
+            f"site {name!r} of the guide asks {asks}, and {type(objective).__name__} would sample it with a plain score-function "
+            f"gradient: give objective=pyro.infer.{has}, or leave the request out"
+        )
+
+
+def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> None:
+    """A ``UserError`` where a draw is not reparameterised and the objective's gradients are pathwise alone."""
+    if structure.not_reparameterized:
+        site = structure.not_reparameterized[0]
+        raise UserError(
+            f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the guide has none (its "
+            f"distribution has no rsample): use objective={instead}, with score-function gradients"
+        )

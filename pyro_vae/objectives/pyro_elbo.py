@@ -1,0 +1,210 @@
+"""Pyro's own ELBOs as objectives: Pyro's code makes the loss, and the same run's traces the other figures."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import pyro
+import torch
+from pyro import infer, poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import ELBO
+from pyro.ops.provenance import detach_provenance
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from pyro_vae.errors import UserError
+from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
+from pyro_vae.objectives.elbo import Trace_ELBO
+from pyro_vae.pair.layouts import Fields, SiteTerms
+from pyro_vae.pair.program import Program
+from pyro_vae.pair.rescoring import statistics_kept
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+
+_JIT = "it traces the programs by torch.jit, which is deprecated: use the class of that name without Jit"
+_REFUSED: Mapping[type, str] = {
+    infer.JitTrace_ELBO: _JIT,
+    infer.JitTraceMeanField_ELBO: _JIT,
+    infer.JitTraceEnum_ELBO: _JIT,
+    infer.JitTraceGraph_ELBO: _JIT,
+    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or pyro.infer.SVI",
+    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
+    infer.Trace_MMD: "it is no bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
+}
+"""Pyro's classes that are not served, and why."""
+
+
+def adopt(part: Any) -> Objective | type:
+    """An objective, or a class of them, as it is; one of Pyro's own ELBOs as a `PyroELBO`; a ``UserError`` for all else."""
+    if isinstance(part, Objective) or (isinstance(part, type) and issubclass(part, Objective)):
+        return part
+    if isinstance(part, ELBO):
+        return PyroELBO(part)
+    if isinstance(part, type) and issubclass(part, ELBO):
+        raise UserError(f"objective is the class {part.__name__}, not an instance of it: write {part.__name__}()")
+    what = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
+    raise UserError(
+        f"objective is {what}: expected a name such as 'TraceMeanField_ELBO' or 'IWAE(5)', one of pyro_vae.objectives, or one of "
+        "Pyro's, such as pyro.infer.Trace_ELBO()"
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class PyroELBO(Objective):
+    """One of Pyro's own objectives, ``elbo``, run eagerly by Pyro's own code.
+
+    The loss and its gradient are Pyro's: ``differentiable_loss``, or what ``loss_and_grads`` calls ``backward`` on. The KL
+    weight is a scale of the latent sites in both programs. ``reconstruction`` and ``kl`` are those of the sites' log
+    densities in the very same runs; where sites are enumerated, those of one more run, which draws them.
+    """
+
+    counts: ClassVar[tuple[str, ...]] = ()
+    stageable: ClassVar[bool] = False
+
+    elbo: ELBO
+    _met: WeakSet[Pair] = field(default_factory=WeakSet, init=False, compare=False)  # pairs that Pyro has checked
+
+    def __post_init__(self) -> None:
+        for refused, why in _REFUSED.items():
+            if isinstance(self.elbo, refused):
+                raise UserError(f"{self!r} is not served, as {why}")
+
+    @property
+    def num_particles(self) -> int:
+        """Draws of z an image."""
+        return int(self.elbo.num_particles)
+
+    def __repr__(self) -> str:
+        kind, said = type(self.elbo), []
+        for name, parameter in inspect.signature(kind).parameters.items():
+            value = getattr(self.elbo, name, parameter.default)
+            if name != "max_plate_nesting" and value != parameter.default:  # Pyro guesses that one as it runs
+                said.append(f"{name}={value!r}")
+        place = "pyro.infer." if getattr(infer, kind.__name__, None) is kind else ""
+        return f"{place}{kind.__qualname__}({', '.join(said)})"
+
+    def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
+        """Pyro's loss of one batch, and the figures of its traces."""
+        weight = _Scaled(pair.structure(x, fields).latents, kl_weight)
+        model, guide = (_Recorded(program, x, fields, weight) for program in (pair.model, pair.guide))
+        with self._checking(pair):
+            loss = stock_loss(self.elbo, model, guide)
+        loss = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device)
+        at_once = getattr(self.elbo, "vectorize_particles", False)
+        runs = -1 if at_once else -self.num_particles  # before these Pyro may have run the pair to guess its plates
+        models, guides = model.traces[runs:], guide.traces[runs:]
+        scale = _plate_scale(models[-1], len(x))
+        if any(map(_enumerated, (*models, *guides))):
+            return Estimate(loss, *_one_more_run(pair, x, fields), scale)
+        draws = len(models) * (self.num_particles if at_once else 1)
+        observed, kl = _sum(models, True), _sum(guides, False) - _sum(models, False)
+        observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
+        return Estimate(loss, observed, kl, scale)
+
+    @contextmanager
+    def _checking(self, pair: Pair) -> Iterator[None]:
+        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are on."""
+        try:
+            with pyro.settings.context(validate_infer=pair not in self._met):
+                yield
+        except UserError:
+            raise
+        except Exception as error:
+            first = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(f"{self!r} can't train this pair: {type(error).__name__}: {first}") from error
+        self._met.add(pair)
+
+    def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
+        """The ELBO of terms that are there already: what a search for a site that is not finite ends with."""
+        return Trace_ELBO(self.num_particles).estimate(terms, structure, kl_weight)
+
+
+class _Recorded:
+    """A program on one batch, as Pyro's ELBOs call it; each of its runs leaves a trace."""
+
+    def __init__(self, program: Program, x: Tensor, fields: Fields, weight: Messenger) -> None:
+        self.program, self.x, self.fields, self.weight = program, x, fields, weight
+        self.traces: list[poutine.Trace] = []
+
+    def __call__(self) -> Any:
+        with self.weight, poutine.trace() as tracer:
+            result = self.program(self.x, self.fields)
+        self.traces.append(tracer.trace)
+        return result
+
+
+class _Scaled(Messenger):
+    """The KL weight: a factor of these sites' log densities, 0 too, which ``poutine.scale`` refuses."""
+
+    def __init__(self, latents: tuple[str, ...], weight: Tensor) -> None:
+        super().__init__()
+        self.latents, self.weight = latents, weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.latents:
+            msg["scale"] = msg["scale"] * self.weight
+
+
+def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:
+    """Pyro's loss; with Pyro's gradient where gradients are on."""
+    if not torch.is_grad_enabled():
+        return elbo.loss(model, guide)
+    if hasattr(elbo, "differentiable_loss"):
+        return elbo.differentiable_loss(model, guide)
+    with _Kept() as kept:
+        value = elbo.loss_and_grads(model, guide)
+    surrogate: Any = sum(kept.differentiated)
+    return value + (surrogate - surrogate.detach()) if kept.differentiated else value
+
+
+class _Kept(TorchFunctionMode):
+    """Inside, ``backward`` keeps its tensor and does nothing: the surrogate of a class that has only ``loss_and_grads``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.differentiated: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.backward:
+            self.differentiated.append(args[0])
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def _sum(traces: list[poutine.Trace], observed: bool) -> Any:
+    """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that are drawn."""
+    total: Any = 0.0
+    for trace in map(prune_subsample_sites, traces):
+        trace.compute_log_prob(lambda name, site: site["is_observed"] == observed)
+        for site in trace.nodes.values():
+            if "unscaled_log_prob" in site and site["is_observed"] == observed:
+                total = total + scale_and_mask(detach_provenance(site["unscaled_log_prob"]), mask=site["mask"]).sum()
+    return total
+
+
+def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
+    """Full size over batch size of a data plate that subsamples, 1 where none does."""
+    frames = [frame for site in model.nodes.values() for frame in site.get("cond_indep_stack", ())]
+    ratios = [f.full_size / f.size for f in frames if f.size == batch_size and f.full_size not in (None, f.size)]
+    return ratios[0] if ratios else 1.0
+
+
+def _enumerated(trace: poutine.Trace) -> bool:
+    return any(site["type"] == "sample" and site["infer"].get("enumerate") for site in trace.nodes.values())
+
+
+@torch.no_grad()
+def _one_more_run(pair: Pair, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
+    """(reconstruction, KL) of one draw an image; running statistics are left as they are."""
+    with statistics_kept():
+        terms = pair.run(x, fields)
+    return reconstruction(terms), sampled_kl(terms)

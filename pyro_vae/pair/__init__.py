@@ -1,0 +1,1 @@
+"""Two Pyro programs understood, run and scored by site."""

@@ -1,0 +1,72 @@
+"""``check_pair``: what the engine understands of a model and a guide, in words, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_vae.pair import dry_run
+from pyro_vae.pair.independence import independence
+from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.supports import support_notes
+
+LAYOUT_WORDS = {
+    "plate": "an outer plate of draws: the guide's network runs once an image",
+    "rows": "the guide under an outer plate, the model on flattened rows: the guide's network runs once an image",
+    "repeat": "each image repeated: the guide's network runs once a draw",
+}
+
+
+@dataclass(frozen=True)
+class PairReport:
+    """A sound pair, as understood; ``print`` it."""
+
+    structure: Structure
+    layout: str  # of many draws: plate, rows or repeat
+    fields: tuple[str, ...]  # those that the two programs name
+    warnings: tuple[str, ...] = ()  # images that depend on each other, supports that differ
+
+    def __str__(self) -> str:
+        s = self.structure
+        lines = [
+            f"observed sites: {', '.join(s.observed)}; latent sites: {', '.join(s.latents) or 'none'}",
+            f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
+            + (" (subsampling: fit only, no log p(x))" if s.subsampling else ""),
+            *s.words(),
+            f"many draws: {LAYOUT_WORDS[self.layout]}",
+        ]
+        if self.fields:
+            lines.append(f"fields: {', '.join(self.fields)}")
+        if s.not_reparameterized:
+            lines.append(
+                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's score-function gradients)"
+            )
+        if s.asked:
+            lines.append(
+                f"trained by Pyro's own objectives alone: {', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+            )
+        if s.own_draws_only:
+            lines.append(f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, DReG, AIS)")
+        if s.not_held:
+            lines.append(f"no STL, no DReG: {s.not_held}")
+        if s.point_masses:
+            lines.append(f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+def check_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any) -> PairReport:
+    """Run both programs on five images like ``x`` and tell what they are; nothing is trained or changed.
+
+    Raises:
+        UserError: where they are no pair: which site, which plate, both shapes, and what to change.
+    """
+    pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
+    structure = pair.structure(images, named)
+    dry_run.check_all_support(pair, images, named)
+    wanted = sorted((pair.model.field_names | pair.guide.field_names) & named.keys())
+    notes = support_notes(pair, images, named)
+    if site := independence(pair, images, named).site:
+        notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)
+    return PairReport(structure, pair.layout(images, named), tuple(wanted), notes)

@@ -1,0 +1,36 @@
+"""What is known of a pair after its dry run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pyro_vae.pair.layouts import Geometry
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Sites, plates and closed forms of a pair, as a dry run on a few images told."""
+
+    observed: tuple[str, ...]
+    latents: tuple[str, ...]  # in the model's order
+    geometry: Geometry
+    plates: tuple[str, str]  # the data plate's name in the model and in the guide
+    analytic: tuple[str, ...]  # latents whose KL has a closed form that is right here
+    sampled: dict[str, str]  # the other latents, and why their KL is sampled
+    not_reparameterized: tuple[str, ...]
+    point_masses: tuple[str, ...]
+    subsampling: bool
+    # latents that the guide scores at its own last draw alone, as a planar flow does
+    own_draws_only: tuple[str, ...] = ()
+    # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
+    not_held: str = ""
+    # what sites of the guide ask their objective for: "enumerate" (config_enumerate), "baseline"
+    asked: dict[str, str] = field(default_factory=dict)
+    # discrete sites that the guide lacks, which are summed out, and how many values each has
+    summed: dict[str, int] = field(default_factory=dict)
+
+    def words(self) -> list[str]:
+        """One line for each site that is summed out, and for each latent: how its KL is had."""
+        lines = [f"summed out: {name!r}, {count} values, as the guide lacks it" for name, count in self.summed.items()]
+        lines += [f"KL of {name!r}: analytic" for name in self.analytic]
+        return lines + [f"KL of {name!r}: sampled, as {why}" for name, why in self.sampled.items()]

@@ -1,0 +1,130 @@
+"""The pictures of a run: a page is one function from a `Subject` to a figure, and one line in `PAGES`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_vae.analysis.encode import sample
+from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.transforms import Observed
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.plots.context import Subject
+from pyro_vae.plots.curves import curves
+from pyro_vae.plots.figures import DPI, samples_figure, side_by_side
+from pyro_vae.plots.image_pages import classes, reconstructions, samples
+from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, value_range
+from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
+from pyro_vae.plots.restoration_pages import denoising, imputation
+
+PAGES: dict[str, Callable[[Subject], Figure]] = {
+    "reconstructions": reconstructions,
+    "samples": samples,
+    "classes": classes,
+    "curves": curves,
+    "latent": latent,
+    "manifold": manifold,
+    "interpolation": interpolation,
+    "traversals": traversals,
+    "imputation": imputation,
+    "denoising": denoising,
+}
+
+
+def subject_of(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    observed: Observed,
+    data: ImageData,
+    history_rows: list[dict[str, Any]],
+    seed: int = 0,
+    device: str | torch.device = "auto",
+) -> Subject:
+    """A run's pair with its test set, whose labels are left out where they are not the images'."""
+    labels: Tensor | None = data.test_labels
+    if labels is not None and len(labels) != len(observed.x_test):
+        labels = None
+    return Subject(model, guide, observed.x_test, labels, data.name, history_rows, seed, device)
+
+
+def write_pictures(
+    folder: Path,
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    observed: Observed,
+    data: ImageData,
+    history_rows: list[dict[str, Any]],
+    seed: int = 0,
+    pages: Sequence[str] | None = None,
+    device: str | torch.device = "auto",
+) -> list[Path]:
+    """Write ``PAGE.png`` for each of ``pages``, or for all that there are of this run; the files, in order.
+
+    Args:
+        history_rows: ``{"epoch": …, "train": {…}, "valid": {…} or None}``, each with elbo, reconstruction and kl.
+
+    Raises:
+        UserError: an unknown page, or one that was asked for and does not fit the run (`DoesNotFit`).
+    """
+    chosen = _known(pages)
+    subject = subject_of(model, guide, observed, data, history_rows, seed, device)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in chosen:
+        figure = _drawn(name, subject, asked_for=pages is not None)
+        if figure is not None:
+            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            written.append(folder / f"{name}.png")
+    return written
+
+
+def write_beside(path: Path, subjects: Mapping[str, Subject], pages: Sequence[str] | None = None) -> Path:
+    """Write one picture: a column for each run, by its name, and a row for each page that fits one of them.
+
+    Raises:
+        UserError: an unknown page, or one that was asked for and fits none of the runs (`DoesNotFit`).
+    """
+    rows = []
+    for name in _known(pages):
+        row = [_drawn(name, subject, asked_for=False) for subject in subjects.values()]
+        if not any(row) and pages is not None:
+            _drawn(name, next(iter(subjects.values())), asked_for=True)  # says why
+        rows += [row] if any(row) else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side_by_side(rows, list(subjects)).savefig(path, dpi=DPI)
+    return path
+
+
+def samples_picture(
+    model: Callable[..., Any], event_shape: tuple[int, ...], n: int, path: Path, seed: int = 0, **options: Any
+) -> Path:
+    """Write a grid of ``n`` prior samples, the means of p(x | z); ``options`` are those of `sample`."""
+    picture_shape(event_shape)
+    options.setdefault("like", torch.zeros(1, *event_shape))
+    images = image_site(sample(model, n, seed=seed, **options), event_shape)
+    figure = samples_figure(images, value_range(images))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _known(pages: Sequence[str] | None) -> list[str]:
+    """The pages asked for, by default all; a ``UserError`` for an unknown one."""
+    for name in pages or ():
+        if name not in PAGES:
+            raise UserError(did_you_mean("page", name, PAGES))
+    return list(PAGES) if pages is None else list(pages)
+
+
+def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
+    try:
+        return PAGES[name](subject)
+    except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
+        if asked_for:
+            raise DoesNotFit(f"no page {name!r}: {str(reason).splitlines()[0]}") from None
+        return None

@@ -1,0 +1,1 @@
+"""Run folders, configurations, experiments, reports."""

@@ -1,0 +1,419 @@
+"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, evaluations/, pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from pyro_vae import distributed
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.files import set_aside, sweep, write_atomically
+from pyro_vae.runs.options import Train, plain, to_toml, train_from
+from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.checkpoints import Checkpoints
+from pyro_vae.training.history import Record
+
+HOME = Path("runs")
+"""Where runs without a name of their own go, in the current folder."""
+
+PACKAGES = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "arviz", "matplotlib", "scikit-learn", "tyro")
+
+OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")
+"""The options without which a checkpoint's tensors mean something else."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. ``made`` are the folders that were made for it, the outermost first."""
+
+    folder: Path
+    made: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def config_file(self) -> Path:
+        """All options as they were given."""
+        return self.folder / "config.toml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions and machine."""
+        return self.folder / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line an epoch."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def results_file(self) -> Path:
+        """How the training went, and every evaluation."""
+        return self.folder / "results.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trained tensors are."""
+        return self.folder / "checkpoints"
+
+    @property
+    def per_image_file(self) -> Path:
+        """The latest evaluation's figures by image."""
+        return self.folder / "per_image.csv"
+
+    def estimate_file(self, method: str, split: str) -> Path:
+        """The latest estimate of its kind, for `pyro-vae compare`."""
+        return self.folder / "evaluations" / f"{method}-{split}.npz"
+
+    def trained(self, tell: Callable[[str], None] = lambda note: None) -> str:
+        """The SHA-256 of the checkpoint that `load` takes; where none is sound, of the last one."""
+        try:
+            newest = checkpoint_files.newest(self.checkpoints)
+            path = newest.path
+            if newest.note:
+                tell(newest.note)
+        except checkpoint_files.Damaged:
+            if not (found := checkpoint_files.complete(self.checkpoints)):
+                raise
+            path = found[-1]
+        return checkpoint_files.digest_of(path)
+
+    def __str__(self) -> str:
+        return shown(self.folder)
+
+    # ---- writing
+
+    def held(self) -> AbstractContextManager[None]:
+        """Hold the folder's lock inside; a ``UserError`` where another process does."""
+        return hold(self.folder)
+
+    def begin(self, options: Train, device: torch.device) -> None:
+        """Write down what is about to be done, and where."""
+        write_atomically(self.config_file, to_toml(options))
+        _write_json(self.environment_file, environment(device, sys.argv))
+
+    def resumed(self, device: torch.device) -> None:
+        """Add where and by which command the run goes on to environment.json."""
+        try:
+            held = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            before = list(held.get("resumed", []))
+        except (OSError, ValueError, AttributeError, TypeError):  # only a record of what was: never in the way
+            set_aside(self.environment_file, why="damaged")
+            held, before = {}, []
+        _write_json(self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]})
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in (self.folder, self.checkpoints, self.folder / "evaluations"):
+            sweep(folder)
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Add one epoch to metrics.jsonl."""
+        with open(self.metrics_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps(finite(row)) + "\n")
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to metrics.jsonl.superseded."""
+        lines = [json.dumps(finite(row)).encode() for row in rows]
+        gone = [line for line in _lines(self.metrics_file) if line not in lines]
+        if gone:
+            aside = self.metrics_file.with_name(f"{self.metrics_file.name}.superseded")
+            write_atomically(aside, b"".join(line + b"\n" for line in (*_lines(aside), *gone)))
+        write_atomically(self.metrics_file, b"".join(line + b"\n" for line in lines))
+
+    def add_result(self, **entries: Any) -> None:
+        """Put entries into results.json; under ``evaluations`` they follow those that are there."""
+        with FileLock(self.folder / ".results.lock"):
+            results = self.results()
+            evaluations = [*results.get("evaluations", []), *entries.pop("evaluations", [])]
+            _write_json(self.results_file, {**results, **entries, "evaluations": evaluations})
+
+    def discard(self) -> None:
+        """Take back what `create` and `begin` made, for a training that was refused; nothing else is touched."""
+        for path in (self.config_file, self.environment_file, self.folder / LOCK, self.folder / HOLDER):
+            path.unlink(missing_ok=True)
+        for folder in reversed(self.made):
+            with suppress(OSError):  # not empty: it has come to hold something of someone else's
+                folder.rmdir()
+
+    # ---- reading
+
+    def options(self) -> Train:
+        """The training's options."""
+        return train_from(self.config_file)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs in metrics.jsonl; a last line that a crash cut short is left out."""
+        try:
+            lines = [line.decode() for line in _lines(self.metrics_file)]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.metrics_file}: damaged, can't be read as text; restore it, or move it away"
+            ) from error
+        rows = []
+        for line in lines:
+            with suppress(ValueError, RecursionError):
+                rows.append(json.loads(line))
+        return [row for row in rows if isinstance(row, dict)]
+
+    def results(self) -> dict[str, Any]:
+        """What results.json holds; a ``UserError`` where that can't be read."""
+        try:
+            held = json.loads(self.results_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, OSError) as error:
+            raise UserError(f"{self.results_file}: damaged, not JSON; move it away, and evaluate again") from error
+        if not isinstance(held, dict) or not isinstance(held.get("evaluations", []), list):
+            raise UserError(f"{self.results_file}: not a results.json of pyro_vae; move it away, and evaluate again")
+        return held
+
+    def load_pair(
+        self, which: str = "last", tell: Callable[[str], None] = warnings.warn
+    ) -> tuple[Any, Any, Checkpoint]:
+        """Model and guide as `load` gives them, and the checkpoint that they come from; ``tell`` hears of damaged ones."""
+        from pyro_vae.runs.experiment import build_pair
+
+        if which not in ("last", "best"):
+            raise UserError(did_you_mean("checkpoint", which, ("last", "best")))
+        found = checkpoint_files.newest(self.checkpoints, best=which == "best")
+        path, held = found.path, found.held
+        if found.note:
+            tell(found.note)
+        self.check_config(held, path, OF_THE_PAIR)
+        shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
+        if not isinstance(shape, list) or not isinstance(num_data, int):
+            raise UserError(f"{path}: not a checkpoint of a run (it does not tell the shape of its images)")
+        known = {name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata}
+        model, guide = build_pair(self.options(), shape, num_data, **known)
+        checkpoint_files.restore(held, model, guide, str(path))
+        return model.eval(), guide.eval(), held
+
+    def check_config(self, held: Checkpoint, path: Path, names: Iterable[str]) -> None:
+        """A ``UserError`` that names the fields in which config.toml is not what the checkpoint was written under."""
+        then, now = held.metadata.get("config"), plain(self.options())
+        if not isinstance(then, Mapping):  # of an older version
+            return
+        differing = [name for name in names if then.get(name) != now.get(name)]
+        if differing:
+            words = "; ".join(
+                f"{name} is {now.get(name)!r} there and {then.get(name)!r} in the checkpoint" for name in differing
+            )
+            raise UserError(f"{self.config_file}: not the configuration of {path.name}: {words}; restore the file")
+
+
+class Unwritten(Run):
+    """A run as all but the first of several processes have it: read, and never written to."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """The first process holds it."""
+        return nullcontext()
+
+    def begin(self, options: Train, device: torch.device) -> None:
+        """Nothing, as for all that follows."""
+
+    def resumed(self, device: torch.device) -> None: ...
+
+    def sweep(self) -> None: ...
+
+    def add_row(self, row: Mapping[str, Any]) -> None: ...
+
+    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
+
+    def add_result(self, **entries: Any) -> None: ...
+
+    def discard(self) -> None: ...
+
+
+class Recorder(Checkpoints):
+    """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
+
+    def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
+        super().__init__(run.checkpoints, minutes, metadata)
+        self.run = run
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Record the epoch; never ends the training."""
+        super().__call__(end)
+        row = {
+            "epoch": end.train.epoch,
+            "step": end.train.step,
+            "seconds": round(end.history.seconds, 3),
+            "skipped": end.history.skipped,
+            "train": _figures(end.train),
+            "valid": None if end.valid is None else _figures(end.valid),
+        }
+        self.rows.append(row)
+        self.run.add_row(row)
+
+    def kept(self) -> str:
+        """Which checkpoint there is, and how to go on from it."""
+        self._look()
+        if self.last is None:
+            return "no checkpoint was written yet"
+        return f"checkpoint: {shown(self.last)}; go on with: pyro-vae train --resume {self.run}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of metrics.jsonl too, so that the file is what the checkpoint says."""
+        return {**super().state_dict(), "rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write metrics.jsonl again: rows of epochs that the checkpoint has not seen will come again."""
+        super().load_state_dict(state)
+        self.rows = [dict(row) for row in state["rows"]]
+        self.run.write_rows(self.rows)
+
+
+def create(out: Path | None, name: str) -> Run:
+    """A new run's folder: ``out``, or ``runs/NAME-N`` with the first free N. Nothing that exists is touched.
+
+    Raises:
+        UserError: ``out`` is a file, or a folder with something in it; or it can't be written.
+    """
+    return _as_here(distributed.current().once(lambda: _create(out, name)))
+
+
+def _as_here(run: Run) -> Run:
+    return run if distributed.current().first else Unwritten(run.folder)
+
+
+def _create(out: Path | None, name: str) -> Run:
+    try:
+        if out is not None:
+            refuse_taken(out)
+            return Run(out.expanduser(), _make(out.expanduser()))
+        parents = _make(HOME)
+        for number in count(1):
+            folder = HOME / f"{name}-{number}"
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return Run(folder, (*parents, folder))
+    except OSError as error:
+        raise UserError(
+            f"{shown(out or HOME)}: the run's folder can't be made there ({error.strerror}); give another --out"
+        ) from error
+    raise AssertionError("numbers do not end")
+
+
+def refuse_taken(out: Path) -> None:
+    """A ``UserError`` where ``out`` is something already."""
+    path = out.expanduser()
+    if path.is_dir() and is_held(path):
+        raise UserError(in_use(out))
+    if path.exists() and not (path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())):
+        what = "a folder with something in it" if path.is_dir() else "a file"
+        raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
+
+
+def open_run(folder: str | Path) -> Run:
+    """The run in ``folder``; a ``UserError`` where there is none."""
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        known = [each.parent.name for each in path.parent.glob("*/config.toml")] if path.parent.is_dir() else []
+        hint = f" ({did_you_mean('run', path.name, known)})" if known else ""
+        raise UserError(f"{folder}: no such run folder{hint}")
+    run = _as_here(Run(path))
+    if not run.config_file.is_file():
+        raise UserError(f"{folder}: not a run folder, for it has no config.toml")
+    return run
+
+
+def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
+    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml, then filled.
+
+    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one is damaged or lacks its
+    SHA-256, the one before it is taken, with a warning.
+
+    Raises:
+        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not fit.
+    """
+    model, guide, _ = open_run(run_folder).load_pair(checkpoint)
+    return model, guide
+
+
+def run_name(options: Train) -> str:
+    """``DATA-GUIDE``, in letters that serve in a file's name."""
+    from pyro_vae import registry
+
+    words = (Path(options.data).stem, registry.parse(options.guide).name.rpartition(":")[2])
+    return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
+
+
+def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
+    """Versions, machine and command; without the names of folders, users or hosts."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "command": [_without_folders(word) for word in command],
+    }
+
+
+def shown(path: Path) -> str:
+    """The path relative to the current folder where it lies in it, else as it is."""
+    with suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return str(path)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with NaN and infinities as None, for JSON has none; containers are copied."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return value
+
+
+def _make(folder: Path) -> tuple[Path, ...]:
+    """Make the folder and its parents; those that were not there, the outermost first."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return tuple(reversed(missing))
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The lines of a file, none where there is no file."""
+    try:
+        return path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _figures(record: Record) -> dict[str, float]:
+    """A record without its place."""
+    return {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line with absolute folders left out: ``--data=/home/me/x.npz`` is ``--data=x.npz``."""
+    return re.sub(r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word)
+
+
+def _write_json(path: Path, held: Mapping[str, Any]) -> None:
+    write_atomically(path, (json.dumps(finite(held), indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,112 @@
+"""Checkpoints of a training as it runs: a callback of `fit` that keeps the last, the one before, and the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_vae import distributed
+from pyro_vae.errors import UserError
+from pyro_vae.files import sweep
+from pyro_vae.signals import Stopped, Waiting
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training import state as training_state
+from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.state import TrainingState
+
+SHARE = 50
+"""At an epoch's end a checkpoint is written where it costs at most 1/50 of the time since the last one."""
+
+
+class Checkpoints:
+    """A callback of ``fit``: writes a checkpoint every so many minutes, within an epoch too, and at the end of an epoch.
+
+    ``folder`` keeps the last one, the one before, and the parameters of the best validation ELBO: what
+    ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote them; those of another process
+    stay. Epochs that are short against a write are not each written. ``minutes=0`` writes after every step. Of several
+    processes the first one decides and writes.
+
+    Raises:
+        UserError: ``minutes`` is negative.
+        OSError: the folder can't be written; what it held stays.
+    """
+
+    def __init__(self, folder: str | Path, minutes: float = 5.0, metadata: Mapping[str, Any] | None = None) -> None:
+        if not minutes >= 0:
+            raise UserError(f"Checkpoints(minutes={minutes}): expected 0 or more")
+        self.folder, self.minutes, self.metadata = Path(folder), minutes, dict(metadata or {})
+        self.waiting = Waiting()  # a signal that is to end the training, once a checkpoint is written
+        self.last = next(reversed(checkpoint_files.complete(self.folder)), None)
+        self.best_elbo: float | None = None
+        self._best: Checkpoint | None = None  # not written yet
+        self._written: dict[bool, list[Path]] = {True: [], False: []}  # and not removed: the best ones, and the others
+        self._saved, self._cost = time.monotonic(), 0.0
+        self.group = distributed.current()
+        if self.group.first:
+            sweep(self.folder)
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Note the best epoch; never ends the training."""
+        if end.valid is not None and (self.best_elbo is None or end.valid.elbo > self.best_elbo):
+            self.best_elbo = end.valid.elbo
+            known = {**self.metadata, "epoch": end.valid.epoch, "step": end.valid.step, "elbo": end.valid.elbo}
+            tensors = training_state.tensors_of(end.pair)
+            self._best = Checkpoint(training_state.mapped(tensors, Tensor.clone), known)
+
+    def at_boundary(self, state: Callable[[], TrainingState], after: str) -> None:
+        """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised then."""
+        since, stopped = time.monotonic() - self._saved, self.waiting.signal
+        due = since >= 60 * self.minutes or (after == "epoch" and since >= SHARE * self._cost)
+        wanted = int(self.group.first and (due or after == "end"))
+        wanted, number = self.group.largest(wanted, stopped.number if stopped is not None else 0)
+        if wanted or number:
+            self.save(state())
+        if number:
+            stopped = stopped or Stopped(number)
+            stopped.kept = self.group.once(self.kept)
+            raise stopped
+
+    def kept(self) -> str:
+        """Which checkpoint there is, for a training that ends."""
+        self._look()
+        return f"checkpoint: {self.last}" if self.last is not None else "no checkpoint was written yet"
+
+    def save(self, state: TrainingState) -> None:
+        """Write this state, and the best parameters where they are new."""
+        if not self.group.first:
+            return
+        begun = time.monotonic()
+        if self._best is not None:
+            best = training_state.mapped(self._best, lambda tensor: tensor.cpu())
+            self._add(best, best.metadata["step"], best=True)
+            self._best = None
+        self.last = self._add(state.to_checkpoint(self.metadata), state.step)
+        self._saved = time.monotonic()
+        self._cost = self._saved - begun
+
+    def _add(self, held: Checkpoint, step: int, best: bool = False) -> Path:
+        """Write one, then remove what this object wrote before the last two (the last best one)."""
+        written = self._written[best]
+        written.append(checkpoint_files.add(self.folder, held, step, best))
+        while len(written) > (1 if best else 2):
+            checkpoint_files.remove(written.pop(0))
+        return written[-1]
+
+    def _look(self) -> None:
+        if not self.group.first:  # it is not this process that writes them
+            self.last = next(reversed(checkpoint_files.complete(self.folder)), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best validation ELBO so far."""
+        return {"best_elbo": self.best_elbo}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; a checkpoint that was passed over is set aside."""
+        self.best_elbo = state["best_elbo"]
+        if self.group.first and checkpoint_files.listed(self.folder):
+            checkpoint_files.set_aside(checkpoint_files.newest(self.folder).unsound)

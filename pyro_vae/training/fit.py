@@ -1,0 +1,230 @@
+"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built, then the loop runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae import distributed, registry
+from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.data.loaders import Resident, Source, make_source
+from pyro_vae.data.transforms import Observation
+from pyro_vae.devices import find_device
+from pyro_vae.errors import UserError
+from pyro_vae.objectives import Loss, Objective
+from pyro_vae.pair import dry_run
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.rng import own_randomness
+from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.data_init import start_from_data
+from pyro_vae.training.divergence import Diverged
+from pyro_vae.training.history import History
+from pyro_vae.training.kl_warmup import Warmup, make_warmup
+from pyro_vae.training.loop import Loop
+from pyro_vae.training.optimizers import OptimizerSpec
+from pyro_vae.training.options import (
+    FitOptions,
+    check_callbacks,
+    draw_once,
+    observations,
+    refuse_unseen,
+    validation_source,
+)
+from pyro_vae.training.oracle import check_training
+from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.state import Position, TrainingState, differences, this_place
+from pyro_vae.training.stepper import Stepper
+
+__all__: Sequence[str] = ["Diverged", "fit"]
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x_train: Any,
+    objective: str | ELBO = "TraceMeanField_ELBO",
+    num_epochs: int = 10,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    optimizer: OptimizerSpec = "Adam",
+    schedule: str | Schedule = "cosine",
+    num_steps: int | None = None,
+    kl_weight: float = 1.0,
+    kl_warmup: float | str | Warmup = 0,
+    grad_clip: float | None = None,
+    callbacks: Iterable[Callable[[EpochEnd], bool | None]] = (),
+    freeze: str | None = None,
+    binarize: str | Observation | None = None,
+    x_valid: Any = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    compile: str = "auto",
+    progress: bool = True,
+    on_divergence: str = "stop",
+    resume: TrainingState | str | Path | None = None,
+    **fields: Any,
+) -> History:
+    """Train a model and a guide by SVI; both are changed in place and left on ``device``.
+
+    Where torch.distributed is initialised (under torchrun), every process calls this with the same arguments: R of them take
+    ``batch_size`` images each, and the gradient is that of one process with R times as many.
+
+    Args:
+        x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader, which streams.
+        objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of Pyro's own, such as
+            ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs eagerly.
+        num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
+        schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``, ``geometric``, or a Schedule.
+        kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup`` epochs, or by a warm-up
+            such as ``"Cyclical(cycles=4, ramp=0.5)"``.
+        grad_clip: the largest norm of the gradient of the mean loss per image.
+        callbacks: called with an ``EpochEnd`` after each epoch; True ends the training. ``Checkpoints`` is one.
+        freeze: ``"model"`` or ``"guide"``: leave its parameters as they are.
+        binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``), ``threshold``, ``none``; or an
+            ``Observation``. A validation set is drawn once.
+        x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each epoch.
+        seed: of the noise, the order and the binarization. The caller's random state is left as it was.
+        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace them once, and are your word
+            that Python decides nothing in them (docs/tracing.md); ``auto`` traces parts of this package, and no other's.
+        on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted (the device is then read at
+            each step).
+        resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all other arguments as they
+            were; on the CPU, in the same tier and with as many threads, bit for bit as if it had never been stopped.
+        **fields: tensors with one row an image, passed to the programs that name them.
+
+    Returns:
+        One record an epoch, nats per image: ``history.train`` and ``history.valid``.
+
+    Raises:
+        UserError: what can't be trained, in one sentence, before anything is.
+        Diverged: something is not finite; it names the step and the site, and the parameters are those of the step before.
+    """
+    options = FitOptions.of(locals())
+    with turn(), torch.enable_grad(), casts_anew():
+        return _fit(model, guide, x_train, fields, options)
+
+
+def _fit(
+    model: Callable[..., Any], guide: Callable[..., Any], x_train: Any, fields: dict[str, Any], options: FitOptions
+) -> History:
+    seed = options.seed
+    after_epoch = check_callbacks(options.callbacks)
+    goal: Objective = registry.build("objective", options.objective)
+    decay: Schedule = registry.build("schedule", options.schedule)
+    place = find_device(options.device)
+    pair, group = Pair.of(model, guide).to(place), distributed.current()
+    observe, once = observations(options.binarize, x_train)
+    part = group.rank, group.size
+    source = make_source(draw_once(x_train, once, seed, "train"), fields, options.batch_size, place, "x_train", part)
+    if options.x_valid is not None:
+        refuse_unseen(pair.guide.owner)
+    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
+    total_steps = options.num_steps if options.num_steps is not None else options.num_epochs * source.num_batches
+    settings = {
+        "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
+        "objective": _words(goal), "optimizer": _words(options.optimizer), "learning_rate": options.learning_rate,
+        "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
+        "grad_clip": options.grad_clip, "freeze": options.freeze, "binarize": _words(observe or once),
+        "x_valid": valid.num_images if valid is not None else 0, "seed": seed, "on_divergence": options.on_divergence,
+        "processes": group.size,
+    }  # fmt: skip
+    begun = _begun(options.resume, settings)
+    with own_randomness(seed, place), pair.active():
+        images, rows = _first_batch(source, observe, pair)
+        _check_data(pair, source, observe, images, rows)
+        if begun is None:
+            start_from_data(pair, source, observe, seed)
+        group.broadcast(pair.tensors())
+        if valid is not None:
+            _check_data(pair, valid, None, *_first_batch(valid, None, pair))
+        if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
+            options = replace(options, compile=begun.place.get("tier", "auto"))
+        stepper = Stepper(loss, source, observe, options, total_steps, group)
+        checked = check_training(stepper, next(source.in_order()))
+        note = "; ".join((stepper.note, *unusual(place), *checked))
+        history, at = History(compile=stepper.tier, note=note), Position.start(place)
+        here = this_place(place, stepper.tier)
+        torch.manual_seed(seed)
+        if begun is not None:
+            history, at = _take_up(begun, history, at, here, stepper, after_epoch)
+        if options.progress and group.first:
+            lines = [f"training step: {history.note}", *pair.structure(images, rows).words()]
+            lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
+            tqdm.write("\n".join(lines), file=sys.stderr)
+        loop = Loop(
+            loss, stepper, options, decay, warmup, total_steps, valid, after_epoch, history, at, settings, here, group
+        )
+        return loop.run()
+
+
+def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
+    """The stopped training that is to go on, which had these settings."""
+    begun = TrainingState.load(resume) if isinstance(resume, str | Path) else resume
+    if begun is None:
+        return None
+    if not isinstance(begun, TrainingState):
+        raise UserError(f"resume is a {type(begun).__name__}: expected a TrainingState, or the path of checkpoints")
+    begun.check_settings(settings)
+    return begun
+
+
+def _take_up(
+    begun: TrainingState,
+    new: History,
+    start: Position,
+    here: Mapping[str, Any],
+    stepper: Stepper,
+    callbacks: Sequence[Any],
+) -> tuple[History, Position]:
+    """Put a stopped training's state into what has been built afresh, and say in one line where it goes on."""
+    begun.restore_callbacks(callbacks)
+    at = begun.snapshot.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
+    stepper.health.begin(at.step, at.skipped)
+    history = begun.records()
+    history.compile, history.note = new.compile, new.note
+    line = f"at step {at.step}, epoch {at.epoch}"
+    if stepper.source.own_order and at.step > at.first_step:
+        at.begin_epoch(at.epoch)
+        line += "; a DataLoader can't repeat its order, so this epoch's pass begins again"
+    if changed := differences(begun.place, here):
+        line += f"; {changed}"
+    history.resumed = (*history.resumed, line)
+    return history, at
+
+
+def _words(value: Any) -> str:
+    """A choice in words that are the same in another process."""
+    words = value if isinstance(value, str) else repr(value)
+    return words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _first_batch(source: Source, observe: Observation | None, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+    x, named = next(source.in_order())
+    x, named = x[:5], {name: value[:5] for name, value in named.items()}
+    return pair.cast(observe(x) if observe is not None else x), named
+
+
+def _check_data(
+    pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
+) -> None:
+    """What the dry run shows on five images, and the support of the observed site on all of them."""
+    for program in (pair.model, pair.guide):
+        if program.wants("index") and "index" not in fields:
+            raise UserError(
+                f"the {program.role} wants the field 'index', which a DataLoader does not tell: give its Dataset instead"
+            )
+    if isinstance(source, Resident):
+        dry_run.check_fields(pair, source.fields)
+    structure = pair.structure(x, fields)
+    if structure.subsampling or observe is not None or not isinstance(source, Resident):
+        return
+    dry_run.check_all_support(pair, pair.cast(source.x), source.fields)

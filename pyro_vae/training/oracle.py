@@ -1,0 +1,233 @@
+"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what was held, in words."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy, deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import infer
+from pyro.infer import ELBO
+from pyro.util import get_rng_state, set_rng_state
+from torch import Tensor, nn
+
+from pyro_vae.compile.trace import attributes_kept, first_line, restored
+from pyro_vae.data.loaders import Batch
+from pyro_vae.errors import UserError
+from pyro_vae.objectives.base import Objective
+from pyro_vae.objectives.elbo import Trace_ELBO
+from pyro_vae.objectives.pyro_elbo import stock_loss
+from pyro_vae.pair.independence import Independence, independence
+from pyro_vae.pair.layouts import Fields
+from pyro_vae.pair.log_weights import refuse_interacting
+from pyro_vae.pair.rescoring import statistics_kept
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.supports import support_notes
+from pyro_vae.training.select_step import hooked
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.train_step import TrainStep
+from pyro_vae.training.updates import Update
+
+MOST_IMAGES = 8
+"""Of the first batch: enough for BatchNorm, and a small part of an epoch's work."""
+
+LOSS_TOLERANCE, GRADIENT_TOLERANCE, STEP_TOLERANCE = 1e3, 1e4, 1e3
+"""In units of the last place of the largest value; a gradient is a long sum, which is added in another order."""
+
+
+def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
+    """Hold the training step against `pyro.infer` and torch's unfused optimiser; what is changed is put back.
+
+    Args:
+        batch: of images as they are stored, with their fields.
+
+    Returns:
+        What was held and what was not, and what is to be said of the pair, a sentence each.
+
+    Raises:
+        UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
+    """
+    loss, pair = stepper.loss, stepper.loss.pair
+    x, fields = batch[0][:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in batch[1].items()}
+    with _own_randomness(), pair.active():
+        seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
+        structure = pair.structure(seen, fields)
+        notes, alone = support_notes(pair, seen, fields), independence(pair, seen, fields)
+        with (
+            pair.active(training=True),
+            restored([*pair.tensors(), *stepper.parameters]),
+            attributes_kept(pair.modules),
+        ):
+            found = [_held_loss(pair, loss.objective, structure, seen, fields, stepper.parameters)]
+            if stepper.tier != "off":
+                found.append("step")  # when it was traced
+            elif step := _held_step(stepper, x, fields):
+                found.append(step)
+    words = f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
+    if alone.site:
+        notes += (
+            f"site {alone.site} depends on the other images of a batch, so this pair has no log p(x) of an image",
+        )
+    return words, *notes
+
+
+def check_scores(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, tuple[str, ...]]:
+    """Hold the log weights of the first images against stock Pyro's, and each image's against another batch's.
+
+    Returns:
+        What was held, for the protocol; and warnings.
+
+    Raises:
+        UserError: images depend on each other; the guide draws where the prior has no density; the weights are not Pyro's.
+    """
+    with _own_randomness():
+        alone = refuse_interacting(pair, x, fields)
+        notes = support_notes(pair, x, fields)
+        few = _own(x[:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in fields.items()})
+        with pair.active(training=False), torch.no_grad():
+            found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace("loss", "log weights", 1)
+    return f"against pyro.infer {pyro.__version__}: {', '.join([found, *_in_words(alone)])}", notes
+
+
+def _in_words(alone: Independence) -> list[str]:
+    if alone.unchecked:
+        return [f"no independence, as {alone.unchecked}"]
+    return [] if alone.site else ["independence"]
+
+
+def _held_loss(
+    pair: Pair,
+    objective: Objective,
+    structure: Structure,
+    x: Tensor,
+    fields: Fields,
+    parameters: Sequence[nn.Parameter],
+) -> str:
+    """The loss of one draw an image, and its gradient, in the same noise."""
+    if not objective.stageable:
+        return "loss and gradient are its own"
+    ours, theirs = _counterparts(objective, structure)
+    watched = [] if any(map(hooked, parameters)) else list(parameters)  # a hook is the user's, and may count
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+
+    def stock() -> Tensor:
+        batch = _own(x, fields)
+        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731  # what the guide wrote into it is there
+        if structure.summed:
+            model = infer.config_enumerate(model, default="parallel")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.as_tensor(stock_loss(theirs, model, lambda: pair.guide(*batch)), device=x.device)
+
+    def differentiated(run: Callable[[], Tensor]) -> list[Tensor]:
+        pyro.set_rng_seed(0)
+        with statistics_kept():
+            value = run()
+        if not (watched and value.requires_grad):
+            return [value.detach()]
+        gradients = torch.autograd.grad(value, watched, allow_unused=True)
+        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(watched, gradients, strict=True))
+        return [value.detach(), *(gradient.detach() for gradient in filled)]
+
+    own = differentiated(lambda: ours.estimate(pair.run(*_own(x, fields)), structure, one).loss)
+    if not all(bool(value.isfinite().all()) for value in own):
+        return "no loss, as it or its gradient is not finite here"
+    try:
+        judge = differentiated(stock)
+    except Exception as error:
+        return f"no loss, as {type(theirs).__name__} fails on this pair ({first_line(error)})"
+    of = "" if type(ours) is type(objective) else f" of {type(ours).__name__}"
+    for name, rows, tolerance in (
+        ("loss", slice(0, 1), LOSS_TOLERANCE),
+        ("gradient", slice(1, None), GRADIENT_TOLERANCE),
+    ):
+        if apart := _apart(own[rows], judge[rows], tolerance):
+            if _apart(differentiated(stock)[rows], judge[rows], tolerance):
+                return f"no {name}, as the programs give another one at each run in the same noise"
+            raise UserError(
+                f"the {name}{of} of this pair at its first images differs from pyro.infer's by {apart}: this is a mistake of "
+                "pyro_vae, and a number of it would be wrong; train by pyro.infer.SVI, and report the pair"
+            )
+    return f"loss{of}, gradient" if watched else f"loss{of}"
+
+
+def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective, ELBO]:
+    """The objective at one draw an image, and Pyro's own of the same loss; where Pyro has none, Trace_ELBO of both."""
+    if structure.summed:
+        return Trace_ELBO(), infer.TraceEnum_ELBO(max_plate_nesting=-structure.geometry.particle_dim - 1)
+    # of a KL that is sampled here Pyro's mean-field ELBO may take a closed form that is wrong
+    if objective.stock is None or (objective.stock is infer.TraceMeanField_ELBO and structure.sampled):
+        return Trace_ELBO(), infer.Trace_ELBO()
+    return replace(objective, num_particles=1), objective.stock()  # type: ignore[call-arg]
+
+
+def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
+    """One eager step by copies of the optimiser: in its own form, and neither fused nor batched over parameters."""
+    update, parameters = stepper.update, stepper.parameters
+    kind, hooks = type(update.optim), (update.optim._optimizer_step_pre_hooks, update.optim._optimizer_step_post_hooks)
+    if (
+        not kind.__module__.startswith("torch.optim")
+        or update.reduce is not None
+        or any(map(hooked, parameters))
+        or any(hooks)
+    ):
+        return ""
+    outcomes = []
+    for form in ({}, {"fused": False, "foreach": False}):
+        optim = copy(update.optim)
+        optim.state = defaultdict(dict, {p: deepcopy(state) for p, state in update.optim.state.items()})
+        optim.param_groups = [{**group, **form} for group in update.optim.param_groups]
+        step = TrainStep(
+            stepper.loss, parameters, Update(optim, parameters, update.health, update.grad_clip), stepper.observe
+        )
+        with stepper.step.undone():
+            pyro.set_rng_seed(0)
+            try:
+                sums = step(*_own(x, fields))
+            except RuntimeError as error:  # a rate that is no float32
+                return f"no step, as torch's own fails ({first_line(error)})"
+            outcomes.append([parameter.detach().clone() for parameter in parameters])
+    if bool(sums.isfinite().all()) and (apart := _apart(outcomes[0], outcomes[1], STEP_TOLERANCE)):
+        raise UserError(
+            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is a mistake of a fused kernel; give "
+            f"optimizer=lambda ps: torch.optim.{kind.__name__}(ps, fused=False, foreach=False), and report the pair"
+        )
+    return "step"
+
+
+def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> str:
+    """The largest difference in words, where it is above the tolerance; what is NaN in both is equal."""
+    worst, size = 0.0, 0.0
+    for a, b in zip(own, judge, strict=True):
+        if not b.numel():
+            continue
+        same = (a == b) | (a.isnan() & b.isnan())
+        difference = torch.where(same, torch.zeros_like(b), a - b).abs()
+        worst = max(worst, float(difference.nan_to_num(torch.inf).max()))
+        size = max(size, float(b.abs().nan_to_num(0.0, 0.0, 0.0).max()))
+    eps = max((torch.finfo(each.dtype).eps for each in (*own, *judge)), default=0.0)
+    return f"{worst:.1e} of {size:.1e}" if worst > tolerance * eps * max(size, 1e-3) else ""
+
+
+def _own(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
+    """Copies: a program may write into its batch."""
+    return x.clone(), {name: value.clone() for name, value in fields.items()}
+
+
+@contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Torch's, Python's and NumPy's random state is put back on leaving."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    state = get_rng_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        set_rng_state(state)

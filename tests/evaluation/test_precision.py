@@ -1,0 +1,176 @@
+"""Reduced precision is opt-in, and its error is measured on the very images; memory that runs out halves the tile."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import pyro_vae as pv
+from pyro_vae import guides, models
+from pyro_vae.ambient import SETTINGS
+from pyro_vae.compile import trace
+from pyro_vae.evaluation.precision import BFloat16, MeasuredError, find_precision
+from pyro_vae.evaluation.scorer import is_out_of_memory
+from pyro_vae.evaluation.traced_weights import TracedWeights
+
+
+def pair() -> tuple[models.GenerativeModel, guides.MeanField]:
+    torch.manual_seed(0)
+    net = {"hidden": (16,)}
+    model = models.GenerativeModel(models.StandardNormal(3), models.Bernoulli(3, (1, 6, 6), **net))
+    return model, guides.MeanField((1, 6, 6), 3, **net)
+
+
+def images(size: int = 12) -> Tensor:
+    return (torch.rand(size, 1, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.3).float()
+
+
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
+    weight, bias, x = torch.randn(5, 7), torch.randn(5), torch.randn(3, 7)
+    program = trace.trace(lambda x: [torch.addmm(bias, x, weight.t()).exp().sum(-1)], [x])
+    BFloat16().rewrite(program.graph)
+    product = (x.bfloat16() @ weight.bfloat16().t()).float() + bias
+    assert torch.equal(program(x)[0], product.exp().sum(-1))
+    kinds = {str(node.kwargs.get("dtype")) for node in program.graph.graph.nodes if "_to_copy" in str(node.target)}
+    assert kinds == {"torch.bfloat16", "torch.float32"}
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_bfloat16_rounds_a_convolution_and_adds_its_bias_in_float32(biased: bool) -> None:
+    layer, x = torch.nn.Conv2d(3, 4, 3, padding=1, bias=biased), torch.randn(2, 3, 8, 8)
+    program = trace.trace(lambda x: [layer(x).flatten(1).sum(-1)], [x])
+    BFloat16().rewrite(program.graph)
+    products = torch.nn.functional.conv2d(x.bfloat16(), layer.weight.bfloat16(), padding=1).float()
+    expected = products + layer.bias.view(-1, 1, 1) if biased else products
+    assert torch.equal(program(x)[0], expected.flatten(1).sum(-1))
+
+
+def test_the_error_is_measured_told_and_small() -> None:
+    model, guide = pair()
+    exact = pv.log_marginal(model, guide, images(), num_samples=400, seed=3)
+    rough = pv.log_marginal(model, guide, images(), num_samples=400, seed=3, precision="bfloat16")
+    difference = rough.log_px - exact.log_px  # the same seed is the same noise
+    assert 0 < float(difference.abs().max()) < 0.05
+    said = rough.protocol["precision"]
+    assert "bfloat16 products" in said and "12 of these images at K = 400" in said and said in str(rough)
+    assert exact.protocol["precision"] == "float32"
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.97, 1.03, 1.25])
+def test_a_reduced_program_that_is_wrong_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
+    rewrite = BFloat16.rewrite
+
+    def wrong(self: BFloat16, module: torch.fx.GraphModule) -> None:
+        rewrite(self, module)
+        (end,) = (node for node in module.graph.nodes if node.op == "output")
+        (result,) = end.args[0]
+        with module.graph.inserting_before(end):
+            end.args = ([module.graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
+        module.recompile()
+
+    monkeypatch.setattr(BFloat16, "rewrite", wrong)
+    with pytest.raises(pv.UserError, match=r"differs from the eager one .* use precision='float32'"):
+        pv.log_marginal(*pair(), images(), num_samples=50, precision="bfloat16")
+
+
+def test_the_measured_error_is_mean_and_worst() -> None:
+    assert str(MeasuredError(-0.0021, 0.034, 16, 1000)).endswith("mean -0.002, worst 0.03 nats")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "half"}, "float32"),
+        ({"precision": "tf32"}, "CUDA"),
+        ({"precision": "bfloat16", "compile": "off"}, "compile"),
+    ],
+)
+def test_what_can_not_be_had_is_refused(options: dict, words: str) -> None:
+    with pytest.raises(pv.UserError, match=words):
+        pv.log_marginal(*pair(), images(), num_samples=10, device="cpu", **options)
+
+
+def test_float64_parameters_are_not_rounded() -> None:
+    model, guide = pair()
+    with pytest.raises(pv.UserError, match="float64"):
+        pv.log_marginal(model.double(), guide.double(), images(), num_samples=10, precision="bfloat16")
+
+
+def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> None:
+    before = [each.fp32_precision for each in SETTINGS]
+    for name, products in (("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
+        with find_precision(name).running():
+            assert {each.fp32_precision for each in SETTINGS} == {products}
+    assert [each.fp32_precision for each in SETTINGS] == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Draws of more rows than that fail as an allocator does."""
+    own = TracedWeights.__call__
+
+    def tile(self: TracedWeights, x: Tensor, fields: dict[str, Tensor]) -> Callable[[int], Tensor]:
+        draw = own(self, x, fields)
+
+        def draw_within(k: int) -> Tensor:
+            if k * len(x) > rows:
+                raise error
+            return draw(k)
+
+        return draw_within
+
+    monkeypatch.setattr(TracedWeights, "__call__", tile)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+        ),
+        MemoryError(),
+    ],
+)
+def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = pv.log_marginal(*pair(), images(50), num_samples=300)
+    memory_for(300, monkeypatch, error)
+    halved = pv.log_marginal(*pair(), images(50), num_samples=300)
+    assert "out of memory with 2000 rows" in str(halved) and "went on with 250" in str(halved)
+    assert not any("memory" in note for note in plain.notes)
+    assert abs(halved.mean - plain.mean) < 5 * (halved.se_mc**2 + plain.se_mc**2) ** 0.5
+    assert halved.log_px.shape == (50,) and halved.protocol["sha256"] == plain.protocol["sha256"]
+
+
+def test_noise_of_a_halved_tile_s_parts_is_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image many times, each with an estimate of its own; in whole tiles it has the numbers that it always had."""
+    memory_for(300, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    model, guide = pair()
+    halved = pv.log_marginal(model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300)
+    assert "went on with 250" in str(halved) and len(halved.log_px.unique()) == 50
+
+
+def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory_for(0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    with pytest.raises(pv.UserError, match="one image and one draw"):
+        pv.log_marginal(*pair(), images(), num_samples=20)
+
+
+def test_the_real_allocator_s_error_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value) and not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def test_a_tile_s_noise_depends_on_its_place_alone() -> None:
+    """So an evaluation that is shared out among processes gives the same numbers."""
+    model, guide = pair()
+    whole = pv.log_marginal(model, guide, images(40), num_samples=1000, seed=2)  # 20 images a tile
+    first = pv.log_marginal(model, guide, images(40)[:20], num_samples=1000, seed=2)
+    assert torch.equal(whole.log_px[:20], first.log_px)
