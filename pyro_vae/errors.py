@@ -23,3 +23,8 @@ def did_you_mean(kind: str, name: str, choices: Iterable[str]) -> str:
     near = near or difflib.get_close_matches(name.lower(), by_lower, n=1)
     suggestion = f"did you mean {' or '.join(repr(by_lower[lower]) for lower in near)}? " if near else ""
     return f"unknown {kind} {name!r}; {suggestion}choices: {', '.join(names) or 'none'}"
+
+
+def first_line(error: BaseException) -> str:
+    """An error in a clause: its kind, and the first line of what it says."""
+    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0][:160]}"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from pyro_vae.analysis.gibbs import Evidence, Restored, restore
-from pyro_vae.data.loaders import as_images
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import validation
+from pyro_vae.tensors import as_images
 
 Noise = Callable[[Tensor], Any]
 """From clean images to the law of the noisy ones, p(y | x), pixel by pixel: ``lambda x: dist.Normal(x, 0.3)``."""

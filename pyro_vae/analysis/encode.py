@@ -17,7 +17,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.data.loaders import as_fields, make_source
+from pyro_vae.data.loaders import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.layouts import (
@@ -32,6 +32,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100

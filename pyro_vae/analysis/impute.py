@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.analysis.gibbs import Evidence, Restored, restore
-from pyro_vae.data.loaders import as_images
 from pyro_vae.errors import UserError
+from pyro_vae.tensors import as_images
 
 
 def impute(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.compile.graph_passes import leave_out_identities
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError, did_you_mean, first_line
 from pyro_vae.rng import own_randomness
 
 TIERS = ("auto", "inductor", "graph", "off")
@@ -151,11 +151,6 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def first_line(error: BaseException) -> str:
-    """An error in a clause: its kind, and the first line of what it says."""
-    return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0][:160]}"
-
-
 def agree(
     program: TensorFunction,
     eager: TensorFunction,
@@ -187,39 +182,6 @@ def agree(
             size = max(float(expected.abs().nan_to_num(0.0, 0.0).max()), floor)
             if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
                 raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
-
-
-@contextmanager
-def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
-    originals = [module._buffers[name] for module, name in buffers]
-    clones: dict[int, Tensor] = {}
-    for (module, name), original in zip(buffers, originals, strict=True):
-        assert original is not None
-        module._buffers[name] = clones.setdefault(id(original), original.clone())
-    try:
-        yield
-    finally:
-        for (module, name), original in zip(buffers, originals, strict=True):
-            module._buffers[name] = original
-
-
-@contextmanager
-def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are put back on leaving."""
-    kept = [
-        (module, name, value, value.clone() if isinstance(value, Tensor) else None)
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | Tensor) and name != "training"
-    ]
-    try:
-        yield
-    finally:
-        for module, name, value, content in kept:
-            if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
-                value.data.copy_(content)
-            vars(module)[name] = value
 
 
 @contextmanager

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from itertools import islice, pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.errors import UserError
 from pyro_vae.rng import mix
+from pyro_vae.tensors import as_fields, as_images
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Part = tuple[int, int]
@@ -210,55 +210,6 @@ def make_source(
         return Streamed(data, batch_size, device, part)
     x = as_images(data, what)
     return Resident(x, as_fields(fields, len(x)), batch_size, device, part)
-
-
-def as_images(data: Any, what: str = "x") -> Tensor:
-    """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one (NaN: which image)."""
-    if isinstance(data, np.ndarray):
-        if data.dtype.kind not in "biuf":
-            raise UserError(f"{what} is an array of dtype {data.dtype}: expected numbers")
-        data = torch.from_numpy(np.ascontiguousarray(data))
-    if not isinstance(data, Tensor):
-        raise UserError(
-            f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a Dataset or a DataLoader"
-        )
-    if data.is_complex():
-        raise UserError(f"{what} is complex: expected real numbers")
-    if data.dim() < 2:
-        raise UserError(f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image")
-    if not len(data):
-        raise UserError(f"{what} is empty, of shape {tuple(data.shape)}: expected at least one image")
-    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
-        image = int((~torch.isfinite(data.flatten(1))).any(1).nonzero()[0])
-        raise UserError(f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out")
-    return data.detach().contiguous()  # a traced program is one for these strides
-
-
-def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
-    """Named fields as tensors with one row an image."""
-    tensors = {}
-    for name, value in fields.items():
-        try:
-            tensors[name] = torch.as_tensor(value).contiguous()
-        except (TypeError, ValueError, RuntimeError):
-            dtype = getattr(value, "dtype", None)
-            what = f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
-            raise UserError(
-                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an image (classes as whole "
-                "numbers from 0)"
-            ) from None
-        if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
-            constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
-            raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} "
-                f"images: expected one row an image{constant if isinstance(value, int | float) else ''}"
-            )
-    return tensors
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Integer pixels as float32, floats as they are."""
-    return x if x.is_floating_point() else x.float()
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:

@@ -18,11 +18,12 @@ from pyro_vae.evaluation.annealing import Annealed, Settings, anneal, prepare_ke
 from pyro_vae.evaluation.hmc import Kernel
 from pyro_vae.evaluation.importance import mode_notes, refuse_nan, running
 from pyro_vae.evaluation.protocol import Quantity
-from pyro_vae.evaluation.result import LogMarginal, figure, protocol_line, quantity
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.tiling import padded, rows_of, stops, tiled
 from pyro_vae.evaluation.traced_target import make_target
 from pyro_vae.evaluation.unconstrained import Point, Unconstrained
 from pyro_vae.evaluation.weight_sums import WeightSums
+from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar

@@ -13,15 +13,16 @@ from torch import Tensor
 
 from pyro_vae.analysis.encode import decode, visit_images
 from pyro_vae.analysis.latents import by_draw, prior_draws, weighted_draws
-from pyro_vae.data.loaders import as_images
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import elpd_data, inference_data
 from pyro_vae.evaluation.protocol import Digest
-from pyro_vae.evaluation.result import LogMarginal, figure, quantity
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
+from pyro_vae.formatting import figure, quantity
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 if TYPE_CHECKING:

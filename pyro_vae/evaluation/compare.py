@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
 from pyro_vae.evaluation.protocol import refuse_other_data
-from pyro_vae.evaluation.result import quantity, shorten
+from pyro_vae.formatting import quantity, shorten
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

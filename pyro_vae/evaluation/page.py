@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_export import SOUND_ESS, SOUND_KHAT, sound
-from pyro_vae.evaluation.result import quantity
 from pyro_vae.files import write_atomically
+from pyro_vae.formatting import quantity
 from pyro_vae.plots.images import DoesNotFit, picture_shape, to_pixels, value_range
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import Independent, Normal, StudentT
 
-from pyro_vae.compile.trace import own_buffers
 from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.result import quantity, shorten
+from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.enumeration import innermost
 from pyro_vae.pair.layouts import Geometry, plain_draw, sample_nodes, trace_model
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.tensors import own_buffers
 
 LOOKED_AT = 32
 """Images on which the arguments are told apart, and one more for each argument that is constant on these."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
-
+from pyro_vae.formatting import figure, protocol_line, quantity, share
 
 EXACT = "exact"
 """The protocol's estimator where no latent is drawn."""
@@ -193,37 +193,3 @@ class LogMarginal:
         from pyro_vae.evaluation import page
 
         return page.write_evaluation_page(path, self, x, reconstructions)
-
-
-def quantity(protocol: Mapping[str, Any]) -> str:
-    """What the number is: ``log p(x)``, ``log p(x | y)``, … (`pyro_vae.evaluation.protocol.Quantity`).
-
-    Results of before tell only what fields the model's signature names, as ``given``.
-    """
-    before = f"log p(x | {protocol['given']})" if protocol.get("given") else "log p(x)"
-    return str(protocol.get("quantity", before))
-
-
-def protocol_line(protocol: Mapping[str, Any], *hidden: str) -> str:
-    """The protocol in a line, less what the headline says; digests of x itself are shown once, as its sha256."""
-    parts = []
-    for key, value in protocol.items():
-        if isinstance(value, Mapping):
-            own = protocol.get("sha256")
-            value = ", ".join(f"{name} {shorten(each)}" for name, each in value.items() if each != own)
-        if key not in ("quantity", "factors", *hidden) and value != "":
-            parts.append(f"{key} {shorten(value)}")
-    return "  protocol: " + "; ".join(parts)
-
-
-def figure(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
-
-
-def share(value: float) -> str:
-    return f"{value:.1%}" if value == value else "unknown (too few draws)"
-
-
-def shorten(value: Any) -> str:
-    text = str(value)
-    return text[:12] + "…" if len(text) == 64 else text

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.compile.trace import first_line
+from pyro_vae.errors import first_line
 from pyro_vae.pair.layouts import Fields, Geometry, SiteTerms, latent_nodes, plain_draw, run
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair, close, probe

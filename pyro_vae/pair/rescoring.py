@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from pyro_vae.compile.trace import attributes_kept, own_buffers
 from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.pair.program import Program, modules_called
+from pyro_vae.tensors import attributes_kept, own_buffers
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
-from pyro_vae.data.loaders import as_float
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import LAYOUTS, Draw, Fields, Score, SiteTerms, plain_draw, plain_score, run
 from pyro_vae.pair.program import ParameterStore, Program, PyrosStore, dry_run, handled, modules_called, validation
 from pyro_vae.pair.structure import Structure
+from pyro_vae.tensors import as_float
 
 PROBE_IMAGES = 5
 PROBE_DRAWS = 7

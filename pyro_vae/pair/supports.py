@@ -10,8 +10,7 @@ from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.compile.trace import first_line
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.dry_run import law_of
 from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, masked, plain_draw, repeated, trace_model
 from pyro_vae.pair.runtime import Pair, probe

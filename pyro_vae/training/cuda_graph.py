@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from pyro_vae.compile.trace import NotStageable, first_line
+from pyro_vae.compile.trace import NotStageable
 from pyro_vae.data.loaders import Batch, Resident, Source
+from pyro_vae.errors import first_line
 from pyro_vae.training.train_step import StagedStep, TrainStep
 
 WARM_UPS = 3

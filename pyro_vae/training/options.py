@@ -12,10 +12,11 @@ import torch
 from pyro.infer import ELBO
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.data.loaders import Resident, Source, as_images, make_source
+from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.rng import check_seed
+from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.kl_warmup import Warmup, make_warmup
 from pyro_vae.training.optimizers import OptimizerSpec

@@ -17,9 +17,9 @@ from pyro.infer import ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-from pyro_vae.compile.trace import attributes_kept, first_line, restored
+from pyro_vae.compile.trace import restored
 from pyro_vae.data.loaders import Batch
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
@@ -30,6 +30,7 @@ from pyro_vae.pair.rescoring import statistics_kept
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
+from pyro_vae.tensors import attributes_kept
 from pyro_vae.training.select_step import hooked
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.train_step import TrainStep

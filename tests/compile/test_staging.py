@@ -9,34 +9,15 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
 
-from pyro_vae import ais, guides, log_marginal, models
+from pyro_vae import ais, log_marginal
 from pyro_vae.compile import trace
 from pyro_vae.compile.partition import SplitProgram, split_at_draws
 from pyro_vae.evaluation.traced_weights import EagerWeights, TracedWeights
-from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.layouts import plain_score
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training.nan_guard import Health
-from pyro_vae.training.stepper import trainable
-from pyro_vae.training.train_step import StagedStep, TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.train_step import StagedStep
 from tests.support.exact import ppca
-
-needs_compiler = pytest.mark.skipif(
-    bool(trace.missing_compiler(torch.device("cpu"))),
-    reason=f"inductor: {trace.missing_compiler(torch.device('cpu'))}",
-)
-
-
-def small_pair(net: str = "MLP") -> tuple[models.GenerativeModel, guides.MeanField]:
-    torch.manual_seed(0)
-    args = {"hidden": (24,)} if net == "MLP" else {"channels": (4, 8)}
-    likelihood = models.Bernoulli(3, (1, 8, 8), net=net, **args)
-    return models.GenerativeModel(models.StandardNormal(3), likelihood), guides.MeanField((1, 8, 8), 3, net=net, **args)
-
-
-def images(size: int, seed: int = 1) -> Tensor:
-    return (torch.rand(size, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.3).float()
+from tests.support.steps import images, needs_compiler, small_pair, step_of
 
 
 def test_a_program_follows_the_tensors_that_it_captured() -> None:
@@ -170,19 +151,6 @@ def test_a_decoder_that_writes_in_place_has_the_log_px_of_one_that_does_not(tier
         lambda model: ais(model, case.guide, case.x, num_steps=10, num_chains=4, num_leapfrog=3, **options),
     ):
         torch.testing.assert_close(estimate(in_place).log_px, estimate(plain).log_px, rtol=0, atol=1e-8)
-
-
-def plain_step(loss: Loss, x: Tensor, fields: dict[str, Tensor]) -> TrainStep:
-    """The eager step with SGD, whose gradients a staged one gives out."""
-    parameters = trainable(loss, x, fields)
-    return TrainStep(loss, parameters, Update(torch.optim.SGD(parameters, lr=0.1), parameters, Health.on(x.device)))
-
-
-def step_of(net: str) -> tuple[TrainStep, Tensor, dict[str, Tensor]]:
-    loss = Loss(TraceMeanField_ELBO(), Pair.of(*small_pair(net)))
-    x, fields = images(16), {"index": torch.arange(16)}
-    with loss.pair.active(training=True):
-        return plain_step(loss, x, fields), x, fields
 
 
 @pytest.mark.parametrize("net", ["MLP", "Conv"])

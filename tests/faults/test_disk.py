@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from children import QUICK, checkpoints, disk_is_full, done, one_line, small_files
-from test_killed import assert_same_end
 
 import pyro_vae as pv
+from tests.support.runs import assert_same_end
 
 TRAIN = ["train", *QUICK, "--steps", "40", "--checkpoint-minutes", "0", "--out", "run"]
 

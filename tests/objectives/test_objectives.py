@@ -18,9 +18,9 @@ from torch.distributions import kl_divergence
 from pyro_vae import fit, guides, models, registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import FreeBits, Objective, Trace_ELBO, TraceMeanField_ELBO
-from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair
 from tests.support.exact import two_levels
+from tests.support.objectives import bernoulli_latents, ours, scaled, with_gradients
 from tests.support.pairs import FORMS, LATENT, Decoder, Encoder, Guide, Model, binary_images, fresh
 
 X = binary_images(20)
@@ -30,27 +30,12 @@ BOTH = {
 }
 
 
-def ours(objective: Objective, model: Any, guide: Any, x: Tensor, seed: int = 3) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss, and its gradient by parameter."""
-    loss = objective(model, guide)
-    Pair.of(model, guide).structure(x, {})
-    torch.manual_seed(seed)
-    return with_gradients(loss(x))
-
-
 def pyros(objective: Any, model: Any, guide: Any, x: Tensor, seed: int = 3) -> tuple[Tensor, dict[int, Tensor]]:
     """The same by Pyro's own class, the parameters of functions being those of the pair."""
     with Pair.of(model, guide).store.scope(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Found plate statements in guide but not model")  # plates of two names
         torch.manual_seed(seed)
         return with_gradients(objective.differentiable_loss(model, guide, x))
-
-
-def with_gradients(loss: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-    """The loss's value and its gradient in every leaf."""
-    found = leaves(loss)
-    gradients = torch.autograd.grad(loss, found)
-    return loss.detach(), {id(leaf): gradient for leaf, gradient in zip(found, gradients, strict=True)}
 
 
 def assert_same_bits(a: tuple[Tensor, dict[int, Tensor]], b: tuple[Tensor, dict[int, Tensor]]) -> None:
@@ -101,27 +86,6 @@ def test_our_models_and_guides_have_pyros_bits(case: str, name: str) -> None:
     assert_same_bits(ours(mine(), model, guide, x), pyros(theirs(), model, guide, x))
 
 
-def bernoulli_latents(levels: int = 1, plated: bool = False) -> tuple[Any, Any]:
-    """Binary latents, without a reparameterisation; with a Gaussian one beside them if ``levels`` is 2."""
-    decoder, encoder = Decoder(3 * levels), Encoder(3 * levels)
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            parts = [pyro.sample("b", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))]
-            if levels == 2:
-                parts.append(pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(torch.cat(parts, -1))).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        loc, scale = encoder(x)
-        with pyro.plate("data", len(x)):
-            pyro.sample("b", dist.Bernoulli(logits=loc[..., :3]).to_event(1))
-            if levels == 2:
-                pyro.sample("z", dist.Normal(loc[..., 3:], scale[..., 3:]).to_event(1))
-
-    return model, guide
-
-
 @pytest.mark.parametrize("levels", [1, 2])
 def test_score_function_gradients_are_pyros(levels: int) -> None:
     model, guide = bernoulli_latents(levels)
@@ -141,23 +105,6 @@ def test_the_mean_field_objective_refuses_draws_without_a_path() -> None:
         TraceMeanField_ELBO()(model, guide)(X)
     history = fit(model, guide, X, objective="Trace_ELBO", num_epochs=2, progress=False, compile="off", device="cpu")
     assert len(history.train) == 2
-
-
-def scaled(beta: float, size: int | None) -> tuple[Any, Any]:
-    """A KL weight of Pyro's kind, on model and guide together, and a subsampling plate."""
-    decoder, encoder = Decoder(), Encoder()
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", size or len(x), subsample=x if size else None):
-            with poutine.scale(scale=beta):
-                z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    def guide(x: Tensor) -> None:
-        with pyro.plate("data", size or len(x), subsample=x if size else None), poutine.scale(scale=beta):
-            pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
-
-    return model, guide
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -12,8 +12,6 @@ import torch
 from pyro import distributions as dist
 from pyro import infer, poutine
 from pyro.distributions.transforms import affine_autoregressive, conditional_planar
-from test_objectives import bernoulli_latents, ours, scaled, with_gradients
-from test_staging import plain_step
 from torch import Tensor, nn
 
 from pyro_vae import fit, registry
@@ -35,7 +33,9 @@ from pyro_vae.pair.layouts import sample_nodes
 from pyro_vae.pair.rescoring import Held, leaves
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.train_step import StagedStep
+from tests.support.objectives import bernoulli_latents, ours, scaled, with_gradients
 from tests.support.pairs import FORMS, LATENT, PIXELS, Decoder, Encoder, binary_images, fresh
+from tests.support.steps import plain_step
 
 X = binary_images(20)
 NAMES = sorted(registry.members("objective"))

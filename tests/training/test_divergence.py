@@ -11,7 +11,6 @@ import pytest
 import torch
 from pyro import distributions as dist
 from pyro.nn import PyroModule
-from test_training import CPU, QUICK, same, state_of
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +18,7 @@ from pyro_vae import Diverged, UserError, fit
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.data.loaders import make_source
 from tests.support.pairs import LATENT, PIXELS, Decoder, Encoder, binary_images
+from tests.support.training import CPU, QUICK, same, state_of
 
 X = binary_images(48)
 POISON = X.clone()

@@ -15,9 +15,9 @@ import torch
 from pyro import distributions as dist
 from pyro import infer, poutine
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models
 from pyro_vae.data.loaders import Resident, make_source
@@ -26,30 +26,7 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.loop import evaluate_elbo
 from pyro_vae.training.train_step import TrainStep
 from tests.support.pairs import PIXELS, Guide, Model, binary_images, fresh
-
-X = binary_images(48)
-CPU = torch.device("cpu")
-QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off", "batch_size": 16}
-
-
-def our_pair(seed: int = 0, **net: Any) -> tuple[Any, Any]:
-    """Our model and guide on 12 pixels."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = net or {"hidden": (8,)}
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (PIXELS,), **net))
-        return model, guides.MeanField((PIXELS,), 2, **net)
-
-
-def state_of(*programs: nn.Module) -> list[Tensor]:
-    """Copies of all parameters and buffers."""
-    return [t.detach().clone() for program in programs for t in program.state_dict().values()]
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Equal to the last bit."""
-    return len(a) == len(b) and all(torch.equal(p, q) for p, q in zip(a, b, strict=True))
-
+from tests.support.training import CPU, QUICK, Images, X, our_pair, same, state_of
 
 # ---- Pyro's SVI
 
@@ -281,19 +258,6 @@ def test_validation_fields_must_be_the_same() -> None:
         fit(Spy(), Guide(), X, y=torch.arange(48), x_valid=X, **QUICK)
     with pytest.raises(UserError, match=r"field 'y' has shape \(47,\), but there are 48 images"):
         fit(Spy(), Guide(), X, y=torch.arange(47), **QUICK)
-
-
-class Images(Dataset[Any]):
-    """Items as dicts, as tensors, or as pairs."""
-
-    def __init__(self, form: str) -> None:
-        self.form = form
-
-    def __len__(self) -> int:
-        return len(X)
-
-    def __getitem__(self, row: int) -> Any:
-        return {"dict": {"x": X[row], "y": row * 3}, "pair": (X[row], row * 3), "tensor": X[row]}[self.form]
 
 
 @pytest.mark.parametrize("form", ["dict", "pair", "tensor"])

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import CPU, QUICK, Images, X, our_pair, same
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -19,6 +18,7 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.state import differences, this_place
 from tests.support.pairs import PIXELS, fresh
+from tests.support.training import CPU, QUICK, Images, X, our_pair, same
 
 LONG: dict[str, Any] = {
     **QUICK,

@@ -6,7 +6,6 @@ import pyro
 import pytest
 import torch
 from pyro import distributions as dist
-from test_staging import images, needs_compiler, small_pair, step_of
 from torch import Tensor
 
 from pyro_vae.data.loaders import Resident
@@ -16,6 +15,7 @@ from pyro_vae.training.nan_guard import Health, gradient_norm
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import StagedStep, TrainStep
 from pyro_vae.training.updates import Update, adam_state, is_plain_adam, make_state, written_adam
+from tests.support.steps import images, needs_compiler, small_pair, step_of
 
 CPU = torch.device("cpu")
 
