@@ -43,6 +43,53 @@ def test_imports_point_one_way(path: Path) -> None:
         assert not [name for name in found if name.startswith(("pyro_vae.models", "pyro_vae.guides"))]
 
 
+LINE = (
+    {"ground"},
+    {"nn", "data", "compile", "pair"},
+    {"objectives"},
+    {"training"},
+    {"analysis"},
+    {"plots"},
+    {"evaluation"},
+    {"runs"},
+    {"cli"},
+)
+"""The wings of the package: each imports only what is left of it, and itself; the ground is the files at the root."""
+
+
+def wing(module: str) -> str:
+    names = module.split(".")
+    return names[1] if len(names) > 1 and any(names[1] in layer for layer in LINE) else "ground"
+
+
+def runtime_imports(path: Path) -> Iterator[str]:
+    """The modules of this package that a file imports as it runs, lazy ones too."""
+    tree = ast.parse(path.read_text())
+    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    left_out = {id(node) for block in typing for node in ast.walk(block)}
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("pyro_vae"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pyro_vae":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_wing_imports_only_what_is_left_of_it(path: Path) -> None:
+    rank = {name: number for number, layer in enumerate(LINE) for name in layer}
+    relative = path.relative_to(ROOT)
+    if relative in (Path("pyro_vae/__init__.py"), Path("pyro_vae/__main__.py")):
+        return  # the table of public names, and the console's way in
+    parts = relative.parts[0] in ("models", "guides")
+    own = "objectives" if parts else wing(".".join(relative.with_suffix("").parts))  # parts stand on pair and nn
+    for name in runtime_imports(path):
+        if name.startswith(("pyro_vae.models", "pyro_vae.guides")):
+            continue  # the test above
+        assert wing(name) == own or rank[wing(name)] < rank[own], f"{relative} imports {name}"
+
+
 @pytest.mark.parametrize("name", ["models", "guides"])
 def test_a_bare_import_is_refused(name: str) -> None:
     done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
