@@ -225,7 +225,7 @@ class Pair:
                 self._met.append((module, module.training))
                 module.training = False
 
-        with self.active(training=False), torch.random.fork_rng(), torch.no_grad(), dry_run(), modules_called(meet):
+        with dry_run(), self.active(training=False), torch.random.fork_rng(), torch.no_grad(), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:
