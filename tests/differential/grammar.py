@@ -334,7 +334,7 @@ class Program:
         """What the user does between two evaluations."""
         ways = ("replaced",) if "dose" in self.fields else ("replaced", "in place", "loaded")
         how = self.one("between evaluations", ways, "nothing", 0.5)
-        own = {"linear": "v.dec.weight", "summed": "v.dec.weight", "tied": "v.b"}.get(self.dec, "v.W")
+        own = {"linear": "v.dec.weight", "tied": "v.b"}.get(self.dec, "v.W")
         own = "v.dec[2].weight" if self.dec in ("mlp", "dropout", "batchnorm") else own
         own = "v.by_dose.weight" if "dose" in self.fields else own
         return {
