@@ -198,8 +198,8 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
         for name, node in latents.items():
             if node["fn"].support.is_discrete:
                 raise UserError(
-                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and proposal='Defensive' move z on the "
-                    "real line: use log_marginal with the guide as proposal, or sum that site out in the model"
+                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and proposal='Defensive' move z "
+                    "on the real line: use log_marginal with the guide as proposal, or sum that site out in the model"
                 )
             _refuse_no_bijection(name, node["fn"])
             if name in structure.own_draws_only:

@@ -68,7 +68,10 @@ DECODERS = {
     "tied": ("s.b = P({D})", "h @ s.enc.weight[:{K}] + s.b"),
     "sliced": ("s.W = P({K} + 2, {D} + 1)", "h @ s.W[1 : {K} + 1, :{D}]"),
     "scalar": ("s.w, s.W = P({K}), P()", "(h * s.w).sum(-1, keepdim=True) + s.W.expand({D})"),
-    "in place": ("s.dec, s.W = nn.Linear({K}, {D}), P({D})", "s.W.exp().expand(*h.shape[:-1], {D}).clone().add_(s.dec(h))"),
+    "in place": (
+        "s.dec, s.W = nn.Linear({K}, {D}), P({D})",
+        "s.W.exp().expand(*h.shape[:-1], {D}).clone().add_(s.dec(h))",
+    ),
 }
 FLAT = ("einsum", "batchnorm")  # these take (B, K) alone
 ENCODERS = {
