@@ -29,6 +29,7 @@ from pyro_vae.data.loaders import Resident, Streamed
 from pyro_vae.data.transforms import Observation
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result_files import load_estimate
+from pyro_vae.runs import run_folder
 from pyro_vae.runs.run_lock import hold
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.nan_guard import Health
@@ -288,7 +289,7 @@ def diverge(on_divergence: str) -> dict[str, Any]:
     try:
         history = pv.fit(*pair, x[:100], "Trace_ELBO", num_steps=7, batch_size=BATCH, optimizer="SGD", learning_rate=1e-3,
                          on_divergence=on_divergence, **PLAIN)  # fmt: skip
-    except pv.training.Diverged as error:
+    except pv.Diverged as error:
         return {"said": str(error), "step": error.step, "state": state(*pair)}
     return {"skipped": history.skipped, "state": state(*pair)}
 
@@ -445,7 +446,7 @@ def test_evaluate_by_two_processes_stores_what_one_stores(
 ) -> None:
     shutil.copytree(ran / "run", tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    file, trained = Path("run/evaluations/iw-test.npz"), pv.runs.open_run("run").trained()
+    file, trained = Path("run/evaluations/iw-test.npz"), run_folder.open_run("run").trained()
     two = load_estimate(file, trained)
     file.unlink()
     assert main(["evaluate", *EVALUATE]) == 0
