@@ -90,6 +90,8 @@ def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         yield
     finally:
         for module, name, value, content in kept:
+            if name not in vars(module):
+                continue  # it has become a parameter or a buffer, which an attribute of that name would hide
             if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
                 value.data.copy_(content)
             vars(module)[name] = value

@@ -79,7 +79,7 @@ def log_marginal(
     found, scored = _Gathered(num_samples), Quantity(pair)
     with running(pair, place), arithmetic.running():
         work = _prepare(pair, x, fields, drawn, num_samples, seed, place)
-        checked, doubts = check_scores(pair, *work.first)
+        checked, doubts = check_scores(pair, *work.first, supports=drawn.draws_from_guide)
         scorer = work.scorer(compile, arithmetic)
         if shown:
             tqdm.write(f"log weights: {scorer.how}", file=sys.stderr)

@@ -33,6 +33,7 @@ class Proposal(ABC):
 
     slot: ClassVar[str] = "proposal"
     warning: ClassVar[str] = ""
+    draws_from_guide: ClassVar[bool] = True  # so that log p(x) lacks what the guide never draws
 
     @property
     def strata(self) -> tuple[float, ...]:
@@ -122,6 +123,7 @@ class Prior(Proposal):
         "drawn from the prior: few draws, or none, come near an image's posterior, so the number can be far too low without its "
         "error bars telling; use the guide"
     )
+    draws_from_guide: ClassVar[bool] = False
 
     def check(self, structure: Structure) -> None:
         """The guide's density is not used, so a point mass does no harm."""

@@ -20,7 +20,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.layouts import Fields, SiteTerms
@@ -118,8 +118,7 @@ class PyroELBO(Objective):
         except UserError:
             raise
         except Exception as error:
-            first = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UserError(f"{self!r} can't train this pair: {type(error).__name__}: {first}") from error
+            raise UserError(f"{self!r} can't train this pair: {first_line(error)}") from error
         self._met.add(pair)
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from pyro_vae.errors import first_line
 from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.pair.program import Program, modules_called
 from pyro_vae.tensors import attributes_kept, own_buffers
@@ -119,8 +120,7 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
         fixed = _at_copies(plain_draw(guide, x, fields), lambda value: value.detach().clone())
         first, second = (latent_nodes(rescored(guide, x, fields, *fixed)) for _ in range(2))
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        return f"running it again at its own draws fails ({type(error).__name__}: {reason})"
+        return f"running it again at its own draws fails ({first_line(error)})"
     for name, node in first.items():
         log_q, again = node["unscaled_log_prob"], second[name]["unscaled_log_prob"]
         if log_q.requires_grad:

@@ -67,9 +67,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             attributes_kept(pair.modules),
         ):
             found = [_held_loss(pair, loss.objective, structure, seen, fields, stepper.parameters)]
-            if stepper.tier != "off":
-                found.append("step")  # when it was traced
-            elif step := _held_step(stepper, x, fields):
+            if step := _held_step(stepper, x, fields):
                 found.append(step)
     words = f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
     if alone.site:
@@ -79,8 +77,11 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
     return words, *notes
 
 
-def check_scores(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, tuple[str, ...]]:
+def check_scores(pair: Pair, x: Tensor, fields: Fields, *, supports: bool = True) -> tuple[str, tuple[str, ...]]:
     """Hold the log weights of the first images against stock Pyro's, and each image's against another batch's.
+
+    Args:
+        supports: whether the two programs' supports matter, as they do where the guide is drawn from.
 
     Returns:
         What was held, for the protocol; and warnings.
@@ -90,7 +91,7 @@ def check_scores(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, tuple[str,
     """
     with _own_randomness():
         alone = refuse_interacting(pair, x, fields)
-        notes = support_notes(pair, x, fields)
+        notes = support_notes(pair, x, fields) if supports else ()
         few = _own(x[:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in fields.items()})
         with pair.active(training=False), torch.no_grad():
             found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace("loss", "log weights", 1)

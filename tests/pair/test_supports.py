@@ -88,6 +88,21 @@ def test_the_part_that_is_told_of_is_what_the_number_lacks() -> None:
     assert any("no density at" in text for text in result.warnings)
 
 
+def test_what_is_drawn_from_the_prior_lacks_nothing() -> None:
+    """With the prior as proposal the number is log p(x), whatever the guide never draws, and no part is said to lack."""
+    model, _ = programs(lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.HalfNormal(ones(x)))
+
+    def half(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.HalfNormal(1.5 * x.new_ones(len(x))))
+
+    result = pv.log_marginal(model, half, DATA, num_samples=5000, proposal="prior")
+    exact = dist.Normal(0.0, math.sqrt(2.0)).log_prob(DATA[:, 0]).double()
+    assert bool(((result.log_px - exact).abs() < 5 * result.se + 1e-3).all())
+    assert not any("no density at" in text for text in result.warnings)
+    assert any("no density at" in text for text in pv.log_marginal(model, half, DATA, num_samples=50).warnings)
+
+
 HOLDING: dict[str, tuple[Callable[[int], Any], Callable[[Tensor], Any]]] = {
     "heavier tails": (lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.StudentT(3 * ones(x), x)),
     "lighter tails": (lambda n: dist.Cauchy(torch.zeros(n), 1.0), lambda x: dist.Normal(x, ones(x))),

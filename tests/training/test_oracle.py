@@ -66,7 +66,10 @@ def test_a_wrong_loss_or_gradient_is_refused(wrong: str) -> None:
         pv.fit(*vae(), DATA, objective=Wrong(), num_steps=1, compile="off", progress=False)
 
 
-def test_a_fused_kernel_that_is_wrong_is_refused() -> None:
+@pytest.mark.parametrize("compile", ["off", "graph"])
+def test_a_fused_kernel_that_is_wrong_is_refused(compile: str) -> None:
+    """Under a staged step too, whose own check holds the gradients alone of another optimiser than Adam."""
+
     class Fused(torch.optim.SGD):
         """Plain where it is asked for, else one percent too far."""
 
@@ -80,7 +83,7 @@ def test_a_fused_kernel_that_is_wrong_is_refused() -> None:
 
     Fused.__module__ = "torch.optim.fused"
     with pytest.raises(pv.UserError, match="one step of Fused differs from torch's unfused one"):
-        pv.fit(*vae(), DATA, optimizer=lambda ps: Fused(ps, lr=0.1), num_steps=1, compile="off", progress=False)
+        pv.fit(*vae(), DATA, optimizer=lambda ps: Fused(ps, lr=0.1), num_steps=1, compile=compile, progress=False)
 
 
 class Counting(nn.Module):
@@ -144,3 +147,36 @@ def test_programs_that_change_at_each_run_are_said_to_be_unchecked() -> None:
 
     note = pv.fit(model, guide, torch.randn(8, 16), num_steps=1, objective="Trace_ELBO", progress=False).note
     assert "no loss, as the programs give another one at each run" in note
+
+
+def test_an_attribute_that_has_become_a_parameter_stays_one() -> None:
+    """A module that builds itself as it is first trained: an attribute put back would hide its parameter."""
+
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enc, self.scale, self.built = nn.Linear(16, 2), torch.ones(()), list[bool]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and not self.built:
+                self.built.append(True)
+                self.scale = nn.Parameter(vars(self).pop("scale"))
+            mean: Tensor = self.scale * self.enc(x)
+            return mean
+
+    torch.manual_seed(0)
+    enc, dec, x = Lazy(), nn.Linear(2, 16), torch.randn(8, 16)
+
+    def model(x: Tensor) -> None:
+        pyro.module("dec", dec)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(dec(z), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(enc(x), 0.5).to_event(1))
+
+    pv.fit(model, guide, x, num_steps=2, objective="Trace_ELBO", progress=False)
+    assert "scale" not in vars(enc)
+    assert isinstance(enc.scale, nn.Parameter)
