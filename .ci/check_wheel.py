@@ -1,4 +1,6 @@
-"""Build the wheel and hold it against the repository: every module is in it, nothing else is, and it runs elsewhere."""
+"""Build the wheel and hold it against the repository: every module is in it, nothing else is, and
+it runs elsewhere.
+"""
 
 import subprocess
 import sys
@@ -11,7 +13,9 @@ PACKAGES = {"pyro_vae": "pyro_vae", "models": "pyro_vae/models", "guides": "pyro
 
 def main(work: Path) -> None:
     """Exit with a message where the wheel is not what the repository holds."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", work, ROOT], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", work, ROOT], check=True
+    )
     (wheel,) = work.glob("*.whl")
     expected = {"pyro_vae/py.typed"}
     for folder, package in PACKAGES.items():
@@ -21,7 +25,10 @@ def main(work: Path) -> None:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
         archive.extractall(work / "installed")
     if found != expected:
-        sys.exit(f"the wheel lacks {sorted(expected - found)} and has too much: {sorted(found - expected)}")
+        sys.exit(
+            f"the wheel lacks {sorted(expected - found)} and has too much: "
+            f"{sorted(found - expected)}"
+        )
     check = """
 from pyro_vae import guides, models
 from pyro_vae.cli import entry
@@ -29,7 +36,9 @@ from pyro_vae.cli import entry
 print(models.__file__)
 raise SystemExit(entry.main(["list", "guide"]))
 """
-    subprocess.run([sys.executable, "-c", check], check=True, cwd=work / "installed", stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", check], check=True, cwd=work / "installed", stdout=subprocess.DEVNULL
+    )
     print(f"{wheel.name}: {len(found)} files, as in the repository; it imports and lists its parts")
 
 

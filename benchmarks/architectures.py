@@ -31,23 +31,35 @@ class Architecture:
     def pair(self, seed: int = 0) -> tuple[models.GenerativeModel, guides.MeanField]:
         """Our model and guide, initialised from ``seed``."""
         torch.manual_seed(seed)
-        likelihood = models.Bernoulli(self.latent_dim, self.event_shape, net=self.net, **self.net_args)
+        likelihood = models.Bernoulli(
+            self.latent_dim, self.event_shape, net=self.net, **self.net_args
+        )
         model = models.GenerativeModel(models.StandardNormal(self.latent_dim), likelihood)
-        return model, guides.MeanField(self.event_shape, self.latent_dim, net=self.net, **self.net_args)
+        return model, guides.MeanField(
+            self.event_shape, self.latent_dim, net=self.net, **self.net_args
+        )
 
     def networks(self, seed: int = 0) -> tuple[nn.Sequential, nn.Sequential]:
-        """The encoder, to (μ, log σ), and the decoder, to logits, as plain torch: what every other contestant starts from."""
+        """The encoder, to (μ, log σ), and the decoder, to logits, as plain torch: what every other
+        contestant starts from.
+        """
         return plain_networks(*self.pair(seed))
 
 
-def plain_networks(model: models.GenerativeModel, guide: guides.MeanField) -> tuple[nn.Sequential, nn.Sequential]:
+def plain_networks(
+    model: models.GenerativeModel, guide: guides.MeanField
+) -> tuple[nn.Sequential, nn.Sequential]:
     """The two networks of a pair of ours, without what we put around them."""
     return guide.net.layers, model.likelihood.net.layers
 
 
-def mlp(name: str, pixels: int, hidden: tuple[int, ...], latent: int, batch: int, activation: str) -> Architecture:
+def mlp(
+    name: str, pixels: int, hidden: tuple[int, ...], latent: int, batch: int, activation: str
+) -> Architecture:
     """A perceptron on flat images."""
-    return Architecture(name, (pixels,), latent, batch, net_args={"hidden": hidden, "activation": activation})
+    return Architecture(
+        name, (pixels,), latent, batch, net_args={"hidden": hidden, "activation": activation}
+    )
 
 
 ARCHITECTURES = {
@@ -63,7 +75,9 @@ ARCHITECTURES = {
 
 
 def large_digits(num_images: int) -> Tensor:
-    """scikit-learn's 8×8 digits enlarged to 28×28 and binarized at 1/2, flat: images that a 784-pixel model can learn."""
+    """scikit-learn's 8×8 digits enlarged to 28×28 and binarized at 1/2, flat: images that a
+    784-pixel model can learn.
+    """
     grey = torch.from_numpy(load_digits().images[:num_images] / 16.0).float()[:, None]
     enlarged = nn.functional.interpolate(grey, size=(28, 28), mode="bilinear", align_corners=False)
     return (enlarged > 0.5).float().flatten(1)

@@ -1,4 +1,5 @@
-"""Whole epochs, feeding included: hand-written PyTorch with resident data, `SVI` with a DataLoader, NumPyro's scan, Pythae, `fit`.
+"""Whole epochs, feeding included: hand-written PyTorch with resident data, `SVI` with a DataLoader,
+NumPyro's scan, Pythae, `fit`.
 
 python -m benchmarks.epochs [architecture …]
 """
@@ -16,7 +17,18 @@ from torch import Tensor
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.contestants import Epochs, Train, hand_written, others, ours, pyro_svi
-from benchmarks.harness import Options, Table, assert_alike, chosen, interleave, machine, ratios, report, run_cli, write
+from benchmarks.harness import (
+    Options,
+    Table,
+    assert_alike,
+    chosen,
+    interleave,
+    machine,
+    ratios,
+    report,
+    run_cli,
+    write,
+)
 from benchmarks.seats import seated
 
 BASE = "hand-written, eager"
@@ -24,7 +36,9 @@ BATCHES = {"mlp400 b128": 60, "iwae b20": 150, "digits b64": 200}  # an epoch's,
 ROUNDS, EPOCHS = 9, 2
 SEEDS, TRAINED = 4, 3
 DRAWN_KL = "Pyro SVI as in its example, DataLoader"
-"""Its ELBO's KL is a draw, not a closed form: it is noisier than the others, and its own noise counts."""
+"""Its ELBO's KL is a draw, not a closed form: it is noisier than the others, and its own noise
+counts.
+"""
 
 
 def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Train]]:
@@ -36,7 +50,9 @@ def contestants(at: Architecture, images: Tensor) -> dict[str, Callable[[], Trai
         DRAWN_KL: lambda: pyro_svi.epochs(at, images, as_in_example=True),
     }
     if not images.is_cuda:
-        makers |= others({"numpyro": "NumPyro, scanned epoch", "pythae": "Pythae"}, "epochs", at, images)
+        makers |= others(
+            {"numpyro": "NumPyro, scanned epoch", "pythae": "Pythae"}, "epochs", at, images
+        )
     for tier in ("inductor", "graph"):
         makers[f"pyro_vae.fit, {tier}"] = lambda tier=tier: ours.epochs(at, images, tier)
     return makers
@@ -64,11 +80,16 @@ def runner(name: str, at: Architecture, num_batches: int, device: str) -> Runner
 
 
 def same_training(
-    at: Architecture, images: Tensor, trained: Mapping[str, Callable[[int, int], Epochs]], num_epochs: int
+    at: Architecture,
+    images: Tensor,
+    trained: Mapping[str, Callable[[int, int], Epochs]],
+    num_epochs: int,
 ) -> dict[str, float]:
-    """The loss of an image in the last of as many epochs from the same parameters, asserted equal but for order and noise.
+    """The loss of an image in the last of as many epochs from the same parameters, asserted equal
+    but for order and noise.
 
-    The noise is that of the hand-written loop under other seeds (for `DRAWN_KL` with its own): 6 deviations, at least 0.2%.
+    The noise is that of the hand-written loop under other seeds (for `DRAWN_KL` with its own): 6
+    deviations, at least 0.2%.
     """
     found = {  # `fit` runs one more
         name: train(0, num_epochs - 1 if name.startswith("pyro_vae") else num_epochs).loss
@@ -86,7 +107,9 @@ def same_training(
         (found.keys() & {DRAWN_KL}, math.hypot(noise, statistics.stdev(own))),
     ):
         losses = {name: found[name] for name in names}
-        assert_alike({**losses, "other seeds": mean}, "other seeds", max(6 * deviation, 2e-3 * mean))
+        assert_alike(
+            {**losses, "other seeds": mean}, "other seeds", max(6 * deviation, 2e-3 * mean)
+        )
     return found
 
 
@@ -94,9 +117,14 @@ def bench(at: Architecture, num_batches: int, chosen: Options) -> Table:
     """All contestants on one architecture; an epoch of ours is timed by `fit`'s own callback."""
     num_batches = 20 if chosen.quick else num_batches
     images = at.images(at.batch_size * num_batches).to(chosen.device)
-    rounds, num_epochs = chosen.rounds or (2 if chosen.quick else ROUNDS), 1 if chosen.quick else EPOCHS
+    rounds, num_epochs = (
+        chosen.rounds or (2 if chosen.quick else ROUNDS),
+        1 if chosen.quick else EPOCHS,
+    )
     with seated(contestants(at, images), runner, at, num_batches, chosen.device) as seats:
-        losses = same_training(at, images, {name: partial(seat.ask, "train") for name, seat in seats.items()}, TRAINED)
+        losses = same_training(
+            at, images, {name: partial(seat.ask, "train") for name, seat in seats.items()}, TRAINED
+        )
         turns = {name: partial(seat.ask, "seconds", num_epochs) for name, seat in seats.items()}
         table = ratios(interleave(turns, rounds), BASE)
     for name, row in table.items():

@@ -1,4 +1,5 @@
-"""200 steps in each tier against eager Pyro, same seed: losses and parameters, on the architectures of the benchmarks.
+"""200 steps in each tier against eager Pyro, same seed: losses and parameters, on the architectures
+of the benchmarks.
 
 In float64 besides: what is rounding in float32, amplified by Adam and BatchNorm, vanishes there.
 
@@ -25,7 +26,14 @@ def trained(at: Architecture, tier: str, dtype: torch.dtype) -> tuple[Tensor, di
     model.to(dtype), guide.to(dtype)
     x = at.images(4 * at.batch_size).to(dtype)
     history = pv.fit(
-        model, guide, x, num_steps=STEPS, batch_size=at.batch_size, compile=tier, device="cpu", progress=False
+        model,
+        guide,
+        x,
+        num_steps=STEPS,
+        batch_size=at.batch_size,
+        compile=tier,
+        device="cpu",
+        progress=False,
     )
     assert history.compile == tier, history.note
     named = {
@@ -44,8 +52,12 @@ def compare(at: Architecture, dtype: torch.dtype) -> dict[str, dict[str, float]]
         found, values = trained(at, tier, dtype)
         table[tier] = {
             "loss": float(((found - losses) / losses).abs().max()),
-            "parameters": max(float((values[name] - parameters[name]).abs().max()) for name in parameters),
-            "beyond": sum(int(((values[name] - parameters[name]).abs() > LIMIT).sum()) for name in parameters),
+            "parameters": max(
+                float((values[name] - parameters[name]).abs().max()) for name in parameters
+            ),
+            "beyond": sum(
+                int(((values[name] - parameters[name]).abs() > LIMIT).sum()) for name in parameters
+            ),
             "of": sum(value.numel() for value in parameters.values()),
         }
     return table
@@ -57,7 +69,11 @@ def main(asked: Options) -> None:
         words = f"{name}, {str(dtype).removeprefix('torch.')}"
         table = compare(ARCHITECTURES[name], dtype)
         for tier, row in table.items():
-            print(f"{words:21} {tier:9} losses {row['loss']:.1e} relative, parameters {row['parameters']:.1e}", end="")
+            print(
+                f"{words:21} {tier:9} losses {row['loss']:.1e} relative, parameters "
+                f"{row['parameters']:.1e}",
+                end="",
+            )
             print(f", {row['beyond']} of {row['of']} beyond {LIMIT:g}", flush=True)
         write("equality", {words: table}, asked.folder)
 

@@ -45,18 +45,30 @@ def main(asked: Estimators) -> None:
         print(f"{name} ({rows[name]['seconds']:.0f} s)\n{result}\n", flush=True)
         return result
 
-    plain = score("IW-5000", lambda: pv.log_marginal(model, guide, x, num_samples=5000, protocol=protocol))
+    plain = score(
+        "IW-5000", lambda: pv.log_marginal(model, guide, x, num_samples=5000, protocol=protocol)
+    )
     rows["IW-5000, jackknifed"] = {"mean": plain.debiased, "se_mc": plain.se_mc}
     wide = score(
         "IW-5000, defensive",
-        lambda: pv.log_marginal(model, guide, x, num_samples=5000, proposal="Defensive", protocol=protocol),
+        lambda: pv.log_marginal(
+            model, guide, x, num_samples=5000, proposal="Defensive", protocol=protocol
+        ),
     )
-    score("IW-50000", lambda: pv.log_marginal(model, guide, x, num_samples=50_000, protocol=protocol))
+    score(
+        "IW-50000", lambda: pv.log_marginal(model, guide, x, num_samples=50_000, protocol=protocol)
+    )
     annealed = score("AIS, T = 1000, 8 chains", lambda: pv.ais(model, guide, x, protocol=protocol))
     for name, other in (("IW-5000", plain), ("IW-5000, defensive", wide)):
         difference = annealed.log_px - other.log_px
-        rows[f"AIS − {name}"] = {"mean": float(difference.mean()), "se": float(difference.std() / len(x) ** 0.5)}
-        print(f"AIS − {name}: {difference.mean():+.3f} ± {difference.std() / len(x) ** 0.5:.3f} nats (paired)")
+        rows[f"AIS − {name}"] = {
+            "mean": float(difference.mean()),
+            "se": float(difference.std() / len(x) ** 0.5),
+        }
+        print(
+            f"AIS − {name}: {difference.mean():+.3f} ± {difference.std() / len(x) ** 0.5:.3f} "
+            "nats (paired)"
+        )
     write("estimators", {"images": asked.images, "rows": rows}, asked.out)
 
 

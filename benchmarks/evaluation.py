@@ -1,4 +1,5 @@
-"""log p(x) by K = 5000 importance samples: a 50-200-200-784 Bernoulli decoder, trained on enlarged digits; seconds an image.
+"""log p(x) by K = 5000 importance samples: a 50-200-200-784 Bernoulli decoder, trained on enlarged
+digits; seconds an image.
 
 python -m benchmarks.evaluation [float32] [bfloat16]
 """
@@ -16,7 +17,18 @@ from torch import Tensor
 import pyro_vae as pv
 from benchmarks.architectures import ARCHITECTURES, large_digits, plain_networks
 from benchmarks.contestants import hand_written, others, ours, pyro_svi
-from benchmarks.harness import Options, Table, chosen, interleave, machine, ratios, report, run_cli, synchronize, write
+from benchmarks.harness import (
+    Options,
+    Table,
+    chosen,
+    interleave,
+    machine,
+    ratios,
+    report,
+    run_cli,
+    synchronize,
+    write,
+)
 from benchmarks.seats import seated
 from pyro_vae.errors import UserError
 
@@ -24,7 +36,9 @@ BASE = "hand-written, eager, chunks of 500"
 PRECISIONS = ("float32", "bfloat16")
 NUM_SAMPLES, ROUNDS, STEPS = 5000, 7, 1500
 FEW, SOME, MORE, MANY = 8, 32, 64, 512
-"""Images a round: of those that take them one by one, of the base, of our replayed and our compiled form, set-up included."""
+"""Images a round: of those that take them one by one, of the base, of our replayed and our compiled
+form, set-up included.
+"""
 SIGMAS = 5.0
 
 
@@ -45,7 +59,9 @@ class Runner:
 
     def mean(self) -> float:
         """Of its round's images, in nats."""
-        found: float = self.contestant.log_px(self.x[: self.contestant.num_images]).double().mean().item()
+        found: float = (
+            self.contestant.log_px(self.x[: self.contestant.num_images]).double().mean().item()
+        )
         return found
 
     def seconds(self) -> float:
@@ -56,14 +72,20 @@ class Runner:
         return (time.perf_counter() - started) / self.contestant.num_images
 
 
-def runner(name: str, num_steps: int, num_samples: int, precisions: list[str], device: str) -> Runner:
+def runner(
+    name: str, num_steps: int, num_samples: int, precisions: list[str], device: str
+) -> Runner:
     """A contestant by its name, on a pair that is trained again: the same, as the seed is."""
     model, guide, x = trained_pair(num_steps, device)
     return Runner(contestants(model, guide, num_samples, precisions, device)[name], x)
 
 
-def contestants(model: Any, guide: Any, num_samples: int, precisions: list[str], device: str) -> dict[str, Contestant]:
-    """By name; those whose library is not installed, and precisions that are not there, are left out."""
+def contestants(
+    model: Any, guide: Any, num_samples: int, precisions: list[str], device: str
+) -> dict[str, Contestant]:
+    """By name; those whose library is not installed, and precisions that are not there, are left
+    out.
+    """
     encoder, decoder = plain_networks(model, guide)
     each: dict[str, Contestant] = {}
 
@@ -83,7 +105,10 @@ def contestants(model: Any, guide: Any, num_samples: int, precisions: list[str],
     if device != "cpu":
         return each
     add("Pyro RenyiELBO", lambda x: pyro_svi.renyi_log_px(encoder, decoder, x, num_samples))
-    add("Pyro vectorized_importance_weights", lambda x: pyro_svi.vectorized_log_px(encoder, decoder, x, num_samples))
+    add(
+        "Pyro vectorized_importance_weights",
+        lambda x: pyro_svi.vectorized_log_px(encoder, decoder, x, num_samples),
+    )
     makers = others({"numpyro": "NumPyro RenyiELBO"}, "log_px", encoder, decoder, num_samples)
     for chunk in (100, 500):
         named = {"pythae": f"Pythae get_nll, chunks of {chunk}"}
@@ -100,25 +125,40 @@ def once(make: Callable[[], Callable[[Tensor], Any]]) -> Callable[[Tensor], Any]
 
 
 def trained_pair(num_steps: int, device: str) -> tuple[Any, Any, Tensor]:
-    """The pair of the benchmark, and images: of those that it was trained on, whose weights have the lighter tails."""
+    """The pair of the benchmark, and images: of those that it was trained on, whose weights have
+    the lighter tails.
+    """
     at = ARCHITECTURES["iwae b20"]
     images = large_digits(1797)
     model, guide = at.pair()
-    pv.fit(model, guide, images, num_steps=num_steps, batch_size=100, device=device, compile="graph", progress=False)
+    pv.fit(
+        model,
+        guide,
+        images,
+        num_steps=num_steps,
+        batch_size=100,
+        device=device,
+        compile="graph",
+        progress=False,
+    )
     return model, guide, images[:MANY].to(device)
 
 
 def assert_same_estimates(
     found: Mapping[str, float], each: Mapping[str, Contestant], exact: pv.LogMarginal
 ) -> dict[str, float]:
-    """Every contestant's mean less ours on the same images, within 5 standard errors of such a difference."""
+    """Every contestant's mean less ours on the same images, within 5 standard errors of such a
+    difference.
+    """
     apart = {}
     for name, mean in found.items():
         n = each[name].num_images
         noise = float(exact.se[:n].square().sum().sqrt() / n) * 2**0.5
         apart[name] = mean - float(exact.log_px[:n].mean())
         allowed = SIGMAS * noise + (0.01 if "bfloat16" in name else 0.0)
-        assert abs(apart[name]) < allowed, f"{name}: {apart[name]:+.3f} nats from ours, noise {noise:.3f}"
+        assert abs(apart[name]) < allowed, (
+            f"{name}: {apart[name]:+.3f} nats from ours, noise {noise:.3f}"
+        )
     return apart
 
 
@@ -142,7 +182,9 @@ def bench(precisions: list[str], chosen: Options) -> Table:
     each = contestants(model, guide, num_samples, there, chosen.device)
     exact = ours.log_px(model, guide, x, num_samples, "graph")
     with seated(each, runner, num_steps, num_samples, there, chosen.device) as seats:
-        apart = assert_same_estimates({name: seat.ask("mean") for name, seat in seats.items()}, each, exact)
+        apart = assert_same_estimates(
+            {name: seat.ask("mean") for name, seat in seats.items()}, each, exact
+        )
         turns = {name: partial(seat.ask, "seconds") for name, seat in seats.items()}
         table = ratios(interleave(turns, chosen.rounds or (2 if chosen.quick else ROUNDS)), BASE)
     for name, row in table.items():
@@ -155,7 +197,11 @@ def main(asked: Options) -> None:
     print(machine(), flush=True)
     table = bench(chosen(asked.only, PRECISIONS), asked)
     report(f"log p(x) of an image, K = {1000 if asked.quick else NUM_SAMPLES}", table, BASE)
-    write("evaluation" if asked.device == "cpu" else "evaluation_cuda", {"log_px": table}, asked.folder)
+    write(
+        "evaluation" if asked.device == "cpu" else "evaluation_cuda",
+        {"log_px": table},
+        asked.folder,
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Signal-to-noise ratio of each estimator's gradient against K, for the encoder and the decoder, near and far from p(z | x).
+"""Signal-to-noise ratio of each estimator's gradient against K, for the encoder and the decoder,
+near and far from p(z | x).
 
-python -m benchmarks.gradient_snr [--gradients 32768]      writes gradient_snr.json and gradient_snr.png
-python -m benchmarks.gradient_snr --draw                   draws the picture of that file again
+python -m benchmarks.gradient_snr [--gradients 32768]      writes gradient_snr.json and
+gradient_snr.png python -m benchmarks.gradient_snr --draw                   draws the picture of
+that file again
 
-The model is that of Rainforth et al. 2018 (section 4) in D = 5: z ~ N(μ, I), x | z ~ N(z, I), q(z | x) = N(x/2 + b, s² I), with
-the gradients of μ (decoder) and b (encoder) at one image. p(z | x) is N((x + μ)/2, I/2). SNR = ‖E ∇‖ / √(tr Cov ∇), from
-independent gradients; ‖E ∇‖² is less what the noise adds to it.
+The model is that of Rainforth et al. 2018 (section 4) in D = 5: z ~ N(μ, I), x | z ~ N(z, I), q(z |
+x) = N(x/2 + b, s² I), with the gradients of μ (decoder) and b (encoder) at one image. p(z | x) is
+N((x + μ)/2, I/2). SNR = ‖E ∇‖ / √(tr Cov ∇), from independent gradients; ‖E ∇‖² is less what the
+noise adds to it.
 """
 
 from __future__ import annotations
@@ -52,7 +55,9 @@ class GradientSNR:
 
 
 def gradients(objective: Objective, place: str, rows: int, seed: int) -> dict[str, Tensor]:
-    """``rows`` independent gradients of μ and b, each ``(rows, D)``: every row of the batch has its own μ and b."""
+    """``rows`` independent gradients of μ and b, each ``(rows, D)``: every row of the batch has its
+    own μ and b.
+    """
     offset, scale = PLACES[place]
     x = torch.randn(DIMS, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2**0.5
     mu = nn.Parameter(torch.zeros(rows, DIMS, dtype=torch.float64))
@@ -101,13 +106,25 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    colours = dict(zip(ESTIMATORS, ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#7f7f7f", "#2ca02c"), strict=True))
+    colours = dict(
+        zip(
+            ESTIMATORS,
+            ("#d62728", "#1f77b4", "#ff7f0e", "#9467bd", "#7f7f7f", "#2ca02c"),
+            strict=True,
+        )
+    )
     figure, axes = pyplot.subplots(2, 2, figsize=(9.5, 7.2), sharex=True, layout="constrained")
     for line, place in zip(axes, PLACES, strict=True):
         for panel, part in zip(line, ("encoder", "decoder"), strict=True):
             for name, colour in colours.items():
-                own = [row for row in rows if (row["estimator"], row["place"], row["part"]) == (name, place, part)]
-                own = [row for row in own if row["snr"] > 2 * row["se"]]  # the others are noise alone
+                own = [
+                    row
+                    for row in rows
+                    if (row["estimator"], row["place"], row["part"]) == (name, place, part)
+                ]
+                own = [
+                    row for row in own if row["snr"] > 2 * row["se"]
+                ]  # the others are noise alone
                 panel.errorbar(
                     [row["K"] for row in own], [row["snr"] for row in own], [2 * row["se"] for row in own],
                     color=colour, label=name, marker="o", markersize=3.5, linewidth=1.6, capsize=2,
@@ -118,11 +135,19 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             start = float(panel.lines[0].get_ydata()[0])
             for power in (0.5, -0.5):
                 panel.plot(
-                    COUNTS, [start * k**power for k in COUNTS], color="0.6", linewidth=1, linestyle=":", zorder=0
+                    COUNTS,
+                    [start * k**power for k in COUNTS],
+                    color="0.6",
+                    linewidth=1,
+                    linestyle=":",
+                    zorder=0,
                 )
             panel.set_ylim(low, high)
             panel.set_xticks(COUNTS, [str(k) for k in COUNTS])
-            panel.set_title(f"{part}, q {place} {'to' if place == 'near' else 'from'} the posterior", fontsize=11)
+            panel.set_title(
+                f"{part}, q {place} {'to' if place == 'near' else 'from'} the posterior",
+                fontsize=11,
+            )
             panel.grid(alpha=0.25)
     for panel in axes[1]:
         panel.set_xlabel("K, draws an image")
@@ -130,8 +155,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         panel.set_ylabel("signal-to-noise ratio of one gradient")
     axes[0, 1].legend(fontsize=9)
     figure.suptitle(
-        "Gradient estimators of a linear-Gaussian model (dotted: slopes ½ and −½ from IWAE's first point)\n"
-        "the decoder's gradient of DReG is IWAE's, that of STL is Trace_ELBO's: one line lies on the other",
+        "Gradient estimators of a linear-Gaussian model (dotted: slopes ½ and −½ from IWAE's "
+        "first point)\n"
+        "the decoder's gradient of DReG is IWAE's, that of STL is Trace_ELBO's: one line lies on "
+        "the other",
         fontsize=11,
     )
     figure.savefig(path, dpi=130)
@@ -159,10 +186,29 @@ def measured(number: int) -> dict[str, Any]:
                 if objective is None:
                     continue
                 for part, (snr, se) in measure(objective, place, number).items():
-                    rows.append({"place": place, "estimator": name, "K": count, "part": part, "snr": snr, "se": se})
-                shown = "  ".join(f"{row['part']} {row['snr']:.4f} ± {row['se']:.4f}" for row in rows[-2:])
-                print(f"{place} {name:<14} K={count:<4} {shown}  ({time.perf_counter() - started:.1f} s)", flush=True)
-    setting = {"dims": DIMS, "gradients": number, "places": {k: {"b": b, "s": s} for k, (b, s) in PLACES.items()}}
+                    rows.append(
+                        {
+                            "place": place,
+                            "estimator": name,
+                            "K": count,
+                            "part": part,
+                            "snr": snr,
+                            "se": se,
+                        }
+                    )
+                shown = "  ".join(
+                    f"{row['part']} {row['snr']:.4f} ± {row['se']:.4f}" for row in rows[-2:]
+                )
+                print(
+                    f"{place} {name:<14} K={count:<4} {shown}  "
+                    f"({time.perf_counter() - started:.1f} s)",
+                    flush=True,
+                )
+    setting = {
+        "dims": DIMS,
+        "gradients": number,
+        "places": {k: {"b": b, "s": s} for k, (b, s) in PLACES.items()},
+    }
     return {"setting": setting, "rows": rows}
 
 

@@ -1,9 +1,12 @@
-"""log p(x) of guides × objectives × priors: short runs of the same budget, scored on the same test images.
+"""log p(x) of guides × objectives × priors: short runs of the same budget, scored on the same test
+images.
 
-python -m benchmarks.grid --data-root data --budget 4000 --guides MeanField FullRank --priors StandardNormal VampPrior
+python -m benchmarks.grid --data-root data --budget 4000 --guides MeanField FullRank --priors
+StandardNormal VampPrior
 
-The first guide, objective and prior are the baseline, to which every other cell is compared image by image. A cell is a
-run folder under --out; cells that are done are not run again. One that refuses its parts is a line of the table as well.
+The first guide, objective and prior are the baseline, to which every other cell is compared image
+by image. A cell is a run folder under --out; cells that are done are not run again. One that
+refuses its parts is a line of the table as well.
 """
 
 from __future__ import annotations
@@ -34,7 +37,13 @@ from pyro_vae.signals import Failure
 class Grid:
     """What is crossed, and what every cell has in common."""
 
-    guides: tuple[str, ...] = ("MeanField", "FullRank", "IAF(depth=2)", "Householder", "MixtureOfGaussians")
+    guides: tuple[str, ...] = (
+        "MeanField",
+        "FullRank",
+        "IAF(depth=2)",
+        "Householder",
+        "MixtureOfGaussians",
+    )
     """q(z | x)."""
     objectives: tuple[str, ...] = ("TraceMeanField_ELBO", "IWAE(num_particles=5)")
     """What is maximised."""
@@ -78,7 +87,9 @@ class Cell:
     @property
     def folder(self) -> str:
         """Its words, in letters that serve in a file's name."""
-        return re.sub(r"[^\w.]+", "-", "-".join((self.guide, self.objective, self.prior))).strip("-")
+        return re.sub(r"[^\w.]+", "-", "-".join((self.guide, self.objective, self.prior))).strip(
+            "-"
+        )
 
     def options(self, grid: Grid) -> Train:
         """The training and the evaluation that it is."""
@@ -122,7 +133,9 @@ def run(cell: Cell, grid: Grid) -> Outcome:
         try:
             options.check()
             # under another name until it is whole: a cell that was cut short is run again
-            part = next(p for i in range(10_000) if not (p := grid.out / f".{cell.folder}.{i}").exists())
+            part = next(
+                p for i in range(10_000) if not (p := grid.out / f".{cell.folder}.{i}").exists()
+            )
             with redirect_stdout(sys.stderr):
                 execute(replace(options, out=part))
             part.rename(folder)
@@ -133,10 +146,13 @@ def run(cell: Cell, grid: Grid) -> Outcome:
     for name in stored_names():
         if name != "data_root" and getattr(held, name) != getattr(options, name):
             raise UserError(
-                f"{folder} holds a run with {name} = {getattr(held, name)!r}, not {getattr(options, name)!r}: give another --out"
+                f"{folder} holds a run with {name} = {getattr(held, name)!r}, not "
+                f"{getattr(options, name)!r}: give another --out"
             )
     training = done.results()["training"]
-    return Outcome(cell, load_estimate(done.estimate_file("iw", "test"), done.trained()), training["seconds"])
+    return Outcome(
+        cell, load_estimate(done.estimate_file("iw", "test"), done.trained()), training["seconds"]
+    )
 
 
 def rows(outcomes: list[Outcome]) -> list[dict[str, Any]]:
@@ -145,7 +161,13 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, Any]]:
     for outcome in outcomes:
         row: dict[str, Any] = {**asdict(outcome.cell), "seconds": outcome.seconds}
         if (ll := outcome.estimate) is None:
-            table.append({**row, "refused": outcome.refused or "trained, but has no log p(x) of each image to compare"})
+            table.append(
+                {
+                    **row,
+                    "refused": outcome.refused
+                    or "trained, but has no log p(x) of each image to compare",
+                }
+            )
             continue
         names = ("mean", "se_mc", "se_total", "bias", "elbo", "high_khat")
         row |= {name: float(getattr(ll, name)) for name in names}
@@ -156,39 +178,47 @@ def rows(outcomes: list[Outcome]) -> list[dict[str, Any]]:
 
 
 def difference(baseline: pv.LogMarginal, ll: pv.LogMarginal) -> tuple[float, float]:
-    """log p(x) less the baseline's, and its paired standard error, by `pyro_vae.compare` (which orders them)."""
+    """log p(x) less the baseline's, and its paired standard error, by `pyro_vae.compare` (which
+    orders them).
+    """
     worse = pv.compare({"baseline": baseline, "cell": ll}).rows[1]
     return worse.difference if worse.name == "cell" else -worse.difference, worse.se_difference
 
 
 def markdown(table: list[dict[str, Any]], said: str) -> str:
     """The table and, below it, what its figures are of."""
-    lines = ["| guide | objective | prior | log p(x) | ± MC | difference ± paired | ELBO | k̂ > 0.7 | training |"]
+    lines = [
+        "| guide | objective | prior | log p(x) | ± MC | difference ± paired | ELBO | k̂ > 0.7 | "
+        "training |"
+    ]
     lines.append("|---|---|---|---|---|---|---|---|---|")
     for row in table:
         parts = " | ".join(f"`{row[name]}`" for name in ("guide", "objective", "prior"))
         if "refused" in row:
             lines.append(f"| {parts} | {row['refused']} | | | | | |")
             continue
-        paired = f"{row['difference']:+.2f} ± {row['se_difference']:.2f}" if "difference" in row else "baseline"
-        heavy = "–" if isnan(row["high_khat"]) else f"{row['high_khat']:.0%}"
-        figures = (
-            f"{row['mean']:.2f} | {row['se_mc']:.3f} | {paired} | {row['elbo']:.2f} | {heavy} | {row['seconds']:.0f} s"
+        paired = (
+            f"{row['difference']:+.2f} ± {row['se_difference']:.2f}"
+            if "difference" in row
+            else "baseline"
         )
+        heavy = "–" if isnan(row["high_khat"]) else f"{row['high_khat']:.0%}"
+        figures = f"{row['mean']:.2f} | {row['se_mc']:.3f} | {paired} | {row['elbo']:.2f} | {heavy} | {row['seconds']:.0f} s"
         lines.append(f"| {parts} | {figures.replace('-', '−')} |")
     return "\n".join([*lines, "", said, ""])
 
 
 def main(grid: Grid) -> None:
     """Run what is not yet done; the table is written after every cell."""
-    data = image_data.load(grid.data, grid.data_root)  # a missing set is told once, not as a refusal of every cell
+    data = image_data.load(
+        grid.data, grid.data_root
+    )  # a missing set is told once, not as a refusal of every cell
     common = {
-        name: getattr(grid, name) for name in ("budget", "num_samples", "num_images", "latent_dim", "net", "seed")
+        name: getattr(grid, name)
+        for name in ("budget", "num_samples", "num_images", "latent_dim", "net", "seed")
     }
     said = f"{grid.budget} steps a cell, seed {grid.seed}; IW-{grid.num_samples} on the same {grid.num_images} test images "
-    said += (
-        f"of {data.name} (data sha256 {data.sha256[:12]}…), nats an image; differences are paired, from the first row."
-    )
+    said += f"of {data.name} (data sha256 {data.sha256[:12]}…), nats an image; differences are paired, from the first row."
     grid.out.mkdir(parents=True, exist_ok=True)
     grid.results.mkdir(parents=True, exist_ok=True)
     outcomes: list[Outcome] = []
@@ -197,7 +227,13 @@ def main(grid: Grid) -> None:
         outcomes.append(run(cell, grid))
         print(f"{cell.folder}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         table = rows(outcomes)
-        held = {"machine": machine(), "data": data.name, "data_sha256": data.sha256, **common, "cells": table}
+        held = {
+            "machine": machine(),
+            "data": data.name,
+            "data_sha256": data.sha256,
+            **common,
+            "cells": table,
+        }
         (grid.results / "grid.json").write_text(
             json.dumps(run_folder.finite(held), indent=1, ensure_ascii=False) + "\n"
         )

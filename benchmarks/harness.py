@@ -22,7 +22,9 @@ from benchmarks.team import Team
 from pyro_vae.errors import UserError, did_you_mean
 
 RESULTS = Path("runs/bench")
-"""Where results go unless the caller names another folder: the committed figures are written on request alone."""
+"""Where results go unless the caller names another folder: the committed figures are written on
+request alone.
+"""
 
 T = TypeVar("T")
 Table = dict[str, dict[str, Any]]
@@ -52,9 +54,13 @@ class Options:
 
 
 def run_cli(main: Callable[[T], None], options: type[T], description: str | None) -> None:
-    """Read the command line into ``options`` and run it; a mistake of the caller's is one line and exit code 2."""
+    """Read the command line into ``options`` and run it; a mistake of the caller's is one line and
+    exit code 2.
+    """
     try:
-        main(tyro.cli(options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,)))
+        main(
+            tyro.cli(options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,))
+        )
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
@@ -82,10 +88,14 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
-    """Run all contestants in turn, ``rounds`` times; one that returns a float has timed itself, in seconds.
+def interleave(
+    contestants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1
+) -> dict[str, Timing]:
+    """Run all contestants in turn, ``rounds`` times; one that returns a float has timed itself, in
+    seconds.
 
-    A round in which the machine's cores lay apart is repeated; where most of the repeated ones are no better, all count.
+    A round in which the machine's cores lay apart is repeated; where most of the repeated ones are
+    no better, all count.
     """
     team, times, regions = Team(), [], []
 
@@ -101,9 +111,13 @@ def interleave(contestants: Mapping[str, Callable[[], Any]], rounds: int, warmup
             break
     kept = close() if 2 * len(close()) >= rounds else times
     if len(close()) < len(times):
-        print(f"cores apart in {len(times) - len(close())} of {len(times)} rounds, {len(kept)} kept", flush=True)
+        print(
+            f"cores apart in {len(times) - len(close())} of {len(times)} rounds, {len(kept)} kept",
+            flush=True,
+        )
     return {
-        name: Timing(name, list(seconds)) for name, seconds in zip(contestants, zip(*kept, strict=True), strict=True)
+        name: Timing(name, list(seconds))
+        for name, seconds in zip(contestants, zip(*kept, strict=True), strict=True)
     }
 
 
@@ -116,7 +130,9 @@ def _seconds(run: Callable[[], Any]) -> float:
 
 
 def repeated(step: Callable[[], Any], times: int) -> Callable[[], None]:
-    """A round: enough steps to be timed; the last result is waited for, as some contestants are asynchronous."""
+    """A round: enough steps to be timed; the last result is waited for, as some contestants are
+    asynchronous.
+    """
 
     def work() -> None:
         value: Any = 0.0
@@ -129,7 +145,9 @@ def repeated(step: Callable[[], Any], times: int) -> Callable[[], None]:
 
 
 def around(step: Callable[[], Any]) -> AbstractContextManager[Any]:
-    """What a contestant enters once for many steps, as its own loop does once an epoch; most enter nothing."""
+    """What a contestant enters once for many steps, as its own loop does once an epoch; most enter
+    nothing.
+    """
     context: AbstractContextManager[Any] = getattr(step, "around", nullcontext)()
     return context
 
@@ -150,7 +168,11 @@ def ratios(timings: Mapping[str, Timing], base: str) -> Table:
 
 def assert_alike(found: Mapping[str, float], base: str, noise: float) -> None:
     """All contestants do the same work: their results are those of ``base`` but for the noise."""
-    apart = {name: value - found[base] for name, value in found.items() if not abs(value - found[base]) <= noise}
+    apart = {
+        name: value - found[base]
+        for name, value in found.items()
+        if not abs(value - found[base]) <= noise
+    }
     assert not apart, f"not within {noise:.3g} of {base}, {found[base]:.3f}: {apart}"
 
 
@@ -159,7 +181,8 @@ def report(title: str, table: Table, base: str, unit: float = 1e3) -> None:
     print(f"\n{title} (ratio to {base}: median, range)")
     for name, row in table.items():
         print(
-            f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  {row['seconds'] * unit:9.3f} ms",
+            f"  {name:<38} {row['median']:6.3f}  [{row['least']:.3f}, {row['most']:.3f}]  "
+            f"{row['seconds'] * unit:9.3f} ms",
             flush=True,
         )
 
@@ -172,14 +195,18 @@ def machine() -> dict[str, Any]:
         **{name: version for name in packages if (version := _version(name))},
         "python": platform.python_version(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
 
 def write(name: str, tables: dict[str, Any], folder: Path | None) -> Path | None:
-    """The figures as JSON, with the machine in words; cases measured earlier on the same machine are kept."""
+    """The figures as JSON, with the machine in words; cases measured earlier on the same machine
+    are kept.
+    """
     if folder is None:
         return None
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,17 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# operators whose result, or whose result's shape, the host waits for; item(), float() and bool() end in the first
-_OPERATORS = ("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_dim")
+# operators whose result, or whose result's shape, the host waits for; item(), float() and bool()
+# end in the first
+_OPERATORS = (
+    "_local_scalar_dense",
+    "equal",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+)
 # methods that read a CPU tensor's memory without an operator
 _METHODS = ("tolist", "numpy", "__array__", "cpu")
 

@@ -1,9 +1,11 @@
-"""Memory of `log_marginal` by the number of draws, each K in a process of its own on an MNIST-sized model; host reads of an epoch.
+"""Memory of `log_marginal` by the number of draws, each K in a process of its own on an MNIST-sized
+model; host reads of an epoch.
 
 python -m benchmarks.memory [guide] [Defensive] [RenyiELBO] [reads]
 
-The peak of what the allocator gave out is counted by torch's profiler; the resident set, which the system counts, is beside
-it. Images are as many as fill a tile at the smallest K, so that the tiles of all K are of one size.
+The peak of what the allocator gave out is counted by torch's profiler; the resident set, which the
+system counts, is beside it. Images are as many as fill a tile at the smallest K, so that the tiles
+of all K are of one size.
 """
 
 from __future__ import annotations
@@ -38,10 +40,14 @@ def peak_resident() -> float:
 
 def peak_allocated(work: Callable[[], Any]) -> float:
     """The most tensor memory that was in use at once, beyond what was there before, in MiB."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         work()
     held, most = 0, 0
-    changes = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [
+        event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     for event in sorted(changes, key=lambda event: event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
@@ -49,16 +55,28 @@ def peak_allocated(work: Callable[[], Any]) -> float:
 
 
 def measure(num_samples: int, estimator: str) -> dict[str, Any]:
-    """One evaluation in this process: the resident peak before it, with torch, Pyro and the model loaded, and after it."""
+    """One evaluation in this process: the resident peak before it, with torch, Pyro and the model
+    loaded, and after it.
+    """
     at = ARCHITECTURES["mlp400 b128"]
     model, guide = at.pair()
     images = at.images(max(4, tile_sizes(num_samples, ROWS["cpu"])[1]))  # a full tile
 
     def score(draws: int) -> None:
         if estimator == "RenyiELBO":
-            pyro_svi.renyi_log_px(guide.net.layers, model.likelihood.net.layers, images[:1], draws, chunk=draws)
+            pyro_svi.renyi_log_px(
+                guide.net.layers, model.likelihood.net.layers, images[:1], draws, chunk=draws
+            )
             return
-        log_marginal(model, guide, images, num_samples=draws, device="cpu", compile="graph", proposal=estimator)
+        log_marginal(
+            model,
+            guide,
+            images,
+            num_samples=draws,
+            device="cpu",
+            compile="graph",
+            proposal=estimator,
+        )
 
     score(10)  # imports, first use
     score(min(DRAWS))
@@ -76,20 +94,42 @@ def measure(num_samples: int, estimator: str) -> dict[str, Any]:
 def by_draws(estimator: str, draws: list[int]) -> dict[str, Any]:
     """Every K in a child process that gives freed memory back at once."""
     table = []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "131072"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": "131072",
+    }
     for k in draws:
-        child = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", "--child", str(k), estimator]
+        child = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "benchmarks.memory",
+            "--child",
+            str(k),
+            estimator,
+        ]
         done = subprocess.run(child, check=True, capture_output=True, text=True, env=environment)
         table.append(json.loads(done.stdout.splitlines()[-1]))
         row = table[-1]
         print(
-            f"{estimator:<9} K = {k:>6}  allocated {row['allocated_mib']:8.1f} MiB  resident {row['resident_mib']:8.1f} MiB, "
+            f"{estimator:<9} K = {k:>6}  allocated {row['allocated_mib']:8.1f} MiB  resident "
+            f"{row['resident_mib']:8.1f} MiB, "
             f"{row['resident_before_mib']:.1f} before",
             flush=True,
         )
     first, last = table[0], table[-1]
-    growth = {f"growth_{kind}": last[f"{kind}_mib"] - first[f"{kind}_mib"] for kind in ("allocated", "resident")}
-    print(f"{estimator:<9} K = {draws[0]} to {draws[-1]}: {growth['growth_allocated']:+.1f} MiB allocated", flush=True)
+    growth = {
+        f"growth_{kind}": last[f"{kind}_mib"] - first[f"{kind}_mib"]
+        for kind in ("allocated", "resident")
+    }
+    print(
+        f"{estimator:<9} K = {draws[0]} to {draws[-1]}: {growth['growth_allocated']:+.1f} MiB "
+        "allocated",
+        flush=True,
+    )
     return {"rows": table, **growth}
 
 

@@ -1,4 +1,5 @@
-"""Each contestant in a process of its own: one's thread pool and allocator must not slow another, and they still take turns.
+"""Each contestant in a process of its own: one's thread pool and allocator must not slow another,
+and they still take turns.
 
 JAX's threads alone, in the same process, made the torch contestants up to 1.6 times slower here.
 """
@@ -19,7 +20,9 @@ _fresh = get_context("spawn")
 
 
 class Seat:
-    """A contestant, made by ``make(name, *arguments)`` in its process, and asked there by the names of its methods."""
+    """A contestant, made by ``make(name, *arguments)`` in its process, and asked there by the names
+    of its methods.
+    """
 
     def __init__(self, name: str, make: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         self.name = name
@@ -48,7 +51,9 @@ class Seat:
 
 
 @contextmanager
-def seated(names: Iterable[str], make: Callable[..., Any], *arguments: Any) -> Iterator[dict[str, Seat]]:
+def seated(
+    names: Iterable[str], make: Callable[..., Any], *arguments: Any
+) -> Iterator[dict[str, Seat]]:
     """Contestants by name, each ready before the next one starts, so that none is made slowly."""
     seats: dict[str, Seat] = {}
     try:
@@ -61,7 +66,9 @@ def seated(names: Iterable[str], make: Callable[..., Any], *arguments: Any) -> I
             seat.leave()
 
 
-def _serve(pipe: Connection, make: Callable[..., Any], name: str, arguments: tuple[Any, ...]) -> None:
+def _serve(
+    pipe: Connection, make: Callable[..., Any], name: str, arguments: tuple[Any, ...]
+) -> None:
     made: Any = None
     while True:
         try:

@@ -1,4 +1,5 @@
-"""Start-up: `pyro-vae --help`, and the import of everything that `pyro_vae` trains and evaluates with over that of Pyro.
+"""Start-up: `pyro-vae --help`, and the import of everything that `pyro_vae` trains and evaluates
+with over that of Pyro.
 
 python -m benchmarks.startup
 """
@@ -15,7 +16,8 @@ BASE = "import pyro.infer"
 PROGRAMS = {
     BASE: "import pyro.infer",
     "import pyro_vae, all that is public": (
-        "import pyro_vae; from pyro_vae import models, guides; [getattr(pyro_vae, name) for name in pyro_vae.__all__]"
+        "import pyro_vae; from pyro_vae import models, guides; [getattr(pyro_vae, name) for name "
+        "in pyro_vae.__all__]"
     ),
     "import pyro_vae; fit, log_marginal": "from pyro_vae import models, guides, fit, log_marginal",
     "import pyro_vae": "import pyro_vae",
@@ -34,7 +36,9 @@ def main(asked: Options) -> None:
     """Time them in turn."""
     print(machine(), flush=True)
     rounds = asked.rounds or (2 if asked.quick else ROUNDS)
-    table = ratios(interleave({name: process(program) for name, program in PROGRAMS.items()}, rounds), BASE)
+    table = ratios(
+        interleave({name: process(program) for name, program in PROGRAMS.items()}, rounds), BASE
+    )
     report("start-up", table, BASE)
     write("startup", {"startup": table}, asked.folder)
 

@@ -1,7 +1,9 @@
-"""Whether the machine's cores lie close together now: a virtual machine's may move to another cache while they are timed.
+"""Whether the machine's cores lie close together now: a virtual machine's may move to another cache
+while they are timed.
 
-On the two cores of the committed figures a parallel region takes 4.9 µs while they share a cache and 7.1 µs while they
-don't; a training step of two threads then takes up to 2.6 times as long, and ratios between contestants change with it.
+On the two cores of the committed figures a parallel region takes 4.9 µs while they share a cache
+and 7.1 µs while they don't; a training step of two threads then takes up to 2.6 times as long, and
+ratios between contestants change with it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ _CALLS, _PAUSE = 300, 0.2
 
 
 class Team:
-    """The cores' distance over time, by how long it takes to start and end a parallel region of torch's threads."""
+    """The cores' distance over time, by how long it takes to start and end a parallel region of
+    torch's threads.
+    """
 
     def __init__(self) -> None:
         self.patience = PATIENCE
@@ -42,7 +46,9 @@ class Team:
         return (self.now() if found is None else found) <= CLOSE * self.least
 
     def turn(self, run: Callable[[], float]) -> tuple[float, float]:
-        """``run()`` begun and ended with the cores close together, where that can be had in time; and the region it ended with."""
+        """``run()`` begun and ended with the cores close together, where that can be had in time;
+        and the region it ended with.
+        """
         for _ in range(TRIES):
             while not self.close() and self.patience > 0:
                 time.sleep(_PAUSE)

@@ -1,4 +1,5 @@
-"""One training step: hand-written PyTorch, Pyro's SVI, NumPyro, Pythae and pyro_vae's tiers; one model, one batch, Adam.
+"""One training step: hand-written PyTorch, Pyro's SVI, NumPyro, Pythae and pyro_vae's tiers; one
+model, one batch, Adam.
 
 python -m benchmarks.training_step [architecture …]
 """
@@ -86,16 +87,24 @@ def runner(name: str, at: Architecture, device: str) -> Runner:
 
 
 def same_training(
-    at: Architecture, x: Tensor, trained: Mapping[str, Callable[[int, int], float]], num_steps: int = TRAINED
+    at: Architecture,
+    x: Tensor,
+    trained: Mapping[str, Callable[[int, int], float]],
+    num_steps: int = TRAINED,
 ) -> dict[str, float]:
     """The last losses from the same parameters on the same batch, asserted equal but for the noise.
 
-    The noise is what other draws of z do to the hand-written step's loss: 6 standard deviations, at least 0.1%.
+    The noise is what other draws of z do to the hand-written step's loss: 6 standard deviations, at
+    least 0.1%.
     """
     found = {name: train(0, num_steps) for name, train in trained.items()}
-    again = [Runner(hand_written.step(at, x)).last_loss(1 + seed, num_steps) for seed in range(SEEDS)]
+    again = [
+        Runner(hand_written.step(at, x)).last_loss(1 + seed, num_steps) for seed in range(SEEDS)
+    ]
     mean = statistics.fmean(again)
-    assert_alike({**found, "other draws": mean}, "other draws", max(6 * statistics.stdev(again), 1e-3 * mean))
+    assert_alike(
+        {**found, "other draws": mean}, "other draws", max(6 * statistics.stdev(again), 1e-3 * mean)
+    )
     return found
 
 
@@ -106,7 +115,9 @@ def bench(at: Architecture, chosen: Options) -> Table:
     seconds = min(alone.seconds(5) for _ in range(3)) / 5
     with seated(contestants(at, x), runner, at, chosen.device) as seats:
         num_steps = TRAINED // 8 if seconds > SLOW else TRAINED // 4 if chosen.quick else TRAINED
-        losses = same_training(at, x, {name: partial(seat.ask, "last_loss") for name, seat in seats.items()}, num_steps)
+        losses = same_training(
+            at, x, {name: partial(seat.ask, "last_loss") for name, seat in seats.items()}, num_steps
+        )
         times = 2 if chosen.quick else max(2, round(ROUND_SECONDS / seconds))
         turns = {name: partial(seat.ask, "seconds", times) for name, seat in seats.items()}
         table = ratios(interleave(turns, chosen.rounds or (2 if chosen.quick else ROUNDS)), BASE)
@@ -122,7 +133,11 @@ def main(asked: Options) -> None:
     for name in chosen(asked.only, ARCHITECTURES):
         table = bench(ARCHITECTURES[name], asked)
         report(f"training step, {name}", table, BASE)
-        write("training_step" if asked.device == "cpu" else "training_step_cuda", {name: table}, asked.folder)
+        write(
+            "training_step" if asked.device == "cpu" else "training_step_cuda",
+            {name: table},
+            asked.folder,
+        )
 
 
 if __name__ == "__main__":

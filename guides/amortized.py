@@ -17,13 +17,16 @@ class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]
 
 
 class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
-    """z ~ q(z | x) = build(η), η = local(x), for each image in the plate ``data`` (AEVB, section 3).
+    """z ~ q(z | x) = build(η), η = local(x), for each image in the plate ``data`` (AEVB, section
+    3).
 
-    η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic given x. A guide that
-    finds them in another way (a table, a few gradient steps) overrides ``local``; another family overrides ``build``.
-    ``net=None`` makes no network. ``amortized`` is False where images that it was not fitted on have no q(z | x);
-    ``first_order`` is True where ``local`` leaves a part of its own gradient out by design. ``scoring_passes`` counts the
-    passes of a flow's networks by which ``build(η)`` scores a z that it did not draw: 0 where the density is closed.
+    η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic
+    given x. A guide that finds them in another way (a table, a few gradient steps) overrides
+    ``local``; another family overrides ``build``. ``net=None`` makes no network. ``amortized`` is
+    False where images that it was not fitted on have no q(z | x); ``first_order`` is True where
+    ``local`` leaves a part of its own gradient out by design. ``scoring_passes`` counts the passes
+    of a flow's networks by which ``build(η)`` scores a z that it did not draw: 0 where the density
+    is closed.
     """
 
     slot: ClassVar[str] = "guide"

@@ -16,9 +16,11 @@ from pyro_vae.nn.levels import encoders
 class BottomUp(PyroModule):
     """q(z | x) = q(z_1 | x) Π_l q(z_{l+1} | z_l), diagonal Gaussians: upwards from the image.
 
-    As in Burda et al. (2016), equation 2. The dimensions are the model's own. ``hidden`` holds widths for every level,
-    or each level's own from the image upwards, as ``((200, 200), (100, 100))``. Of its KLs only that of z_L has a
-    closed form that is right: the model draws the others given latents that this guide has not drawn yet.
+    As in Burda et al. (2016), equation 2. The dimensions are the model's own. ``hidden`` holds
+    widths for every level, or each level's own from the image upwards, as ``((200, 200), (100,
+    100))``. Of its KLs only that of z_L has a
+    closed form that is right: the model draws the others given latents that this guide has not
+    drawn yet.
 
     Raises:
         UserError: the model has no layers of latents.
@@ -26,10 +28,14 @@ class BottomUp(PyroModule):
 
     slot: ClassVar[str] = "guide"
 
-    def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any
+    ) -> None:
         super().__init__()
         nets = encoders(event_shape, levels_of("BottomUp", model), 1, net, net_args)
-        self.conditionals = nn.ModuleList(map(DiagonalNormal, nets))  # q(z_1 | x), then q(z_{l+1} | z_l)
+        self.conditionals = nn.ModuleList(
+            map(DiagonalNormal, nets)
+        )  # q(z_1 | x), then q(z_{l+1} | z_l)
 
     def forward(self, x: Tensor, **fields: Any) -> Tensor:
         """Sample z_1, …, z_L upwards; the last is returned, ``(B, latent_dims[-1])``."""

@@ -19,10 +19,12 @@ NUM_CLASSES = 10
 
 
 class ClassConditional(AmortizedGuide):
-    """z ~ q(z | x, y), of the family of another guide, whose encoder sees the class y as a further input (Sohn et al. 2015).
+    """z ~ q(z | x, y), of the family of another guide, whose encoder sees the class y as a further
+    input (Sohn et al. 2015).
 
-    A learned embedding of y is laid beside the image as one more channel, or behind the pixels of a flat one; the family
-    is an amortized guide, given by its name and built here, or an instance built for images of `joint_shape`.
+    A learned embedding of y is laid beside the image as one more channel, or behind the pixels of a
+    flat one; the family is an amortized guide, given by its name and built here, or an instance
+    built for images of `joint_shape`.
     """
 
     def __init__(
@@ -45,8 +47,8 @@ class ClassConditional(AmortizedGuide):
         self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
         if not isinstance(self.guide, AmortizedGuide):
             raise UserError(
-                f"ClassConditional(guide={type(self.guide).__name__}): expected a guide that computes q(z | x) by local(x) "
-                "and build(η), such as MeanField"
+                f"ClassConditional(guide={type(self.guide).__name__}): expected a guide that "
+                "computes q(z | x) by local(x) and build(η), such as MeanField"
             )
         self.scoring_passes = self.guide.scoring_passes
 
@@ -56,8 +58,12 @@ class ClassConditional(AmortizedGuide):
         return bool(self.guide.amortized)
 
     @staticmethod
-    def context_of(argument: str, values: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: the inner guide sees larger images."""
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: the inner guide sees larger
+        images.
+        """
         if argument != "guide" or "event_shape" not in context:
             return context
         shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
@@ -71,7 +77,10 @@ class ClassConditional(AmortizedGuide):
     def joint(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Images ``(B, *event_shape)`` with their classes' embeddings, ``(B, *joint_shape)``."""
         extra = self.embedding(self.classes(y))
-        return torch.cat((x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])), dim=-len(self.event_shape))
+        return torch.cat(
+            (x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])),
+            dim=-len(self.event_shape),
+        )
 
     def local(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """The inner guide's η, ``(B, num_params)``."""
@@ -94,6 +103,8 @@ class ClassConditional(AmortizedGuide):
 
 
 def joint_shape(event_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
-    """The shape of an image with its class: one more channel, or ``num_classes`` more numbers behind a flat image."""
+    """The shape of an image with its class: one more channel, or ``num_classes`` more numbers
+    behind a flat image.
+    """
     first, *rest = event_shape
     return (first + (1 if rest else num_classes), *rest)

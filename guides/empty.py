@@ -9,7 +9,8 @@ from torch import Tensor
 class Empty(PyroModule):
     """q = 1: nothing is sampled, discrete latents are summed out, and log p(x) is exact.
 
-    The ELBO is log p(x) too, so that SVI is maximum likelihood, and one weight is enough: ``se_mc`` is 0.
+    The ELBO is log p(x) too, so that SVI is maximum likelihood, and one weight is enough: ``se_mc``
+    is 0.
     """
 
     slot: ClassVar[str] = "guide"

@@ -12,8 +12,8 @@ from pyro_vae.errors import UserError
 class ExactPosterior(PyroModule):
     """q(z | x) = p(z | x), the model's own ``posterior(x)``: the ELBO is log p(x).
 
-    So is every log weight. It has no parameters: the model, an argument, is used and not owned, so that fitting this
-    pair by SVI is maximum likelihood.
+    So is every log weight. It has no parameters: the model, an argument, is used and not owned, so
+    that fitting this pair by SVI is maximum likelihood.
 
     Raises:
         UserError: the model has no ``posterior``.
@@ -25,10 +25,13 @@ class ExactPosterior(PyroModule):
         super().__init__()
         if not callable(getattr(model, "posterior", None)):
             raise UserError(
-                f"ExactPosterior is a guide for a model that knows p(z | x) in closed form, such as LinearGaussian, and "
-                f"{type(model).__name__} has no posterior(x): use a guide that approximates it, such as MeanField"
+                "ExactPosterior is a guide for a model that knows p(z | x) in closed form, such "
+                f"as LinearGaussian, and {type(model).__name__} has no posterior(x): use a guide "
+                "that approximates it, such as MeanField"
             )
-        self._model = (model,)  # a tuple hides it from the guide's submodules: freezing q does not freeze p
+        self._model = (
+            model,
+        )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
     def forward(self, x: Tensor, **fields: Any) -> Tensor:
         """Sample z ~ p(z | x), ``(B, latent_dim)``."""

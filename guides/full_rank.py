@@ -12,16 +12,23 @@ from torch.nn import functional as F
 class FullRank(AmortizedGuide):
     """q(z | x) = N(μ(x), L(x) L(x)ᵀ), with η = (μ, L below its diagonal, log of L's diagonal).
 
-    P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians is closed
-    (`pyro_vae.pair.kl`).
+    P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians
+    is closed (`pyro_vae.pair.kl`).
     """
 
     position: Tensor
 
-    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
         num_below = latent_dim * (latent_dim - 1) // 2
         super().__init__(event_shape, latent_dim, 2 * latent_dim + num_below, net, **net_args)
-        # where each entry of L stands in the vector (below, diagonal, 0): a gather, as a trace can't follow a boolean mask
+        # where each entry of L stands in the vector (below, diagonal, 0): a gather, as a trace
+        # can't follow a boolean mask
         position = torch.full((latent_dim, latent_dim), num_below + latent_dim)
         row, column = torch.tril_indices(latent_dim, latent_dim, -1)
         position[row, column] = torch.arange(num_below)

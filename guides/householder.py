@@ -13,8 +13,9 @@ from pyro_vae.nn.flows import check_depth
 class Householder(AmortizedGuide):
     """z = H_T ⋯ H_1 (μ + σ ε), H_t reflections: a Gaussian with its axes turned.
 
-    H_t = I − 2 v_t v_tᵀ / ‖v_t‖² and η = (μ, log σ, v_1, …, v_T), T = ``depth`` (Tomczak & Welling 2016; here the network
-    gives every v_t). With T = D it is every Gaussian. The volume is preserved, any z can be scored.
+    H_t = I − 2 v_t v_tᵀ / ‖v_t‖² and η = (μ, log σ, v_1, …, v_T), T = ``depth`` (Tomczak & Welling
+    2016; here the network gives every v_t). With T = D it is every Gaussian. The volume is
+    preserved, any z can be scored.
     """
 
     def __init__(
@@ -31,6 +32,10 @@ class Householder(AmortizedGuide):
     def build(self, eta: Tensor) -> dist.TorchDistribution:
         """The law of z from ``(B, num_params)``."""
         num_dims = self.latent_dim
-        loc, log_scale, normals = eta.split([num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1)
+        loc, log_scale, normals = eta.split(
+            [num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1
+        )
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
-        return dist.TransformedDistribution(base, [ConditionedHouseholder(normals.unflatten(-1, (-1, num_dims)))])
+        return dist.TransformedDistribution(
+            base, [ConditionedHouseholder(normals.unflatten(-1, (-1, num_dims)))]
+        )

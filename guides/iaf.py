@@ -18,9 +18,10 @@ from pyro_vae.validation import check_whole
 class IAF(AmortizedGuide):
     """z = f_T ∘ … ∘ f_1(μ + σ ε), inverse autoregressive flow (Kingma et al. 2016).
 
-    Each f_t(z) = s ⊙ z + (1 − s) ⊙ m, where s_d and m_d depend on z before d and on a context h(x) (equation 14, algorithm
-    1). η = (μ, log σ, h), ``context_dim`` numbers in h; the order of the latents is reversed between the ``depth`` steps.
-    Draws take one pass a step; a z that is not the guide's own draw is scored by inversion, ``latent_dim`` passes a step.
+    Each f_t(z) = s ⊙ z + (1 − s) ⊙ m, where s_d and m_d depend on z before d and on a context h(x)
+    (equation 14, algorithm 1). η = (μ, log σ, h), ``context_dim`` numbers in h; the order of the
+    latents is reversed between the ``depth`` steps. Draws take one pass a step; a z that is not the
+    guide's own draw is scored by inversion, ``latent_dim`` passes a step.
     """
 
     def __init__(
@@ -38,24 +39,35 @@ class IAF(AmortizedGuide):
         check_whole("IAF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)
         if width < latent_dim:
-            raise UserError(f"IAF(width={width}): the flow's layers need latent_dim = {latent_dim} units or more")
+            raise UserError(
+                f"IAF(width={width}): the flow's layers need latent_dim = {latent_dim} units or "
+                "more"
+            )
         self.scoring_passes = depth * latent_dim
         order = list(range(latent_dim))
         self.orders = [order[::-1] if step % 2 else order for step in range(depth)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pyro's hint that one latent needs no flow
             networks = [
-                ConditionalAutoRegressiveNN(latent_dim, context_dim, [width, width], permutation=torch.tensor(each))
+                ConditionalAutoRegressiveNN(
+                    latent_dim, context_dim, [width, width], permutation=torch.tensor(each)
+                )
                 for each in self.orders
             ]
-        self.flow: Any = nn.ModuleList(ConditionalAffineAutoregressive(network, stable=True) for network in networks)
+        self.flow: Any = nn.ModuleList(
+            ConditionalAffineAutoregressive(network, stable=True) for network in networks
+        )
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:
         """The law of z from ``(B, num_params)``."""
         num_dims = self.latent_dim
-        loc, log_scale, context = eta.split([num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1)
+        loc, log_scale, context = eta.split(
+            [num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1
+        )
         base = dist.Normal(loc, log_scale.exp()).to_event(1)
         steps = [step.condition(context) for step in self.flow]
         for step, order in zip(steps, self.orders, strict=True):
-            step.arn.permutation = order  # the inversion walks along it: over a tensor, no trace could follow
+            step.arn.permutation = (
+                order  # the inversion walks along it: over a tensor, no trace could follow
+            )
         return dist.TransformedDistribution(base, steps)

@@ -12,8 +12,8 @@ from pyro_vae.validation import check_whole
 class LowRank(AmortizedGuide):
     """q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag σ²(x)), W of ``rank`` columns.
 
-    η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is closed
-    (`pyro_vae.pair.kl`).
+    η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is
+    closed (`pyro_vae.pair.kl`).
     """
 
     def __init__(

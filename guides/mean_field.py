@@ -11,7 +11,11 @@ class MeanField(AmortizedGuide):
     """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ) (AEVB, equation 9)."""
 
     def __init__(
-        self, event_shape: tuple[int, ...], latent_dim: int, net: str | type | None = "MLP", **net_args: Any
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: str | type | None = "MLP",
+        **net_args: Any,
     ) -> None:
         super().__init__(event_shape, latent_dim, 2 * latent_dim, net, **net_args)
 

@@ -14,8 +14,8 @@ from pyro_vae.validation import check_whole
 class EqualMixture(dist.MixtureSameFamily):
     """A mixture with equal, fixed weights: reparameterised, as no weight depends on a parameter.
 
-    E_q f = mean over components of E_{q_c} f, so that a component drawn evenly and its own rsample give the exact pathwise
-    gradient (torch's mixture has none).
+    E_q f = mean over components of E_{q_c} f, so that a component drawn evenly and its own rsample
+    give the exact pathwise gradient (torch's mixture has none).
     """
 
     has_rsample = True

@@ -13,8 +13,9 @@ from pyro_vae.validation import check_whole
 class NSF(AmortizedGuide):
     """z = μ + σ T(ε), T an autoregressive rational-quadratic spline flow given a context h(x).
 
-    η = (μ, log σ, h), ``context_dim`` numbers in h (Durkan et al. 2019, inverted: draws take one pass a step, a z that is
-    not the guide's own draw ``latent_dim`` passes). ``depth`` steps of ``bins`` pieces on [−5, 5].
+    η = (μ, log σ, h), ``context_dim`` numbers in h (Durkan et al. 2019, inverted: draws take one
+    pass a step, a z that is not the guide's own draw ``latent_dim`` passes). ``depth`` steps of
+    ``bins`` pieces on [−5, 5].
     """
 
     def __init__(
@@ -38,5 +39,7 @@ class NSF(AmortizedGuide):
     def build(self, eta: Tensor) -> dist.TorchDistribution:
         """The law of z from ``(B, num_params)``."""
         num_dims = self.latent_dim
-        loc, log_scale, context = eta.split([num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1)
+        loc, log_scale, context = eta.split(
+            [num_dims, num_dims, eta.shape[-1] - 2 * num_dims], dim=-1
+        )
         return pushed_forward(self.flow(context), loc, log_scale.exp())

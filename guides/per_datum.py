@@ -16,13 +16,14 @@ from pyro_vae.validation import check_whole
 class PerDatum(MeanField):
     """q_n(z) = N(μ_n, diag σ_n²) for image n: a table, and no network.
 
-    The table has a row of η = (μ, log σ) for each training image. Classical, non-amortized variational inference (Hoffman
-    et al. 2013). A batch's rows are told by its ``index``, their row in the training set; a step moves no other row
-    (`mark_rows`). No other image has a row: `refine` finds one for it.
+    The table has a row of η = (μ, log σ) for each training image. Classical, non-amortized
+    variational inference (Hoffman et al. 2013). A batch's rows are told by its ``index``, their row
+    in the training set; a step moves no other row (`mark_rows`). No other image has a row: `refine`
+    finds one for it.
 
     Raises:
-        UserError: it is evaluated on an image that is not the one its row was trained on (inside a traced program, which
-            can't raise, the row becomes NaN, which every estimator refuses).
+        UserError: it is evaluated on an image that is not the one its row was trained on (inside a
+            traced program, which can't raise, the row becomes NaN, which every estimator refuses).
     """
 
     amortized: ClassVar[bool] = False
@@ -32,8 +33,11 @@ class PerDatum(MeanField):
     def __init__(self, event_shape: tuple[int, ...], latent_dim: int, num_data: int) -> None:
         check_whole("PerDatum(num_data={!r})", num_data, "training images")
         super().__init__(event_shape, latent_dim, net=None)
-        self.table = nn.Parameter(torch.zeros(num_data, 2 * latent_dim))  # each q_n begins as N(0, I)
-        # what tells an image from another: |x · r|, one number; −1 for a row that no training step has seen
+        self.table = nn.Parameter(
+            torch.zeros(num_data, 2 * latent_dim)
+        )  # each q_n begins as N(0, I)
+        # what tells an image from another: |x · r|, one number; −1 for a row that no training step
+        # has seen
         num_pixels = torch.Size(event_shape).numel()
         self.register_buffer("direction", torch.arange(1.0, num_pixels + 1).sin(), persistent=False)
         self.register_buffer("seen", torch.full((num_data,), -1.0))
@@ -43,7 +47,9 @@ class PerDatum(MeanField):
         rows, known = self._rows(x, index)
         mark_rows(self.table)
         eta = self.table.index_select(0, rows)
-        return torch.where(known.unsqueeze(-1), eta, torch.full((), torch.nan, dtype=eta.dtype, device=eta.device))
+        return torch.where(
+            known.unsqueeze(-1), eta, torch.full((), torch.nan, dtype=eta.dtype, device=eta.device)
+        )
 
     def start(self, x: Tensor, index: Tensor | None = None, **fields: Any) -> Tensor:
         """The mean of all rows, for images that have none."""
@@ -53,7 +59,8 @@ class PerDatum(MeanField):
         """The rows to read, and whether they are these images'."""
         if index is None:
             raise UserError(
-                "PerDatum is a table with a row for each training image: call it with index, the images' rows"
+                "PerDatum is a table with a row for each training image: call it with index, the "
+                "images' rows"
             )
         free, num_data = get_proxy_mode() is None, len(self.seen)
         if free and (len(index) != len(x) or int(index.max()) >= num_data):
@@ -66,18 +73,23 @@ class PerDatum(MeanField):
                     self.seen.index_copy_(0, rows, mark.detach())
             return rows, index < num_data
         seen = self.seen.index_select(0, rows)
-        fitted = (self.seen >= 0).any()  # before a first step any image may be scored, by q(z) = N(0, I)
+        fitted = (
+            self.seen >= 0
+        ).any()  # before a first step any image may be scored, by q(z) = N(0, I)
         same = torch.where(seen < 0, ~fitted, (mark - seen).abs() <= 1e-4 * (1 + seen))
         if in_dry_run():
             return rows, index < num_data
         if free and not bool(same.all()):
             raise UserError(
-                self._other_images(f"the image in row {int(index[~same][0])} is not the one it was fitted on")
+                self._other_images(
+                    f"the image in row {int(index[~same][0])} is not the one it was fitted on"
+                )
             )
         return rows, same & (index < num_data)
 
     def _other_images(self, what: str) -> str:
         return (
-            f"PerDatum holds one q(z) for each of its {len(self.seen)} training images, and {what}: it knows no others; call "
-            "refine(model, guide, x), which fits one for each of the images x, or use an amortized guide such as MeanField"
+            f"PerDatum holds one q(z) for each of its {len(self.seen)} training images, and "
+            f"{what}: it knows no others; call refine(model, guide, x), which fits one for each "
+            "of the images x, or use an amortized guide such as MeanField"
         )

@@ -10,11 +10,17 @@ from torch import Tensor
 class PointEstimate(AmortizedGuide):
     """q(z | x) = δ(z − f(x)): at KL weight 0 the plain autoencoder, exactly.
 
-    η = f(x). At KL weight 1 it is the MAP estimate of z. A point mass has no density, so there are no importance weights:
-    `log_marginal` refuses it.
+    η = f(x). At KL weight 1 it is the MAP estimate of z. A point mass has no density, so there are
+    no importance weights: `log_marginal` refuses it.
     """
 
-    def __init__(self, event_shape: tuple[int, ...], latent_dim: int, net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
         super().__init__(event_shape, latent_dim, latent_dim, net, **net_args)
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:

@@ -16,11 +16,13 @@ from pyro_vae.validation import check_whole
 class SemiAmortized(MeanField):
     """q(z | x) = N(μ, diag σ²), (μ, log σ) a network's guess plus gradient steps.
 
-    η = (μ, log σ) climbs in ``steps`` steps. Each step climbs the image's ELBO, estimated with ``num_particles`` fixed
-    antithetic noises, along the natural gradient: Δμ = step_size · σ² ∇_μ, Δ log σ = step_size · ½ ∇_log σ, none larger
-    than (σ, 1). So η is deterministic given x, and what is drawn can be scored again (Kim et al. 2018; first order: the
-    network learns as if the steps did not depend on its guess). ``model`` is the generative model; it is not part of the
-    guide, whose parameters are the network's alone.
+    η = (μ, log σ) climbs in ``steps`` steps. Each step climbs the image's ELBO, estimated with
+    ``num_particles`` fixed
+    antithetic noises, along the natural gradient: Δμ = step_size · σ² ∇_μ, Δ log σ = step_size · ½
+    ∇_log σ, none larger than (σ, 1). So η is deterministic given x, and what is drawn can be scored
+    again (Kim et al. 2018; first order: the network learns as if the steps did not depend on its
+    guess). ``model`` is the generative model; it is not part of the guide, whose parameters are the
+    network's alone.
     """
 
     first_order: ClassVar[bool] = True
@@ -39,14 +41,19 @@ class SemiAmortized(MeanField):
     ) -> None:
         check_whole("SemiAmortized(steps={!r})", steps, "steps")
         if not 0 < step_size < float("inf"):
-            raise UserError(f"SemiAmortized(step_size={step_size!r}): expected a positive number, such as 0.2")
+            raise UserError(
+                f"SemiAmortized(step_size={step_size!r}): expected a positive number, such as 0.2"
+            )
         if isinstance(num_particles, bool) or num_particles not in range(2, 10_001, 2):
             raise UserError(
-                f"SemiAmortized(num_particles={num_particles!r}): expected an even number of draws, 2 or more"
+                f"SemiAmortized(num_particles={num_particles!r}): expected an even number of "
+                "draws, 2 or more"
             )
         super().__init__(event_shape, latent_dim, net, **net_args)
         self.steps, self.step_size = steps, step_size
-        self._model = (Program("model", model),)  # in a tuple, so that its parameters are not the guide's
+        self._model = (
+            Program("model", model),
+        )  # in a tuple, so that its parameters are not the guide's
         half = torch.randn(num_particles // 2, 1, latent_dim)
         half = half / half.square().mean(0).sqrt()  # mean 0 and variance 1, exactly
         self.register_buffer("noise", torch.cat((half, -half)))

@@ -1,4 +1,6 @@
-"""A guide of a hierarchy that infers the top layer first, and each lower one from image and model together."""
+"""A guide of a hierarchy that infers the top layer first, and each lower one from image and model
+together.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ from pyro_vae.nn.levels import encoders
 class TopDown(PyroModule):
     """q(z | x) = q(z_L | x) Π_l q(z_l | z_{l+1}, x), each ∝ N(h_l(x)) p(z_l | z_{l+1}): downwards.
 
-    The ladder of Sønderby et al. (2016). The network climbs once, deterministically: h_l = (μ̂_l, log σ̂_l) from
-    h_{l−1}, h_0 = x. Coming down, each h_l meets the model's own p(z_l | z_{l+1}), precision-weighted: were p(x | z_l)
-    a diagonal Gaussian in z_l, this would be its posterior. Every KL has a closed form that is right, as the guide
-    draws in the model's order. The model's conditionals, an argument, are used and not owned: they are no parameters of
-    the guide.
+    The ladder of Sønderby et al. (2016). The network climbs once, deterministically: h_l = (μ̂_l,
+    log σ̂_l) from h_{l−1}, h_0 = x. Coming down, each h_l meets the model's own p(z_l | z_{l+1}),
+    precision-weighted: were p(x | z_l) a diagonal Gaussian in z_l, this would be its posterior.
+    Every KL has a closed form that is right, as the guide draws in the model's order. The model's
+    conditionals, an argument, are used and not owned: they are no parameters of the guide.
 
     Raises:
         UserError: the model has no layers of latents.
@@ -28,10 +30,16 @@ class TopDown(PyroModule):
 
     slot: ClassVar[str] = "guide"
 
-    def __init__(self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any
+    ) -> None:
         super().__init__()
-        self.climb = nn.ModuleList(encoders(event_shape, levels_of("TopDown", model), 2, net, net_args))
-        self._model = (model,)  # a tuple hides it from the guide's submodules: freezing q does not freeze p
+        self.climb = nn.ModuleList(
+            encoders(event_shape, levels_of("TopDown", model), 2, net, net_args)
+        )
+        self._model = (
+            model,
+        )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
     def forward(self, x: Tensor, **fields: Any) -> Tensor:
         """Sample z_L, …, z_1 downwards; the last is returned, ``(B, latent_dims[0])``."""
@@ -49,7 +57,9 @@ class TopDown(PyroModule):
         return z
 
 
-def _product(loc: Tensor, log_scale: Tensor, prior: dist.TorchDistribution) -> dist.TorchDistribution:
+def _product(
+    loc: Tensor, log_scale: Tensor, prior: dist.TorchDistribution
+) -> dist.TorchDistribution:
     """The normalised product of N(loc, scale²) and the prior's diagonal Gaussian."""
     ours, theirs = (-2 * log_scale).exp(), prior.variance.reciprocal()
     variance = (ours + theirs).reciprocal()

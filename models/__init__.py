@@ -1,8 +1,11 @@
-"""Generative models p(z) p(x | z): Pyro programs and the conditional densities that they are made of."""
+"""Generative models p(z) p(x | z): Pyro programs and the conditional densities that they are made
+of.
+"""
 
 if __name__ != "pyro_vae.models":
     raise ImportError(
-        "import this package as `from pyro_vae import models`; a bare `import models` would make a second copy"
+        "import this package as `from pyro_vae import models`; a bare `import models` would make "
+        "a second copy"
     )
 
 from pyro_vae.models.bernoulli import Bernoulli

@@ -14,7 +14,13 @@ class Bernoulli(Likelihood):
     kind = "mass"
     observes = "binary"
 
-    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
         super().__init__(latent_dim, event_shape, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:

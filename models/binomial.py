@@ -14,8 +14,8 @@ from pyro_vae.nn.conditional import Likelihood, check_levels, inner_logit
 class Binomial(Likelihood):
     """x_d | z ~ Binomial(L − 1, σ(l_d(z))): grey levels 0 … L − 1 as counts.
 
-    The embedded digits are such counts: of the 16 black and white dots that each pixel stands for. ``levels`` is L; the
-    command line fills it from the data.
+    The embedded digits are such counts: of the 16 black and white dots that each pixel stands for.
+    ``levels`` is L; the command line fills it from the data.
     """
 
     kind = "mass"
@@ -43,7 +43,9 @@ class Binomial(Likelihood):
 
 
 class _Binomial(dist.Binomial):
-    """Pyro's with one number of trials: a support that any image can be checked against, and log C(n, x) of x alone."""
+    """Pyro's with one number of trials: a support that any image can be checked against, and log
+    C(n, x) of x alone.
+    """
 
     trials: int
 
@@ -64,6 +66,8 @@ class _Binomial(dist.Binomial):
         if self._validate_args:
             self._validate_sample(value)
         rest = self.trials - value
-        every = torch.lgamma(torch.as_tensor(self.trials + 1.0, dtype=value.dtype, device=value.device))
+        every = torch.lgamma(
+            torch.as_tensor(self.trials + 1.0, dtype=value.dtype, device=value.device)
+        )
         choices = every - torch.lgamma(value + 1) - torch.lgamma(rest + 1)
         return choices - value * F.softplus(-self.logits) - rest * F.softplus(self.logits)

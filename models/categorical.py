@@ -11,10 +11,11 @@ from pyro_vae.nn.conditional import INNER, Likelihood, check_levels
 
 
 class Categorical(Likelihood):
-    """x_d | z ~ Categorical(softmax l_d(z)): a free probability for each grey level of each pixel (van den Oord et al. 2016).
+    """x_d | z ~ Categorical(softmax l_d(z)): a free probability for each grey level of each pixel
+    (van den Oord et al. 2016).
 
-    The levels are 0 … ``levels`` − 1, and the decoder gives so many outputs a pixel; the command line fills ``levels`` from
-    the data.
+    The levels are 0 … ``levels`` − 1, and the decoder gives so many outputs a pixel; the command
+    line fills ``levels`` from the data.
     """
 
     kind = "mass"
@@ -28,7 +29,9 @@ class Categorical(Likelihood):
         net: str | type = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__(latent_dim, event_shape, check_levels("Categorical", levels), net, **net_args)
+        super().__init__(
+            latent_dim, event_shape, check_levels("Categorical", levels), net, **net_args
+        )
         self.levels = levels
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
@@ -36,11 +39,18 @@ class Categorical(Likelihood):
         return _Categorical(logits=self.stacked(context)).to_event(len(self.event_shape))
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
-        """Logits that are linear in the level: of all masses with this mean, the one of the largest entropy."""
+        """Logits that are linear in the level: of all masses with this mean, the one of the largest
+        entropy.
+        """
         top = self.levels - 1
         at = torch.arange(self.levels, dtype=mean.dtype, device=mean.device) / top
         share = (mean / top).clamp(INNER, 1 - INNER)
-        slope = solve(lambda t: ((t.unsqueeze(-1) * at).softmax(-1) * at).sum(-1), share, -20.0 * top, 20.0 * top)
+        slope = solve(
+            lambda t: ((t.unsqueeze(-1) * at).softmax(-1) * at).sum(-1),
+            share,
+            -20.0 * top,
+            20.0 * top,
+        )
         return (slope.unsqueeze(-1) * at).unbind(-1)
 
 
@@ -49,7 +59,10 @@ class _Categorical(dist.Categorical):
 
     @property
     def mean(self) -> Tensor:
-        return (self.probs * torch.arange(self._num_events, dtype=self.logits.dtype, device=self.logits.device)).sum(-1)
+        return (
+            self.probs
+            * torch.arange(self._num_events, dtype=self.logits.dtype, device=self.logits.device)
+        ).sum(-1)
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         return super().sample(sample_shape).to(self.logits.dtype)

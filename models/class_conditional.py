@@ -18,17 +18,22 @@ NUM_CLASSES = 10
 
 
 class ClassConditional(PyroModule):
-    """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y) (Sohn et al. 2015).
+    """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y)
+    (Sohn et al. 2015).
 
-    The decoder receives z and the class's one-hot code: the likelihood is built for ``latent_dim + num_classes`` inputs
-    (the command line does so, and takes ``num_classes`` from the data). Labels are the named field ``y``: ``pv.fit(model,
-    guide, x, y=labels)``; images of chosen classes are ``model(None, size=n, y=labels)``.
+    The decoder receives z and the class's one-hot code: the likelihood is built for ``latent_dim +
+    num_classes`` inputs (the command line does so, and takes ``num_classes`` from the data). Labels
+    are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``; images of chosen classes are
+    ``model(None, size=n, y=labels)``.
     """
 
     slot: ClassVar[str] = "model"
 
     def __init__(
-        self, prior: ConditionalDistribution, likelihood: ConditionalDistribution, num_classes: int = NUM_CLASSES
+        self,
+        prior: ConditionalDistribution,
+        likelihood: ConditionalDistribution,
+        num_classes: int = NUM_CLASSES,
     ) -> None:
         super().__init__()
         self.classes = OneHot(num_classes)
@@ -37,28 +42,41 @@ class ClassConditional(PyroModule):
         inputs, latent_dim = getattr(likelihood, "latent_dim", None), prior.event_shape.numel()
         if inputs is not None and inputs != latent_dim + num_classes:
             raise UserError(
-                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and there are {num_classes} classes: "
-                f"build it with latent_dim={latent_dim + num_classes}"
+                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
+                f"there are {num_classes} classes: build it with "
+                f"latent_dim={latent_dim + num_classes}"
             )
 
     @staticmethod
-    def context_of(argument: str, values: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: a likelihood also receives the classes."""
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: a likelihood also receives the
+        classes.
+        """
         if argument != "likelihood" or "latent_dim" not in context:
             return context
-        return {**context, "latent_dim": context["latent_dim"] + values.get("num_classes", NUM_CLASSES)}
+        return {
+            **context,
+            "latent_dim": context["latent_dim"] + values.get("num_classes", NUM_CLASSES),
+        }
 
     def check_fields(self, fields: Mapping[str, Tensor]) -> None:
         """A ``UserError`` for labels that are no classes of this model."""
         if "y" in fields:
             self.classes.check(fields["y"])
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, y: Tensor | None = None) -> Tensor:
-        """Observe ``x`` ``(B, *event_shape)`` of the classes ``y`` ``(B,)``, or generate ``size`` images of the classes ``y``."""
+    def forward(
+        self, x: Tensor | None = None, size: int | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """Observe ``x`` ``(B, *event_shape)`` of the classes ``y`` ``(B,)``, or generate ``size``
+        images of the classes ``y``.
+        """
         num_images = size if x is None else x.shape[0]
         if num_images is None:
             raise ValueError(
-                "the model was given neither images nor a size: call model(x, y=y), or model(None, size=n, y=y)"
+                "the model was given neither images nor a size: call model(x, y=y), or "
+                "model(None, size=n, y=y)"
             )
         code = self.classes(y)
         with pyro.plate("data", num_images):

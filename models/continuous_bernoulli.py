@@ -13,12 +13,20 @@ from pyro_vae.nn.conditional import INNER, Likelihood
 
 
 class ContinuousBernoulli(Likelihood):
-    """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1] (Loaiza-Ganem & Cunningham 2019)."""
+    """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1] (Loaiza-Ganem &
+    Cunningham 2019).
+    """
 
     kind = "density"
     observes = "unit"
 
-    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
         super().__init__(latent_dim, event_shape, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
@@ -32,7 +40,9 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Pyro's, computed from the logit: through λ, which float32 holds within 1e-7 of 0 and 1, the mass at l = 30 is 0.5."""
+    """Pyro's, computed from the logit: through λ, which float32 holds within 1e-7 of 0 and 1, the
+    mass at l = 30 is 0.5.
+    """
 
     @property
     def mean(self) -> Tensor:
@@ -46,7 +56,9 @@ class _ContinuousBernoulli(dist.ContinuousBernoulli):
         far = torch.where(near, 1.0, half)
         square = torch.where(near, half, 0.0).square()
         series = square * (1 / 3 - square * (7 / 90 - square * (62 / 2835 - square * 127 / 18900)))
-        log_norm = math.log(2) + torch.where(near, series, (far / far.tanh()).log())  # log C = log(l coth(l/2))
+        log_norm = math.log(2) + torch.where(
+            near, series, (far / far.tanh()).log()
+        )  # log C = log(l coth(l/2))
         return value * self.logits - F.softplus(self.logits) + log_norm
 
     def icdf(self, value: Tensor) -> Tensor:

@@ -11,12 +11,15 @@ class FlowPrior(Prior):
     """p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned normalizing flow.
 
     It has ``depth`` steps, each with layers of ``width`` units.
-    ``flow`` is ``RealNVP`` (affine coupling, Dinh et al. 2017), ``MAF`` (affine autoregressive, Papamakarios et al. 2017) or
-    ``NSF`` (rational-quadratic splines, Durkan et al. 2019). The density, which training and evaluation need, takes one pass;
-    a draw takes two passes a step for RealNVP, ``latent_dim`` for the others.
+    ``flow`` is ``RealNVP`` (affine coupling, Dinh et al. 2017), ``MAF`` (affine autoregressive,
+    Papamakarios et al. 2017) or ``NSF`` (rational-quadratic splines, Durkan et al. 2019). The
+    density, which training and evaluation need, takes one pass; a draw takes two passes a step for
+    RealNVP, ``latent_dim`` for the others.
     """
 
-    def __init__(self, latent_dim: int, flow: str = "RealNVP", depth: int = 4, width: int = 100) -> None:
+    def __init__(
+        self, latent_dim: int, flow: str = "RealNVP", depth: int = 4, width: int = 100
+    ) -> None:
         super().__init__(latent_dim)
         self.flow = density_flow(flow, latent_dim, check_depth("FlowPrior", depth), width)
 

@@ -1,4 +1,6 @@
-"""The mixture of Gaussians: the baseline that a VAE on real pixels has to beat, and the way to it by EM."""
+"""The mixture of Gaussians: the baseline that a VAE on real pixels has to beat, and the way to it
+by EM.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001
-"""EM holds standard deviations this factor above ``min_scale``, so that their parameters stay finite."""
+"""EM holds standard deviations this factor above ``min_scale``, so that their parameters stay
+finite.
+"""
 NUMBERS = 4_000_000
 """Of one block of EM: images × components × pixels."""
 
@@ -29,10 +33,10 @@ NUMBERS = 4_000_000
 class GaussianMixture(PyroModule):
     """c ~ Categorical(π), x | c ~ N(μ_c, Σ_c): a mixture of Gaussians, its log p(x) exact.
 
-    Bishop (2006), section 9.2. ``covariance`` is ``diagonal`` or ``full``. The guide is ``Empty``: the engine sums the
-    site ``component`` out. Every standard deviation (of a pixel given those before it, where full) is at least
-    ``min_scale``, without which a component on one image has an unbounded density. Training starts from k-means of the
-    training images.
+    Bishop (2006), section 9.2. ``covariance`` is ``diagonal`` or ``full``. The guide is ``Empty``:
+    the engine sums the site ``component`` out. Every standard deviation (of a pixel given those
+    before it, where full) is at least ``min_scale``, without which a component on one image has an
+    unbounded density. Training starts from k-means of the training images.
     """
 
     slot: ClassVar[str] = "model"
@@ -42,15 +46,25 @@ class GaussianMixture(PyroModule):
     started: Tensor
 
     def __init__(
-        self, event_shape: tuple[int, ...], components: int = 10, covariance: str = "diagonal", min_scale: float = 1e-3
+        self,
+        event_shape: tuple[int, ...],
+        components: int = 10,
+        covariance: str = "diagonal",
+        min_scale: float = 1e-3,
     ) -> None:
         super().__init__()
         check_whole("GaussianMixture(components={!r})", components, "components")
         if covariance not in COVARIANCES:
-            raise UserError(did_you_mean("covariance of GaussianMixture", str(covariance), COVARIANCES))
+            raise UserError(
+                did_you_mean("covariance of GaussianMixture", str(covariance), COVARIANCES)
+            )
         if not 0 < min_scale < float("inf"):
             raise UserError(f"GaussianMixture(min_scale={min_scale}): expected a positive number")
-        self.event_shape, self.covariance, self.min_scale = torch.Size(event_shape), covariance, float(min_scale)
+        self.event_shape, self.covariance, self.min_scale = (
+            torch.Size(event_shape),
+            covariance,
+            float(min_scale),
+        )
         pixels = self.event_shape.numel()
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(torch.randn(components, pixels))
@@ -58,33 +72,49 @@ class GaussianMixture(PyroModule):
             torch.zeros(components, pixels)
         )  # of the scale, or of the Cholesky root's diagonal
         if covariance == "full":
-            self.lower = nn.Parameter(torch.zeros(components, pixels, pixels))  # the rest of the root
+            self.lower = nn.Parameter(
+                torch.zeros(components, pixels, pixels)
+            )  # the rest of the root
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
     def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
-        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None, size=n)``."""
+        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
+        size=n)``.
+        """
         num_images = size if x is None else x.shape[0]
         if num_images is None:
-            raise ValueError("the model was given neither images nor a size: call model(x), or model(None, size=n)")
+            raise ValueError(
+                "the model was given neither images nor a size: call model(x), or model(None, "
+                "size=n)"
+            )
         with pyro.plate("data", num_images):
             component = pyro.sample("component", dist.Categorical(logits=self.logits))
             image: Tensor = pyro.sample("x", self.law(component), obs=x)
         return image
 
     def law(self, component: Tensor) -> dist.TorchDistribution:
-        """p(x | c) for component numbers ``(*batch,)``: batch shape ``batch``, event shape that of an image."""
+        """p(x | c) for component numbers ``(*batch,)``: batch shape ``batch``, event shape that of
+        an image.
+        """
         scale = self.log_scale.exp() + self.min_scale
         if self.covariance == "diagonal":
             shape = component.shape + self.event_shape
-            normal = dist.Normal(self.loc[component].reshape(shape), scale[component].reshape(shape))
+            normal = dist.Normal(
+                self.loc[component].reshape(shape), scale[component].reshape(shape)
+            )
             return normal.to_event(len(self.event_shape))
         root = self.lower.tril(-1) + torch.diag_embed(scale)
-        return _Image(dist.MultivariateNormal(self.loc[component], scale_tril=root[component]), self.event_shape)
+        return _Image(
+            dist.MultivariateNormal(self.loc[component], scale_tril=root[component]),
+            self.event_shape,
+        )
 
     # ---- exact, without the engine
 
     def log_joint(self, x: Tensor) -> Tensor:
-        """log p(x, c) of the images ``x``, ``(B, *event_shape)``, at every component: ``(B, components)``, nats."""
+        """log p(x, c) of the images ``x``, ``(B, *event_shape)``, at every component: ``(B,
+        components)``, nats.
+        """
         number = len(self.logits)
         block = max(1, NUMBERS // (number * self.event_shape.numel()))
         every = torch.arange(number, device=x.device)
@@ -103,7 +133,9 @@ class GaussianMixture(PyroModule):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether a training is to call `start_from_data` first: not again, once it has, or `fit_em` has run."""
+        """Whether a training is to call `start_from_data` first: not again, once it has, or
+        `fit_em` has run.
+        """
         return not bool(self.started)
 
     def start_from_data(self, data: TrainingImages) -> None:
@@ -112,7 +144,8 @@ class GaussianMixture(PyroModule):
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Start at the k-means clusters of ``x``, ``(N, *event_shape)``, all with the covariance within clusters, in place.
+        """Start at the k-means clusters of ``x``, ``(N, *event_shape)``, all with the covariance
+        within clusters, in place.
 
         A full one is shrunk towards a sphere (Ledoit & Wolf 2004).
 
@@ -125,18 +158,32 @@ class GaussianMixture(PyroModule):
         number = len(self.logits)
         if len(x) < number:
             raise UserError(
-                f"GaussianMixture(components={number}) starts from {len(x)} images: give it as many, or more"
+                f"GaussianMixture(components={number}) starts from {len(x)} images: give it as "
+                "many, or more"
             )
         rows = x.flatten(1).double()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Number of distinct clusters")  # the others then lie on top of these
-            found = KMeans(number, n_init=1, random_state=int(torch.randint(2**31, ()))).fit(rows.cpu().numpy())
-        centres, labels = torch.from_numpy(found.cluster_centers_), torch.from_numpy(found.labels_).long()
+            warnings.filterwarnings(
+                "ignore", "Number of distinct clusters"
+            )  # the others then lie on top of these
+            found = KMeans(number, n_init=1, random_state=int(torch.randint(2**31, ()))).fit(
+                rows.cpu().numpy()
+            )
+        centres, labels = (
+            torch.from_numpy(found.cluster_centers_),
+            torch.from_numpy(found.labels_).long(),
+        )
         self.loc.copy_(centres)
-        self.logits.copy_((torch.bincount(labels, minlength=number) + 1.0).log().log_softmax(-1))  # none is empty
+        self.logits.copy_(
+            (torch.bincount(labels, minlength=number) + 1.0).log().log_softmax(-1)
+        )  # none is empty
         within = rows - centres[labels].to(rows)
-        if self.covariance == "full":  # shrunk, as fewer images than pixels, or hardly more, have a singular one
-            covariance = torch.from_numpy(ledoit_wolf(within.cpu().numpy(), assume_centered=True)[0]).to(x.device)
+        if (
+            self.covariance == "full"
+        ):  # shrunk, as fewer images than pixels, or hardly more, have a singular one
+            covariance = torch.from_numpy(
+                ledoit_wolf(within.cpu().numpy(), assume_centered=True)[0]
+            ).to(x.device)
         else:
             covariance = within.square().mean(0)
         self._set_covariance(slice(None), covariance)
@@ -144,11 +191,13 @@ class GaussianMixture(PyroModule):
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, num_iters: int = 100) -> list[float]:
-        """Expectation maximisation on all of ``x``, ``(N, *event_shape)``, in place and in float64 (Bishop 2006, section 9.2.2).
+        """Expectation maximisation on all of ``x``, ``(N, *event_shape)``, in place and in float64
+        (Bishop 2006, section 9.2.2).
 
-        Each iteration sets q(c) = p(c | x), at which the ELBO is log p(x), and maximises that ELBO in closed form: SVI with
-        an exact guide and an exact step, so the mean log p(x), which is returned before each iteration and after the
-        last, never falls. It starts at k-means, unless the model has been started or trained.
+        Each iteration sets q(c) = p(c | x), at which the ELBO is log p(x), and maximises that ELBO
+        in closed form: SVI with an exact guide and an exact step, so the mean log p(x), which is
+        returned before each iteration and after the last, never falls. It starts at k-means, unless
+        the model has been started or trained.
 
         Raises:
             UserError: fewer images than components.
@@ -166,7 +215,9 @@ class GaussianMixture(PyroModule):
         return history
 
     def _maximise(self, rows: Tensor, weights: Tensor) -> None:
-        """The M-step: π, μ and Σ of the images ``(N, D)`` with responsibilities ``(N, components)``."""
+        """The M-step: π, μ and Σ of the images ``(N, D)`` with responsibilities ``(N,
+        components)``.
+        """
         counts = (
             weights.sum(0) + 10 * torch.finfo(weights.dtype).eps
         )  # as scikit-learn's, for a component that has none
@@ -176,10 +227,14 @@ class GaussianMixture(PyroModule):
         for k in range(len(loc)):
             centred, share = rows - loc[k], weights[:, k] / counts[k]
             full = self.covariance == "full"
-            self._set_covariance(k, (share * centred.T) @ centred if full else share @ centred.square())
+            self._set_covariance(
+                k, (share * centred.T) @ centred if full else share @ centred.square()
+            )
 
     def _set_covariance(self, k: int | slice, covariance: Tensor) -> None:
-        """Σ_k, ``(D, D)`` or its diagonal, with no eigenvalue below the floor: the most likely of those, given the data's own."""
+        """Σ_k, ``(D, D)`` or its diagonal, with no eigenvalue below the floor: the most likely of
+        those, given the data's own.
+        """
         floor = (INSIDE * self.min_scale) ** 2
         if self.covariance == "diagonal":
             scale = covariance.clamp(min=floor).sqrt()
@@ -188,7 +243,9 @@ class GaussianMixture(PyroModule):
             root = torch.linalg.cholesky((vectors * values.clamp(min=floor)) @ vectors.T)
             scale = root.diagonal()
             self.lower[k] = root.tril(-1).to(self.lower.dtype)
-        self.log_scale[k] = (scale - self.min_scale).clamp(min=1e-6 * self.min_scale).log().to(self.log_scale.dtype)
+        self.log_scale[k] = (
+            (scale - self.min_scale).clamp(min=1e-6 * self.min_scale).log().to(self.log_scale.dtype)
+        )
 
 
 class _Image(dist.TransformedDistribution):

@@ -20,10 +20,15 @@ class GenerativeModel(PyroModule):
         self.likelihood = likelihood
 
     def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
-        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None, size=n)``."""
+        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
+        size=n)``.
+        """
         num_images = size if x is None else x.shape[0]
         if num_images is None:
-            raise ValueError("the model was given neither images nor a size: call model(x), or model(None, size=n)")
+            raise ValueError(
+                "the model was given neither images nor a size: call model(x), or model(None, "
+                "size=n)"
+            )
         with pyro.plate("data", num_images):
             z = pyro.sample("z", self.prior())
             image: Tensor = pyro.sample("x", self.likelihood(z), obs=x)

@@ -20,11 +20,12 @@ from pyro_vae.nn.levels import level_args
 class Hierarchical(PyroModule):
     """z_L ~ p(z_L), z_l | z_{l+1} ~ N(μ_l, diag σ_l²), x ~ p(x | z_1): L layers of latents.
 
-    As in Burda et al. (2016), equation 1. Sites ``z1`` … ``zL``, the top one drawn first. ``latent_dims`` are their
-    dimensions from the image upwards; by default there are two, twice ``latent_dim`` below ``latent_dim`` (Burda's 100
-    + 50 at 50). The prior is that of z_L, the likelihood decodes z_1; between two latents stands an MLP. ``hidden``
-    holds widths for every level or, as ``((200, 200), (100, 100))``, each level's own from the image upwards, of which
-    the first is the likelihood's where that is built from its name.
+    As in Burda et al. (2016), equation 1. Sites ``z1`` … ``zL``, the top one drawn first.
+    ``latent_dims`` are their dimensions from the image upwards; by default there are two, twice
+    ``latent_dim`` below ``latent_dim`` (Burda's 100 + 50 at 50). The prior is that of z_L, the
+    likelihood decodes z_1; between two latents stands an MLP. ``hidden`` holds widths for every
+    level or, as ``((200, 200), (100, 100))``, each level's own from the image upwards, of which the
+    first is the likelihood's where that is built from its name.
 
     Raises:
         UserError: dimensions that are not those of the prior and the likelihood.
@@ -43,11 +44,14 @@ class Hierarchical(PyroModule):
     ) -> None:
         super().__init__()
         top, bottom = prior.event_shape.numel(), getattr(likelihood, "latent_dim", None)
-        self.latent_dims = _checked(latent_dims) if latent_dims is not None else (bottom or top, top)
+        self.latent_dims = (
+            _checked(latent_dims) if latent_dims is not None else (bottom or top, top)
+        )
         if self.latent_dims[-1] != top or self.latent_dims[0] != (bottom or self.latent_dims[0]):
             raise UserError(
-                f"Hierarchical(latent_dims={self.latent_dims}): the likelihood decodes {bottom} dimensions and the prior has {top}"
-                f"; give the likelihood latent_dim={self.latent_dims[0]} and the prior latent_dim={self.latent_dims[-1]}"
+                f"Hierarchical(latent_dims={self.latent_dims}): the likelihood decodes {bottom} "
+                f"dimensions and the prior has {top}; give the likelihood "
+                f"latent_dim={self.latent_dims[0]} and the prior latent_dim={self.latent_dims[-1]}"
             )
         self.prior, self.likelihood = prior, likelihood
         between = level_args(net_args, len(self.latent_dims))[1:]
@@ -57,22 +61,39 @@ class Hierarchical(PyroModule):
         )
 
     @staticmethod
-    def context_of(argument: str, values: Mapping[str, Any], context: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What `registry.build` fills the prior and the likelihood with: the dimensions at their ends of the hierarchy."""
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What `registry.build` fills the prior and the likelihood with: the dimensions at their
+        ends of the hierarchy.
+        """
         dims = values.get("latent_dims")
         if dims is None and "latent_dim" not in context:
             return context
-        dims = _checked(dims) if dims is not None else (2 * context["latent_dim"], context["latent_dim"])
+        dims = (
+            _checked(dims)
+            if dims is not None
+            else (2 * context["latent_dim"], context["latent_dim"])
+        )
         if argument == "prior":
             return {**context, "latent_dim": dims[-1]}
-        net_args = {name: v for name, v in values.items() if name not in ("prior", "likelihood", "latent_dims")}
+        net_args = {
+            name: v
+            for name, v in values.items()
+            if name not in ("prior", "likelihood", "latent_dims")
+        }
         return {**context, "latent_dim": dims[0], **level_args(net_args, len(dims))[0]}
 
     def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
-        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None, size=n)``."""
+        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
+        size=n)``.
+        """
         num_images = size if x is None else x.shape[0]
         if num_images is None:
-            raise ValueError("the model was given neither images nor a size: call model(x), or model(None, size=n)")
+            raise ValueError(
+                "the model was given neither images nor a size: call model(x), or model(None, "
+                "size=n)"
+            )
         num_levels = len(self.latent_dims)
         with pyro.plate("data", num_images):
             z = pyro.sample(f"z{num_levels}", self.prior())
@@ -85,8 +106,8 @@ class Hierarchical(PyroModule):
 def _checked(latent_dims: Any) -> tuple[int, ...]:
     if not isinstance(latent_dims, tuple | list) or not latent_dims:
         raise UserError(
-            f"Hierarchical(latent_dims={latent_dims!r}): expected the dimensions of each level, from the image upwards, such as "
-            "latent_dims=(100, 50)"
+            f"Hierarchical(latent_dims={latent_dims!r}): expected the dimensions of each level, "
+            "from the image upwards, such as latent_dims=(100, 50)"
         )
     for latent_dim in latent_dims:
         check_latent_dim(latent_dim)

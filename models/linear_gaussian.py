@@ -15,16 +15,21 @@ from pyro_vae.errors import UserError
 class LinearGaussian(GenerativeModel):
     """z ~ N(0, I), x ~ N(Wz + b, σ²I): probabilistic PCA, solved exactly.
 
-    Tipping & Bishop (1999): log p(x), posterior and maximum likelihood in closed form. It is `GenerativeModel` with
-    both parts chosen, a ``StandardNormal`` prior and a ``Gaussian`` likelihood whose decoder is one linear layer: the
-    program is inherited, and what this class adds is what those two parts make solvable. Its guide is
-    ``ExactPosterior``; any other works as well, with the gap between ELBO and `log_px` for all to see.
+    Tipping & Bishop (1999): log p(x), posterior and maximum likelihood in closed form. It is
+    `GenerativeModel` with
+    both parts chosen, a ``StandardNormal`` prior and a ``Gaussian`` likelihood whose decoder is one
+    linear layer: the program is inherited, and what this class adds is what those two parts make
+    solvable. Its guide is ``ExactPosterior``; any other works as well, with the gap between ELBO
+    and `log_px` for all to see.
     """
 
     kind, observes = "density", "real"
 
     def __init__(self, event_shape: tuple[int, ...], latent_dim: int) -> None:
-        super().__init__(StandardNormal(latent_dim), Gaussian(latent_dim, event_shape, scale="learned", hidden=()))
+        super().__init__(
+            StandardNormal(latent_dim),
+            Gaussian(latent_dim, event_shape, scale="learned", hidden=()),
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -60,35 +65,43 @@ class LinearGaussian(GenerativeModel):
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
         """p(z | x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹), M = WᵀW + σ²I, batch shape ``(B,)``."""
         weight, variance = self.weight, self.scale.square()
-        m = weight.T @ weight + variance * torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-        root = torch.linalg.cholesky_ex(m)[0]  # as cholesky, which reads an error code from the device
+        m = weight.T @ weight + variance * torch.eye(
+            weight.shape[1], dtype=weight.dtype, device=weight.device
+        )
+        root = torch.linalg.cholesky_ex(m)[
+            0
+        ]  # as cholesky, which reads an error code from the device
         loc = torch.cholesky_solve(weight.T @ (x.flatten(1) - self.bias).T, root).T
         covariance = variance * torch.cholesky_inverse(root)
         return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky_ex(covariance)[0])
 
     @torch.no_grad()
     def fit_ml(self, x: Tensor) -> float:
-        """Maximum likelihood in closed form, in place; the mean log p(x) of ``x``, ``(N, *event_shape)``, is returned.
+        """Maximum likelihood in closed form, in place; the mean log p(x) of ``x``, ``(N,
+        *event_shape)``, is returned.
 
-        With eigenvalues λ_1 ≥ … of the sample covariance: σ² = the mean of the D − L smallest, W = U (Λ − σ²I)^½, b = the mean
-        (equations 7 and 8).
+        With eigenvalues λ_1 ≥ … of the sample covariance: σ² = the mean of the D − L smallest, W =
+        U (Λ − σ²I)^½, b = the mean (equations 7 and 8).
 
         Raises:
-            UserError: as many latent dimensions as pixels, or data that lie in ``latent_dim`` dimensions: σ would be 0.
+            UserError: as many latent dimensions as pixels, or data that lie in ``latent_dim``
+                dimensions: σ would be 0.
         """
         x = x.to(self.bias.device)
         rows = x.flatten(1).double()
         latent_dim = self.weight.shape[1]
         if latent_dim >= rows.shape[1]:
             raise UserError(
-                f"LinearGaussian has {latent_dim} latent dimensions and {rows.shape[1]} pixels: its maximum needs fewer latents"
+                f"LinearGaussian has {latent_dim} latent dimensions and {rows.shape[1]} pixels: "
+                "its maximum needs fewer latents"
             )
         values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0))  # ascending
         variance = values[:-latent_dim].mean()
         if not bool(variance > 1e-12 * values[-1]):
             raise UserError(
-                f"the {len(x)} images vary in {latent_dim} dimensions or fewer, so σ is 0 and the density unbounded: give more "
-                "images, add noise (dequantize), or use fewer latent dimensions"
+                f"the {len(x)} images vary in {latent_dim} dimensions or fewer, so σ is 0 and the "
+                "density unbounded: give more images, add noise (dequantize), or use fewer latent "
+                "dimensions"
             )
         top = (values[-latent_dim:] - variance).sqrt() * vectors[:, -latent_dim:]
         self._linear.weight.copy_(top.flip(1))  # the largest component first

@@ -9,12 +9,20 @@ from pyro_vae.nn.conditional import Likelihood, output_of, rate_of
 
 
 class Poisson(Likelihood):
-    """x_d | z ~ Poisson(softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without an upper end."""
+    """x_d | z ~ Poisson(softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without an
+    upper end.
+    """
 
     kind = "mass"
     observes = "levels"
 
-    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], net: str | type = "MLP", **net_args: Any) -> None:
+    def __init__(
+        self,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
         super().__init__(latent_dim, event_shape, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:

@@ -13,10 +13,12 @@ from pyro_vae.nn.log_gamma import log_gamma_ratio
 
 
 class StudentT(LocationScale):
-    """x_d | z ~ t_ν(μ_d(z), σ): real pixels, a few of which may lie far off (Takahashi et al. 2018).
+    """x_d | z ~ t_ν(μ_d(z), σ): real pixels, a few of which may lie far off (Takahashi et al.
+    2018).
 
-    ``df`` is ν, a positive number or ``learned`` (one, shared by all pixels); ``scale``, ``mean`` and ``min_scale`` are those
-    of `Gaussian`, which is the limit ν → ∞. Pictures show μ: for ν ≤ 1 the law has no mean.
+    ``df`` is ν, a positive number or ``learned`` (one, shared by all pixels); ``scale``, ``mean``
+    and ``min_scale`` are those of `Gaussian`, which is the limit ν → ∞. Pictures show μ: for ν ≤ 1
+    the law has no mean.
     """
 
     def __init__(
@@ -32,9 +34,13 @@ class StudentT(LocationScale):
     ) -> None:
         fixed = isinstance(df, int | float) and not isinstance(df, bool)
         if not fixed and df != "learned":
-            raise UserError(did_you_mean("df of StudentT", str(df), ["learned", "a positive number"]))
+            raise UserError(
+                did_you_mean("df of StudentT", str(df), ["learned", "a positive number"])
+            )
         if fixed and not 0 < float(df) < math.inf:
-            raise UserError(f"StudentT(df={df}): ν must be positive and finite; its limit is Gaussian")
+            raise UserError(
+                f"StudentT(df={df}): ν must be positive and finite; its limit is Gaussian"
+            )
         super().__init__(latent_dim, event_shape, scale, mean, min_scale, net, **net_args)
         if fixed:
             self.register_buffer("log_df", torch.tensor(float(df)).log())
@@ -48,7 +54,9 @@ class StudentT(LocationScale):
 
 
 class _StudentT(dist.StudentT):
-    """Pyro's, with a density that keeps its digits for large ν, and its location in the place of a mean."""
+    """Pyro's, with a density that keeps its digits for large ν, and its location in the place of a
+    mean.
+    """
 
     @property
     def mean(self) -> Tensor:

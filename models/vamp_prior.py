@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
 
 MOST_PASSES = 5000
-"""Of a flow's networks for the density of one z, without a warning: for 100 images, 1 s (IAF) to 12 s (NSF) on one core."""
+"""Of a flow's networks for the density of one z, without a warning: for 100 images, 1 s (IAF) to 12
+s (NSF) on one core.
+"""
 
 
 class _EvenMixture(dist.MixtureSameFamily):
@@ -38,20 +40,24 @@ class VampPrior(Prior):
     """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c.
 
     There are C = ``components`` of them (Tomczak & Welling 2018, equation 9).
-    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. Its parameters are the guide's, not the
-    model's: freezing or saving one leaves the other alone, and the density depends on both. Pseudo-inputs have pixels in
-    (0, 1), σ of what is learned, times the encoder's ``input_scale``; the first `fit` puts them at training images. Each z is
-    scored under every component, at the price of ``components`` times the encoder's ``scoring_passes``: with an
-    autoregressive flow, which inverts each z under each component, take few of them; a warning says so.
+    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. Its parameters
+    are the guide's, not the model's: freezing or saving one leaves the other alone, and the density
+    depends on both. Pseudo-inputs have pixels in (0, 1), σ of what is learned, times the encoder's
+    ``input_scale``; the first `fit` puts them at training images. Each z is scored under every
+    component, at the price of ``components`` times the encoder's ``scoring_passes``: with an
+    autoregressive flow, which inverts each z under each component, take few of them; a warning says
+    so.
 
     Raises:
-        UserError: the encoder gives no density at z of another image (a table, a point mass, a planar flow, a guide of images
-            with classes).
+        UserError: the encoder gives no density at z of another image (a table, a point mass, a
+            planar flow, a guide of images with classes).
     """
 
     started: Tensor
 
-    def __init__(self, latent_dim: int, event_shape: tuple[int, ...], encoder: Any, components: int = 500) -> None:
+    def __init__(
+        self, latent_dim: int, event_shape: tuple[int, ...], encoder: Any, components: int = 500
+    ) -> None:
         super().__init__(latent_dim)
         check_whole("VampPrior(components={!r})", components, "components")
         self.pseudo_logits = nn.Parameter(torch.randn(components, *event_shape))
@@ -68,7 +74,9 @@ class VampPrior(Prior):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether `start_from_data` is still to come; a prior that was trained and loaded has had its start."""
+        """Whether `start_from_data` is still to come; a prior that was trained and loaded has had
+        its start.
+        """
         return not bool(self.started)
 
     def start_from_data(self, data: TrainingImages) -> None:
@@ -77,7 +85,9 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> None:
-        """Put the pseudo-inputs at the first images, ``(N, *event_shape)``; those for which there is none stay."""
+        """Put the pseudo-inputs at the first images, ``(N, *event_shape)``; those for which there
+        is none stay.
+        """
         images = images[: len(self.pseudo_logits)].to(self.pseudo_logits) / self.input_scale
         self.pseudo_logits[: len(images)] = images.clamp(0.01, 0.99).logit()
         self.started.fill_(True)
@@ -95,7 +105,8 @@ class VampPrior(Prior):
         name = type(encoder).__name__
         if not all(callable(getattr(encoder, part, None)) for part in ("local", "build")):
             raise UserError(
-                f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as MeanField"
+                f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as "
+                "MeanField"
             )
         modes = [(module, module.training) for module in encoder.modules()]
         try:
@@ -103,16 +114,19 @@ class VampPrior(Prior):
                 encoder.eval()
                 law = encoder.build(encoder.local(self.pseudo_inputs[:2].detach()))
                 scores = bool(law.log_prob(law.sample().flip(0)).isfinite().all())
-        except Exception:  # a flow that has no inverse, a table without these rows: each says no in its own way
+        except (
+            Exception
+        ):  # a flow that has no inverse, a table without these rows: each says no in its own way
             scores = False
         finally:
             for module, mode in modes:
                 module.training = mode
         if not scores:
             raise UserError(
-                f"VampPrior needs the density q(z | u) of any z given any image u, and the guide {name} has none (a point mass, a "
-                "table, a guide of images with classes, or a flow that scores its own draws alone): use one such as MeanField, "
-                "FullRank or Householder"
+                "VampPrior needs the density q(z | u) of any z given any image u, and the guide "
+                f"{name} has none (a point mass, a table, a guide of images with classes, or a "
+                "flow that scores its own draws alone): use one such as MeanField, FullRank or "
+                "Householder"
             )
 
     def _warn_of_inversions(self, components: int) -> None:
@@ -121,9 +135,11 @@ class VampPrior(Prior):
         passes = getattr(encoder, "scoring_passes", 0)
         if components * passes > MOST_PASSES:
             warnings.warn(
-                f"VampPrior scores every z under {components} components, and {type(encoder).__name__} inverts its flow for each, "
-                f"by {passes} passes of its networks: {components * passes} for one z, in every training step and evaluation; "
-                f"take components={max(1, MOST_PASSES // passes)} or fewer, or a guide with a closed density, such as MeanField, "
+                f"VampPrior scores every z under {components} components, and "
+                f"{type(encoder).__name__} inverts its flow for each, by {passes} passes of its "
+                f"networks: {components * passes} for one z, in every training step and "
+                f"evaluation; take components={max(1, MOST_PASSES // passes)} or fewer, or a "
+                "guide with a closed density, such as MeanField, "
                 "FullRank or Householder",
                 stacklevel=3,
             )

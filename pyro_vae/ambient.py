@@ -1,7 +1,9 @@
-"""State of the process that changes a number: autocast, the precision of products, and whose turn it is.
+"""State of the process that changes a number: autocast, the precision of products, and whose turn
+it is.
 
-An evaluation sets autocast off and products to float32, and says in its protocol what it takes as it is: the default
-dtype, deterministic mode, the number of threads. A training takes all of it as it is, and notes what is unusual.
+An evaluation sets autocast off and products to float32, and says in its protocol what it takes as
+it is: the default dtype, deterministic mode, the number of threads. A training takes all of it as
+it is, and notes what is unusual.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SETTINGS: tuple[Any, ...] = (
     _backends.mkldnn.conv,
     _backends.mkldnn.rnn,
 )
-"""What has an ``fp32_precision``, the general before the particular. torch's older names for these settings can't be read
+"""What has an ``fp32_precision``, the general before the particular. torch's older names for these
+settings can't be read
 where the new ones were set, so they are left alone: both set the same state."""
 
 NOTED: dict[str, dict[str, Any]] = {
@@ -40,15 +43,17 @@ _turn = threading.RLock()
 
 @contextmanager
 def turn() -> Iterator[None]:
-    """One thread at a time: Pyro's handlers, the checks of distributions and torch's random state are one per process.
+    """One thread at a time: Pyro's handlers, the checks of distributions and torch's random state
+    are one per process.
 
     Raises:
-        UserError: another thread has its turn. Waiting for it could last for ever, where that one waits for this.
+        UserError: another thread has its turn. Waiting for it could last for ever, where that one
+            waits for this.
     """
     if not _turn.acquire(blocking=False):
         raise UserError(
-            "another thread of this process is in fit or an evaluation, and Pyro's handlers and torch's random state are one "
-            "per process: use processes, or one thread after the other"
+            "another thread of this process is in fit or an evaluation, and Pyro's handlers and "
+            "torch's random state are one per process: use processes, or one thread after the other"
         )
     try:
         yield
@@ -58,11 +63,15 @@ def turn() -> Iterator[None]:
 
 @contextmanager
 def exact(products: str = "ieee") -> Iterator[None]:
-    """No autocast, and products of float32 numbers as named (``ieee`` or ``tf32``); the settings are put back on leaving."""
+    """No autocast, and products of float32 numbers as named (``ieee`` or ``tf32``); the settings
+    are put back on leaving.
+    """
     changed = []
     with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
         try:
-            for each in SETTINGS:  # one that follows the general setting has moved with it, and goes on following it
+            for each in (
+                SETTINGS
+            ):  # one that follows the general setting has moved with it, and goes on following it
                 if (before := each.fp32_precision) != products:
                     each.fp32_precision = products
                     changed.append((each, before))
@@ -74,7 +83,9 @@ def exact(products: str = "ieee") -> Iterator[None]:
 
 @contextmanager
 def casts_anew() -> Iterator[None]:
-    """Autocast, where it is on, casts a parameter at each use: the copies that it keeps don't follow the optimiser."""
+    """Autocast, where it is on, casts a parameter at each use: the copies that it keeps don't
+    follow the optimiser.
+    """
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -105,7 +116,9 @@ def _modes() -> dict[str, str]:
     if (dtype := torch.get_default_dtype()) != torch.float32:
         modes["default_dtype"] = _name(dtype)
     if torch.are_deterministic_algorithms_enabled():
-        modes["deterministic"] = "warn only" if torch.is_deterministic_algorithms_warn_only_enabled() else "on"
+        modes["deterministic"] = (
+            "warn only" if torch.is_deterministic_algorithms_warn_only_enabled() else "on"
+        )
     return modes
 
 

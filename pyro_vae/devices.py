@@ -8,7 +8,9 @@ from pyro_vae.errors import UserError
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``; a ``UserError`` where it isn't there."""
+    """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:1``; a ``UserError`` where it
+    isn't there.
+    """
     if isinstance(name, torch.device):
         return name
     if name == "auto":
@@ -18,9 +20,16 @@ def find_device(name: str | torch.device) -> torch.device:
     except RuntimeError:
         raise UserError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} was asked for, but torch finds no CUDA device here: use cpu or auto")
-    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise UserError(
-            f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA devices here"
+            f"device {name!r} was asked for, but torch finds no CUDA device here: use cpu or auto"
+        )
+    if (
+        device.type == "cuda"
+        and device.index is not None
+        and device.index >= torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"device {name!r} was asked for, but there are only {torch.cuda.device_count()} CUDA "
+            "devices here"
         )
     return device

@@ -1,4 +1,6 @@
-"""Several processes at one piece of work (torchrun): what they divide, what they add up, and what the first one does alone."""
+"""Several processes at one piece of work (torchrun): what they divide, what they add up, and what
+the first one does alone.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Alone:
 
     rank, size = 0, 1
     reduce: Callable[[Sequence[Tensor], Tensor], None] | None = None
-    """Between backward and update: averages the gradients, adds up the figures; None where there is nothing to do."""
+    """Between backward and update: averages the gradients, adds up the figures; None where there is
+    nothing to do.
+    """
 
     @property
     def first(self) -> bool:
@@ -76,14 +80,18 @@ class Alone:
         return work()
 
     def after_the_first(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives here, where the first process has done it before (and made the files that it makes)."""
+        """What ``work`` gives here, where the first process has done it before (and made the files
+        that it makes).
+        """
         return work()
 
 
 class Several(Alone):
-    """One process of a group that torch.distributed has initialised: ``size`` of them, this one being number ``rank``.
+    """One process of a group that torch.distributed has initialised: ``size`` of them, this one
+    being number ``rank``.
 
-    Small values go over gloo; gradients over the backend of their device. Where another process has died: `Lost`.
+    Small values go over gloo; gradients over the backend of their device. Where another process has
+    died: `Lost`.
     """
 
     def __init__(self) -> None:
@@ -96,7 +104,9 @@ class Several(Alone):
         return mix(seed, self.rank) % 2**32 if self.rank else seed
 
     def begin_step(self, seed: int, step: int) -> None:
-        """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's generators."""
+        """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's
+        generators.
+        """
         set_generators(mix(seed, self.rank, step))
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
@@ -138,7 +148,9 @@ class Several(Alone):
         return found
 
     def once(self, work: Callable[[], Result]) -> Result:
-        """Done by the first process, and told to the others; where it fails there, the others are told by its absence."""
+        """Done by the first process, and told to the others; where it fails there, the others are
+        told by its absence.
+        """
         held = [work() if self.first else None]
         with _noticing():
             dist.broadcast_object_list(held, 0)
@@ -160,20 +172,31 @@ class Several(Alone):
             self.add(flat)
             flat /= self.size
             parts = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)])
+            torch._foreach_copy_(
+                bucket,
+                [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)],
+            )
         self.add(sums)
 
 
 def current() -> Alone:
-    """The group that this process belongs to: that of torch.distributed where it is initialised, else itself."""
-    return Several() if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 else Alone()
+    """The group that this process belongs to: that of torch.distributed where it is initialised,
+    else itself.
+    """
+    return (
+        Several()
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        else Alone()
+    )
 
 
 @contextmanager
 def begun(device: str) -> Iterator[None]:
-    """Inside, the processes that torchrun started are a group: NCCL between CUDA devices, one a process, else gloo.
+    """Inside, the processes that torchrun started are a group: NCCL between CUDA devices, one a
+    process, else gloo.
 
-    A single process stays what it is. Where an error leaves, the group is left for `torchrun.end` to close.
+    A single process stays what it is. Where an error leaves, the group is left for `torchrun.end`
+    to close.
 
     Raises:
         UserError: a device with a number, or fewer CUDA devices than processes.
@@ -188,7 +211,9 @@ def begun(device: str) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
     held = torchrun.store()
     own: dict[str, Any] = {}
-    if held is not None:  # under a name of its own, so that a process may be in a group more than once
+    if (
+        held is not None
+    ):  # under a name of its own, so that a process may be in a group more than once
         place = dist.PrefixStore(f"group {next(_groups)}", held)
         own = {"store": place, "rank": torchrun.rank(), "world_size": torchrun.size()}
     try:
@@ -201,7 +226,9 @@ def begun(device: str) -> Iterator[None]:
 
 
 def goes_on() -> bool:
-    """End the group: True where this is the first process, which goes on alone; the others have nothing left to do."""
+    """End the group: True where this is the first process, which goes on alone; the others have
+    nothing left to do.
+    """
     first = current().first
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
@@ -212,12 +239,17 @@ def _take_device(device: str) -> None:
     """Let ``cuda`` be the CUDA device of this process's number on its machine."""
     if find_device(device).index is not None:
         raise UserError(
-            f"--device {device} is one device, and each of the {torchrun.size()} processes needs its own: give cuda"
+            f"--device {device} is one device, and each of the {torchrun.size()} processes needs "
+            "its own: give cuda"
         )
-    here, there = int(os.environ.get("LOCAL_WORLD_SIZE", torchrun.size())), torch.cuda.device_count()
+    here, there = (
+        int(os.environ.get("LOCAL_WORLD_SIZE", torchrun.size())),
+        torch.cuda.device_count(),
+    )
     if here > there:
         raise UserError(
-            f"{here} processes on this machine, which has {there} CUDA devices: start as many, or give --device cpu"
+            f"{here} processes on this machine, which has {there} CUDA devices: start as many, or "
+            "give --device cpu"
         )
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torchrun.rank())))
 
@@ -228,7 +260,9 @@ def _noticing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(f"another process of the {dist.get_world_size()} is gone ({_first_line(error)})") from error
+        raise Lost(
+            f"another process of the {dist.get_world_size()} is gone ({_first_line(error)})"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -5,23 +5,29 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one clear line naming what was wrong, what was expected, and what to do.
+    """A mistake of the user's: one clear line naming what was wrong, what was expected, and what to
+    do.
 
     The command line prints the line without a traceback and exits with code 2.
     """
 
 
 def did_you_mean(kind: str, name: str, choices: Iterable[str]) -> str:
-    """One line for a name that is not among the choices, with the nearest choice (upper and lower case alike).
+    """One line for a name that is not among the choices, with the nearest choice (upper and lower
+    case alike).
 
     >>> did_you_mean("guide", "MeanFeild", ["MeanField", "IAF"])
     "unknown guide 'MeanFeild'; did you mean 'MeanField'? choices: IAF, MeanField"
     """
     names = sorted(choices)
     by_lower = {choice.lower(): choice for choice in names}
-    near = [lower for lower in by_lower if name.lower() in lower.split("_")]  # a whole word of it: ELBO
+    near = [
+        lower for lower in by_lower if name.lower() in lower.split("_")
+    ]  # a whole word of it: ELBO
     near = near or difflib.get_close_matches(name.lower(), by_lower, n=1)
-    suggestion = f"did you mean {' or '.join(repr(by_lower[lower]) for lower in near)}? " if near else ""
+    suggestion = (
+        f"did you mean {' or '.join(repr(by_lower[lower]) for lower in near)}? " if near else ""
+    )
     return f"unknown {kind} {name!r}; {suggestion}choices: {', '.join(names) or 'none'}"
 
 

@@ -16,7 +16,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_in_order(contents: Mapping[Path, bytes]) -> None:
-    """Write several files beside their places; once all are on the disk, put each in its place, in this order."""
+    """Write several files beside their places; once all are on the disk, put each in its place, in
+    this order.
+    """
     scratch = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in contents}
     try:
         for beside, path in scratch.items():
@@ -34,9 +36,13 @@ def write_in_order(contents: Mapping[Path, bytes]) -> None:
 
 
 def set_aside(*paths: Path, why: str = "superseded") -> None:
-    """Rename files together to ``NAME.why``, or ``NAME.why-2`` and so on: kept, and no longer taken for what they were."""
+    """Rename files together to ``NAME.why``, or ``NAME.why-2`` and so on: kept, and no longer taken
+    for what they were.
+    """
     endings = (f".{why}" if number == 1 else f".{why}-{number}" for number in count(1))
-    free = next(end for end in endings if not any(os.path.lexists(f"{path}{end}") for path in paths))
+    free = next(
+        end for end in endings if not any(os.path.lexists(f"{path}{end}") for path in paths)
+    )
     for path in paths:
         if os.path.lexists(path):
             os.rename(path, f"{path}{free}")
@@ -48,8 +54,12 @@ _SCRATCH = re.compile(
 
 
 def sweep(folder: Path) -> None:
-    """Remove what `write_atomically` left in the folder when its process was killed; a living process keeps its own."""
-    with suppress(OSError):  # a folder that is not there, or not ours to change: nothing depends on it
+    """Remove what `write_atomically` left in the folder when its process was killed; a living
+    process keeps its own.
+    """
+    with suppress(
+        OSError
+    ):  # a folder that is not there, or not ours to change: nothing depends on it
         for path in folder.iterdir():
             found = _SCRATCH.fullmatch(path.name)
             if found and not _is_running(int(found[1])):

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def quantity(protocol: Mapping[str, Any]) -> str:
-    """What the number is: ``log p(x)``, ``log p(x | y)``, … (`pyro_vae.evaluation.protocol.Quantity`).
+    """What the number is: ``log p(x)``, ``log p(x | y)``, …
+    (`pyro_vae.evaluation.protocol.Quantity`).
 
     Results of before tell only what fields the model's signature names, as ``given``.
     """
@@ -16,12 +17,16 @@ def quantity(protocol: Mapping[str, Any]) -> str:
 
 
 def protocol_line(protocol: Mapping[str, Any], *hidden: str) -> str:
-    """The protocol in a line, less what the headline says; digests of x itself are shown once, as its sha256."""
+    """The protocol in a line, less what the headline says; digests of x itself are shown once, as
+    its sha256.
+    """
     parts = []
     for key, value in protocol.items():
         if isinstance(value, Mapping):
             own = protocol.get("sha256")
-            value = ", ".join(f"{name} {shorten(each)}" for name, each in value.items() if each != own)
+            value = ", ".join(
+                f"{name} {shorten(each)}" for name, each in value.items() if each != own
+            )
         if key not in ("quantity", "factors", *hidden) and value != "":
             parts.append(f"{key} {shorten(value)}")
     return "  protocol: " + "; ".join(parts)

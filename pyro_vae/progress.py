@@ -12,7 +12,9 @@ SCREEN, LOG = 0.1, 20.0
 
 
 def progress_bar(total: int, unit: str, shown: bool, initial: int = 0) -> Any:
-    """A bar on stderr, which is no screen where it is a file or a pipe: there each state would stay."""
+    """A bar on stderr, which is no screen where it is a file or a pipe: there each state would
+    stay.
+    """
     in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
     seconds = SCREEN if sys.stderr.isatty() or in_notebook else LOG
     return tqdm(

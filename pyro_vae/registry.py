@@ -1,8 +1,10 @@
-"""The registry is the namespace: a part is chosen by its name in a namespace's ``__all__``, written as a call.
+"""The registry is the namespace: a part is chosen by its name in a namespace's ``__all__``, written
+as a call.
 
-``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine(depth=2)`` and ``path/to/file.py:Mine`` are choices.
-`parse` reads one without evaluating it, `resolve` finds the class, `build` constructs the part and fills by name what
-the choice leaves open. This module imports torch only when a name is looked up, so that ``pyro-vae --help`` is quick.
+``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine(depth=2)`` and
+``path/to/file.py:Mine`` are choices. `parse` reads one without evaluating it, `resolve` finds the
+class, `build` constructs the part and fills by name what the choice leaves open. This module
+imports torch only when a name is looked up, so that ``pyro-vae --help`` is quick.
 """
 
 from __future__ import annotations
@@ -41,13 +43,19 @@ NAMESPACES: dict[str, str] = {
     "data": "pyro_vae.data.datasets",
     "proposal": "pyro_vae.evaluation.proposals",
 }
-"""Where the parts of each slot live. Another package offers parts as entry points in the group ``pyro_vae.<slot>``."""
+"""Where the parts of each slot live. Another package offers parts as entry points in the group
+``pyro_vae.<slot>``.
+"""
 
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
-"""An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part knows the shapes."""
+"""An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part
+knows the shapes.
+"""
 
 PROGRAMS = ("model", "guide")
-"""Any Pyro program serves in these slots; in the others a class that names its slot (see `_checked`)."""
+"""Any Pyro program serves in these slots; in the others a class that names its slot (see
+`_checked`).
+"""
 
 UNSUITABLE = ("LBFGS", "Muon", "SparseAdam")
 """Optimisers that need many losses a step, matrices alone, or sparse gradients."""
@@ -62,7 +70,8 @@ MAX_LENGTH, MAX_DEPTH = 2000, 20
 
 @dataclass(frozen=True)
 class Choice:
-    """A choice as read: a part's name, and arguments that are plain values, lists, tuples or choices.
+    """A choice as read: a part's name, and arguments that are plain values, lists, tuples or
+    choices.
 
     ``str(choice)`` writes it again: ``parse(str(choice)) == choice``.
     """
@@ -76,10 +85,12 @@ class Choice:
 
 
 def parse(spec: str) -> Choice:
-    """Read ``Name``, ``module.sub:Name`` or ``file.py:Name``, alone or called, without evaluating anything.
+    """Read ``Name``, ``module.sub:Name`` or ``file.py:Name``, alone or called, without evaluating
+    anything.
 
-    Arguments are numbers (``inf`` too), strings, ``True``, ``False``, ``None``, lists and tuples of values, nested
-    calls (a `Choice`), and bare names (a string: ``learned``). A path has none of ``()[]{},='"``.
+    Arguments are numbers (``inf`` too), strings, ``True``, ``False``, ``None``, lists and tuples of
+    values, nested calls (a `Choice`), and bare names (a string: ``learned``). A path has none of
+    ``()[]{},='"``.
 
     Raises:
         UserError: for all else, with the spec and the position.
@@ -87,7 +98,8 @@ def parse(spec: str) -> Choice:
     return _Reader(spec.strip()).choice()
 
 
-# a colon is no part of the grammar but in strings and references, so one pass over the text tells them apart
+# a colon is no part of the grammar but in strings and references, so one pass over the text tells
+# them apart
 _TOKENS = re.compile(
     r"""(?P<refused>'{3}|"{3}|\#)
     | (?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
@@ -99,7 +111,9 @@ _GRAMMAR = "a choice is a name or a call with plain values, IAF(depth=4); module
 
 
 class _Reader:
-    """One spec on its way to a `Choice`. A reference is masked by underscores, which keeps every position."""
+    """One spec on its way to a `Choice`. A reference is masked by underscores, which keeps every
+    position.
+    """
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
@@ -122,7 +136,9 @@ class _Reader:
         if not token["reference"]:
             return text
         if not _is_reference(text):
-            raise self.refusal(f"before the colon of {text!r} is neither a module nor a .py file", token.start())
+            raise self.refusal(
+                f"before the colon of {text!r} is neither a module nor a .py file", token.start()
+            )
         self.references[token.start()] = text
         return "_" * len(text)
 
@@ -140,7 +156,9 @@ class _Reader:
     def _tree(self) -> ast.expr:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # an unknown escape in a string is a mistake, and never printed about
+                warnings.simplefilter(
+                    "error"
+                )  # an unknown escape in a string is a mistake, and never printed about
                 return ast.parse(self.source, mode="eval").body
         except SyntaxError as error:
             raise self.refusal(error.msg, max((error.offset or 1) - 1, 0)) from None
@@ -167,7 +185,9 @@ class _Reader:
                 what = "'**' is not allowed" if item.arg is None else f"{item.arg} is given twice"
                 raise self.refusal(what, self._position(item.value))
             kwargs[item.arg] = self._value(item.value, depth + 1)
-        return Choice(self._name(node.func), tuple(self._value(item, depth + 1) for item in node.args), kwargs)
+        return Choice(
+            self._name(node.func), tuple(self._value(item, depth + 1) for item in node.args), kwargs
+        )
 
     def _value(self, node: ast.expr, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -199,7 +219,9 @@ def _is_reference(text: str) -> bool:
     """Whether ``text`` is ``file.py:Name`` or ``module.sub:Name``."""
     place, _, _ = text.rpartition(":")
     words = place.split(".")
-    return place.endswith(".py") or all(word.isidentifier() and not keyword.iskeyword(word) for word in words)
+    return place.endswith(".py") or all(
+        word.isidentifier() and not keyword.iskeyword(word) for word in words
+    )
 
 
 def _write_call(choice: Choice) -> str:
@@ -208,12 +230,19 @@ def _write_call(choice: Choice) -> str:
 
 
 def _write(value: Any) -> str:
-    """A value as `parse` reads it. What is not in the grammar (a default of a signature) is shown by its name."""
+    """A value as `parse` reads it. What is not in the grammar (a default of a signature) is shown
+    by its name.
+    """
     match value:
         case Choice():
             return _write_call(value)  # with its brackets, for a bare name would be a string
         case str():
-            bare = value.isidentifier() and value.isascii() and not keyword.iskeyword(value) and value != "inf"
+            bare = (
+                value.isidentifier()
+                and value.isascii()
+                and not keyword.iskeyword(value)
+                and value != "inf"
+            )
             return value if bare else repr(value)
         case list():
             return f"[{', '.join(map(_write, value))}]"
@@ -227,7 +256,9 @@ def _write(value: Any) -> str:
 
 
 def members(slot: str) -> dict[str, Any]:
-    """The parts of the slot's own namespace, by name: the concrete classes of that slot (for data, the known sets)."""
+    """The parts of the slot's own namespace, by name: the concrete classes of that slot (for data,
+    the known sets).
+    """
     if slot not in NAMESPACES:
         raise UserError(did_you_mean("slot", slot, NAMESPACES))
     namespace = importlib.import_module(NAMESPACES[slot])
@@ -238,11 +269,13 @@ def members(slot: str) -> dict[str, Any]:
 
 
 def resolve(slot: str, name: str) -> Any:
-    """The part that ``name`` stands for: a member, an installed entry point, ``module:Name`` or ``file.py:Name``.
+    """The part that ``name`` stands for: a member, an installed entry point, ``module:Name`` or
+    ``file.py:Name``.
 
-    The latter two import what they name: this is the one place that runs the user's code. What they name is looked at,
-    and nothing of it is called: it is a part of this slot, or it is refused. A member is found in lower case too
-    (``cosine``).
+    The latter two import what they name: this is the one place that runs the user's code. What they
+    name is looked at,
+    and nothing of it is called: it is a part of this slot, or it is refused. A member is found in
+    lower case too (``cosine``).
 
     Raises:
         UserError: if there is none, it is no part of this slot, or importing it fails.
@@ -255,13 +288,18 @@ def resolve(slot: str, name: str) -> Any:
             return _checked(slot, name, _guarded(entry.load, f"the entry point {entry.value}"))
     if ":" in name:
         return _checked(slot, name, _load(name))
-    alike = [part for member, part in own.items() if member.lower() == name.lower()]  # schedule="cosine"
+    alike = [
+        part for member, part in own.items() if member.lower() == name.lower()
+    ]  # schedule="cosine"
     if len(alike) == 1:
         return alike[0]
     elsewhere = _slots_by_name().get(name)
     if elsewhere:
         choices = ", ".join(sorted(_names(slot))) or "none"
-        raise UserError(f"{name} belongs to the slot {' and '.join(elsewhere)}, not to {slot}; choices: {choices}")
+        raise UserError(
+            f"{name} belongs to the slot {' and '.join(elsewhere)}, not to {slot}; choices: "
+            f"{choices}"
+        )
     raise UserError(did_you_mean(slot, name, _names(slot)))
 
 
@@ -284,7 +322,11 @@ def _is_optimizer(part: type) -> bool:
     """A class of torch's, or of the user's."""
     from torch import optim
 
-    return issubclass(part, optim.Optimizer) and part is not optim.Optimizer and part.__name__ not in UNSUITABLE
+    return (
+        issubclass(part, optim.Optimizer)
+        and part is not optim.Optimizer
+        and part.__name__ not in UNSUITABLE
+    )
 
 
 def _names(slot: str) -> list[str]:
@@ -302,7 +344,9 @@ def _slots_by_name() -> dict[str, list[str]]:
 
 
 def _checked(slot: str, name: str, part: Any) -> Any:
-    """``part``, refused if it is no part of the slot: a class that names it, an object of such a class, or a program."""
+    """``part``, refused if it is no part of the slot: a class that names it, an object of such a
+    class, or a program.
+    """
     if _belongs(slot, part):
         return part
     if isinstance(part, type) and inspect.isabstract(part):
@@ -327,18 +371,30 @@ def _serves(slot: str, part: Any) -> bool:
     if slot in PROGRAMS:
         from torch import nn
 
-        module = issubclass(part, nn.Module) if isinstance(part, type) else isinstance(part, nn.Module)
-        return module or inspect.isfunction(part) or isinstance(part, partial)  # as what Pyro's handlers make is
+        module = (
+            issubclass(part, nn.Module) if isinstance(part, type) else isinstance(part, nn.Module)
+        )
+        return (
+            module or inspect.isfunction(part) or isinstance(part, partial)
+        )  # as what Pyro's handlers make is
     if slot != "data" or not inspect.isfunction(part):
         return False
-    return [p.name for p in inspect.signature(part).parameters.values() if p.default is p.empty] == ["source"]
+    return [
+        p.name for p in inspect.signature(part).parameters.values() if p.default is p.empty
+    ] == ["source"]
 
 
 def _kind_of(part: Any) -> str:
     """In words, without calling anything of it."""
     if isinstance(part, type):
-        return "a class that names no slot" if _slot_of(part) is None else f"a class of the slot {_slot_of(part)}"
-    return "a function" if inspect.isroutine(part) else f"an object of the class {type(part).__name__}"
+        return (
+            "a class that names no slot"
+            if _slot_of(part) is None
+            else f"a class of the slot {_slot_of(part)}"
+        )
+    return (
+        "a function" if inspect.isroutine(part) else f"an object of the class {type(part).__name__}"
+    )
 
 
 def _wanted(slot: str) -> str:
@@ -347,7 +403,11 @@ def _wanted(slot: str) -> str:
     if slot == "data":
         return "a Python function of one argument, source, that returns ImageData"
     own = f'a class with slot = "{slot}"'
-    return f"{own}, or a Pyro program (a Python function or nn.Module) without arguments" if slot in PROGRAMS else own
+    return (
+        f"{own}, or a Pyro program (a Python function or nn.Module) without arguments"
+        if slot in PROGRAMS
+        else own
+    )
 
 
 def _load(reference: str) -> Any:
@@ -362,19 +422,25 @@ def _load(reference: str) -> Any:
 
 def _load_module(place: str) -> Any:
     if place.endswith(".__main__"):
-        raise UserError(f"{place} is a program, which is run when it is imported: name a module of parts")
+        raise UserError(
+            f"{place} is a program, which is run when it is imported: name a module of parts"
+        )
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(f"{error.name}.")):
-            raise UserError(f"no module {error.name!r}: install it, or write path/to/file.py:Name") from None
+            raise UserError(
+                f"no module {error.name!r}: install it, or write path/to/file.py:Name"
+            ) from None
         raise _import_failure(place, error) from error
     except Exception as error:
         raise _import_failure(place, error) from error
 
 
 def _load_file(place: str) -> Any:
-    """The file as a module, once per process, under a name of its own (so that its classes can be pickled)."""
+    """The file as a module, once per process, under a name of its own (so that its classes can be
+    pickled).
+    """
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"no file {place!r} (looked for {str(path)!r})")
@@ -404,7 +470,11 @@ def _guarded(load: Callable[[], Any], place: str) -> Any:
 def _import_failure(place: str, error: Exception) -> UserError:
     """The error of the user's code in one line, with the line where it arose."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = "" if isinstance(error, SyntaxError) else f" ({Path(frame.filename).name}, line {frame.lineno})"
+    where = (
+        ""
+        if isinstance(error, SyntaxError)
+        else f" ({Path(frame.filename).name}, line {frame.lineno})"
+    )
     return UserError(f"importing {place} failed: {type(error).__name__}: {_one_line(error)}{where}")
 
 
@@ -417,16 +487,18 @@ def _one_line(error: BaseException) -> str:
 
 
 def build(slot: str, spec: Any, /, **context: Any) -> Any:
-    """Construct the part that ``spec`` (a string, a `Choice` or a class) names; anything else is a part already.
+    """Construct the part that ``spec`` (a string, a `Choice` or a class) names; anything else is a
+    part already.
 
-    An argument is filled by name: what ``spec`` says first, else ``context``, if the constructor's signature names it.
-    A part that passes ``**net_args`` on to its ``net`` takes the arguments of the chosen network as its own, and
-    ``net=MLP(hidden=(200,))`` is ``net=MLP, hidden=(200,)``. Nested choices are built with the same context, in the
-    slot that the argument is named after, else in the one that has the name; a part with a static method
-    ``context_of(argument, values, context)`` chooses the context of each of its arguments. Arguments are given to
-    classes alone that name their slot (optimisers: torch's); a Pyro program that is named without any is returned as it
-    is. A slot whose namespace has a function ``adopt`` makes its parts of other objects by it: an objective of Pyro's
-    own ELBO.
+    An argument is filled by name: what ``spec`` says first, else ``context``, if the constructor's
+    signature names it. A part that passes ``**net_args`` on to its ``net`` takes the arguments of
+    the chosen network as its own, and ``net=MLP(hidden=(200,))`` is ``net=MLP, hidden=(200,)``.
+    Nested choices are built with the same context, in the slot that the argument is named after,
+    else in the one that has the name; a part with a static method ``context_of(argument, values,
+    context)`` chooses the context of each of its arguments. Arguments are given to classes alone
+    that name their slot (optimisers: torch's); a Pyro program that is named without any is returned
+    as it is. A slot whose namespace has a function ``adopt`` makes its parts of other objects by
+    it: an objective of Pyro's own ELBO.
 
     Raises:
         UserError: for an unknown name, an unknown, doubled, missing or unusable argument.
@@ -464,34 +536,50 @@ def recorded() -> Iterator[list[Call]]:
 
 
 def _adopted(slot: str, part: Any) -> Any:
-    adopt = getattr(importlib.import_module(NAMESPACES[slot]), "adopt", None) if slot in NAMESPACES else None
+    adopt = (
+        getattr(importlib.import_module(NAMESPACES[slot]), "adopt", None)
+        if slot in NAMESPACES
+        else None
+    )
     return part if adopt is None else adopt(part)
 
 
 def _build(slot: str, part: Any, choice: Choice, context: Mapping[str, Any]) -> Any:
     if (choice.args or choice.kwargs) and not _belongs(slot, part):
-        raise UserError(f"{slot} {choice}: {_kind_of(part)} is given no arguments; expected {_wanted(slot)}")
+        raise UserError(
+            f"{slot} {choice}: {_kind_of(part)} is given no arguments; expected {_wanted(slot)}"
+        )
     if not isinstance(part, type):
         return part
     return _construct(slot, part, choice, context)
 
 
-def _construct(slot: str, part: Callable[..., Any], choice: Choice, context: Mapping[str, Any]) -> Any:
+def _construct(
+    slot: str, part: Callable[..., Any], choice: Choice, context: Mapping[str, Any]
+) -> Any:
     label = f"{slot} {choice}"
     parameters = _Parameters(part, label)
     written = _unpack_net(label, parameters.bind(choice))
     offered = {key: value for key, value in context.items() if key != "net"}
     if "net" not in written:
-        offered |= _unpack_net(label, {key: value for key, value in context.items() if key == "net"})
+        offered |= _unpack_net(
+            label, {key: value for key, value in context.items() if key == "net"}
+        )
     known = parameters.known(written, offered)
     values = {name: offered[name] for name in known if name in offered} | written
     missing = [name for name in parameters.required if name not in values]
     if missing:
         there = ", ".join(sorted(context)) or "nothing"
-        raise UserError(f"{label} lacks {', '.join(missing)}: write {missing[0]}=... (the context has {there})")
-    # a part may build what it holds in another context than its own: a decoder that also receives a class has more inputs
+        raise UserError(
+            f"{label} lacks {', '.join(missing)}: write {missing[0]}=... (the context has {there})"
+        )
+    # a part may build what it holds in another context than its own: a decoder that also receives a
+    # class has more inputs
     inner = getattr(part, "context_of", lambda argument, values, context: context)
-    built = {name: _build_argument(name, value, inner(name, values, context)) for name, value in values.items()}
+    built = {
+        name: _build_argument(name, value, inner(name, values, context))
+        for name, value in values.items()
+    }
     try:
         made = part(**built)
         if (calls := _calls.get()) is not None:
@@ -522,13 +610,17 @@ class _Parameters:
             self._refuse_unknown(choice.kwargs, self.names)
         if len(choice.args) > len(self.positional):
             expected = ", ".join(self.positional) or "none"
-            raise UserError(f"{self.label}: too many arguments without a name (in order: {expected})")
+            raise UserError(
+                f"{self.label}: too many arguments without a name (in order: {expected})"
+            )
         first = dict(zip(self.positional, choice.args, strict=False))
         _refuse_twice(self.label, first, choice.kwargs)
         return first | choice.kwargs
 
     def known(self, written: Mapping[str, Any], offered: Mapping[str, Any]) -> list[str]:
-        """The names that may be filled, with those of the network that is chosen; other written ones are refused."""
+        """The names that may be filled, with those of the network that is chosen; other written
+        ones are refused.
+        """
         names = list(self.names)
         if self.net is None:
             if not self.open:
@@ -555,15 +647,21 @@ def _signature(part: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _net_defaults(part: Any) -> Iterator[Any]:
-    """The default of ``net`` in the part's constructor and in its bases', to which it passes ``**kwargs`` on."""
+    """The default of ``net`` in the part's constructor and in its bases', to which it passes
+    ``**kwargs`` on.
+    """
     bases = inspect.getmro(part) if isinstance(part, type) else (part,)
     for base in bases:
         if base is part or hasattr(base, "slot"):
-            yield from (parameter.default for parameter in _signature(base) if parameter.name == "net")
+            yield from (
+                parameter.default for parameter in _signature(base) if parameter.name == "net"
+            )
 
 
 def _net_arguments(net: Any) -> tuple[list[str], bool]:
-    """The names of a network's own arguments (the shapes come from the part), and whether it takes any other."""
+    """The names of a network's own arguments (the shapes come from the part), and whether it takes
+    any other.
+    """
     network = resolve("net", net) if isinstance(net, str) else net
     if not callable(network):
         return [], True
@@ -574,7 +672,9 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
 
 
 def _unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """``net=MLP(hidden=(200,))`` as ``net=MLP, hidden=(200,)``: the part adds the shapes and builds it."""
+    """``net=MLP(hidden=(200,))`` as ``net=MLP, hidden=(200,)``: the part adds the shapes and builds
+    it.
+    """
     net = values.get("net")
     if isinstance(net, str) and "(" in net:
         net = parse(net)
@@ -593,9 +693,14 @@ def _refuse_twice(label: str, first: Iterable[str], second: Mapping[str, Any]) -
 
 
 def _build_argument(name: str, value: Any, context: Mapping[str, Any]) -> Any:
-    """The argument ``name``, with the choices in it built. A part is not offered itself: the context loses ``name``."""
+    """The argument ``name``, with the choices in it built. A part is not offered itself: the
+    context loses ``name``.
+    """
     if isinstance(value, list | tuple):
-        items = [_build_argument(name, item, context) if isinstance(item, Choice) else item for item in value]
+        items = [
+            _build_argument(name, item, context) if isinstance(item, Choice) else item
+            for item in value
+        ]
         # a torch.Size or a named tuple is left as it is
         return type(value)(items) if type(value) in (list, tuple) else value
     rest = {key: other for key, other in context.items() if key != name}
@@ -615,12 +720,18 @@ def _find_anywhere(argument: str, name: str) -> tuple[str, Any]:
         part = _load(name)
         slot = _slot_of(part)
         if slot is None or not isinstance(part, type):
-            raise UserError(f"{argument}={name}(...): {name} is {_kind_of(part)}, not a class that names its slot")
+            raise UserError(
+                f"{argument}={name}(...): {name} is {_kind_of(part)}, not a class that names its "
+                "slot"
+            )
         return slot, _checked(slot, name, part)
     known = _slots_by_name()
     slots = known.get(name, [])
     if len(slots) > 1:
-        raise UserError(f"{argument}={name}(...) is ambiguous: {name} belongs to the slots {' and '.join(slots)}")
+        raise UserError(
+            f"{argument}={name}(...) is ambiguous: {name} belongs to the slots "
+            f"{' and '.join(slots)}"
+        )
     if not slots:
         raise UserError(did_you_mean(f"part for {argument}", name, known))
     return slots[0], resolve(slots[0], name)
@@ -632,7 +743,9 @@ def _find_anywhere(argument: str, name: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True)
 class Part:
-    """A line of ``pyro-vae list``: the name, the docstring's first line, and the arguments with their defaults."""
+    """A line of ``pyro-vae list``: the name, the docstring's first line, and the arguments with
+    their defaults.
+    """
 
     name: str
     summary: str
@@ -640,9 +753,14 @@ class Part:
 
 
 def describe(slot: str) -> list[Part]:
-    """The slot's parts in their namespace's order, then the installed entry points (which are not imported)."""
+    """The slot's parts in their namespace's order, then the installed entry points (which are not
+    imported).
+    """
     parts = members(slot).items()
-    own = [Part(name, _summary(part), "" if slot == "data" else _arguments(part)) for name, part in parts]
+    own = [
+        Part(name, _summary(part), "" if slot == "data" else _arguments(part))
+        for name, part in parts
+    ]
     return own + [Part(entry.name, f"installed: {entry.value}", "") for entry in _entries(slot)]
 
 
@@ -657,6 +775,8 @@ def _arguments(part: Any) -> str:
 
 
 def _argument(parameter: inspect.Parameter) -> str:
-    stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
+    stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (
+        parameter.kind is parameter.VAR_KEYWORD
+    )
     default = "" if parameter.default is parameter.empty else f"={_write(parameter.default)}"
     return f"{stars}{parameter.name}{default}"

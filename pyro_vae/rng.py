@@ -20,13 +20,16 @@ def check_seed(seed: Any) -> None:
 
 def mix(seed: int, *others: int) -> int:
     """One seed out of several, different for every combination."""
-    return int(np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 
 def set_generators(seed: int) -> None:
     """Seed torch's generators on the CPU and, where CUDA is in use, there.
 
-    ``torch.manual_seed`` does the same a hundred times as slowly: where CUDA is not in use it notes down who has called.
+    ``torch.manual_seed`` does the same a hundred times as slowly: where CUDA is not in use it notes
+    down who has called.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():

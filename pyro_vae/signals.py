@@ -1,4 +1,6 @@
-"""How a command ends otherwise than well: a failure in one line, or a signal, each with its exit code."""
+"""How a command ends otherwise than well: a failure in one line, or a signal, each with its exit
+code.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Stopped(BaseException):
         return 128 + self.number
 
     def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}" + (f"; {self.kept}" if self.kept else "")
+        return f"stopped by {signal.Signals(self.number).name}" + (
+            f"; {self.kept}" if self.kept else ""
+        )
 
 
 class Waiting:
@@ -46,7 +50,9 @@ _waiting: Waiting | None = None
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a `Stopped`, at once or where `postponed` says; a second one ends the process."""
+    """Turn the first SIGINT or SIGTERM into a `Stopped`, at once or where `postponed` says; a
+    second one ends the process.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
@@ -71,7 +77,9 @@ def stopping() -> Iterator[None]:
 
 @contextmanager
 def postponed() -> Iterator[Waiting]:
-    """Inside, the first signal waits to be raised by who runs there; one that nobody raised is raised at the end."""
+    """Inside, the first signal waits to be raised by who runs there; one that nobody raised is
+    raised at the end.
+    """
     global _waiting
     outer, _waiting = _waiting, Waiting()
     mine = _waiting

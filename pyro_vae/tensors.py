@@ -14,24 +14,33 @@ from pyro_vae.errors import UserError
 
 
 def as_images(data: Any, what: str = "x") -> Tensor:
-    """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one (NaN: which image)."""
+    """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one
+    (NaN: which image).
+    """
     if isinstance(data, np.ndarray):
         if data.dtype.kind not in "biuf":
             raise UserError(f"{what} is an array of dtype {data.dtype}: expected numbers")
         data = torch.from_numpy(np.ascontiguousarray(data))
     if not isinstance(data, Tensor):
         raise UserError(
-            f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a Dataset or a DataLoader"
+            f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a "
+            "Dataset or a DataLoader"
         )
     if data.is_complex():
         raise UserError(f"{what} is complex: expected real numbers")
     if data.dim() < 2:
-        raise UserError(f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image")
+        raise UserError(
+            f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image"
+        )
     if not len(data):
-        raise UserError(f"{what} is empty, of shape {tuple(data.shape)}: expected at least one image")
+        raise UserError(
+            f"{what} is empty, of shape {tuple(data.shape)}: expected at least one image"
+        )
     if data.is_floating_point() and not bool(torch.isfinite(data).all()):
         image = int((~torch.isfinite(data.flatten(1))).any(1).nonzero()[0])
-        raise UserError(f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out")
+        raise UserError(
+            f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
+        )
     return data.detach().contiguous()  # a traced program is one for these strides
 
 
@@ -43,16 +52,19 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
             tensors[name] = torch.as_tensor(value).contiguous()
         except (TypeError, ValueError, RuntimeError):
             dtype = getattr(value, "dtype", None)
-            what = f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
+            what = (
+                f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
+            )
             raise UserError(
-                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an image (classes as whole "
-                "numbers from 0)"
+                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an "
+                "image (classes as whole numbers from 0)"
             ) from None
         if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
             constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
             raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are {num_images} "
-                f"images: expected one row an image{constant if isinstance(value, int | float) else ''}"
+                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are "
+                f"{num_images} images: expected one row an "
+                f"image{constant if isinstance(value, int | float) else ''}"
             )
     return tensors
 
@@ -64,7 +76,9 @@ def as_float(x: Tensor) -> Tensor:
 
 @contextmanager
 def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Give the modules clones of these buffers, which the function may change, and put the originals back."""
+    """Give the modules clones of these buffers, which the function may change, and put the
+    originals back.
+    """
     originals = [module._buffers[name] for module, name in buffers]
     clones: dict[int, Tensor] = {}
     for (module, name), original in zip(buffers, originals, strict=True):
@@ -79,7 +93,9 @@ def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
 
 @contextmanager
 def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are put back on leaving."""
+    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are
+    put back on leaving.
+    """
     kept = [
         (module, name, value, value.clone() if isinstance(value, Tensor) else None)
         for module in modules
@@ -91,7 +107,12 @@ def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for module, name, value, content in kept:
             if name not in vars(module):
-                continue  # it has become a parameter or a buffer, which an attribute of that name would hide
-            if isinstance(value, Tensor) and content is not None and not torch.equal(value, content):
+                # it has become a parameter or a buffer, which an attribute of that name would hide
+                continue
+            if (
+                isinstance(value, Tensor)
+                and content is not None
+                and not torch.equal(value, content)
+            ):
                 value.data.copy_(content)
             vars(module)[name] = value

@@ -1,4 +1,6 @@
-"""What torchrun tells each process that it starts, and how they end together: one line in all, one exit code."""
+"""What torchrun tells each process that it starts, and how they end together: one line in all, one
+exit code.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ FIRST_WORD = timedelta(minutes=5)
 """How long a process waits for the others to come."""
 
 PATIENCE = 20.0
-"""Seconds that a process which ends waits for the others: torchrun kills those that are left when one has failed."""
+"""Seconds that a process which ends waits for the others: torchrun kills those that are left when
+one has failed.
+"""
 
 
 def size() -> int:
@@ -41,9 +45,11 @@ def quiet() -> Iterator[None]:
 
 
 def end(line: str, code: int, *, lost: bool = False) -> int:
-    """Print why this process ends, and give its exit code; of several processes, the first one to end decides for all.
+    """Print why this process ends, and give its exit code; of several processes, the first one to
+    end decides for all.
 
-    It prints its line, and the others print nothing. They wait for each other, as torchrun stops the rest when one has failed.
+    It prints its line, and the others print nothing. They wait for each other, as torchrun stops
+    the rest when one has failed.
     ``lost``: it ends because another one is gone, which has said why, or never will.
     """
     if size() > 1 and threading.current_thread() is threading.main_thread():
@@ -70,10 +76,14 @@ def end(line: str, code: int, *, lost: bool = False) -> int:
 
 
 def _hang_up() -> None:
-    """Close the connections, so that a process that waits for this one in the midst of its work notices."""
+    """Close the connections, so that a process that waits for this one in the midst of its work
+    notices.
+    """
     import torch.distributed as dist
 
-    if dist.is_initialized() and "nccl" not in dist.get_backend_config():  # NCCL would wait for what is under way
+    if (
+        dist.is_initialized() and "nccl" not in dist.get_backend_config()
+    ):  # NCCL would wait for what is under way
         dist.destroy_process_group()
 
 

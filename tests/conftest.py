@@ -1,4 +1,6 @@
-"""What all tests share: one thread, as their tensors are small and several processes may share the machine."""
+"""What all tests share: one thread, as their tensors are small and several processes may share the
+machine.
+"""
 
 import pyro
 import pytest
@@ -9,7 +11,9 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def pyros_own_defaults() -> None:
-    """Pyro's global state, which no test may inherit from another: an empty parameter store, and its checks on."""
+    """Pyro's global state, which no test may inherit from another: an empty parameter store, and
+    its checks on.
+    """
     pyro.clear_param_store()
     pyro.enable_validation(True)
 

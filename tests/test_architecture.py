@@ -1,4 +1,6 @@
-"""The house rules of design.md, read from the source: who imports whom, what a wheel holds, what starts without torch."""
+"""The house rules of design.md, read from the source: who imports whom, what a wheel holds, what
+starts without torch.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"pyro_vae": ROOT / "pyro_vae", "pyro_vae.models": ROOT / "models", "pyro_vae.guides": ROOT / "guides"}
+FOLDERS = {
+    "pyro_vae": ROOT / "pyro_vae",
+    "pyro_vae.models": ROOT / "models",
+    "pyro_vae.guides": ROOT / "guides",
+}
 SOURCES = sorted(path for folder in FOLDERS.values() for path in folder.rglob("*.py"))
 
 
 def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
-    """The absolute names that a file imports; at module level alone, outside ``if TYPE_CHECKING``, if not everywhere."""
+    """The absolute names that a file imports; at module level alone, outside ``if TYPE_CHECKING``,
+    if not everywhere.
+    """
     tree = ast.parse(path.read_text())
     nodes = list(ast.walk(tree)) if everywhere else tree.body
     for node in nodes:
@@ -30,7 +38,9 @@ def imports(path: Path, everywhere: bool = True) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path: Path) -> None:
-    """The engine never imports models or guides as it loads; models and guides never import each other; all absolute."""
+    """The engine never imports models or guides as it loads; models and guides never import each
+    other; all absolute.
+    """
     package = path.parent.name
     everywhere = list(imports(path))
     assert not [name for name in everywhere if name.startswith(".")]
@@ -40,7 +50,9 @@ def test_imports_point_one_way(path: Path) -> None:
         assert not [name for name in everywhere if name.startswith(f"pyro_vae.{other}")]
     else:
         found = imports(path, everywhere=False)
-        assert not [name for name in found if name.startswith(("pyro_vae.models", "pyro_vae.guides"))]
+        assert not [
+            name for name in found if name.startswith(("pyro_vae.models", "pyro_vae.guides"))
+        ]
 
 
 LINE = (
@@ -54,7 +66,9 @@ LINE = (
     {"runs"},
     {"cli"},
 )
-"""The wings of the package: each imports only what is left of it, and itself; the ground is the files at the root."""
+"""The wings of the package: each imports only what is left of it, and itself; the ground is the
+files at the root.
+"""
 
 
 def wing(module: str) -> str:
@@ -65,7 +79,11 @@ def wing(module: str) -> str:
 def runtime_imports(path: Path) -> Iterator[str]:
     """The modules of this package that a file imports as it runs, lazy ones too."""
     tree = ast.parse(path.read_text())
-    typing = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)]
+    typing = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    ]
     left_out = {id(node) for block in typing for node in ast.walk(block)}
     for node in ast.walk(tree):
         if id(node) in left_out:
@@ -83,7 +101,9 @@ def test_a_wing_imports_only_what_is_left_of_it(path: Path) -> None:
     if relative in (Path("pyro_vae/__init__.py"), Path("pyro_vae/__main__.py")):
         return  # the table of public names, and the console's way in
     parts = relative.parts[0] in ("models", "guides")
-    own = "objectives" if parts else wing(".".join(relative.with_suffix("").parts))  # parts stand on pair and nn
+    own = (
+        "objectives" if parts else wing(".".join(relative.with_suffix("").parts))
+    )  # parts stand on pair and nn
     for name in runtime_imports(path):
         if name.startswith(("pyro_vae.models", "pyro_vae.guides")):
             continue  # the test above
@@ -92,11 +112,15 @@ def test_a_wing_imports_only_what_is_left_of_it(path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["models", "guides"])
 def test_a_bare_import_is_refused(name: str) -> None:
-    done = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode and f"from pyro_vae import {name}" in done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("module", ["pyro_vae", "pyro_vae.cli.entry", "pyro_vae.registry", "pyro_vae.errors"])
+@pytest.mark.parametrize(
+    "module", ["pyro_vae", "pyro_vae.cli.entry", "pyro_vae.registry", "pyro_vae.errors"]
+)
 def test_the_package_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'pyro', 'matplotlib', 'arviz') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
@@ -124,20 +148,30 @@ for each in pkgutil.iter_modules(pv.__path__):
 print([name for name in pv.__all__ if isinstance(getattr(pv, name), types.ModuleType)])
 print(all(map(callable, (pv.ais, pv.bdmc, pv.compare, pv.refine, pv.diagnose, pv.sbc_ranks))))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd="/", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd="/", capture_output=True, text=True
+    )
     assert done.stdout.split("\n")[:2] == ["[]", "True"], done.stderr
 
 
 def test_the_wheel_maps_every_folder() -> None:
     """Folders are flat: a subfolder would be in an editable install and not in the wheel."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    packages = {folder.relative_to(ROOT / "pyro_vae") for folder in (ROOT / "pyro_vae").rglob("*") if folder.is_dir()}
-    inside = {".".join(("pyro_vae", *path.parts)) for path in packages if "__pycache__" not in path.parts}
+    packages = {
+        folder.relative_to(ROOT / "pyro_vae")
+        for folder in (ROOT / "pyro_vae").rglob("*")
+        if folder.is_dir()
+    }
+    inside = {
+        ".".join(("pyro_vae", *path.parts)) for path in packages if "__pycache__" not in path.parts
+    }
     assert set(settings["packages"]) == {"pyro_vae", "pyro_vae.models", "pyro_vae.guides", *inside}
     assert settings["package-dir"]["pyro_vae.models"] == "models"
     assert settings["package-dir"]["pyro_vae.guides"] == "guides"
     for folder in (ROOT / "models", ROOT / "guides"):
-        assert not [path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"]
+        assert not [
+            path for path in folder.iterdir() if path.is_dir() and path.name != "__pycache__"
+        ]
 
 
 @pytest.mark.parametrize("folder", ["models", "guides"])

@@ -1,4 +1,5 @@
-"""What cannot work together says so before anything runs: the rows of docs/combinations.md, each with its sentence.
+"""What cannot work together says so before anything runs: the rows of docs/combinations.md, each
+with its sentence.
 
 ``python tests/test_combinations.py`` prints the tables for that document.
 """
@@ -60,7 +61,9 @@ class NoPath(AmortizedGuide):
         """Two components a latent."""
         loc, log_scale = eta.unflatten(-1, (2, 4)).chunk(2, -1)
         parts = dist.Normal(loc.transpose(-1, -2), log_scale.transpose(-1, -2).exp())
-        return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(*parts.batch_shape)), parts).to_event(1)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.zeros(*parts.batch_shape)), parts
+        ).to_event(1)
 
 
 def stored(images: Any) -> ImageData:
@@ -77,7 +80,11 @@ def subsampled(x: Tensor) -> None:
     """A model whose plate is a part of a larger set."""
     with pyro.plate("data", 100, subsample_size=x.shape[0]):
         z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
-        pyro.sample("x", dist.Bernoulli(logits=z.sum(-1)[:, None, None, None].expand(x.shape)).to_event(3), obs=x)
+        pyro.sample(
+            "x",
+            dist.Bernoulli(logits=z.sum(-1)[:, None, None, None].expand(x.shape)).to_event(3),
+            obs=x,
+        )
 
 
 def subsampled_guide(x: Tensor) -> None:
@@ -107,7 +114,10 @@ def other_images() -> None:
     """Two results of two sets."""
     model, guide = pair()
     compare(
-        {"a": log_marginal(model, guide, binary(), **SHORT), "b": log_marginal(model, guide, 1 - binary(), **SHORT)}
+        {
+            "a": log_marginal(model, guide, binary(), **SHORT),
+            "b": log_marginal(model, guide, 1 - binary(), **SHORT),
+        }
     )
 
 
@@ -122,13 +132,21 @@ Rows = dict[str, Callable[[], Any]]
 
 BEFORE_TRAINING: Rows = {
     "grey pixels under `Bernoulli`": lambda: fit(*pair(), 0.5 * binary(), **QUIET),
-    "grey levels under `Bernoulli` with `--binarize none`": lambda: observe(grey_levels(), "none", "binary"),
+    "grey levels under `Bernoulli` with `--binarize none`": lambda: observe(
+        grey_levels(), "none", "binary"
+    ),
     "floats under a mass over levels, `Categorical`": lambda: observe(
         stored(np.linspace(0, 1, 32).reshape(8, 1, 2, 2)), "auto", "levels"
     ),
-    "counts under `ContinuousBernoulli`": lambda: fit(*pair(likelihood="ContinuousBernoulli"), 3 * binary(), **QUIET),
-    "`TraceMeanField_ELBO`, a guide without rsample": lambda: fit(pair()[0], NoPath(), binary(), **QUIET),
-    "`FreeBits`, a guide without rsample": lambda: fit(pair()[0], NoPath(), binary(), "FreeBits", **QUIET),
+    "counts under `ContinuousBernoulli`": lambda: fit(
+        *pair(likelihood="ContinuousBernoulli"), 3 * binary(), **QUIET
+    ),
+    "`TraceMeanField_ELBO`, a guide without rsample": lambda: fit(
+        pair()[0], NoPath(), binary(), **QUIET
+    ),
+    "`FreeBits`, a guide without rsample": lambda: fit(
+        pair()[0], NoPath(), binary(), "FreeBits", **QUIET
+    ),
     "`STL`, a guide without rsample": lambda: fit(pair()[0], NoPath(), binary(), "STL", **QUIET),
     "`STL`, `Planar`": lambda: trained("STL", guide="Planar"),
     "`DReG`, `Planar`": lambda: trained("DReG", guide="Planar"),
@@ -136,7 +154,9 @@ BEFORE_TRAINING: Rows = {
     "`MeanField`, a hierarchical model": lambda: check_pair(*pair(model="Hierarchical"), binary()),
     "`TopDown`, a model of one latent": lambda: pair(guide="TopDown"),
     "`ExactPosterior`, a model that has none": lambda: pair(guide="ExactPosterior"),
-    "`Empty`, a model with a latent that can't be summed out": lambda: check_pair(*pair(guide="Empty"), binary()),
+    "`Empty`, a model with a latent that can't be summed out": lambda: check_pair(
+        *pair(guide="Empty"), binary()
+    ),
     "a guide with a latent, `GaussianMixture`": lambda: check_pair(
         *pair(model="GaussianMixture", guide="MeanField"), binary()
     ),
@@ -147,16 +167,22 @@ BEFORE_TRAINING: Rows = {
         model="Hierarchical", prior="VampPrior", guide="TopDown"
     ),
     "`--prior`, a model without one": lambda: pair(model="LinearGaussian", prior="FlowPrior"),
-    "`--likelihood`, a model without one": lambda: pair(model="GaussianMixture", likelihood="Gaussian"),
+    "`--likelihood`, a model without one": lambda: pair(
+        model="GaussianMixture", likelihood="Gaussian"
+    ),
     "`ClassConditional` without labels": lambda: fit(
         *pair(model="ClassConditional", guide="ClassConditional"), binary(), **QUIET
     ),
     "an AutoGuide over the data plate": autoguide,
 }
 BEFORE_EVALUATION: Rows = {
-    "`log_marginal`, `PointEstimate`": lambda: log_marginal(*pair(guide="PointEstimate"), binary(), **SHORT),
+    "`log_marginal`, `PointEstimate`": lambda: log_marginal(
+        *pair(guide="PointEstimate"), binary(), **SHORT
+    ),
     "`log_marginal` of unseen images, `PerDatum`": unseen,
-    "`log_marginal`, a plate that subsamples": lambda: log_marginal(subsampled, subsampled_guide, binary(), **SHORT),
+    "`log_marginal`, a plate that subsamples": lambda: log_marginal(
+        subsampled, subsampled_guide, binary(), **SHORT
+    ),
     "`proposal=Defensive`, `Planar`": lambda: log_marginal(
         *pair(guide="Planar"), binary(), proposal="Defensive", **SHORT
     ),
@@ -170,18 +196,24 @@ BEFORE_EVALUATION: Rows = {
 
 
 WORKS_AND_IS_SAID: Rows = {
-    "`TraceMeanField_ELBO`, a flow as guide (`IAF`, `NSF`, `Planar`)": lambda: understood(guide="IAF"),
-    "`TraceMeanField_ELBO`, a prior without a closed form (`FlowPrior`, `VampPrior`)": lambda: understood(
-        prior="FlowPrior"
+    "`TraceMeanField_ELBO`, a flow as guide (`IAF`, `NSF`, `Planar`)": lambda: understood(
+        guide="IAF"
+    ),
+    "`TraceMeanField_ELBO`, a prior without a closed form (`FlowPrior`, `VampPrior`)": lambda: (
+        understood(prior="FlowPrior")
     ),
     "`TraceMeanField_ELBO`, a bottom-up guide of a hierarchy": lambda: understood(
         model="Hierarchical", guide="BottomUp"
     ),
-    "`TraceMeanField_ELBO`, a top-down guide of a hierarchy": lambda: understood(model="Hierarchical", guide="TopDown"),
+    "`TraceMeanField_ELBO`, a top-down guide of a hierarchy": lambda: understood(
+        model="Hierarchical", guide="TopDown"
+    ),
     "`VampPrior`, a flow that inverts each z (`IAF`, `NSF`)": lambda: warned(
         prior="VampPrior", guide="IAF", latent_dim=20
     ),
-    "a discrete latent that the guide lacks": lambda: understood(model="GaussianMixture", guide="Empty"),
+    "a discrete latent that the guide lacks": lambda: understood(
+        model="GaussianMixture", guide="Empty"
+    ),
 }
 
 
@@ -232,11 +264,25 @@ def test_fit_says_how_each_kl_is_had(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_the_document_has_no_other_row() -> None:
     """A row that no test holds would be a promise that nobody keeps."""
-    rows = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| ") and "|---" not in line]
+    rows = [
+        line
+        for line in DOCUMENT.read_text().splitlines()
+        if line.startswith("| ") and "|---" not in line
+    ]
     titles = [line.split(" | ")[0].removeprefix("| ") for line in rows]
-    assert titles == ["together", *BEFORE_TRAINING, "together", *BEFORE_EVALUATION, "together", *WORKS_AND_IS_SAID]
+    assert titles == [
+        "together",
+        *BEFORE_TRAINING,
+        "together",
+        *BEFORE_EVALUATION,
+        "together",
+        *WORKS_AND_IS_SAID,
+    ]
 
 
 if __name__ == "__main__":
     for rows in (BEFORE_TRAINING, BEFORE_EVALUATION, WORKS_AND_IS_SAID):
-        print("\n".join(["| together | said |", "|---|---|", *(row(*item) for item in rows.items())]), end="\n\n")
+        print(
+            "\n".join(["| together | said |", "|---|---|", *(row(*item) for item in rows.items())]),
+            end="\n\n",
+        )

@@ -1,4 +1,6 @@
-"""Several processes: they divide the images, take every step together, and end together; two of them, over gloo."""
+"""Several processes: they divide the images, take every step together, and end together; two of
+them, over gloo.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ EVALUATE = [
 # How the images are divided
 
 
-def rows_of(part: tuple[int, int], num_images: int, batch_size: int, epoch: int = 1) -> list[Tensor]:
+def rows_of(
+    part: tuple[int, int], num_images: int, batch_size: int, epoch: int = 1
+) -> list[Tensor]:
     """The rows of each batch of one pass."""
     source = Resident(torch.zeros(num_images, 2), {}, batch_size, CPU, part)
     found = list(source.rows(7, epoch))
@@ -70,10 +74,14 @@ def rows_of(part: tuple[int, int], num_images: int, batch_size: int, epoch: int 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("num_images", [12, 64, 65, 97, 101])
 def test_each_process_takes_its_rows_of_each_batch(num_images: int, size: int) -> None:
-    """Disjoint, as many in each process, together the batches of one process with R times the batch size."""
+    """Disjoint, as many in each process, together the batches of one process with R times the batch
+    size.
+    """
     parts = [rows_of((rank, size), num_images, BATCH) for rank in range(size)]
     lengths = [[len(rows) for rows in part] for part in parts]
-    assert all(each == lengths[0] for each in lengths) and min(lengths[0]) > (1 if num_images // size > 1 else 0)
+    assert all(each == lengths[0] for each in lengths) and min(lengths[0]) > (
+        1 if num_images // size > 1 else 0
+    )
     every = Counter(torch.cat([torch.cat(part) for part in parts]).tolist())
     assert set(every.values()) == {1} and num_images - len(every) == num_images % size
     whole = torch.cat(rows_of((0, 1), num_images, BATCH * size))
@@ -97,15 +105,23 @@ def test_the_order_differs_by_epoch_and_nothing_is_left_out_for_ever() -> None:
 def test_a_stream_is_divided_as_a_tensor_is() -> None:
     x = torch.arange(IMAGES, dtype=torch.float32).unsqueeze(1).expand(-1, 2).contiguous()
     for part in ((0, 2), (1, 2)):
-        resident, streamed = Resident(x, {}, BATCH, CPU, part), Streamed(TensorDataset(x), BATCH, CPU, part)
+        resident, streamed = (
+            Resident(x, {}, BATCH, CPU, part),
+            Streamed(TensorDataset(x), BATCH, CPU, part),
+        )
         assert resident.num_batches == streamed.num_batches
-        for (a, _), (b, named) in zip(resident.shuffled(0, 2, 1), streamed.shuffled(0, 2, 1), strict=True):
+        for (a, _), (b, named) in zip(
+            resident.shuffled(0, 2, 1), streamed.shuffled(0, 2, 1), strict=True
+        ):
             assert torch.equal(a, b) and torch.equal(named["index"].float(), b[:, 0])
         assert sum(len(batch) for batch, _ in streamed.in_order()) == IMAGES
 
 
 def test_what_cannot_be_divided_is_refused() -> None:
-    with pytest.raises(UserError, match="a DataLoader has an order of its own, which several processes can't divide"):
+    with pytest.raises(
+        UserError,
+        match="a DataLoader has an order of its own, which several processes can't divide",
+    ):
         Streamed(DataLoader(TensorDataset(torch.zeros(9, 2))), BATCH, CPU, (0, 2))
     with pytest.raises(UserError, match="3 images can't be divided among 4 processes"):
         Resident(torch.zeros(3, 2), {}, BATCH, CPU, (0, 4))
@@ -130,7 +146,9 @@ def test_one_process_is_a_group_that_does_nothing() -> None:
 
 
 def test_every_process_reduces_the_same_list() -> None:
-    """A parameter that this process's batch does not reach has a gradient of zeros there: another's may reach it."""
+    """A parameter that this process's batch does not reach has a gradient of zeros there: another's
+    may reach it.
+    """
 
     def halved(gradients: Sequence[Tensor], sums: Tensor) -> None:
         torch._foreach_copy_(list(gradients), [gradient / 2 for gradient in gradients])
@@ -152,10 +170,24 @@ def test_every_process_reduces_the_same_list() -> None:
 @contextmanager
 def launched(folder: Path, *arguments: str, size: int = 2) -> Iterator[subprocess.Popen[str]]:
     """torchrun with these arguments; nothing of it is left behind."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}", *arguments]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={size}",
+        *arguments,
+    ]
     with open(folder / "out", "w") as out, open(folder / "err", "w") as err:
-        child = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, text=True)
+        child = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=out, stderr=err, text=True
+        )
     try:
         yield child
     finally:
@@ -181,7 +213,9 @@ def workers(child: subprocess.Popen[str]) -> dict[int, int]:
         for pid in Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split():
             with suppress(OSError):
                 words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-                found.update({int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")})
+                found.update(
+                    {int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")}
+                )
     return found
 
 
@@ -198,7 +232,9 @@ def until(child: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
 def said(folder: Path) -> list[str]:
     """Our own lines on stderr, torchrun's report left out; no process shows a traceback."""
     lines = (folder / "err").read_text().splitlines()
-    assert not any("pyro_vae/" in line and line.lstrip().startswith("File") for line in lines), lines
+    assert not any("pyro_vae/" in line and line.lstrip().startswith("File") for line in lines), (
+        lines
+    )
     return [line for line in lines if re.match(r"error:|stopped by", line)]
 
 
@@ -232,7 +268,9 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(PIXELS, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4))
+        self.layers = nn.Sequential(
+            nn.Linear(PIXELS, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, PIXELS) to (B, 4)."""
@@ -248,14 +286,18 @@ def pixels() -> Tensor:
 def deterministic() -> tuple[Any, Any]:
     """An autoencoder in float64: its loss is a function of the images."""
     torch.manual_seed(0)
-    model = models.GenerativeModel(models.StandardNormal(2), models.Gaussian(2, (PIXELS,), scale=1.0, hidden=8))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Gaussian(2, (PIXELS,), scale=1.0, hidden=8)
+    )
     return model.double(), guides.PointEstimate((PIXELS,), 2, hidden=8).double()
 
 
 def stochastic(seed: int = 0) -> tuple[Any, Any]:
     """A VAE whose encoder has a BatchNorm."""
     torch.manual_seed(seed)
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (PIXELS,), hidden=8))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, (PIXELS,), hidden=8)
+    )
     guide = guides.MeanField((PIXELS,), 2, hidden=8)
     guide.net = Normed()
     return model, guide
@@ -263,7 +305,11 @@ def stochastic(seed: int = 0) -> tuple[Any, Any]:
 
 def state(*programs: Any) -> dict[str, Tensor]:
     """Parameters and buffers."""
-    return {f"{i} {name}": t.clone() for i, p in enumerate(programs) for name, t in p.state_dict().items()}
+    return {
+        f"{i} {name}": t.clone()
+        for i, p in enumerate(programs)
+        for name, t in p.state_dict().items()
+    }
 
 
 def train_deterministic(batch_size: int) -> dict[str, Any]:
@@ -279,7 +325,10 @@ def score(pair: tuple[Any, Any]) -> dict[str, Any]:
     """log p(x) in three tiles."""
     ll = pv.log_marginal(*pair, pixels().round(), 500, device="cpu", compile="off", seed=4)
     tensors = {name: value for name, value in vars(ll).items() if isinstance(value, Tensor)}
-    return {"tensors": tensors, "rest": [ll.curve, ll.protocol, list(ll.notes), ll.mean, ll.se_mc, str(ll)]}
+    return {
+        "tensors": tensors,
+        "rest": [ll.curve, ll.protocol, list(ll.notes), ll.mean, ll.se_mc, str(ll)],
+    }
 
 
 def diverge(on_divergence: str) -> dict[str, Any]:
@@ -304,7 +353,15 @@ def child(folder: Path) -> None:
             stochastic(group.rank),
             Recording(),
         )  # parameters of its own, which the first process's replace
-        history = pv.fit(*pair, pixels(), num_steps=24, batch_size=BATCH, binarize=recording, x_valid=pixels(), **PLAIN)
+        history = pv.fit(
+            *pair,
+            pixels(),
+            num_steps=24,
+            batch_size=BATCH,
+            binarize=recording,
+            x_valid=pixels(),
+            **PLAIN,
+        )
         found["stochastic"] = state(*pair)
         found["history"] = [vars(record) for record in (*history.train, *history.valid)]
         seen = recording.seen[-24:]  # type: ignore[attr-defined]
@@ -315,7 +372,13 @@ def child(folder: Path) -> None:
         pv.fit(*resident, pixels().round(), num_steps=8, batch_size=BATCH, **PLAIN)
         found["streamed"], found["resident"] = state(*streamed), state(*resident)
         found["graph"] = stochastic()
-        pv.fit(*found["graph"], pixels().round(), num_steps=8, batch_size=BATCH, **{**PLAIN, "compile": "graph"})
+        pv.fit(
+            *found["graph"],
+            pixels().round(),
+            num_steps=8,
+            batch_size=BATCH,
+            **{**PLAIN, "compile": "graph"},
+        )
         found["graph"] = state(*found["graph"])
         found["log_px"] = score(pair)
         found["stop"], found["skip"] = diverge("stop"), diverge("skip")
@@ -325,13 +388,17 @@ def child(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes have done all that `child` does; once, where pytest itself runs in several processes."""
+    """Where two processes have done all that `child` does; once, where pytest itself runs in
+    several processes.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "two"
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             folder.mkdir()
-            assert torchrun(folder, str(Path(__file__).resolve()), str(folder)) == 0, (folder / "err").read_text()
+            assert torchrun(folder, str(Path(__file__).resolve()), str(folder)) == 0, (
+                folder / "err"
+            ).read_text()
     return folder
 
 
@@ -347,8 +414,12 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two: list[dict[str, Any]]) -> None:
-    """13 steps of an autoencoder in float64: the same gradients, clipped alike, and the same records, up to rounding."""
+def test_two_processes_take_the_steps_of_one_with_twice_the_batch(
+    two: list[dict[str, Any]],
+) -> None:
+    """13 steps of an autoencoder in float64: the same gradients, clipped alike, and the same
+    records, up to rounding.
+    """
     expected = train_deterministic(2 * BATCH)
     for found in (each["deterministic"] for each in two):
         assert found["state"].keys() == expected["state"].keys()
@@ -356,16 +427,24 @@ def test_two_processes_take_the_steps_of_one_with_twice_the_batch(two: list[dict
             assert torch.allclose(found["state"][name], value, rtol=1e-10, atol=1e-12), name
         assert torch.allclose(found["records"], expected["records"], rtol=1e-10)
     fresh = state(*deterministic())
-    assert any(not torch.allclose(expected["state"][name], fresh[name], atol=1e-3) for name in fresh)
+    assert any(
+        not torch.allclose(expected["state"][name], fresh[name], atol=1e-3) for name in fresh
+    )
 
 
 @pytest.mark.slow
-def test_images_are_disjoint_noise_differs_and_parameters_stay_equal(two: list[dict[str, Any]]) -> None:
+def test_images_are_disjoint_noise_differs_and_parameters_stay_equal(
+    two: list[dict[str, Any]],
+) -> None:
     first, second = two
     assert same(first["stochastic"], second["stochastic"]) and first["history"] == second["history"]
     fresh = state(*stochastic())  # the first process's, trained
-    assert not any(torch.equal(first["stochastic"][name], fresh[name]) for name in fresh if "weight" in name)
-    rows = [{tuple(x.tolist()) for batch in each["seen"][:7] for x in batch} for each in two]  # the first pass
+    assert not any(
+        torch.equal(first["stochastic"][name], fresh[name]) for name in fresh if "weight" in name
+    )
+    rows = [
+        {tuple(x.tolist()) for batch in each["seen"][:7] for x in batch} for each in two
+    ]  # the first pass
     assert not rows[0] & rows[1] and len(rows[0]) == len(rows[1]) == IMAGES // 2
     for step in range(24):
         a, b = first["noise"][step], second["noise"][step]
@@ -374,7 +453,9 @@ def test_images_are_disjoint_noise_differs_and_parameters_stay_equal(two: list[d
 
 
 @pytest.mark.slow
-def test_streams_and_staged_steps_train_as_tensors_and_eager_ones_do(two: list[dict[str, Any]]) -> None:
+def test_streams_and_staged_steps_train_as_tensors_and_eager_ones_do(
+    two: list[dict[str, Any]],
+) -> None:
     for each in two:
         assert same(each["streamed"], each["resident"])
         assert same(each["graph"], two[0]["graph"])
@@ -386,7 +467,9 @@ def test_streams_and_staged_steps_train_as_tensors_and_eager_ones_do(two: list[d
 def test_an_evaluation_by_two_processes_is_that_of_one(two: list[dict[str, Any]]) -> None:
     pair = stochastic()
     for i, program in enumerate(pair):
-        program.load_state_dict({n[2:]: t for n, t in two[0]["stochastic"].items() if n[0] == str(i)})
+        program.load_state_dict(
+            {n[2:]: t for n, t in two[0]["stochastic"].items() if n[0] == str(i)}
+        )
     expected = score(pair)
     for found in (each["log_px"] for each in two):
         assert found["rest"] == expected["rest"] and same(found["tensors"], expected["tensors"])
@@ -394,10 +477,17 @@ def test_an_evaluation_by_two_processes_is_that_of_one(two: list[dict[str, Any]]
 
 
 @pytest.mark.slow
-def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(two: list[dict[str, Any]]) -> None:
+def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(
+    two: list[dict[str, Any]],
+) -> None:
     first, second = two
-    assert first["stop"]["said"] == second["stop"]["said"] and first["stop"]["step"] == second["stop"]["step"] >= 1
-    assert "the loss is" in first["stop"]["said"] and "it begins at site" in first["stop"]["said"]  # whoever found it
+    assert (
+        first["stop"]["said"] == second["stop"]["said"]
+        and first["stop"]["step"] == second["stop"]["step"] >= 1
+    )
+    assert (
+        "the loss is" in first["stop"]["said"] and "it begins at site" in first["stop"]["said"]
+    )  # whoever found it
     assert same(first["stop"]["state"], second["stop"]["state"])
     assert first["skip"]["skipped"] == second["skip"]["skipped"] == 1
     assert same(first["skip"]["state"], second["skip"]["state"])
@@ -411,7 +501,8 @@ def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(two: l
 def steps_saved(run: Path) -> list[int]:
     """Of the checkpoints that are complete."""
     return [
-        int(path.stem.removeprefix("step-").split("-")[0]) for path in checkpoint_files.complete(run / "checkpoints")
+        int(path.stem.removeprefix("step-").split("-")[0])
+        for path in checkpoint_files.complete(run / "checkpoints")
     ]
 
 
@@ -436,7 +527,9 @@ def test_the_first_process_alone_writes_and_prints(ran: Path, tmp_path: Path) ->
     assert printed.count("log p(x) ≥") == printed.count("run: run") == 2
     assert (ran / "err").read_text().count("training step:") == 1
     assert main(["train", *SMALL[:-1], "3", "--quiet", "--out", str(tmp_path / "run")]) == 0
-    ours, theirs = ({re.sub(r"\d{9}", "N", name) for name in files(each)} for each in (run, tmp_path / "run"))
+    ours, theirs = (
+        {re.sub(r"\d{9}", "N", name) for name in files(each)} for each in (run, tmp_path / "run")
+    )
     assert ours == theirs
 
 
@@ -460,15 +553,30 @@ def test_evaluate_by_two_processes_stores_what_one_stores(
 
 @pytest.mark.slow
 def test_killed_and_resumed_and_stopped_it_is_the_same_run(ran: Path, tmp_path: Path) -> None:
-    """kill -9 of the second process, then SIGTERM to torchrun: each time the run ends with a checkpoint that serves."""
+    """kill -9 of the second process, then SIGTERM to torchrun: each time the run ends with a
+    checkpoint that serves.
+    """
     run = tmp_path / "run"
-    train = ["-m", "pyro_vae", "train", *SMALL, "--quiet", "--checkpoint-minutes", "0", "--out", "run"]
+    train = [
+        "-m",
+        "pyro_vae",
+        "train",
+        *SMALL,
+        "--quiet",
+        "--checkpoint-minutes",
+        "0",
+        "--out",
+        "run",
+    ]
     with launched(tmp_path, *train) as child:
         until(child, lambda: (steps_saved(run) or [0])[-1] >= 4)
         os.kill(workers(child)[1], signal.SIGKILL)
         assert child.wait(60) != 0
     (line,) = said(tmp_path)
-    assert line.startswith("error: another process of the 2 is gone (") and "pyro-vae train --resume run" in line
+    assert (
+        line.startswith("error: another process of the 2 is gone (")
+        and "pyro-vae train --resume run" in line
+    )
     assert sorted(exit_codes(tmp_path)) == [-9, 1]
     reached = steps_saved(run)[-1]
     assert 4 <= reached < 40
@@ -488,7 +596,10 @@ def test_killed_and_resumed_and_stopped_it_is_the_same_run(ran: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_mistake_ends_every_process_with_one_line_in_all(ran: Path, tmp_path: Path) -> None:
     """One that all of them see, and one that only the first does: the folder is locked."""
-    assert torchrun(tmp_path, "-m", "pyro_vae", "train", "--likelihood", "Bernuli", "--out", "run") == 1
+    assert (
+        torchrun(tmp_path, "-m", "pyro_vae", "train", "--likelihood", "Bernuli", "--out", "run")
+        == 1
+    )
     (line,) = said(tmp_path)
     assert line.startswith("error: unknown likelihood 'Bernuli'; did you mean 'Bernoulli'?")
     assert exit_codes(tmp_path) == [2, 2] and not (tmp_path / "run").exists()

@@ -43,10 +43,15 @@ print(asked)
 
 
 @pytest.mark.skipif(
-    platform.libc_ver()[0] != "glibc", reason="glibc's allocator is meant, and this is another C library"
+    platform.libc_ver()[0] != "glibc",
+    reason="glibc's allocator is meant, and this is another C library",
 )
 @pytest.mark.parametrize("by", KEEPING)
 def test_repeated_chunks_ask_the_system_for_no_new_pages(by: str) -> None:
-    """A page that was given back is cleared and mapped again: a fault, of which these 100 chunks took 250 000 here."""
-    ran = subprocess.run([sys.executable, "-c", KEEPING[by] + COUNT], capture_output=True, text=True, check=True)
+    """A page that was given back is cleared and mapped again: a fault, of which these 100 chunks
+    took 250 000 here.
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", KEEPING[by] + COUNT], capture_output=True, text=True, check=True
+    )
     assert int(ran.stdout) < 1000

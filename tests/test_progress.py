@@ -17,9 +17,18 @@ class Screen(StringIO):
         return True
 
 
-def test_a_training_that_is_logged_writes_its_first_and_its_last_state(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_that_is_logged_writes_its_first_and_its_last_state(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (12,)))
-    pv.fit(model, guides.MeanField((12,), 2), binary_images(20), batch_size=5, num_epochs=50, progress=True)
+    pv.fit(
+        model,
+        guides.MeanField((12,), 2),
+        binary_images(20),
+        batch_size=5,
+        num_epochs=50,
+        progress=True,
+    )
     states = [state for state in capfd.readouterr().err.split("\r") if "/200" in state]
     assert len(states) <= 3
     assert "200/200" in states[-1] and "epoch 50, ELBO" in states[-1]
@@ -31,7 +40,9 @@ class Notebook(StringIO):
     __module__ = "ipykernel.iostream"
 
 
-@pytest.mark.parametrize(("stream", "seconds"), [(Screen, SCREEN), (Notebook, SCREEN), (StringIO, LOG)])
+@pytest.mark.parametrize(
+    ("stream", "seconds"), [(Screen, SCREEN), (Notebook, SCREEN), (StringIO, LOG)]
+)
 def test_a_screen_is_redrawn_ten_times_a_second(
     stream: type[StringIO], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

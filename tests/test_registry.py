@@ -1,4 +1,6 @@
-"""Laws of the registry: what is written is read back, nothing is evaluated, the spec wins over the context."""
+"""Laws of the registry: what is written is read back, nothing is evaluated, the spec wins over the
+context.
+"""
 
 import subprocess
 import sys
@@ -49,7 +51,12 @@ class MeanField:
     slot = "guide"
 
     def __init__(self, event_shape, latent_dim, net="MLP", **net_args):
-        self.event_shape, self.latent_dim, self.net, self.net_args = event_shape, latent_dim, net, net_args
+        self.event_shape, self.latent_dim, self.net, self.net_args = (
+            event_shape,
+            latent_dim,
+            net,
+            net_args,
+        )
 
 
 class Forwards(MeanField):
@@ -91,7 +98,12 @@ class Digits:
 
 FAKES: dict[str, dict[str, Any]] = {
     "fake_models": {"Normal": Normal, "Vamp": Vamp, "Model": Model},
-    "fake_guides": {"Abstract": Abstract, "MeanField": MeanField, "Forwards": Forwards, "helper": len},
+    "fake_guides": {
+        "Abstract": Abstract,
+        "MeanField": MeanField,
+        "Forwards": Forwards,
+        "helper": len,
+    },
     "fake_nn": {"MLP": MLP, "Conv": Conv},
 }
 CONTEXT: dict[str, Any] = {"event_shape": (4,), "latent_dim": 2}
@@ -113,7 +125,9 @@ def fake_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
         "net": "fake_nn",
         "data": "fake_data",
     }
-    monkeypatch.setattr(registry, "NAMESPACES", {**places, "optimizer": "torch.optim", "schedule": "not_there"})
+    monkeypatch.setattr(
+        registry, "NAMESPACES", {**places, "optimizer": "torch.optim", "schedule": "not_there"}
+    )
 
 
 def refusal(slot: str, spec: Any, **context: Any) -> str:
@@ -149,7 +163,9 @@ def choices(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Choice]:
 
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=2).map(tuple) | choices(inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=2).map(tuple) | choices(inner)
+    ),
     max_leaves=6,
 )
 
@@ -178,10 +194,19 @@ def test_any_text_is_read_or_refused_in_one_line(text: str) -> None:
         ("IAF", Choice("IAF")),
         (" IAF( ) ", Choice("IAF")),
         ("IAF(3, depth=4)", Choice("IAF", (3,), {"depth": 4})),
-        ("G(scale=learned, a=-1e-4, b=None)", Choice("G", (), {"scale": "learned", "a": -1e-4, "b": None})),
+        (
+            "G(scale=learned, a=-1e-4, b=None)",
+            Choice("G", (), {"scale": "learned", "a": -1e-4, "b": None}),
+        ),
         ("G(inf, -inf, 'inf')", Choice("G", (float("inf"), -float("inf"), "inf"))),
-        ("G(hidden=(200, 200), x=[1, (2,)])", Choice("G", (), {"hidden": (200, 200), "x": [1, (2,)]})),
-        ("G(prior=V(k=2), net=N())", Choice("G", (), {"prior": Choice("V", (), {"k": 2}), "net": Choice("N")})),
+        (
+            "G(hidden=(200, 200), x=[1, (2,)])",
+            Choice("G", (), {"hidden": (200, 200), "x": [1, (2,)]}),
+        ),
+        (
+            "G(prior=V(k=2), net=N())",
+            Choice("G", (), {"prior": Choice("V", (), {"k": 2}), "net": Choice("N")}),
+        ),
         ("my_lab.guides:Mine(depth=2)", Choice("my_lab.guides:Mine", (), {"depth": 2})),
         ("my lab/é/file.py:Mine", Choice("my lab/é/file.py:Mine")),
         (r"C:\lab\file.py:Mine(1)", Choice(r"C:\lab\file.py:Mine", (1,))),
@@ -235,7 +260,23 @@ def test_refuses_with_the_position(spec: str, position: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["(", "[", "A(", "-", "not ", "a.", "lambda:", "A(x=", "a:", "'", "1+", "{", "x if y else ", "9"]
+    "unit",
+    [
+        "(",
+        "[",
+        "A(",
+        "-",
+        "not ",
+        "a.",
+        "lambda:",
+        "A(x=",
+        "a:",
+        "'",
+        "1+",
+        "{",
+        "x if y else ",
+        "9",
+    ],
 )
 @pytest.mark.parametrize("times", [25, 150, 900, 10**6])
 def test_hostile_specs_are_refused(unit: str, times: int) -> None:
@@ -248,7 +289,10 @@ def test_hostile_specs_are_refused(unit: str, times: int) -> None:
 
 def test_never_evaluates(tmp_path: Path) -> None:
     made = tmp_path / "made"
-    for spec in (f'__import__("os").system("touch {made}")', f"MeanField(x=__import__('os').system('touch {made}'))"):
+    for spec in (
+        f'__import__("os").system("touch {made}")',
+        f"MeanField(x=__import__('os').system('touch {made}'))",
+    ):
         refusal("guide", spec, **CONTEXT)
     refusal("guide", "MeanField(hidden=__import__('os'))", **CONTEXT)
     assert not made.exists()
@@ -269,19 +313,30 @@ def test_optimizers_are_those_of_torch() -> None:
 
 
 def test_unknown_names() -> None:
-    assert "did you mean 'MeanField'? choices: Forwards, MeanField" in refusal("guide", "MeanFeild", **CONTEXT)
-    assert "belongs to the slot guide, not to prior; choices: Normal, Vamp" in refusal("prior", "MeanField", **CONTEXT)
+    assert "did you mean 'MeanField'? choices: Forwards, MeanField" in refusal(
+        "guide", "MeanFeild", **CONTEXT
+    )
+    assert "belongs to the slot guide, not to prior; choices: Normal, Vamp" in refusal(
+        "prior", "MeanField", **CONTEXT
+    )
     assert "did you mean 'guide'" in refusal("guid", "MeanField")
 
 
 def test_case_does_not_matter_to_a_member() -> None:
     assert resolve("guide", "meanfield") is MeanField and resolve("net", "mlp") is MLP
-    assert build("guide", "meanField(net=conv)", **CONTEXT, channels=(8,)).net_args == {"channels": (8,)}
+    assert build("guide", "meanField(net=conv)", **CONTEXT, channels=(8,)).net_args == {
+        "channels": (8,)
+    }
 
 
 def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = [EntryPoint("Theirs", "fake_guides:MeanField", "g"), EntryPoint("Broken", "not_there:X", "g")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else [])
+    entries = [
+        EntryPoint("Theirs", "fake_guides:MeanField", "g"),
+        EntryPoint("Broken", "not_there:X", "g"),
+    ]
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
+    )
     assert resolve("guide", "Theirs") is MeanField
     assert "did you mean 'Theirs'" in refusal("guide", "Their")
     assert "not_there:X failed: ModuleNotFoundError" in refusal("guide", "Broken")
@@ -332,7 +387,10 @@ def test_module_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert sys.modules[type(mine).__module__].Mine is type(mine)
         assert build("guide", f"{place}:program")("as it is") == "as it is"
         assert build("guide", f"{place}:Program", **CONTEXT).latent_dim == 2
-        assert (build("guide", f"{place}:built").latent_dim, build("guide", f"{place}:module").latent_dim) == (7, 8)
+        assert (
+            build("guide", f"{place}:built").latent_dim,
+            build("guide", f"{place}:module").latent_dim,
+        ) == (7, 8)
         assert "did you mean 'Mine'?" in refusal("guide", f"{place}:Mime")
         assert "belongs to the slot prior, not to guide" in refusal("guide", f"{place}:Prior")
     assert build("model", f"Model(prior={tmp_path}/reg_lab/guides.py:Prior)").prior.slot == "prior"
@@ -341,27 +399,51 @@ def test_module_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_is_no_part_is_refused_before_it_is_called(tmp_path: Path) -> None:
-    """Arguments are given to a class of the slot alone; without any, a Pyro program serves where one is asked for."""
+    """Arguments are given to a class of the slot alone; without any, a Pyro program serves where
+    one is asked for.
+    """
     (tmp_path / "parts.py").write_text(SOURCE)
     place = f"{tmp_path}/parts.py"
-    for name in ("factory(depth=3)", "program(x=1)", "Program(depth=3)", "built(depth=3)", "module(1)"):
-        assert 'expected a class with slot = "guide"' in refusal("guide", f"{place}:{name}", **CONTEXT), name
+    for name in (
+        "factory(depth=3)",
+        "program(x=1)",
+        "Program(depth=3)",
+        "built(depth=3)",
+        "module(1)",
+    ):
+        assert 'expected a class with slot = "guide"' in refusal(
+            "guide", f"{place}:{name}", **CONTEXT
+        ), name
     for name, word in {
         "Other": "names no slot",
         "other": "an object of the class object",
         "nn": "class module",
     }.items():
         assert word in refusal("guide", f"{place}:{name}", **CONTEXT)
-    for name in ("program", "Program", "module", "factory(depth=3)", "Other", "other(1)", "program()"):
+    for name in (
+        "program",
+        "Program",
+        "module",
+        "factory(depth=3)",
+        "Other",
+        "other(1)",
+        "program()",
+    ):
         assert 'not a class with slot = "prior"' in refusal("prior", f"{place}:{name}", **CONTEXT)
-        assert "not a subclass of torch.optim.Optimizer" in refusal("optimizer", f"{place}:{name}", params=[], lr=1.0)
+        assert "not a subclass of torch.optim.Optimizer" in refusal(
+            "optimizer", f"{place}:{name}", params=[], lr=1.0
+        )
     for name in ("factory()", "program(1)", "Program()", "Other()", "built()", "other()"):
-        assert "names its slot" in refusal("guide", f"MeanField(latent_dim={place}:{name})", **CONTEXT)
+        assert "names its slot" in refusal(
+            "guide", f"MeanField(latent_dim={place}:{name})", **CONTEXT
+        )
 
 
 def test_an_entry_point_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [EntryPoint("Theirs", "os:mkdir", "g")]
-    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else [])
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
+    )
     for spec in ("Theirs", "Theirs(x)"):
         assert "guide Theirs is a function, not a class" in refusal("guide", spec, **CONTEXT)
 
@@ -370,13 +452,19 @@ def test_faulty_modules_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.syspath_prepend(tmp_path)
     assert "no module 'reg_gone'" in refusal("guide", "reg_gone.guides:Mine")
     assert "no file" in refusal("guide", f"{tmp_path}/gone.py:Mine")
-    faults = {"needs": "import reg_gone", "raises": "x = 1\nraise KeyError('a\\nb')", "syntax": "x = = 1"}
+    faults = {
+        "needs": "import reg_gone",
+        "raises": "x = 1\nraise KeyError('a\\nb')",
+        "syntax": "x = = 1",
+    }
     for name, text in faults.items():
         (tmp_path / f"reg_{name}.py").write_text(text)
         for place in (f"reg_{name}", f"{tmp_path}/reg_{name}.py"):
             for _ in range(2):  # a failed import leaves nothing behind
                 assert f"reg_{name}" in refusal("guide", f"{place}:Mine")
-    assert "KeyError: 'a\\nb' (reg_raises.py, line 2)" in refusal("guide", f"{tmp_path}/reg_raises.py:Mine")
+    assert "KeyError: 'a\\nb' (reg_raises.py, line 2)" in refusal(
+        "guide", f"{tmp_path}/reg_raises.py:Mine"
+    )
 
 
 # Building
@@ -384,8 +472,15 @@ def test_faulty_modules_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_fills_by_name_and_the_spec_wins() -> None:
     guide = build("guide", "MeanField", **CONTEXT, hidden=(3,), unrelated=1)
-    assert (guide.event_shape, guide.latent_dim, guide.net, guide.net_args) == ((4,), 2, "MLP", {"hidden": (3,)})
-    guide = build("guide", "MeanField(latent_dim=7, hidden=(5,))", **CONTEXT, hidden=(3,), activation="tanh")
+    assert (guide.event_shape, guide.latent_dim, guide.net, guide.net_args) == (
+        (4,),
+        2,
+        "MLP",
+        {"hidden": (3,)},
+    )
+    guide = build(
+        "guide", "MeanField(latent_dim=7, hidden=(5,))", **CONTEXT, hidden=(3,), activation="tanh"
+    )
     assert (guide.latent_dim, guide.net_args) == (7, {"hidden": (5,), "activation": "tanh"})
     assert build("prior", "Normal(5, 2.0)", **CONTEXT).latent_dim == 5
     assert build("prior", Normal, **CONTEXT, scale=3.0).scale == 3.0
@@ -401,19 +496,33 @@ def test_the_network_that_is_chosen_gives_the_arguments() -> None:
     guide = build("guide", "MeanField(net=Conv)", **CONTEXT, hidden=(3,), channels=(8,))
     assert (guide.net, guide.net_args) == ("Conv", {"channels": (8,)})
     for spec, net in (("MeanField", Conv), ("MeanField(net=Conv)", "MLP"), ("MeanField", "Conv")):
-        assert build("guide", spec, **CONTEXT, net=net, channels=(8,)).net_args == {"channels": (8,)}
+        assert build("guide", spec, **CONTEXT, net=net, channels=(8,)).net_args == {
+            "channels": (8,)
+        }
     assert "did you mean 'hidden'" in refusal("guide", "MeanField(hiden=(3,))", **CONTEXT)
     assert "unknown argument" in refusal("guide", "MeanField(net=Conv, hidden=(3,))", **CONTEXT)
     assert "did you mean 'Conv'" in refusal("guide", "MeanField(net=Comv)", **CONTEXT)
 
 
 def test_a_network_written_as_a_call_is_spread_over_the_part() -> None:
-    written = build("guide", "MeanField(net=Conv(channels=(8,)))", **CONTEXT, net="MLP(hidden=(3,))", activation="relu")
+    written = build(
+        "guide",
+        "MeanField(net=Conv(channels=(8,)))",
+        **CONTEXT,
+        net="MLP(hidden=(3,))",
+        activation="relu",
+    )
     assert (written.net, written.net_args) == ("Conv", {"channels": (8,), "activation": "relu"})
-    offered = build("guide", "MeanField(activation=tanh)", **CONTEXT, net="MLP(hidden=(3,), activation=silu)")
+    offered = build(
+        "guide", "MeanField(activation=tanh)", **CONTEXT, net="MLP(hidden=(3,), activation=silu)"
+    )
     assert (offered.net, offered.net_args) == ("MLP", {"hidden": (3,), "activation": "tanh"})
-    assert "given twice" in refusal("guide", "MeanField(net=MLP(hidden=(3,)), hidden=(3,))", **CONTEXT)
-    assert "name the arguments of net=MLP(3)" in refusal("guide", "MeanField(net=MLP(3))", **CONTEXT)
+    assert "given twice" in refusal(
+        "guide", "MeanField(net=MLP(hidden=(3,)), hidden=(3,))", **CONTEXT
+    )
+    assert "name the arguments of net=MLP(3)" in refusal(
+        "guide", "MeanField(net=MLP(3))", **CONTEXT
+    )
 
 
 def test_a_subclass_that_forwards_keywords_takes_the_network_too() -> None:
@@ -423,9 +532,13 @@ def test_a_subclass_that_forwards_keywords_takes_the_network_too() -> None:
 
 
 def test_nested_choices_are_built_with_the_same_context() -> None:
-    model = build("model", "Model(prior=Vamp(encoder=MeanField(hidden=(3,)), components=5))", **CONTEXT)
+    model = build(
+        "model", "Model(prior=Vamp(encoder=MeanField(hidden=(3,)), components=5))", **CONTEXT
+    )
     assert isinstance(model.prior, Vamp) and model.prior.components == 5
-    assert isinstance(model.prior.encoder, MeanField) and model.prior.encoder.net_args == {"hidden": (3,)}
+    assert isinstance(model.prior.encoder, MeanField) and model.prior.encoder.net_args == {
+        "hidden": (3,)
+    }
     assert isinstance(build("model", "Model(prior=Normal)", **CONTEXT).prior, Normal)
     assert isinstance(build("model", "Model", **CONTEXT, prior="Normal(scale=2.0)").prior, Normal)
     pair = build("prior", "Vamp(encoder=(MeanField(), 'MeanField'))", **CONTEXT).encoder
@@ -436,11 +549,18 @@ def test_nested_choices_are_built_with_the_same_context() -> None:
 
 def test_arguments_that_do_not_fit() -> None:
     message = refusal("prior", "Vamp(components=2)", latent_dim=2)
-    assert message.startswith("prior Vamp(components=2) lacks encoder: ") and "the context has latent_dim" in message
-    assert "did you mean 'components'" in refusal("prior", "Vamp(component=2)", latent_dim=2, encoder=None)
+    assert (
+        message.startswith("prior Vamp(components=2) lacks encoder: ")
+        and "the context has latent_dim" in message
+    )
+    assert "did you mean 'components'" in refusal(
+        "prior", "Vamp(component=2)", latent_dim=2, encoder=None
+    )
     assert "too many" in refusal("prior", "Normal(1, 2, 3)")
     assert "latent_dim is given twice" in refusal("prior", "Normal(1, latent_dim=3)")
-    assert "prior Normal(scale=wide): scale must be a float" in refusal("prior", "Normal(scale=wide)", **CONTEXT)
+    assert "prior Normal(scale=wide): scale must be a float" in refusal(
+        "prior", "Normal(scale=wide)", **CONTEXT
+    )
     assert refusal("prior", "Normal(scale=-1.0)", **CONTEXT) == "Normal(scale): must be positive"
     assert "abstract: give it build" in refusal("guide", Abstract)
     assert "belongs to the slot guide" in refusal("prior", MeanField, **CONTEXT)
@@ -452,7 +572,9 @@ def test_an_optimizer_is_a_part() -> None:
     weights = [torch.zeros(2, requires_grad=True)]
     adam = build("optimizer", "Adam(eps=1e-4)", params=weights, lr=0.5)
     assert (adam.defaults["lr"], adam.defaults["eps"]) == (0.5, 1e-4)
-    assert "optimizer Adam(lr=-1): Invalid learning rate" in refusal("optimizer", "Adam(lr=-1)", params=weights)
+    assert "optimizer Adam(lr=-1): Invalid learning rate" in refusal(
+        "optimizer", "Adam(lr=-1)", params=weights
+    )
     assert "not a subclass" in refusal("optimizer", "torch.optim:LBFGS", params=weights)
 
 
@@ -464,7 +586,9 @@ def test_describe() -> None:
         "MeanField", "Independent Gaussians.", "(event_shape, latent_dim, net=MLP, **net_args)"
     )
     assert describe("data") == [Part("digits", "The digits.", "")]
-    assert describe("net")[1] == Part("Conv", "", "(in_shape, out_shape, channels=(32,), activation=relu)")
+    assert describe("net")[1] == Part(
+        "Conv", "", "(in_shape, out_shape, channels=(32,), activation=relu)"
+    )
     assert all(part.summary and part.arguments for part in describe("optimizer"))
 
 

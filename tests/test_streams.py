@@ -1,4 +1,6 @@
-"""What is refused of a tensor of images is refused of a Dataset that streams them, at whichever image it is."""
+"""What is refused of a tensor of images is refused of a Dataset that streams them, at whichever
+image it is.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_a_value_outside_the_support_is_found_in_any_image(form: str, how: str) 
     for image in (0, 7, 22):
         grey = x.clone()
         grey[image, 3] = 0.25
-        with pytest.raises(UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli"):
+        with pytest.raises(
+            UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli"
+        ):
             ESTIMATES[how](*pair, FORMS[form](grey))
 
 
@@ -77,7 +81,9 @@ def nothing(x: Tensor) -> None:
 
 @pytest.mark.parametrize("how", ["importance", "exact", "annealed"])
 @pytest.mark.parametrize("form", FORMS)
-def test_a_log_weight_that_is_nan_ends_in_a_sentence_that_names_the_image(form: str, how: str) -> None:
+def test_a_log_weight_that_is_nan_ends_in_a_sentence_that_names_the_image(
+    form: str, how: str
+) -> None:
     """Beyond the images that the dry run sees."""
     x = torch.rand(23, 2, generator=torch.Generator().manual_seed(0))
     pair = (summed_out, nothing) if how == "exact" else (model, guide)

@@ -45,7 +45,9 @@ def some(number: int, value: float, others: float) -> Tensor:
 
 def annealed(number: int, acceptance: float) -> AnnealedMarginal:
     """Chains that accept so much in so many of the images."""
-    return AnnealedMarginal(**given(), acceptance=some(number, acceptance, 0.6), step_size=torch.ones(NUMBER))
+    return AnnealedMarginal(
+        **given(), acceptance=some(number, acceptance, 0.6), step_size=torch.ones(NUMBER)
+    )
 
 
 def restored(number: int, acceptance: float) -> Restored:
@@ -55,7 +57,9 @@ def restored(number: int, acceptance: float) -> Restored:
 
 
 def diagnosed(variance: float = 1.0, cost: float = 1.0, information: float = 1.0) -> Diagnostics:
-    """Two units, the second one with this variance and KL, and a mutual information of N = 200 images."""
+    """Two units, the second one with this variance and KL, and a mutual information of N = 200
+    images.
+    """
     return Diagnostics(
         ActiveUnits({"z": torch.tensor([1.0, variance])}, 20),
         RateDistortion(2.0, 0.1, 50.0, 0.1, -52.0, 0.1, NUMBER, 20),
@@ -67,7 +71,9 @@ def diagnosed(variance: float = 1.0, cost: float = 1.0, information: float = 1.0
 def ranked(p: float) -> Any:
     """Ranks of two dimensions, the smallest p-value being this."""
     ranks = torch.arange(100).expand(2, -1).T
-    lines = str(SBC({"z": ranks}, {"z": torch.tensor([0.5, p], dtype=torch.float64)}, 99)).splitlines()
+    lines = str(
+        SBC({"z": ranks}, {"z": torch.tensor([0.5, p], dtype=torch.float64)}, 99)
+    ).splitlines()
     return SimpleNamespace(warnings=tuple(line for line in lines if "warning" in line))
 
 
@@ -117,9 +123,21 @@ CASES: dict[str, tuple[str, Any, Any]] = {  # key words, what is just not told, 
     "a restoration's": ("hardly move", restored(NUMBER, 0.051), restored(NUMBER, 0.049)),
     "a restoration's in 1% of the images": ("hardly move", restored(2, 0.01), restored(3, 0.01)),
     "an active unit": ("1 of 2 units are inactive", diagnosed(0.0101), diagnosed(0.0099)),
-    "an idle unit that costs": ("inactive units of z cost", diagnosed(0.0, 0.049), diagnosed(0.0, 0.051)),
-    "an active unit that costs": ("inactive units of z cost", diagnosed(0.02, 3.0), diagnosed(0.005, 3.0)),
-    "a ceiling": ("at its ceiling", diagnosed(information=log(200) - 1.01), diagnosed(information=log(200) - 0.99)),
+    "an idle unit that costs": (
+        "inactive units of z cost",
+        diagnosed(0.0, 0.049),
+        diagnosed(0.0, 0.051),
+    ),
+    "an active unit that costs": (
+        "inactive units of z cost",
+        diagnosed(0.02, 3.0),
+        diagnosed(0.005, 3.0),
+    ),
+    "a ceiling": (
+        "at its ceiling",
+        diagnosed(information=log(200) - 1.01),
+        diagnosed(information=log(200) - 0.99),
+    ),
     "ranks": ("not the model's posterior", ranked(0.00051), ranked(0.00049)),
 }
 
@@ -132,7 +150,9 @@ def test_a_result_says_it_on_one_side_alone(name: str) -> None:
 
 
 def test_high_khat_is_above_seven_tenths_of_those_that_have_one() -> None:
-    found = LogMarginal(**given(khat=torch.tensor([0.69, 0.71, 0.7, torch.nan, -torch.inf, torch.inf])))
+    found = LogMarginal(
+        **given(khat=torch.tensor([0.69, 0.71, 0.7, torch.nan, -torch.inf, torch.inf]))
+    )
     assert found.high_khat == 2 / 5
     nothing = LogMarginal(**given(khat=torch.full((NUMBER,), torch.nan)))
     assert nothing.high_khat != nothing.high_khat
@@ -143,13 +163,21 @@ def test_an_interval_is_sound_below_khat_of_a_half_with_300_draws_worth() -> Non
     figures["ess"] = torch.tensor([300.0, 900.0, 299.9, 900.0, 300.0]).double()
     same = {name: value[:5] for name, value in given().items() if isinstance(value, Tensor)}
     found = LogMarginal(**{**given(), **same, **figures})
-    assert list(found.per_image()["flag"]) == ["", "interval unsound", "interval unsound", "interval unsound", ""]
+    assert list(found.per_image()["flag"]) == [
+        "",
+        "interval unsound",
+        "interval unsound",
+        "interval unsound",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("layer", ["batchnorm", "dropout", "neither"])
 def test_a_module_in_train_mode_is_told_of_and_one_in_eval_mode_is_not(layer: str) -> None:
     """In either estimate; and the modules are left in the mode that they had."""
-    made = {"batchnorm": nn.BatchNorm1d(6), "dropout": nn.Dropout(0.3), "neither": nn.LayerNorm(6)}[layer].double()
+    made = {"batchnorm": nn.BatchNorm1d(6), "dropout": nn.Dropout(0.3), "neither": nn.LayerNorm(6)}[
+        layer
+    ].double()
     case = ppca(4)
 
     class Guide(nn.Module):

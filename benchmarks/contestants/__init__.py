@@ -1,7 +1,8 @@
 """The same model, trained and evaluated as the users of each library would write it at its best.
 
-Every module has ``step(at, x)``, a training step on one batch that returns its loss summed over the batch; where the suite
-calls for them ``epochs(at, images)``, which returns a function of the number of epochs; and an estimator of log p(x).
+Every module has ``step(at, x)``, a training step on one batch that returns its loss summed over the
+batch; where the suite calls for them ``epochs(at, images)``, which returns a function of the number
+of epochs; and an estimator of log p(x).
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ LIBRARIES = {"numpyro": "numpyro_svi", "pythae": "pythae_vae"}
 
 
 def others(names: Mapping[str, str], method: str, *arguments: Any) -> dict[str, Callable[[], Any]]:
-    """Makers of the contestants by other libraries, those that are installed: ``names`` by library, as the suite calls them.
+    """Makers of the contestants by other libraries, those that are installed: ``names`` by library,
+    as the suite calls them.
 
     Each is imported where it is made, as its threads are not to run beside the others'.
     """
 
     def make(library: str) -> Any:
-        return getattr(import_module(f"benchmarks.contestants.{LIBRARIES[library]}"), method)(*arguments)
+        return getattr(import_module(f"benchmarks.contestants.{LIBRARIES[library]}"), method)(
+            *arguments
+        )
 
     return {name: partial(make, library) for library, name in names.items() if find_spec(library)}
 

@@ -1,4 +1,6 @@
-"""PyTorch by hand: the closed-form KL, logits, fused Adam; one image's draws in chunks for log p(x)."""
+"""PyTorch by hand: the closed-form KL, logits, fused Adam; one image's draws in chunks for log
+p(x).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ from benchmarks.architectures import Architecture
 from benchmarks.contestants import Step, Train, timed
 
 
-def _step(at: Architecture, device: torch.device, compiled: bool, seed: int) -> Callable[[Tensor], Tensor]:
+def _step(
+    at: Architecture, device: torch.device, compiled: bool, seed: int
+) -> Callable[[Tensor], Tensor]:
     encoder, decoder = (net.to(device) for net in at.networks(seed))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
+    optimizer = torch.optim.Adam(
+        [*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True
+    )
 
     def elbo_loss(x: Tensor) -> Tensor:
         loc, log_scale = encoder(x).chunk(2, dim=-1)
@@ -45,7 +51,9 @@ def step(at: Architecture, x: Tensor, *, compiled: bool = False, seed: int = 0) 
 def captured_step(at: Architecture, x: Tensor, seed: int = 0) -> Step:
     """The eager step as one CUDA graph, its optimiser inside."""
     encoder, decoder = (net.to(x.device) for net in at.networks(seed))
-    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True, capturable=True)
+    optimizer = torch.optim.Adam(
+        [*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True, capturable=True
+    )
 
     def work() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
@@ -75,7 +83,9 @@ def captured_step(at: Architecture, x: Tensor, seed: int = 0) -> Step:
 
 
 def epochs(at: Architecture, images: Tensor, *, compiled: bool = False, seed: int = 0) -> Train:
-    """Passes over resident data: a permutation and a gather a batch; the loss is read once an epoch."""
+    """Passes over resident data: a permutation and a gather a batch; the loss is read once an
+    epoch.
+    """
     run = _step(at, images.device, compiled, seed)
 
     def epoch() -> Tensor:
@@ -88,7 +98,9 @@ def epochs(at: Architecture, images: Tensor, *, compiled: bool = False, seed: in
 
 
 @torch.inference_mode()
-def log_px(encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500) -> Tensor:
+def log_px(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500
+) -> Tensor:
     """log p(x) of each image by importance sampling, ``chunk`` draws of one image at a time."""
     loc, log_scale = encoder(x).chunk(2, dim=-1)
     scale, log_det = log_scale.exp(), log_scale.sum(-1)

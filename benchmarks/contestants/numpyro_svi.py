@@ -1,4 +1,6 @@
-"""NumPyro, channels last: the jitted `SVI.update`, a whole epoch in `lax.scan` over resident data, `RenyiELBO` in chunks."""
+"""NumPyro, channels last: the jitted `SVI.update`, a whole epoch in `lax.scan` over resident data,
+`RenyiELBO` in chunks.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,12 @@ def _layer(module: nn.Module) -> Layer:
         bias = () if module.bias is None else (_array(module.bias),)
         strides = module.stride
         return (_array(module.weight.permute(2, 3, 1, 0)), *bias), lambda p, x: sum(
-            p[1:], lax.conv_general_dilated(x, p[0], strides, ((1, 1), (1, 1)), dimension_numbers=_PLANES)
+            p[1:],
+            lax.conv_general_dilated(x, p[0], strides, ((1, 1), (1, 1)), dimension_numbers=_PLANES),
         )
-    if isinstance(module, nn.ConvTranspose2d):  # a convolution of the dilated image by the mirrored kernel
+    if isinstance(
+        module, nn.ConvTranspose2d
+    ):  # a convolution of the dilated image by the mirrored kernel
         kernel = module.weight.flip(2, 3).permute(2, 3, 0, 1)
         pads = [(1, 1 + extra) for extra in module.output_padding]
         return (_array(kernel),), lambda p, x: lax.conv_general_dilated(
@@ -88,7 +93,9 @@ def _programs(encoder: nn.Sequential, decoder: nn.Sequential, latent_dim: int) -
     def model(x: Any) -> None:
         decode = numpyro.module("decoder", up, (latent_dim,))
         with numpyro.plate("data", len(x)):
-            z = numpyro.sample("z", dist.Normal(jnp.zeros(latent_dim), 1.0).expand((latent_dim,)).to_event(1))
+            z = numpyro.sample(
+                "z", dist.Normal(jnp.zeros(latent_dim), 1.0).expand((latent_dim,)).to_event(1)
+            )
             numpyro.sample("x", dist.Bernoulli(logits=decode(z)).to_event(x.ndim - 1), obs=x)
 
     def guide(x: Any) -> None:
@@ -134,7 +141,9 @@ def epochs(at: Architecture, images: Tensor) -> Train:
     def scan(state: Any, key: Any, resident: Any) -> Any:
         rows = random.permutation(key, len(resident))[: num_batches * at.batch_size]
         state, losses = lax.scan(
-            lambda state, rows: inference.update(state, resident[rows]), state, rows.reshape(num_batches, -1)
+            lambda state, rows: inference.update(state, resident[rows]),
+            state,
+            rows.reshape(num_batches, -1),
         )
         return state, losses.sum()
 

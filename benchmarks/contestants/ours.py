@@ -26,7 +26,9 @@ from pyro_vae.training.updates import Update
 
 
 def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:
-    """The step that ``fit`` runs in this tier, or that with the optimiser's own kernel beside the graph."""
+    """The step that ``fit`` runs in this tier, or that with the optimiser's own kernel beside the
+    graph.
+    """
     model, guide = at.pair()
     pair = Pair.of(model, guide).to(x.device)
     loss = Loss(TraceMeanField_ELBO(), pair).to(x.device)
@@ -66,7 +68,9 @@ class Running:
 
 
 def epochs(at: Architecture, images: Tensor, tier: str) -> Train:
-    """`fit`, timed from the end of an epoch to the end of the next: its set-up is in the first, which is not counted."""
+    """`fit`, timed from the end of an epoch to the end of the next: its set-up is in the first,
+    which is not counted.
+    """
     model, guide = at.pair()
 
     def train(num_epochs: int) -> Epochs:
@@ -97,4 +101,6 @@ def log_px(
     model: Any, guide: Any, x: Tensor, num_samples: int, tier: str, precision: str = "float32"
 ) -> pv.LogMarginal:
     """`log_marginal`, all of it."""
-    return pv.log_marginal(model, guide, x, num_samples=num_samples, precision=precision, device=x.device, compile=tier)
+    return pv.log_marginal(
+        model, guide, x, num_samples=num_samples, precision=precision, device=x.device, compile=tier
+    )

@@ -23,7 +23,9 @@ from benchmarks.contestants import Step, Train, timed
 class VAE(nn.Module):
     """The model and the guide as in Pyro's tutorial, with logits."""
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, event_dim: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, event_dim: int
+    ) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self.latent_dim, self.event_dim = latent_dim, event_dim
@@ -45,13 +47,17 @@ class VAE(nn.Module):
 
 
 def _inference(at: Architecture, device: torch.device, as_in_example: bool = False) -> Any:
-    """SVI on an empty store, where nothing that another model left is trained in place of these parameters."""
+    """SVI on an empty store, where nothing that another model left is trained in place of these
+    parameters.
+    """
     pyro.enable_validation(as_in_example)
     pyro.clear_param_store()
     vae = VAE(*at.networks(), at.latent_dim, len(at.event_shape)).to(device)
     if as_in_example:
         return vae, SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
-    return vae, SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3, "fused": True}), TraceMeanField_ELBO())
+    return vae, SVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3, "fused": True}), TraceMeanField_ELBO()
+    )
 
 
 def _trains(at: Architecture, x: Tensor, as_in_example: bool = False) -> None:
@@ -59,9 +65,9 @@ def _trains(at: Architecture, x: Tensor, as_in_example: bool = False) -> None:
     vae, inference = _inference(at, x.device, as_in_example)
     before = [parameter.detach().clone() for parameter in vae.parameters()]
     inference.step(x)
-    assert not any(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True)), (
-        "SVI trains nothing"
-    )
+    assert not any(
+        torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True)
+    ), "SVI trains nothing"
 
 
 def step(at: Architecture, x: Tensor) -> Step:
@@ -80,8 +86,12 @@ def epochs(at: Architecture, images: Tensor, as_in_example: bool = False) -> Tra
 
 
 @torch.no_grad()
-def renyi_log_px(encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500) -> Tensor:
-    """log p(x) by `RenyiELBO(alpha=0)`, the IWAE bound: one image at a time, as it sums the images' log weights."""
+def renyi_log_px(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500
+) -> Tensor:
+    """log p(x) by `RenyiELBO(alpha=0)`, the IWAE bound: one image at a time, as it sums the images'
+    log weights.
+    """
     pyro.enable_validation(False)
     pyro.clear_param_store()
     vae = VAE(encoder, decoder, encoder[-1].out_features // 2, x.dim() - 1)  # type: ignore[index,union-attr,operator]
@@ -94,7 +104,9 @@ def renyi_log_px(encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples:
 
 
 @torch.no_grad()
-def vectorized_log_px(encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500) -> Tensor:
+def vectorized_log_px(
+    encoder: nn.Module, decoder: nn.Module, x: Tensor, num_samples: int, chunk: int = 500
+) -> Tensor:
     """log p(x) by Pyro's `vectorized_importance_weights`, one image at a time."""
     pyro.enable_validation(False)
     pyro.clear_param_store()
@@ -103,7 +115,12 @@ def vectorized_log_px(encoder: nn.Module, decoder: nn.Module, x: Tensor, num_sam
     for image in x.split(1):
         parts = [
             vectorized_importance_weights(
-                vae.model, vae.guide, image, num_samples=chunk, max_plate_nesting=1, normalized=False
+                vae.model,
+                vae.guide,
+                image,
+                num_samples=chunk,
+                max_plate_nesting=1,
+                normalized=False,
             )[0].flatten()
             for _ in range(num_samples // chunk)
         ]

@@ -20,7 +20,9 @@ from benchmarks.architectures import Architecture
 from benchmarks.contestants import Step, Train, timed
 
 logging.getLogger("pythae").setLevel(logging.ERROR)
-logging.getLogger("pythae.trainers.base_trainer.base_trainer").setLevel(logging.ERROR)  # it sets its own level
+logging.getLogger("pythae.trainers.base_trainer.base_trainer").setLevel(
+    logging.ERROR
+)  # it sets its own level
 
 
 class Encoder(BaseEncoder):
@@ -48,7 +50,9 @@ class Decoder(BaseDecoder):
         return ModelOutput(reconstruction=torch.sigmoid(self.layers(z)))
 
 
-def _vae(encoder: nn.Module, decoder: nn.Module, event_shape: tuple[int, ...], latent_dim: int) -> VAE:
+def _vae(
+    encoder: nn.Module, decoder: nn.Module, event_shape: tuple[int, ...], latent_dim: int
+) -> VAE:
     config = VAEConfig(input_dim=event_shape, latent_dim=latent_dim, reconstruction_loss="bce")
     return VAE(config, Encoder(encoder), Decoder(decoder))
 
@@ -64,7 +68,9 @@ def _trainer(at: Architecture, images: Tensor) -> Any:
         no_cuda=True,
     )
     vae = _vae(*at.networks(), at.event_shape, at.latent_dim)
-    trainer = BaseTrainer(vae, BaseDataset(images, torch.zeros(len(images))), training_config=config)
+    trainer = BaseTrainer(
+        vae, BaseDataset(images, torch.zeros(len(images))), training_config=config
+    )
     trainer.prepare_training()
     trainer.callback_handler = CallbackHandler([], vae)
     return trainer

@@ -1,1 +1,3 @@
-"""The papers' experiments, each cell a configuration of `pyro-vae train`: trained, scored and held to the published number."""
+"""The papers' experiments, each cell a configuration of `pyro-vae train`: trained, scored and held
+to the published number.
+"""

@@ -1,9 +1,11 @@
-"""Train, score and tabulate the cells of published tables; what is done is not done again, what was stopped goes on.
+"""Train, score and tabulate the cells of published tables; what is done is not done again, what was
+stopped goes on.
 
 python -m benchmarks.reproduce iwae --data-root data --budget "30 passes"
 
-Without --budget the schedule is the published one. A budget is a set of results of its own, in folders and files of its own.
-Exit codes are those of `pyro-vae`; 1 as well where a cell could not be run.
+Without --budget the schedule is the published one. A budget is a set of results of its own, in
+folders and files of its own. Exit codes are those of `pyro-vae`; 1 as well where a cell could not
+be run.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ class Reproduce:
     names: tyro.conf.Positional[tuple[str, ...]] = ()
     """Tables (iwae, aevb-figure2, …) or cells (burda-l1-k1, …); by default all tables."""
     budget: str | None = None
-    """Shorten every training: "30 passes", "20000 steps" or "10%"; by default the published schedule."""
+    """Shorten every training: "30 passes", "20000 steps" or "10%"; by default the published
+    schedule.
+    """
     samples: int | None = None
     """With a budget: K, instead of the published one."""
     images: int | None = None
@@ -75,7 +79,9 @@ def run(options: Reproduce, start: Callable[[Sequence[str]], Job] = Child) -> in
     place = Place(options.out, options.data_root, options.device, options.compile, options.quiet)
     for name in wanted:  # told before the work, not after
         results.read(results.result_file(options.results, name, budget), name, budget.label)
-    made, failed = _make(list(dict.fromkeys(name for names in wanted.values() for name in names)), budget, place)
+    made, failed = _make(
+        list(dict.fromkeys(name for names in wanted.values() for name in names)), budget, place
+    )
     if options.plan:
         print(plan(made, failed))
         return DONE
@@ -83,7 +89,9 @@ def run(options: Reproduce, start: Callable[[Sequence[str]], Job] = Child) -> in
     def write_tables(of: Cell | None = None) -> None:
         for name in wanted:
             if of is None or of.name in TABLES[name].cells:
-                found = results.tabulate(TABLES[name], cells_of(TABLES[name], made.values()), budget, failed)
+                found = results.tabulate(
+                    TABLES[name], cells_of(TABLES[name], made.values()), budget, failed
+                )
                 results.write(results.result_file(options.results, name, budget), found)
 
     try:
@@ -95,14 +103,18 @@ def run(options: Reproduce, start: Callable[[Sequence[str]], Job] = Child) -> in
     for name in wanted:
         for picture in TABLES[name].pictures:
             _draw(picture, made, budget, options)
-        held = json.loads(results.result_file(options.results, name, budget).read_text(encoding="utf-8"))
+        held = json.loads(
+            results.result_file(options.results, name, budget).read_text(encoding="utf-8")
+        )
         print(results.markdown(held))
     for name, why in failed.items():
         print(f"{name}: {why}", file=sys.stderr)
     return FAILED if failed else DONE
 
 
-def _make(names: Sequence[str], budget: Budget, place: Place) -> tuple[dict[str, Cell], dict[str, str]]:
+def _make(
+    names: Sequence[str], budget: Budget, place: Place
+) -> tuple[dict[str, Cell], dict[str, str]]:
     """The cells by name, and the reasons of those whose data are not there."""
     made, failed = {}, {}
     for name in names:
@@ -123,16 +135,23 @@ def _without_places(words: str, place: Place) -> str:
 
 def plan(made: Mapping[str, Cell], failed: Mapping[str, str]) -> str:
     """The steps of each cell, as published and under the budget, and how far it is."""
-    lines = ["| cell | steps published | steps here | images a step | done |", "|---|---|---|---|---|"]
+    lines = [
+        "| cell | steps published | steps here | images a step | done |",
+        "|---|---|---|---|---|",
+    ]
     for name, each in made.items():
         rows = each.run.rows() if each.begun else []
         done = "complete" if each.trained else rows[-1]["step"] if rows else 0
-        lines.append(f"| {name} | {each.whole} | {each.steps} | {each.options.batch_size} | {done} |")
+        lines.append(
+            f"| {name} | {each.whole} | {each.steps} | {each.options.batch_size} | {done} |"
+        )
     lines += [f"| {name} | | | | {why} |" for name, why in failed.items()]
     return "\n".join(lines)
 
 
-def _draw(picture: Picture, made: Mapping[str, Cell], budget: Budget, options: Reproduce) -> Path | None:
+def _draw(
+    picture: Picture, made: Mapping[str, Cell], budget: Budget, options: Reproduce
+) -> Path | None:
     """The picture, where the runs that it shows are there."""
     path = results.result_file(options.results, picture.name, budget, "png")
     if picture.draw:
@@ -146,7 +165,9 @@ def _draw(picture: Picture, made: Mapping[str, Cell], budget: Budget, options: R
 
 def main(given: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
-    options = tyro.cli(Reproduce, args=given, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    options = tyro.cli(
+        Reproduce, args=given, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,)
+    )
     try:
         with stopping():
             return run(options)

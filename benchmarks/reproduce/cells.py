@@ -69,13 +69,15 @@ class Cell:
         try:
             held = tomllib.loads(self.run.config_file.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"{self.run.config_file}: damaged, not TOML ({error}); move the run away") from error
+            raise UserError(
+                f"{self.run.config_file}: damaged, not TOML ({error}); move the run away"
+            ) from error
         ours = tomllib.loads(to_toml(self.options).decode())
         for name in stored_names():
             if name not in FREE_ON_RESUME and ours.get(name) != held.get(name):
                 raise UserError(
-                    f"{self.run} holds a run with {name} = {held.get(name)!r}, not {ours.get(name)!r}: give another --out, or move "
-                    "it away"
+                    f"{self.run} holds a run with {name} = {held.get(name)!r}, not "
+                    f"{ours.get(name)!r}: give another --out, or move it away"
                 )
         return True
 
@@ -91,7 +93,15 @@ class Cell:
             return self._resume() if self.begun else self._train()
         if self.ais_images and self.estimate("ais") is None:
             number = min(self.ais_images, self.options.eval_images or self.ais_images)
-            given = ["--method", "ais", "--num-images", str(number), "--no-pictures", "--seed", str(self.options.seed)]
+            given = [
+                "--method",
+                "ais",
+                "--num-images",
+                str(number),
+                "--no-pictures",
+                "--seed",
+                str(self.options.seed),
+            ]
             return ["evaluate", str(self.run.folder), *given, *self._where()]
         return None
 
@@ -112,12 +122,18 @@ class Cell:
 
     def estimate(self, method: str = "iw") -> LogMarginal | None:
         """The stored log p(x) of each test image by this method, of the run's present parameters."""
-        return load_estimate(self.run.estimate_file(method, "test"), self.run.trained()) if self.trained else None
+        return (
+            load_estimate(self.run.estimate_file(method, "test"), self.run.trained())
+            if self.trained
+            else None
+        )
 
     # ---- what `pyro-vae` itself does not do
 
     def finish(self) -> None:
-        """Active units and the machine, into the run's folder; the mixture by EM. Nothing that is there is done again."""
+        """Active units and the machine, into the run's folder; the mixture by EM. Nothing that is
+        there is done again.
+        """
         if self.record.get("of") != self.run.trained():
             held: dict[str, Any] = {"of": self.run.trained(), "machine": machine()}
             if self.units:
@@ -131,7 +147,9 @@ class Cell:
     def record(self) -> dict[str, Any]:
         """What `finish` wrote."""
         path = self.run.folder / RECORD
-        held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        held: dict[str, Any] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        )
         return held
 
     def experiment(self) -> Experiment:
@@ -147,7 +165,10 @@ def cell(name: str, budget: Budget, place: Place) -> Cell:
     """
     having = [(table, row) for table in TABLES.values() for row in table.rows if row.cell == name]
     published = replace(
-        train_from(having[0][1].config), data_root=place.data_root, device=place.device, compile=place.compile
+        train_from(having[0][1].config),
+        data_root=place.data_root,
+        device=place.device,
+        compile=place.compile,
     )
     num_train, num_test = _sizes(published.data, place.data_root, published.data_seed)
     options = budget.options(published, num_train, num_test)
@@ -176,13 +197,16 @@ def active_units(run: Run, experiment: Experiment, device: str) -> dict[str, int
     model, guide = pv.load(run.folder)
     x, _ = experiment.images("test", experiment.options.eval_images)
     fields = experiment.fields("test", experiment.options.eval_images)
-    # of the rest, the mutual information is what costs: each z under every image's q, for a flow an inversion each
+    # of the rest, the mutual information is what costs: each z under every image's q, for a flow an
+    # inversion each
     found = pv.diagnose(model, guide, x, information_images=2, device=device, **fields).units.active
     return {name: int(each.sum()) for name, each in found.items()}
 
 
 def by_em(experiment: Experiment, num_iterations: int) -> LogMarginal:
-    """log p(x) of the test images, exact, under the cell's model fitted by EM instead of by gradients."""
+    """log p(x) of the test images, exact, under the cell's model fitted by EM instead of by
+    gradients.
+    """
     observe, x = experiment.observed.observe, experiment.x_train
     x = x if observe is None else observe.fixed(x, experiment.options.seed, "em")
     experiment.model.fit_em(x, num_iters=num_iterations)

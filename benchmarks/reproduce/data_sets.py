@@ -1,4 +1,6 @@
-"""The papers' data sets that are no named set of the package: loaders, chosen as `benchmarks.reproduce.data_sets:NAME`."""
+"""The papers' data sets that are no named set of the package: loaders, chosen as
+`benchmarks.reproduce.data_sets:NAME`.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,18 @@ COLOUR_SEED = 0
 
 
 def frey_faces(source: Source) -> ImageData:
-    """1965 frames of a film, 28x20, 8 bits: frey_faces.npz in the data root; neighbours are alike, so split at random."""
+    """1965 frames of a film, 28x20, 8 bits: frey_faces.npz in the data root; neighbours are alike,
+    so split at random.
+    """
     path = source.root / "frey_faces.npz"
     if not path.is_file():
         raise UserError(
-            f"{path}: no such file; put the Frey faces there as the array `images`, (1965, 28, 20), uint8, or name its folder with "
-            "--data-root"
+            f"{path}: no such file; put the Frey faces there as the array `images`, (1965, 28, "
+            "20), uint8, or name its folder with --data-root"
         )
-    return random_split("frey-faces", read_numpy(path)["images"], seed=source.seed, test_fraction=0.1)
+    return random_split(
+        "frey-faces", read_numpy(path)["images"], seed=source.seed, test_fraction=0.1
+    )
 
 
 def mnist_1000(source: Source) -> ImageData:
@@ -50,11 +56,15 @@ def _first(number: int, source: Source) -> ImageData:
 
 
 def coloured_mnist(source: Source) -> ImageData:
-    """MNIST in colour, 3x32x32, 8 bits: each digit in one random colour on another; made up, from a fixed seed."""
+    """MNIST in colour, 3x32x32, 8 bits: each digit in one random colour on another; made up, from a
+    fixed seed.
+    """
     whole = datasets.mnist(source)
     generator = torch.Generator().manual_seed(COLOUR_SEED)
     train, test = (_coloured(images, generator).numpy() for images in (whole.train, whole.test))
-    labels = [None if part is None else part.numpy() for part in (whole.train_labels, whole.test_labels)]
+    labels = [
+        None if part is None else part.numpy() for part in (whole.train_labels, whole.test_labels)
+    ]
     return replace(
         own_split("coloured-mnist", train, test, *labels, levels=256),
         split=f"{whole.split}; colours made up, seed {COLOUR_SEED}",
@@ -62,7 +72,9 @@ def coloured_mnist(source: Source) -> ImageData:
 
 
 def _coloured(images: Tensor, generator: torch.Generator) -> Tensor:
-    """``(N, 1, 28, 28)`` uint8 to ``(N, 3, 32, 32)``: from the colour of the paper to that of the ink by the grey level."""
+    """``(N, 1, 28, 28)`` uint8 to ``(N, 3, 32, 32)``: from the colour of the paper to that of the
+    ink by the grey level.
+    """
     number = len(images)
     ink, paper = (torch.rand(number, 3, 1, 1, generator=generator) for _ in range(2))
     ink, paper = 0.5 + ink / 2, paper / 2  # light on dark, so that the digit can always be seen

@@ -1,4 +1,6 @@
-"""The papers' figures, in the papers' axes: each drawn from what the runs wrote, as far as they have come."""
+"""The papers' figures, in the papers' axes: each drawn from what the runs wrote, as far as they
+have come.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,20 @@ from matplotlib.figure import Figure
 
 import pyro_vae as pv
 from benchmarks.reproduce.cells import Cell
-from benchmarks.reproduce.tables import FIGURE_3_MILLIONS, FIGURE_3_SIZES, FREY_LATENTS, MNIST_LATENTS
+from benchmarks.reproduce.tables import (
+    FIGURE_3_MILLIONS,
+    FIGURE_3_SIZES,
+    FREY_LATENTS,
+    MNIST_LATENTS,
+)
 from pyro_vae.plots import pages as plotting
 from pyro_vae.plots.figures import COLOURS, DPI
 
 
 def lower_bounds(cells: Mapping[str, Cell], label: str) -> Figure | None:
-    """AEVB, figure 2: the lower bound of training and held-out images against the training samples evaluated."""
+    """AEVB, figure 2: the lower bound of training and held-out images against the training samples
+    evaluated.
+    """
     panels = [(f"MNIST, $N_z$ = {z}", f"aevb-mnist-z{z}") for z in MNIST_LATENTS]
     panels += [(f"Frey faces, $N_z$ = {z}", f"aevb-frey-z{z}") for z in FREY_LATENTS]
     if not any(name in cells and cells[name].begun for _, name in panels):
@@ -37,11 +46,15 @@ def lower_bounds(cells: Mapping[str, Cell], label: str) -> Figure | None:
         rows, batch = cells[name].run.rows(), cells[name].options.batch_size
         for part, style, words in (("train", "-", "train"), ("valid", "--", "held out")):
             curve = [
-                (row["step"] * batch, row[part]["elbo"]) for row in rows if row[part] and row[part]["elbo"] is not None
+                (row["step"] * batch, row[part]["elbo"])
+                for row in rows
+                if row[part] and row[part]["elbo"] is not None
             ]
             if curve:
                 colour, mark = COLOURS[0 if part == "train" else 2], "." if len(curve) < 5 else ""
-                axes.plot(*zip(*curve, strict=True), style + mark, color=colour, lw=1.2, label=words)
+                axes.plot(
+                    *zip(*curve, strict=True), style + mark, color=colour, lw=1.2, label=words
+                )
         _hold(axes, [row["train"]["elbo"] for row in rows])
         axes.legend(fontsize=7, loc="lower right")
     figure.suptitle(f"AEVB, figure 2: single-sample lower bound; budget: {label}", fontsize=10)
@@ -57,20 +70,29 @@ def marginal_likelihoods(cells: Mapping[str, Cell], label: str) -> Figure | None
         axes.set_xlabel("training samples evaluated (millions)", fontsize=8)
         axes.set_ylabel("$\\log p(x)$ of test images, nats", fontsize=8)
         axes.tick_params(labelsize=7)
-        for method, colour, words in (("iw", COLOURS[0], "IW-{}"), ("ais", COLOURS[2], "AIS, {} chains")):
+        for method, colour, words in (
+            ("iw", COLOURS[0], "IW-{}"),
+            ("ais", COLOURS[2], "AIS, {} chains"),
+        ):
             points = []
             for millions in FIGURE_3_MILLIONS:
                 cell = cells.get(f"aevb-n{size}-{millions}m")
                 if cell is not None and (ll := cell.estimate(method)) is not None:
-                    samples = cell.run.results()["training"]["steps"] * cell.options.batch_size / 1e6
+                    samples = (
+                        cell.run.results()["training"]["steps"] * cell.options.batch_size / 1e6
+                    )
                     points.append((samples, ll.mean, ll.se_mc, words.format(ll.num_samples)))
             if points:
                 x, y, error, names = zip(*points, strict=True)
-                axes.errorbar(x, y, error, fmt="o-", ms=3, lw=1, capsize=2, color=colour, label=names[0])
+                axes.errorbar(
+                    x, y, error, fmt="o-", ms=3, lw=1, capsize=2, color=colour, label=names[0]
+                )
                 axes.legend(fontsize=7, loc="lower right")
                 drawn = True
     figure.suptitle(
-        f"AEVB, figure 3: lower bounds on the marginal likelihood, bars: Monte Carlo; budget: {label}", fontsize=9
+        "AEVB, figure 3: lower bounds on the marginal likelihood, bars: Monte Carlo; budget: "
+        f"{label}",
+        fontsize=9,
     )
     return figure if drawn else None
 
@@ -101,7 +123,9 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _hold(axes: Any, values: list[float | None]) -> None:
-    """Leave the first passes out of the range, where the bound is hundreds of nats below all that follows."""
+    """Leave the first passes out of the range, where the bound is hundreds of nats below all that
+    follows.
+    """
     known = sorted(value for value in values if value is not None)
     if len(known) > 4:
         low, high = known[len(known) // 10], known[-1]

@@ -1,4 +1,6 @@
-"""The gated perceptron of Tomczak & Welling's experiments, as a user's own network: `benchmarks.reproduce.gated:GatedMLP`."""
+"""The gated perceptron of Tomczak & Welling's experiments, as a user's own network:
+`benchmarks.reproduce.gated:GatedMLP`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ class GatedDense(nn.Module):
 
     def __init__(self, num_inputs: int, num_outputs: int) -> None:
         super().__init__()
-        self.value, self.gate = nn.Linear(num_inputs, num_outputs), nn.Linear(num_inputs, num_outputs)
+        self.value, self.gate = (
+            nn.Linear(num_inputs, num_outputs),
+            nn.Linear(num_inputs, num_outputs),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(rows, num_inputs)`` to ``(rows, num_outputs)``."""
@@ -26,10 +31,15 @@ class GatedDense(nn.Module):
 
 
 class GatedMLP(Net):
-    """Gated layers of ``hidden`` widths, then an affine one; normal weights of variance 2 / fan in (He et al. 2015)."""
+    """Gated layers of ``hidden`` widths, then an affine one; normal weights of variance 2 / fan in
+    (He et al. 2015).
+    """
 
     def __init__(
-        self, in_shape: tuple[int, ...], out_shape: tuple[int, ...], hidden: tuple[int, ...] = (300, 300)
+        self,
+        in_shape: tuple[int, ...],
+        out_shape: tuple[int, ...],
+        hidden: tuple[int, ...] = (300, 300),
     ) -> None:
         super().__init__(in_shape, out_shape)
         widths = (prod(in_shape), *hidden)

@@ -1,4 +1,6 @@
-"""From run folders to a table: figures, verdicts against the published values, paired differences; as JSON and as text."""
+"""From run folders to a table: figures, verdicts against the published values, paired differences;
+as JSON and as text.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ CERTAIN = 2.0
 
 
 def verdict(mean: float, published: Published | None, full: bool) -> dict[str, Any]:
-    """The miss, and whether it is within the tolerance; no verdict where the training is not the published one."""
+    """The miss, and whether it is within the tolerance; no verdict where the training is not the
+    published one.
+    """
     if published is None:
         return {"passed": None, "why": "no published value"}
     found = {
@@ -34,7 +38,11 @@ def verdict(mean: float, published: Published | None, full: bool) -> dict[str, A
         **({"note": published.note} if published.note else {}),
     }
     if not full:
-        return {**found, "passed": None, "why": "trained for a stated budget, not for the published schedule"}
+        return {
+            **found,
+            "passed": None,
+            "why": "trained for a stated budget, not for the published schedule",
+        }
     passed = isfinite(mean) and abs(mean - published.value) <= published.tolerance
     return {**found, "passed": passed, "why": "" if passed else "outside the tolerance"}
 
@@ -45,45 +53,74 @@ def row(line: Row, cell: Cell, budget: Budget, why: str = "") -> dict[str, Any]:
     if not cell.trained:
         state = "in progress" if cell.begun else "not run"
         done = (cell.run.rows() or [{}])[-1].get("step", 0) if cell.begun else 0
-        return {**found, "state": state, "steps": done, "steps_wanted": cell.steps, **({"why": why} if why else {})}
-    results, environment = cell.run.results(), json.loads(cell.run.environment_file.read_text(encoding="utf-8"))
+        return {
+            **found,
+            "state": state,
+            "steps": done,
+            "steps_wanted": cell.steps,
+            **({"why": why} if why else {}),
+        }
+    results, environment = (
+        cell.run.results(),
+        json.loads(cell.run.environment_file.read_text(encoding="utf-8")),
+    )
     training = results["training"]
     found |= {
         "state": "done",
         "steps": training["steps"],
         "epochs": training["epochs"],
-        "schedule": "published" if budget.full else f"shortened to {training['steps']} of {cell.whole} steps",
+        "schedule": "published"
+        if budget.full
+        else f"shortened to {training['steps']} of {cell.whole} steps",
         "seed": cell.options.seed,
         "seconds": training["seconds"],
         "hardware": _hardware(environment, cell.record.get("machine", {})),
         "compile": training["compile"],
         "resumed": len(training["resumed"]),
         "stopped": training["stopped"],
-        "config": {k: v for k, v in plain(cell.options).items() if k not in ("data_root", "device", "compile")},
+        "config": {
+            k: v
+            for k, v in plain(cell.options).items()
+            if k not in ("data_root", "device", "compile")
+        },
     }
     estimate = row_estimate(cell, line)
     if estimate is None:  # a point mass has no log p(x)
         first = results["evaluations"][0]
-        return {**found, **{k: first[k] for k in ("reconstruction_error", "warnings") if k in first}, "passed": None}
-    found |= {"log_px": _figures(estimate), "protocol": dict(estimate.protocol), "warnings": list(estimate.warnings)}
+        return {
+            **found,
+            **{k: first[k] for k in ("reconstruction_error", "warnings") if k in first},
+            "passed": None,
+        }
+    found |= {
+        "log_px": _figures(estimate),
+        "protocol": dict(estimate.protocol),
+        "warnings": list(estimate.warnings),
+    }
     if (annealed := cell.estimate("ais")) is not None:
         difference, error = paired(annealed, estimate)
         above = {"difference": difference, "se_difference": error}  # from importance sampling's
         found["ais"] = {**_figures(annealed), **above, "protocol": dict(annealed.protocol)}
     if (units := cell.record.get("active_units")) is not None:
         found["active_units"] = units
-        found["active_units_published"] = line.published.active_units if line.published is not None else None
+        found["active_units_published"] = (
+            line.published.active_units if line.published is not None else None
+        )
     return {**found, **verdict(estimate.mean, line.published, budget.full)}
 
 
 def paired(first: LogMarginal, other: LogMarginal) -> tuple[float, float]:
-    """Mean log p(x) of the first less the other's, on the same images, and its paired standard error."""
+    """Mean log p(x) of the first less the other's, on the same images, and its paired standard
+    error.
+    """
     found = pv.compare({"first": first, "other": other}).rows[1]  # which puts the better one above
     return -found.difference if found.name == "other" else found.difference, found.se_difference
 
 
 def differences(table: Table, estimates: Mapping[str, LogMarginal]) -> list[dict[str, Any]]:
-    """For each pair that the paper orders and that is there: the better's log p(x) less the other's, image by image."""
+    """For each pair that the paper orders and that is there: the better's log p(x) less the
+    other's, image by image.
+    """
     found = []
     for better, worse in table.better:
         if better in estimates and worse in estimates:
@@ -91,12 +128,18 @@ def differences(table: Table, estimates: Mapping[str, LogMarginal]) -> list[dict
             holds = value > CERTAIN * error
             against = -value > CERTAIN * error
             words = "holds" if holds else "reversed" if against else "undecided"
-            found.append({"better": better, "worse": worse, "difference": value, "se": error, "order": words})
+            found.append(
+                {"better": better, "worse": worse, "difference": value, "se": error, "order": words}
+            )
     return found
 
 
-def tabulate(table: Table, cells: Mapping[str, Cell], budget: Budget, failed: Mapping[str, str]) -> dict[str, Any]:
-    """The table as it stands. ``failed`` gives the reasons of cells that could not be made, or not be run."""
+def tabulate(
+    table: Table, cells: Mapping[str, Cell], budget: Budget, failed: Mapping[str, str]
+) -> dict[str, Any]:
+    """The table as it stands. ``failed`` gives the reasons of cells that could not be made, or not
+    be run.
+    """
     rows, estimates = [], {}
     for line in table.rows:
         if line.cell not in cells:
@@ -130,13 +173,16 @@ def tabulate(table: Table, cells: Mapping[str, Cell], budget: Budget, failed: Ma
 
 
 def result_file(folder: Path, name: str, budget: Budget, suffix: str = "json") -> Path:
-    """``reproduce_NAME.json`` for the published protocol, ``reproduce_NAME.LABEL.json`` for a budget or another seed."""
+    """``reproduce_NAME.json`` for the published protocol, ``reproduce_NAME.LABEL.json`` for a
+    budget or another seed.
+    """
     label = "" if budget.label == FULL else f".{budget.label}"
     return folder / f"reproduce_{name}{label}.{suffix}"
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:
-    """Write the table, as JSON and as a page beside it; rows that are done in the file and not here stay.
+    """Write the table, as JSON and as a page beside it; rows that are done in the file and not here
+    stay.
 
     Raises:
         UserError: the file there is of another budget or table, or is damaged.
@@ -144,9 +190,14 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
     held = read(path, result["table"], result["budget"])
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {each["name"]: each for each in held.get("rows", []) if each.get("state") == "done"}
-    rows = [each if each["state"] == "done" else kept.get(each["name"], each) for each in result["rows"]]
+    rows = [
+        each if each["state"] == "done" else kept.get(each["name"], each) for each in result["rows"]
+    ]
     judged = [each["passed"] for each in rows if each.get("passed") is not None]
-    pairs = {(each["better"], each["worse"]): each for each in (*held.get("differences", []), *result["differences"])}
+    pairs = {
+        (each["better"], each["worse"]): each
+        for each in (*held.get("differences", []), *result["differences"])
+    }
     merged = {
         **result,
         "rows": rows,
@@ -155,7 +206,9 @@ def write(path: Path, result: Mapping[str, Any]) -> None:
         "passed": sum(judged),
         "judged": len(judged),
     }
-    write_atomically(path, (json.dumps(finite(merged), indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(
+        path, (json.dumps(finite(merged), indent=1, ensure_ascii=False) + "\n").encode()
+    )
     write_atomically(path.with_suffix(".md"), markdown(finite(merged)).encode())
 
 
@@ -170,8 +223,8 @@ def read(path: Path, table: str, label: str) -> dict[str, Any]:
         raise UserError(f"{path}: damaged, or not a table of this command; move it away") from error
     if place != (table, label):
         raise UserError(
-            f"{path} is the table {place[0]} at budget {place[1]}, and these results are {table} at {label}: they are never mixed; "
-            "give another --results"
+            f"{path} is the table {place[0]} at budget {place[1]}, and these results are {table} "
+            f"at {label}: they are never mixed; give another --results"
         )
     return dict(held)
 
@@ -180,8 +233,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     """The table for a terminal and for a page."""
     lines = [
         f"## {result['title']}",
-        f"{result['source']}; budget: {_budget(result)}; {result['done']} of {result['of']} rows done"
-        + (f"; {result['passed']} of {result['judged']} within the tolerance" if result["judged"] else ""),
+        f"{result['source']}; budget: {_budget(result)}; {result['done']} of {result['of']} rows "
+        "done"
+        + (
+            f"; {result['passed']} of {result['judged']} within the tolerance"
+            if result["judged"]
+            else ""
+        ),
         *_trained_on(result["rows"]),
         "",
         "| | log p(x) | ± MC | published | miss | active | steps | seconds | |",
@@ -191,7 +249,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     if result["differences"]:
         lines += ["", "| better | than | difference ± paired | |", "|---|---|---|---|"]
         lines += [
-            f"| {each['better']} | {each['worse']} | {_number(each['difference'])} ± {_number(each['se'])} | {each['order']} |"
+            f"| {each['better']} | {each['worse']} | {_number(each['difference'])} ± "
+            f"{_number(each['se'])} | {each['order']} |"
             for each in result["differences"]
         ]
     return "\n".join([*lines, *(["", result["note"]] if result["note"] else []), ""])
@@ -210,7 +269,10 @@ def _budget(result: Mapping[str, Any]) -> str:
 def _trained_on(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """The machines of the rows, each once."""
     machines = [row["hardware"] for row in rows if "hardware" in row]
-    words = {f"{m.get('processor', m['device'])}, {m['device']}, {m['threads']} threads a training" for m in machines}
+    words = {
+        f"{m.get('processor', m['device'])}, {m['device']}, {m['threads']} threads a training"
+        for m in machines
+    }
     return ["", f"Trained on: {'; '.join(sorted(words))}."] if words else []
 
 
@@ -230,10 +292,21 @@ def _line(found: Mapping[str, Any]) -> str:
     active = " + ".join(str(count) for count in units.values()) if units else ""
     if units and found.get("active_units_published") is not None:
         active += f" ({found['active_units_published']})"
-    published = f"{_number(found['published'])} ± {found['tolerance']:g}" if "published" in found else ""
+    published = (
+        f"{_number(found['published'])} ± {found['tolerance']:g}" if "published" in found else ""
+    )
     own = (_number(figures["mean"]), _number(figures["se_mc"], 3)) if figures else ("none", "")
     miss = _number(found["miss"]) if "miss" in found else ""
-    cells = (found["name"], *own, published, miss, active, found["steps"], f"{found['seconds']:.0f}", words)
+    cells = (
+        found["name"],
+        *own,
+        published,
+        miss,
+        active,
+        found["steps"],
+        f"{found['seconds']:.0f}",
+        words,
+    )
     return "| " + " | ".join(str(each) for each in cells) + " |"
 
 
@@ -249,7 +322,9 @@ def _hardware(environment: Mapping[str, Any], where: Mapping[str, Any]) -> dict[
     """Where the run was trained: the first machine, those of its resumptions, and the processor."""
     known = {name: environment.get(name) for name in ("device", "threads")}
     known["packages"] = {
-        n: v for n, v in environment.get("packages", {}).items() if n in ("torch", "pyro-ppl", "pyro-vae")
+        n: v
+        for n, v in environment.get("packages", {}).items()
+        if n in ("torch", "pyro-ppl", "pyro-vae")
     }
     others = {each.get("device") for each in environment.get("resumed", [])} - {known["device"]}
     return {

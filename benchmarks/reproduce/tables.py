@@ -1,4 +1,6 @@
-"""The tables and figures that are reproduced: their cells, the published values with tolerances, and what is read off them."""
+"""The tables and figures that are reproduced: their cells, the published values with tolerances,
+and what is read off them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 
 @dataclass(frozen=True)
 class Published:
-    """log p(x) of the test set in nats per image, and how far from it a replication may lie to either side."""
+    """log p(x) of the test set in nats per image, and how far from it a replication may lie to
+    either side.
+    """
 
     value: float
     tolerance: float
@@ -37,7 +41,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Picture:
-    """Pages of `pyro-vae plot`, one column a cell, or a figure of this folder's own (``draw`` names a function of figures)."""
+    """Pages of `pyro-vae plot`, one column a cell, or a figure of this folder's own (``draw`` names
+    a function of figures).
+    """
 
     name: str
     cells: tuple[str, ...] = ()
@@ -76,7 +82,14 @@ _IWAE = {  # by layers: k, −log p(x) of the VAE and of the IWAE, tolerance
     1: ((1, 86.76, 86.76, AT_ONE), (5, 86.47, 85.54, AT_FIVE), (50, 86.35, 84.78, AT_FIFTY)),
     2: ((1, 85.33, 85.33, AT_ONE), (5, 85.01, 83.89, AT_FIVE), (50, 84.78, 82.90, AT_FIFTY)),
 }
-_UNITS = {("VAE", 1): 19, ("VAE", 5): 20, ("VAE", 50): 20, ("IWAE", 1): 19, ("IWAE", 5): 22, ("IWAE", 50): 25}
+_UNITS = {
+    ("VAE", 1): 19,
+    ("VAE", 5): 20,
+    ("VAE", 50): 20,
+    ("IWAE", 1): 19,
+    ("IWAE", 5): 22,
+    ("IWAE", 50): 25,
+}
 
 
 def _iwae_row(model: str, layers: int, k: int, nll: float, tolerance: float) -> Row:
@@ -120,9 +133,9 @@ IWAE = Table(
     better=_iwae_order(),
     units=True,
     note=(
-        "VAE k is Trace_ELBO(num_particles=k): the authors' code averages the k log weights, the KL sampled too "
-        "(TraceMeanField_ELBO: the same expectation, the KL in closed form). Active units: Var_x(E_q[u]) > 0.01 of the test set, "
-        "theirs of 500 training images."
+        "VAE k is Trace_ELBO(num_particles=k): the authors' code averages the k log weights, the "
+        "KL sampled too (TraceMeanField_ELBO: the same expectation, the KL in closed form). "
+        "Active units: Var_x(E_q[u]) > 0.01 of the test set, theirs of 500 training images."
     ),
 )
 
@@ -178,7 +191,11 @@ VAMP = Table(
         Row("standard", "vamp-standard"),
         Row("VampPrior", "vamp-vampprior"),
         Row("standard, static", "vamp-standard-static"),
-        Row("VampPrior, static", "vamp-vampprior-static", Published(-85.57, 0.5, note="Pythae's replication: -85.79")),
+        Row(
+            "VampPrior, static",
+            "vamp-vampprior-static",
+            Published(-85.57, 0.5, note="Pythae's replication: -85.79"),
+        ),
     ),
     better=(("VampPrior", "standard"), ("VampPrior, static", "standard, static")),
     units=True,
@@ -194,7 +211,9 @@ FLOWS = Table(
     rows=(
         Row("mean-field", "altosaar-mean-field"),
         Row("IAF", "altosaar-iaf"),
-        Row("mean-field, static", "altosaar-mean-field-static", Published(-97.10, 0.5, note=_STATIC)),
+        Row(
+            "mean-field, static", "altosaar-mean-field-static", Published(-97.10, 0.5, note=_STATIC)
+        ),
         Row("IAF, static", "altosaar-iaf-static", Published(-95.33, 0.5, note=_STATIC)),
     ),
     better=(("IAF", "mean-field"), ("IAF, static", "mean-field, static")),
@@ -231,11 +250,14 @@ TEXTS = Table(
     ),
 )
 
-TABLES: dict[str, Table] = {each.name: each for each in (IWAE, AEVB_2, AEVB_3, AEVB_4, VAMP, FLOWS, TEXTS)}
+TABLES: dict[str, Table] = {
+    each.name: each for each in (IWAE, AEVB_2, AEVB_3, AEVB_4, VAMP, FLOWS, TEXTS)
+}
 
 
 def chosen(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The tables that are asked for with the cells to run of each; a cell's name stands for it in every table that has it.
+    """The tables that are asked for with the cells to run of each; a cell's name stands for it in
+    every table that has it.
 
     Raises:
         UserError: a name of neither.
@@ -245,7 +267,9 @@ def chosen(names: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
         if name not in TABLES and name not in cells:
             raise UserError(did_you_mean("table or cell", name, [*TABLES, *sorted(cells)]))
     wanted = {
-        name: table.cells if not names or name in names else tuple(cell for cell in table.cells if cell in names)
+        name: table.cells
+        if not names or name in names
+        else tuple(cell for cell in table.cells if cell in names)
         for name, table in TABLES.items()
     }
     return {name: found for name, found in wanted.items() if found}

@@ -1,4 +1,6 @@
-"""Commands of `pyro-vae`, run as processes of their own, several at a time; a signal reaches each of them once."""
+"""Commands of `pyro-vae`, run as processes of their own, several at a time; a signal reaches each
+of them once.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Job(Protocol):
 
 
 class Child:
-    """`pyro-vae` as a child, in a session of its own, as a Ctrl-C in the terminal and our own signal would be two."""
+    """`pyro-vae` as a child, in a session of its own, as a Ctrl-C in the terminal and our own
+    signal would be two.
+    """
 
     def __init__(self, arguments: Sequence[str]) -> None:
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -68,12 +72,17 @@ def work(
     num_jobs: int = 1,
     after: Callable[[Cell], None] = lambda cell: None,
 ) -> dict[str, str]:
-    """Run what is left of the cells, in order; the reasons of those that failed. ``after`` is called with each that is done.
+    """Run what is left of the cells, in order; the reasons of those that failed. ``after`` is
+    called with each that is done.
 
     Raises:
         Stopped: by a signal; what was running has written its checkpoint.
     """
-    waiting, running, failed = list(cells), dict[str, tuple[Cell, list[str], Job]](), dict[str, str]()
+    waiting, running, failed = (
+        list(cells),
+        dict[str, tuple[Cell, list[str], Job]](),
+        dict[str, str](),
+    )
     done: dict[str, list[str]] = {}
     try:
         while waiting or running:
@@ -82,7 +91,10 @@ def work(
                 try:
                     command = cell.next_command()
                     if command is not None and done.get(cell.name) == command:
-                        raise UserError(f"{cell.run}: `pyro-vae {command[0]}` ended well and left its work undone")
+                        raise UserError(
+                            f"{cell.run}: `pyro-vae {command[0]}` ended well and left its work "
+                            "undone"
+                        )
                     if command is None:
                         cell.finish()
                         after(cell)

@@ -15,7 +15,9 @@ from pyro_vae.pair.program import validation
 from pyro_vae.tensors import as_images
 
 Noise = Callable[[Tensor], Any]
-"""From clean images to the law of the noisy ones, p(y | x), pixel by pixel: ``lambda x: dist.Normal(x, 0.3)``."""
+"""From clean images to the law of the noisy ones, p(y | x), pixel by pixel: ``lambda x:
+dist.Normal(x, 0.3)``.
+"""
 
 CANDIDATES = 20
 """Draws of p(x) of which each pixel starts at the most likely, where y itself is no value of x."""
@@ -35,29 +37,33 @@ def denoise(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Restored:
-    """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an image.
+    """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an
+    image.
 
-    The guide never sees y: x itself is drawn along with z. Each step proposes z' ~ q(z | x) and tests it as `impute`
-    does; then each pixel proposes x'_d ~ p(x_d | z), accepted with min(1, p(y_d | x'_d) / p(y_d | x_d)). The chains' law
-    is p(x | y) in the limit of many steps, for every guide and every noise, and `Restored.mean` is E[x | y]; with
-    ``gibbs``, without the test of z', only if the guide is the model's posterior. Noise that is narrow beside p(x | z)
-    takes more steps.
+    The guide never sees y: x itself is drawn along with z. Each step proposes z' ~ q(z | x) and
+    tests it as `impute` does; then each pixel proposes x'_d ~ p(x_d | z), accepted with min(1,
+    p(y_d | x'_d) / p(y_d | x_d)). The chains' law is p(x | y) in the limit of many steps, for every
+    guide and every noise, and `Restored.mean` is E[x | y]; with ``gibbs``, without the test of z',
+    only if the guide is the model's posterior. Noise that is narrow beside p(x | z) takes more
+    steps.
 
     Args:
         noisy: y, images ``(N, *event_shape)``; they need not lie where x does.
-        noise: from x to p(y | x), a distribution whose log_prob has one number a pixel (no ``to_event``):
+        noise: from x to p(y | x), a distribution whose log_prob has one number a pixel (no
+            ``to_event``):
             ``lambda x: dist.Normal(x, 0.3)``, ``lambda x: dist.Bernoulli(0.9 * x + 0.05)``.
         num_steps: of a chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
         **fields: what the programs take beside x, N rows.
 
     Raises:
-        UserError: a noise of another shape, or that can't have made y; a pair for which there is no such
-            chain (`restore` lists the reasons).
+        UserError: a noise of another shape, or that can't have made y; a pair for which there is no
+            such chain (`restore` lists the reasons).
     """
     if not callable(noise):
         raise UserError(
-            f"noise is a {type(noise).__name__}: expected a function of x, such as lambda x: dist.Normal(x, 0.3)"
+            f"noise is a {type(noise).__name__}: expected a function of x, such as lambda x: "
+            "dist.Normal(x, 0.3)"
         )
     return restore(
         model,
@@ -91,8 +97,8 @@ class _Noisy(Evidence):
         if not isinstance(found, Tensor) or found.shape != x.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise UserError(
-                f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected one number a pixel, as "
-                "dist.Normal(x, 0.3) gives without to_event"
+                f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected "
+                "one number a pixel, as dist.Normal(x, 0.3) gives without to_event"
             )
         return torch.where(law.support.check(self.y) & ~found.isnan(), found, -torch.inf)
 
@@ -108,8 +114,9 @@ class _Noisy(Evidence):
         if bool((never := (best == -torch.inf).all(0)).any()):
             image, *pixel = never.nonzero()[0].tolist()
             raise UserError(
-                f"y, image {image}, pixel {tuple(pixel)}: {float(self.y[(image, *pixel)]):g} has no density under noise(x) at any "
-                f"of the {CANDIDATES * len(best)} values of x that the model drew there: is that the noise of y?"
+                f"y, image {image}, pixel {tuple(pixel)}: {float(self.y[(image, *pixel)]):g} has "
+                f"no density under noise(x) at any of the {CANDIDATES * len(best)} values of x "
+                "that the model drew there: is that the noise of y?"
             )
         return start
 

@@ -1,4 +1,6 @@
-"""What a representation holds: active units, rate and distortion, KL by dimension, mutual information, calibration."""
+"""What a representation holds: active units, rate and distortion, KL by dimension, mutual
+information, calibration.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +37,21 @@ __all__ = [
 ]
 
 ACTIVE = 0.01
-"""Variance over images of a unit's posterior mean, above which it is active (Burda et al. 2016, section 5.2)."""
+"""Variance over images of a unit's posterior mean, above which it is active (Burda et al. 2016,
+section 5.2).
+"""
 
 IDLE_KL = 0.05
-"""Nats: an inactive unit that costs more is a posterior that differs from the prior and says nothing of x."""
+"""Nats: an inactive unit that costs more is a posterior that differs from the prior and says
+nothing of x.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveUnits:
-    """Units u with Var_x(E_q[u | x]) > 0.01 (Burda et al. 2016); a unit is one number of one latent site."""
+    """Units u with Var_x(E_q[u | x]) > 0.01 (Burda et al. 2016); a unit is one number of one latent
+    site.
+    """
 
     variances: dict[str, Tensor]  # by site, (D,)
     num_draws: int
@@ -65,7 +73,8 @@ class ActiveUnits:
 
     def __str__(self) -> str:
         lines = [
-            f"active units: {self.count} of {self.num_units} (variance of the posterior mean over images > {ACTIVE:g})"
+            f"active units: {self.count} of {self.num_units} (variance of the posterior mean over "
+            f"images > {ACTIVE:g})"
         ]
         return "\n".join([*lines, *_by_site(self.variances, "variances, largest first")])
 
@@ -81,7 +90,9 @@ class ActiveUnits:
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Nats per image: ELBO = −(rate + distortion) (Alemi et al. 2018). Errors: the images as a sample."""
+    """Nats per image: ELBO = −(rate + distortion) (Alemi et al. 2018). Errors: the images as a
+    sample.
+    """
 
     rate: float  # E_x KL(q(z | x) ‖ p(z))
     rate_se: float
@@ -112,8 +123,8 @@ class RateDistortion:
 class DimensionKL:
     """E_x KL(q(z | x) ‖ p(z)) by dimension, in nats; entries add up to the rate.
 
-    A site whose distributions do not factorise over its dimensions (a flow, a full covariance, a mixture) has one entry,
-    for all of them.
+    A site whose distributions do not factorise over its dimensions (a flow, a full covariance, a
+    mixture) has one entry, for all of them.
     """
 
     values: dict[str, Tensor]  # by site, (D,) or (1,)
@@ -153,29 +164,33 @@ class Diagnostics:
         count, number, found = self.units.count, self.units.num_units, []
         if count == 0:
             found.append(
-                "posterior collapse: no unit is active, the guide's posterior is the same for every image; try a KL warm-up, a "
-                "smaller KL weight, free bits, or a weaker decoder"
+                "posterior collapse: no unit is active, the guide's posterior is the same for "
+                "every image; try a KL warm-up, a smaller KL weight, free bits, or a weaker decoder"
             )
         elif count < number:
             found.append(
-                f"{number - count} of {number} units are inactive: the model uses {count} dimensions of its latent"
+                f"{number - count} of {number} units are inactive: the model uses {count} "
+                "dimensions of its latent"
             )
         for name, active in self.units.active.items():
             cost = self.kl.values[name]
             if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
                 found.append(
-                    f"{int(idle.sum())} inactive units of {name} cost {float(cost[idle].sum()):.2f} nats: their posterior is not "
-                    "the prior, and says nothing of x"
+                    f"{int(idle.sum())} inactive units of {name} cost "
+                    f"{float(cost[idle].sum()):.2f} nats: their posterior is not the prior, and "
+                    "says nothing of x"
                 )
         if self.information.at_ceiling:
             found.append(
-                f"the mutual information is at its ceiling, log {self.information.num_images}: use more images, or read it as a "
-                "lower bound"
+                f"the mutual information is at its ceiling, log {self.information.num_images}: "
+                "use more images, or read it as a lower bound"
             )
         return tuple(found)
 
     def __str__(self) -> str:
-        parts = [str(part) for part in (self.rate_distortion, self.units, self.kl, self.information)]
+        parts = [
+            str(part) for part in (self.rate_distortion, self.units, self.kl, self.information)
+        ]
         return "\n".join(parts + [f"warning: {text}" for text in self.warnings])
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,16 +218,21 @@ def diagnose(
     """Diagnose the representation of the images ``x``.
 
     Args:
-        num_draws: of each image's posterior. Means that are no closed form are averaged over them, and the noise that this
-            adds to a unit's variance is taken out.
-        information_images: the first so many images serve the mutual information, at a cost of their number squared.
+        num_draws: of each image's posterior. Means that are no closed form are averaged over them,
+            and the noise that this adds to a unit's variance is taken out.
+        information_images: the first so many images serve the mutual information, at a cost of
+            their number squared.
 
     Raises:
-        UserError: fewer than two images or draws; the guide has no density; parameters that were never fitted.
+        UserError: fewer than two images or draws; the guide has no density; parameters that were
+            never fitted.
     """
     check_count("num_draws", num_draws)
     if num_draws < 2:
-        raise UserError("num_draws=1: expected 2 or more, as the noise of an average is estimated from its draws")
+        raise UserError(
+            "num_draws=1: expected 2 or more, as the noise of an average is estimated from its "
+            "draws"
+        )
     parts = []
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         for images, named in batches:
@@ -231,7 +251,9 @@ def diagnose(
     return Diagnostics(
         ActiveUnits(variances, num_draws),
         RateDistortion(
-            *(*_mean(rate), *_mean(distortion), *_mean(-rate - distortion)), num_images=len(rate), num_draws=num_draws
+            *(*_mean(rate), *_mean(distortion), *_mean(-rate - distortion)),
+            num_images=len(rate),
+            num_draws=num_draws,
         ),
         DimensionKL({name: values.mean(0) for name, values in kl.items()}, parts[0].how),
         mutual_information(model, guide, x, information_images, seed=seed, device=device, **fields),
@@ -263,14 +285,25 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
         values = _units(rows_first(_mean_or_draw(guide), guide.fn, guide.dim), num_draws)
         means[name], noise[name] = values.mean(0), values.var(0) / num_draws
     observed: Any = sum(site.log_prob for site in terms.observed.values())
-    return _Visit(kl, how, means, noise, -observed.reshape(num_draws, len(x)).double().cpu().mean(0))
+    return _Visit(
+        kl, how, means, noise, -observed.reshape(num_draws, len(x)).double().cpu().mean(0)
+    )
 
 
 def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tuple[Tensor, str]:
-    """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise, and how."""
+    """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise,
+    and how.
+    """
     q, p = _scalars(guide.fn), None if prior.mixed else _scalars(prior.fn)
-    whole = "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
-    if q is not None and p is not None and prior.mask in (None, True) and guide.mask in (None, True):
+    whole = (
+        "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
+    )
+    if (
+        q is not None
+        and p is not None
+        and prior.mask in (None, True)
+        and guide.mask in (None, True)
+    ):
         if name in structure.analytic:
             return rows_first(kl_divergence(q, p), guide.fn, guide.dim), "analytic"
         terms = q.log_prob(guide.value) - p.log_prob(guide.value)
@@ -278,7 +311,9 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
     if name in structure.analytic:
         analytic = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
         return rows_first(analytic, guide.fn, guide.dim), f"analytic{whole}"
-    return (guide.log_prob - prior.log_prob).flatten(), f"sampled ({structure.sampled[name]}){whole}"
+    return (
+        guide.log_prob - prior.log_prob
+    ).flatten(), f"sampled ({structure.sampled[name]}){whole}"
 
 
 def _scalars(fn: Any) -> Any:
@@ -312,6 +347,8 @@ def _mean(values: Tensor) -> tuple[float, float]:
 def _by_site(values: Mapping[str, Tensor], words: str) -> list[str]:
     lines = []
     for name, each in values.items():
-        shown = " ".join(f"{value:.3g}" for value in each.sort(descending=True).values.tolist()[:20])
+        shown = " ".join(
+            f"{value:.3g}" for value in each.sort(descending=True).values.tolist()[:20]
+        )
         lines.append(f"  {name}: {words}: {shown}{' …' if len(each) > 20 else ''}")
     return lines

@@ -1,6 +1,8 @@
-"""What a pair makes of images, and a model of latents, for any pair: encode, reconstruct, sample, decode.
+"""What a pair makes of images, and a model of latents, for any pair: encode, reconstruct, sample,
+decode.
 
-All four run in eval mode, without gradients, in batches, and leave the caller's random state as it was. Results are on
+All four run in eval mode, without gradients, in batches, and leave the caller's random state as it
+was. Results are on
 the CPU, by site name, with one row an image: ``(N, *event)``.
 """
 
@@ -36,10 +38,14 @@ from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
-"""Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its standard deviation."""
+"""Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its
+standard deviation.
+"""
 
 PROBE_IMAGES = 11
-"""Images of the trial run: a number that no other plate is likely to have, as the data plate is known by its size."""
+"""Images of the trial run: a number that no other plate is likely to have, as the data plate is
+known by its size.
+"""
 
 
 def encode(
@@ -53,8 +59,9 @@ def encode(
 ) -> dict[str, Tensor]:
     """The mean of q(z | x) at each latent site, ``(N, *event)``.
 
-    Sites that depend on other latents are given those at their means (drawn, where they are discrete). A distribution
-    without a mean, such as a flow, is averaged over 100 draws; so is a Categorical's index, which then is no index.
+    Sites that depend on other latents are given those at their means (drawn, where they are
+    discrete). A distribution without a mean, such as a flow, is averaged over 100 draws; so is a
+    Categorical's index, which then is no index.
 
     Raises:
         UserError: the pair is no pair; parameters that were never fitted.
@@ -65,7 +72,12 @@ def encode(
             at_pair = pair.structure(images, named).geometry
             with _AtMeans() as means:
                 trace = plain_draw(pair.guide, images, named)
-            parts.append({n: _rows_first(means.found[n], node, at_pair) for n, node in latent_nodes(trace).items()})
+            parts.append(
+                {
+                    n: _rows_first(means.found[n], node, at_pair)
+                    for n, node in latent_nodes(trace).items()
+                }
+            )
     return _join(parts)
 
 
@@ -79,9 +91,11 @@ def reconstruct(
     at: str = "mean",
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or one draw of it.
+    """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or
+    one draw of it.
 
-    Means are understood as in `encode`; a discrete latent has none that the model could take, and is drawn. Where the guide
+    Means are understood as in `encode`; a discrete latent has none that the model could take, and
+    is drawn. Where the guide
     lacks it, it is summed out: Σ_c p(c | x, z) E[x | z, c].
 
     Args:
@@ -104,7 +118,12 @@ def reconstruct(
                 weights = posterior_weights(trace, len(images), at_pair)
                 parts.append({n: _averaged(node, weights, at_pair) for n, node in observed.items()})
             else:
-                parts.append({n: _rows_first(mean_of(node["fn"]), node, at_pair) for n, node in observed.items()})
+                parts.append(
+                    {
+                        n: _rows_first(mean_of(node["fn"]), node, at_pair)
+                        for n, node in observed.items()
+                    }
+                )
     return _join(parts)
 
 
@@ -119,19 +138,22 @@ def sample(
     seed: int = 0,
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size, *event)``.
+    """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size,
+    *event)``.
 
-    A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as the images ``like``,
-    its observed sites being sampled.
+    A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as
+    the images ``like``, its observed sites being sampled.
 
     Args:
         like: images of the set, ``(≥ 1, *event_shape)``; only their shape is used.
         mean: means of p(x | z), or draws x ~ p(x | z).
-        guide: the guide that the model was fitted with, where the model has parameters of its own (``pyro.param``).
+        guide: the guide that the model was fitted with, where the model has parameters of its own
+            (``pyro.param``).
         **fields: what the model is conditioned on, ``size`` rows.
 
     Raises:
-        UserError: ``like`` or ``guide`` is needed and was not given; parameters that were never fitted.
+        UserError: ``like`` or ``guide`` is needed and was not given; parameters that were never
+            fitted.
     """
     check_count("size", size)
     with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
@@ -149,7 +171,8 @@ def decode(
     seed: int = 0,
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """The mean of p(x | z), or a draw, at each observed site, ``(N, *event)``, given latent values ``(N, *event)``.
+    """The mean of p(x | z), or a draw, at each observed site, ``(N, *event)``, given latent values
+    ``(N, *event)``.
 
     Latent sites without values are drawn from the model. The other arguments are those of `sample`.
 
@@ -157,7 +180,9 @@ def decode(
         UserError: as `sample`; an unknown site; values of another shape than the site's.
     """
     if len({len(value) for value in values.values()}) != 1:
-        raise UserError("values: expected one or more latent sites, each (N, *event) with the same N")
+        raise UserError(
+            "values: expected one or more latent sites, each (N, *event) with the same N"
+        )
     size = len(next(iter(values.values())))
     with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
         given = generation.check(values)
@@ -165,8 +190,14 @@ def decode(
 
 
 def _averaged(node: Any, weights: Tensor, at: Geometry) -> Tensor:
-    """The mean under p(c | x, z), ``(*values, B)``, of a distribution that has c's values in front: rows first, as below."""
-    fn, own, dim = node["fn"], {f.dim for f in node["cond_indep_stack"] if f.vectorized}, at.frame(node).dim
+    """The mean under p(c | x, z), ``(*values, B)``, of a distribution that has c's values in front:
+    rows first, as below.
+    """
+    fn, own, dim = (
+        node["fn"],
+        {f.dim for f in node["cond_indep_stack"] if f.vectorized},
+        at.frame(node).dim,
+    )
     mean = mean_of(fn)
     if len(fn.batch_shape) <= -at.particle_dim:  # c does not enter it
         return _rows_first(mean, node, at)
@@ -210,7 +241,9 @@ class _AtMeans(Messenger):
 
 
 class _Given(Messenger):
-    """Latent sample statements return the values given for them, ``(N, *event)``, laid along the data plate."""
+    """Latent sample statements return the values given for them, ``(N, *event)``, laid along the
+    data plate.
+    """
 
     def __init__(self, values: Mapping[str, Tensor], dims: Mapping[str, int]) -> None:
         super().__init__()
@@ -233,14 +266,18 @@ def visit_images(
     seed: int,
     fields: Mapping[str, Any],
 ) -> Iterator[tuple[Pair, Iterable[tuple[Tensor, dict[str, Tensor]]]]]:
-    """The pair, in eval mode, without gradients, with random numbers of its own; and the batches, in its dtype."""
+    """The pair, in eval mode, without gradients, with random numbers of its own; and the batches,
+    in its dtype.
+    """
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
     check_count("batch_size", batch_size)
     source = make_source(x, fields, batch_size, place)
     with pair.active(may_create=False):
         first, named = next(iter(source.in_order()))
-        pair.structure(pair.cast(first), named)  # meets modules that closures hide, so that eval mode reaches them
+        pair.structure(
+            pair.cast(first), named
+        )  # meets modules that closures hide, so that eval mode reaches them
     with _quiet(pair, place, seed):
         # copies: a program may write into its batch
         yield (
@@ -277,7 +314,9 @@ class _Generation:
     dims: dict[str, int]  # and its dimension
 
     def check(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The values in the model's dtype and on its device; a ``UserError`` where they are not of its latents."""
+        """The values in the model's dtype and on its device; a ``UserError`` where they are not of
+        its latents.
+        """
         for name, value in values.items():
             if name not in self.latents:
                 raise UserError(did_you_mean("latent site", name, self.latents))
@@ -287,7 +326,8 @@ class _Generation:
                     f"expected (N, *{tuple(self.latents[name])})"
                 )
         return {
-            n: (v if not v.is_floating_point() else self.pair.cast(v)).to(self.blank.device) for n, v in values.items()
+            n: (v if not v.is_floating_point() else self.pair.cast(v)).to(self.blank.device)
+            for n, v in values.items()
         }
 
     def run(self, rows: slice, given: Mapping[str, Tensor], mean: bool) -> dict[str, Tensor]:
@@ -295,10 +335,13 @@ class _Generation:
         size = rows.stop - rows.start
         named = {name: value[rows] for name, value in self.fields.items()}
         with _Given({name: value[rows] for name, value in given.items()}, self.dims):
-            trace = plain_draw(lambda x, given: _generate(self.pair, size, x, dict(given)), self.blank, named)
+            trace = plain_draw(
+                lambda x, given: _generate(self.pair, size, x, dict(given)), self.blank, named
+            )
         nodes = {name: trace.nodes[name] for name in self.observed}
         return {
-            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node, self.at) for n, node in nodes.items()
+            n: _rows_first(mean_of(node["fn"]) if mean else node["value"], node, self.at)
+            for n, node in nodes.items()
         }
 
 
@@ -313,10 +356,15 @@ def _generation(
 ) -> Iterator[_Generation]:
     """The model, ready to run, its sites known from a trial run."""
     place = find_device(device)
-    pair = Pair.of(model, guide) if guide is not None else Pair(model, _no_guide, _FittedElsewhere())
+    pair = (
+        Pair.of(model, guide) if guide is not None else Pair(model, _no_guide, _FittedElsewhere())
+    )
     pair.to(place)
     fields = {name: value.to(place) for name, value in fields.items()}
-    few = {name: value[torch.arange(PROBE_IMAGES, device=place) % len(value)] for name, value in fields.items()}
+    few = {
+        name: value[torch.arange(PROBE_IMAGES, device=place) % len(value)]
+        for name, value in fields.items()
+    }
     with pair.active(may_create=False):
         blank = _blank(pair, like, few, place)
         with pair.probing():  # meets modules that closures hide
@@ -326,29 +374,42 @@ def _generation(
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
     frames = {name: _data_plate(name, node) for name, node in sample_nodes(trace)}
     at = Geometry(frozenset(frame.name for frame in frames.values()))
-    latents = {n: _rows_first(node["value"], node, at).shape[1:] for n, node in latent_nodes(trace).items()}
+    latents = {
+        n: _rows_first(node["value"], node, at).shape[1:] for n, node in latent_nodes(trace).items()
+    }
     with _quiet(pair, place, seed):
         yield _Generation(
-            pair, blank, fields, latents, observed, at, {name: frame.dim for name, frame in frames.items()}
+            pair,
+            blank,
+            fields,
+            latents,
+            observed,
+            at,
+            {name: frame.dim for name, frame in frames.items()},
         )
 
 
-def _blank(pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: torch.device) -> Tensor:
+def _blank(
+    pair: Pair, like: Tensor | None, fields: dict[str, Tensor], place: torch.device
+) -> Tensor:
     """Images of zeros for the trial run: shaped as ``like``, else as what the model generates."""
     if like is not None:
         if like.dim() < 2:
-            raise UserError(f"like has shape {tuple(like.shape)}: expected images, (N, *event_shape)")
+            raise UserError(
+                f"like has shape {tuple(like.shape)}: expected images, (N, *event_shape)"
+            )
         return pair.cast(like.new_zeros(PROBE_IMAGES, *like.shape[1:], device=place))
     if not _takes_size(pair):
         raise UserError(
-            "the model takes no `size`, and can't tell what its images look like: give like=x, with a few images x, or "
-            "write the model so that model(None, size=n) generates n images"
+            "the model takes no `size`, and can't tell what its images look like: give like=x, "
+            "with a few images x, or write the model so that model(None, size=n) generates n images"
         )
     with pair.probing():
         images = _generate(pair, PROBE_IMAGES, torch.empty(0), fields)
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != PROBE_IMAGES:
         raise UserError(
-            "model(None, size=n) does not return its n images: let it return them, or give like=x, with a few images x"
+            "model(None, size=n) does not return its n images: let it return them, or give "
+            "like=x, with a few images x"
         )
     return torch.zeros_like(images)
 
@@ -369,24 +430,33 @@ def _no_guide(x: Tensor) -> None:
 
 
 class _FittedElsewhere(ParameterStore):
-    """The empty store of a model without its guide: it must not invent parameters that were fitted in a pair."""
+    """The empty store of a model without its guide: it must not invent parameters that were fitted
+    in a pair.
+    """
 
     def _create(self, name: str, *_: Any) -> None:
         raise UserError(
-            f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that guide as well, guide=…"
+            f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that "
+            "guide as well, guide=…"
         )
 
 
 def _data_plate(name: str, node: Any) -> Any:
     """The plate of images in the trial run: the one at −1 where that is one, as it should be."""
-    frames = [f for f in node["cond_indep_stack"] if f.vectorized and plate_size(node, f) == PROBE_IMAGES]
+    frames = [
+        f for f in node["cond_indep_stack"] if f.vectorized and plate_size(node, f) == PROBE_IMAGES
+    ]
     if not frames:
-        raise UserError(f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate")
+        raise UserError(
+            f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate"
+        )
     return max(frames, key=lambda frame: frame.dim == -1)
 
 
 def _rows_first(value: Tensor, node: Any, at: Geometry) -> Tensor:
-    """``(N, *other plates, *event)`` on the CPU, of a value that has the batch dimensions of the site."""
+    """``(N, *other plates, *event)`` on the CPU, of a value that has the batch dimensions of the
+    site.
+    """
     return rows_first(value, node["fn"], at.frame(node).dim).cpu()
 
 

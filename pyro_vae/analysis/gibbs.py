@@ -1,10 +1,14 @@
-"""Draws of p(x | y) under a model p(x, z), y being what is known of the image x: Metropolis within Gibbs.
+"""Draws of p(x | y) under a model p(x, z), y being what is known of the image x: Metropolis within
+Gibbs.
 
-A chain holds an image x and its latents z, and alternates two moves that leave p(x, z | y) invariant:
+A chain holds an image x and its latents z, and alternates two moves that leave p(x, z | y)
+invariant:
 
-1. z' ~ q(z | x), accepted with min(1, p(x, z') q(z | x) / (p(x, z) q(z' | x))): a Metropolis–Hastings step whose proposal
-   is the guide (Mattei & Frellsen 2018, section 3.3). Without the test (``gibbs``) this is pseudo-Gibbs (Rezende et al.
-   2014, appendix F), whose law is that of the model only where the guide is the model's posterior.
+1. z' ~ q(z | x), accepted with min(1, p(x, z') q(z | x) / (p(x, z) q(z' | x))): a
+Metropolis–Hastings step whose proposal
+   is the guide (Mattei & Frellsen 2018, section 3.3). Without the test (``gibbs``) this is
+   pseudo-Gibbs (Rezende et al. 2014, appendix F), whose law is that of the model only where the
+   guide is the model's posterior.
 2. x given z and y, pixel by pixel (`Evidence.redraw`).
 """
 
@@ -34,7 +38,9 @@ from pyro_vae.validation import check_count
 METHODS = ("metropolis", "gibbs")
 
 UNTESTED = 0.1
-"""The first part of a chain, in which every z' is accepted: from a poor start a tested proposal is hardly ever."""
+"""The first part of a chain, in which every z' is accepted: from a poor start a tested proposal is
+hardly ever.
+"""
 BURN_IN = 0.5
 """The part of a chain that no average counts."""
 LOW_ACCEPTANCE = 0.05
@@ -48,10 +54,13 @@ class Restored:
     """
 
     samples: Tensor  # (K, N, *event_shape), the chains' last states
-    decoded: Tensor  # (K, N, *event_shape), the mean of p(x | z) at the chains' last z, without regard to y
+    # (K, N, *event_shape), the mean of p(x | z) at the chains' last z, without regard to y
+    decoded: Tensor
     mean: Tensor  # (N, *event_shape), E[x | y]
     sd: Tensor  # (N, *event_shape), the standard deviation of x under p(x | y)
-    se: Tensor  # (N, *event_shape), Monte Carlo standard error of the mean, from the K chains' own; NaN for one chain
+    # (N, *event_shape), Monte Carlo standard error of the mean, from the K chains' own; NaN for one
+    # chain
+    se: Tensor
     acceptance: Tensor  # (N,), of the proposed z; 1 for pseudo-Gibbs, which refuses none
     method: str
     num_steps: int
@@ -61,11 +70,14 @@ class Restored:
         """What changes how the draws are to be read."""
         found = []
         if self.method == "gibbs":
-            found.append("pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior")
+            found.append(
+                "pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior"
+            )
         if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
             found.append(
-                f"less than {LOW_ACCEPTANCE:.0%} of the proposals are accepted in {stuck:.1%} of the images: their chains "
-                "hardly move; use more steps, or a guide nearer to the posterior"
+                f"less than {LOW_ACCEPTANCE:.0%} of the proposals are accepted in {stuck:.1%} of "
+                "the images: their chains hardly move; use more steps, or a guide nearer to the "
+                "posterior"
             )
         return tuple(found)
 
@@ -85,7 +97,9 @@ class Evidence(ABC):
 
     @abstractmethod
     def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
-        """First states ``(K, N, *event_shape)``; ``drawn(i)`` gives as many draws x ~ p(x), others for each i."""
+        """First states ``(K, N, *event_shape)``; ``drawn(i)`` gives as many draws x ~ p(x), others
+        for each i.
+        """
 
     @abstractmethod
     def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
@@ -93,7 +107,9 @@ class Evidence(ABC):
 
     @abstractmethod
     def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z), pixels independent."""
+        """x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z), pixels
+        independent.
+        """
 
 
 def restore(
@@ -110,9 +126,9 @@ def restore(
     """Run ``num_samples`` chains at each image.
 
     Raises:
-        UserError: no chain can be run with this pair, in one sentence: a point mass, a subsampling plate, no latent site,
-            a guide that can't score any z but its own draw, pixels that depend on each other given z, an x that is
-            observed in parts.
+        UserError: no chain can be run with this pair, in one sentence: a point mass, a subsampling
+            plate, no latent site, a guide that can't score any z but its own draw, pixels that
+            depend on each other given z, an x that is observed in parts.
     """
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
         check_count(name, value)
@@ -125,10 +141,13 @@ def restore(
     def drawn(stream: int) -> Tensor:
         like, number = torch.zeros(1, *shape[1:]), num_samples * shape[0]
         rows: dict[str, Any] = {
-            name: value.repeat(num_samples, *(1 for _ in value.shape[1:])) for name, value in named.items()
+            name: value.repeat(num_samples, *(1 for _ in value.shape[1:]))
+            for name, value in named.items()
         }
         own = mix(seed, 1, stream) % 2**32
-        sites = sample(model, number, like, mean=False, guide=guide, device=device, seed=own, **rows)
+        sites = sample(
+            model, number, like, mean=False, guide=guide, device=device, seed=own, **rows
+        )
         return _whole(sites, torch.Size((num_samples, *shape)))
 
     start = evidence.start(drawn)
@@ -166,7 +185,10 @@ class _Chains:
         untested, burn_in = round(UNTESTED * num_steps), round(BURN_IN * num_steps)
         lead = (num_chains, len(self.x) // num_chains)
         total = torch.zeros(*lead, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
-        squares, accepted = torch.zeros_like(total), torch.zeros(lead, dtype=torch.float64, device=self.x.device)
+        squares, accepted = (
+            torch.zeros_like(total),
+            torch.zeros(lead, dtype=torch.float64, device=self.x.device),
+        )
         for step in range(num_steps):
             moved = self.step(method, tested=step >= untested)
             if step >= burn_in:
@@ -181,13 +203,18 @@ class _Chains:
         se = means.std(0) / num_chains**0.5 if num_chains > 1 else torch.full_like(mean, nan)
         x, decoded = (each.reshape(total.shape).cpu() for each in (self.x, self.pick(mean_of)))
         mean, sd, se = (each.to("cpu", x.dtype) for each in (mean, sd, se))
-        return Restored(x, decoded, mean, sd, se, (accepted.mean(0) / kept).cpu(), method, num_steps)
+        return Restored(
+            x, decoded, mean, sd, se, (accepted.mean(0) / kept).cpu(), method, num_steps
+        )
 
     def step(self, method: str, tested: bool) -> Tensor:
         """Both moves; which rows accepted their z', ``(K·B,)``."""
         new = self.pair.run(self.x, self.fields)
         accepted = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        values, self.seen = {name: site.value for name, site in new.guide.items()}, [new.observed[self.site]]
+        values, self.seen = (
+            {name: site.value for name, site in new.guide.items()},
+            [new.observed[self.site]],
+        )
         if method == "metropolis":
             with _Holding(self.z):
                 old = self.pair.run(self.x, self.fields)
@@ -195,12 +222,15 @@ class _Chains:
             log_new, log_old = (each.log_weights()[0].double() for each in (new, old))
             accepted = ~log_new.isnan()
             if tested:
-                # a state without a density, as a guide that fails on a strange x may leave one, is left at once
+                # a state without a density, as a guide that fails on a strange x may leave one, is
+                # left at once
                 log_ratio = torch.where(log_old.isnan(), torch.inf, log_new - log_old)
                 accepted &= torch.rand_like(log_ratio).log() < log_ratio
             for name, site in new.guide.items():
                 place = site.value.dim() - site.fn.event_dim + site.dim
-                chosen = accepted.reshape([-1 if dim == place else 1 for dim in range(site.value.dim())])
+                chosen = accepted.reshape(
+                    [-1 if dim == place else 1 for dim in range(site.value.dim())]
+                )
                 values[name] = torch.where(chosen, site.value, self.z[name])
         self.z, self.accepted = values, accepted
         self.x = self.evidence.redraw(self.x, self.draw)
@@ -213,7 +243,9 @@ class _Chains:
 
     def pick(self, of: Callable[[Any], Tensor]) -> Tensor:
         """``of(p(x | z))`` at each row's present z, in x's shape."""
-        found = [rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x) for s in self.seen]
+        found = [
+            rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x) for s in self.seen
+        ]
         accepted = self.accepted.reshape(-1, *(1 for _ in self.x.shape[1:]))
         return found[0] if len(found) == 1 else torch.where(accepted, found[0], found[1])
 
@@ -238,18 +270,22 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """
     for name, site in observed.items():
         value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
-        if value.numel() == x.numel() and torch.equal(rows_first(value, site.fn, site.dim).reshape(x.shape), x):
+        if value.numel() == x.numel() and torch.equal(
+            rows_first(value, site.fn, site.dim).reshape(x.shape), x
+        ):
             law = site.fn
             while isinstance(law, Independent):
                 law = law.base_dist
             if law.event_shape:
                 raise UserError(
-                    f"site {name!r}: the pixels of {type(law).__name__} depend on each other given z, and only independent "
-                    "ones can be redrawn one by one: use a likelihood that is a product over pixels, .to_event(n)"
+                    f"site {name!r}: the pixels of {type(law).__name__} depend on each other "
+                    "given z, and only independent ones can be redrawn one by one: use a "
+                    "likelihood that is a product over pixels, .to_event(n)"
                 )
             return name
     raise UserError(
-        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there are no pixels of x to redraw"
+        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there "
+        "are no pixels of x to redraw"
     )
 
 
@@ -257,14 +293,18 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     structure = pair.structure(x, fields)
     refuse_unscorable(pair, x, fields)
     if not structure.latents:
-        raise UserError("the guide draws no latent site, and a chain needs a z, given which the pixels are independent")
+        raise UserError(
+            "the guide draws no latent site, and a chain needs a z, given which the pixels are "
+            "independent"
+        )
     terms = pair.run(x, fields)
     terms.log_weights()  # refuses scaled sites
     for name, site in terms.guide.items():
         if method == "metropolis" and name in structure.own_draws_only:
             raise UserError(
-                f"the guide's site {name!r} can't score any z but its own last draw ({type(site.fn).__name__}; as a planar "
-                "flow), which the Metropolis test needs: use a guide whose log_prob takes any z, or method='gibbs'"
+                f"the guide's site {name!r} can't score any z but its own last draw "
+                f"({type(site.fn).__name__}; as a planar flow), which the Metropolis test needs: "
+                "use a guide whose log_prob takes any z, or method='gibbs'"
             )
 
 
@@ -274,5 +314,6 @@ def _whole(sites: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
         if value.numel() == shape.numel():
             return value.reshape(shape)
     raise UserError(
-        f"none of the observed sites ({', '.join(sites)}) has the images' shape {tuple(shape[2:])}: there are no pixels to redraw"
+        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
+        f"{tuple(shape[2:])}: there are no pixels to redraw"
     )

@@ -29,22 +29,26 @@ def impute(
 ) -> Restored:
     """Draw x_mis ~ p(x_mis | x_obs), K = ``num_samples`` chains an image (Mattei & Frellsen 2018).
 
-    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, tests it against the model, and draws
-    x_mis ~ p(x_mis | z). With the test (``metropolis``) the chains' law is p(x_mis | x_obs) itself in the limit of many
-    steps, for every guide; without it (``gibbs``: Rezende et al. 2014) only if the guide is the model's posterior. Missing
-    pixels start at a draw of p(x).
+    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, tests it against the
+    model, and draws x_mis ~ p(x_mis | z). With the test (``metropolis``) the chains' law is p(x_mis
+    | x_obs) itself in the limit of many steps, for every guide; without it (``gibbs``: Rezende et
+    al. 2014) only if the guide is the model's posterior. Missing pixels start at a draw of p(x).
 
     Args:
         x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
-        missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one mask for all images).
+        missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one
+            mask for all images).
         num_steps: of a chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
         **fields: what the programs take beside x, N rows.
 
     Raises:
-        UserError: a mask of another type or shape; a pair for which there is no such chain (`restore` lists the reasons).
+        UserError: a mask of another type or shape; a pair for which there is no such chain
+            (`restore` lists the reasons).
     """
-    return restore(model, guide, _pixels(x, missing), num_samples, num_steps, method, seed, device, fields)
+    return restore(
+        model, guide, _pixels(x, missing), num_samples, num_steps, method, seed, device, fields
+    )
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ def _pixels(x: Any, missing: Any) -> _Pixels:
         mask = mask.to(images.device).broadcast_to(images.shape)
     except RuntimeError:
         raise UserError(
-            f"missing has shape {tuple(mask.shape)}: expected that of x, {tuple(images.shape)}, or one that broadcasts to it"
+            f"missing has shape {tuple(mask.shape)}: expected that of x, {tuple(images.shape)}, "
+            "or one that broadcasts to it"
         ) from None
-    return _Pixels(as_images(torch.where(mask, torch.zeros((), dtype=images.dtype), images)).cpu(), mask.cpu())
+    return _Pixels(
+        as_images(torch.where(mask, torch.zeros((), dtype=images.dtype), images)).cpu(), mask.cpu()
+    )

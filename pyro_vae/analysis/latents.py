@@ -1,4 +1,6 @@
-"""Draws of the latents for each image, the images first: whatever plates, sites and layouts a pair has."""
+"""Draws of the latents for each image, the images first: whatever plates, sites and layouts a pair
+has.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,12 @@ def chunks(num_draws: int, num_images: int) -> Iterator[int]:
         yield min(size, num_draws - start)
 
 
-def weighted_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log weights ``(K, B)`` in float64, and the guide's draws they belong to, ``(K, B, …)`` by site."""
+def weighted_draws(
+    pair: Pair, x: Tensor, fields: Fields, num_draws: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log weights ``(K, B)`` in float64, and the guide's draws they belong to, ``(K, B, …)`` by
+    site.
+    """
     weights, values = [], []
     for k in chunks(num_draws, len(x)):
         terms = pair.run(x, fields, k, layout="repeat")
@@ -51,7 +57,10 @@ def _latents(pair: Pair, program: Program, x: Tensor, fields: Fields, k: int) ->
     at = pair.structure(x, fields).geometry
     nodes = draw_alone(program, x, fields, k, at, on_rows=True)
     latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
-    return {n: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k) for n, node in latents.items()}
+    return {
+        n: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k)
+        for n, node in latents.items()
+    }
 
 
 def _of_site(site: Site, k: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""How much a latent says about its image: KL(q(z | x) ‖ p(z)), averaged, is mutual information + KL(q(z) ‖ p(z))."""
+"""How much a latent says about its image: KL(q(z | x) ‖ p(z)), averaged, is mutual information +
+KL(q(z) ‖ p(z)).
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,12 @@ ENTRIES = 4_000_000
 
 @dataclass(frozen=True)
 class Information:
-    """Nats, from one draw z of each of N images; ``rate`` = ``mutual_information`` + ``marginal_kl``, identically.
+    """Nats, from one draw z of each of N images; ``rate`` = ``mutual_information`` +
+    ``marginal_kl``, identically.
 
-    With q(z) = (1/N) Σ_m q(z | x_m), the aggregate posterior of these N images (Hoffman & Johnson 2016, ELBO surgery):
-    I = mean_n log q(z_n | x_n)/q(z_n), at most log N; marginal KL = mean_n log q(z_n)/p(z_n). Errors are jackknife, the
-    images being the sample.
+    With q(z) = (1/N) Σ_m q(z | x_m), the aggregate posterior of these N images (Hoffman & Johnson
+    2016, ELBO surgery): I = mean_n log q(z_n | x_n)/q(z_n), at most log N; marginal KL = mean_n log
+    q(z_n)/p(z_n). Errors are jackknife, the images being the sample.
     """
 
     mutual_information: float
@@ -62,16 +65,16 @@ class Information:
 
     def __str__(self) -> str:
         sign = "≥" if self.at_ceiling else "="
-        line = (
-            f"mutual information I(x; z) {sign} {self.mutual_information:.2f} ± {self.mutual_information_se:.2f} nats"
-        )
-        line += (
-            f"; KL(q(z) ‖ p(z)) {'≤' if self.at_ceiling else '='} {self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}"
-        )
+        line = f"mutual information I(x; z) {sign} {self.mutual_information:.2f} ± {self.mutual_information_se:.2f} nats"
+        line += f"; KL(q(z) ‖ p(z)) {'≤' if self.at_ceiling else '='} {self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}"
         lines = [f"{line}; their sum, the rate, {self.rate:.2f} ± {self.rate_se:.2f}"]
         how = f"q(z) is the mixture of q(z | x) over the same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}"
         return "\n".join(
-            [*lines, f"  aggregate estimator: one draw an image; {how}; errors by the jackknife over images"]
+            [
+                *lines,
+                f"  aggregate estimator: one draw an image; {how}; errors by the jackknife over "
+                "images",
+            ]
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,10 +95,12 @@ def mutual_information(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Information:
-    """Split the KL of the first ``num_images`` images into mutual information and the KL of the aggregate.
+    """Split the KL of the first ``num_images`` images into mutual information and the KL of the
+    aggregate.
 
     Raises:
-        UserError: fewer than two images; a guide without a density, or whose density can't be had at another's draw.
+        UserError: fewer than two images; a guide without a density, or whose density can't be had
+            at another's draw.
     """
     with visit_images(model, guide, x, num_images, device, seed, fields) as (pair, batches):
         images, named = next(iter(batches))
@@ -106,18 +111,24 @@ def mutual_information(
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())
-        values = {name: rows_first(site.value, site.fn, site.dim) for name, site in terms.guide.items()}
+        values = {
+            name: rows_first(site.value, site.fn, site.dim) for name, site in terms.guide.items()
+        }
         density = cross_density(pair, images, named, values)
     return _split(density.double().cpu(), own[0].double().cpu(), prior[0].double().cpu())
 
 
 def cross_density(pair: Pair, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
-    """log q(z_n | x_m), ``(n, m)``: every image's draw, given as ``(n, …)`` by site, under every image's posterior.
+    """log q(z_n | x_m), ``(n, m)``: every image's draw, given as ``(n, …)`` by site, under every
+    image's posterior.
 
-    The encoder runs once a block of draws where the guide can run under a plate of particles, once a pair elsewhere.
+    The encoder runs once a block of draws where the guide can run under a plate of particles, once
+    a pair elsewhere.
     """
     number = len(next(iter(values.values())))
-    width = sum(value[0].numel() for value in values.values()) + x[0].numel() * (pair.layout(x, fields) == "repeat")
+    width = sum(value[0].numel() for value in values.values()) + x[0].numel() * (
+        pair.layout(x, fields) == "repeat"
+    )
     block = max(1, ENTRIES // (len(x) * width))
     density = _by_plate if pair.layout(x, fields) in ("plate", "rows") else _by_rows
     parts = []
@@ -127,8 +138,8 @@ def cross_density(pair: Pair, x: Tensor, fields: Fields, values: Mapping[str, Te
             parts.append(density(pair, x, fields, given))
         except NotImplementedError as error:
             raise UserError(
-                f"the guide's density can't be evaluated at another image's draw ({error}): a flow without an inverse has no "
-                "aggregate posterior"
+                f"the guide's density can't be evaluated at another image's draw ({error}): a "
+                "flow without an inverse has no aggregate posterior"
             ) from error
     return torch.cat(parts)
 
@@ -178,7 +189,9 @@ def _log_q(
     at: Geometry,
     particle_dim: int | None,
 ) -> Tensor:
-    nodes = draw_alone(poutine.condition(pair.guide, data=dict(data)), x, fields, 1, at, on_rows=True)
+    nodes = draw_alone(
+        poutine.condition(pair.guide, data=dict(data)), x, fields, 1, at, on_rows=True
+    )
     total = torch.zeros((), device=x.device)
     for name, node in nodes.items():
         if name in data:
@@ -188,15 +201,18 @@ def _log_q(
 
 
 def _split(density: Tensor, own: Tensor, prior: Tensor) -> Information:
-    """From log q(z_n | x_m) ``(N, N)``, its diagonal as the guide itself scored its draws, and log p(z_n)."""
+    """From log q(z_n | x_m) ``(N, N)``, its diagonal as the guide itself scored its draws, and log
+    p(z_n).
+    """
     number = len(own)
     density = density.clone()
     density.diagonal().copy_(own)
     whole = density.logsumexp(1)
-    # without image j: row j is gone, and column j from every other row, of which its own image stays
-    without = (whole.unsqueeze(1) + torch.log1p(-(density - whole.unsqueeze(1)).exp().clamp(max=1.0))).maximum(
-        own.unsqueeze(1)
-    )
+    # without image j: row j is gone, and column j from every other row, of which its own image
+    # stays
+    without = (
+        whole.unsqueeze(1) + torch.log1p(-(density - whole.unsqueeze(1)).exp().clamp(max=1.0))
+    ).maximum(own.unsqueeze(1))
     rest = 1.0 - torch.eye(number, dtype=density.dtype)
     left = (without * rest).sum(0) / (number - 1) - log(number - 1)  # mean log q(z) of each N − 1
     mean_own, mean_prior = ((v.sum() - v) / (number - 1) for v in (own, prior))

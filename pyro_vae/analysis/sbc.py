@@ -1,4 +1,6 @@
-"""Simulation-based calibration: is the truth anywhere but in a random place among the guide's draws?"""
+"""Simulation-based calibration: is the truth anywhere but in a random place among the guide's
+draws?
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from pyro_vae.validation import check_count
 
 BATCH = 250
 NOTABLE = 1e-3
-"""A p-value below which a dimension is called out, after division by the number of dimensions (Bonferroni)."""
+"""A p-value below which a dimension is called out, after division by the number of dimensions
+(Bonferroni).
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class SBC:
-    """Ranks of the true z among the guide's draws, on images simulated from the model (Talts et al. 2018).
+    """Ranks of the true z among the guide's draws, on images simulated from the model (Talts et al.
+    2018).
 
     Were the guide the model's posterior, every rank would be uniform on 0 … L.
     """
@@ -43,17 +48,22 @@ class SBC:
     def __str__(self) -> str:
         number = len(next(iter(self.ranks.values())))
         lines = [
-            f"SBC: {number} simulated images, {self.num_draws} draws each; smallest p {self.smallest_p:.2g} (Bonferroni)"
+            f"SBC: {number} simulated images, {self.num_draws} draws each; smallest p "
+            f"{self.smallest_p:.2g} (Bonferroni)"
         ]
         for name, values in self.p_values.items():
-            shown = " ".join(f"{p:.2g}" for p in values.tolist()[:20]) + (" …" if len(values) > 20 else "")
+            shown = " ".join(f"{p:.2g}" for p in values.tolist()[:20]) + (
+                " …" if len(values) > 20 else ""
+            )
             lines.append(f"  {name}: KS p by dimension {shown}")
         if self.smallest_p < NOTABLE:
             lines.append(f"  warning: the guide is not the model's posterior: {self._how()}")
         return "\n".join(lines)
 
     def _how(self) -> str:
-        """In words, of the dimension with the smallest p-value: where the truth lies among the draws."""
+        """In words, of the dimension with the smallest p-value: where the truth lies among the
+        draws.
+        """
         name = min(self.p_values, key=lambda site: float(self.p_values[site].min()))
         unit = int(self.p_values[name].argmin())
         place = (self.ranks[name][:, unit].double() + 0.5) / (self.num_draws + 1)
@@ -83,7 +93,8 @@ def sbc_ranks(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> SBC:
-    """Simulate z* ~ p(z), x ~ p(x | z*), and rank each dimension of z* among ``num_draws`` draws of q(z | x).
+    """Simulate z* ~ p(z), x ~ p(x | z*), and rank each dimension of z* among ``num_draws`` draws of
+    q(z | x).
 
     Ties (discrete latents) are broken at random.
 
@@ -101,17 +112,28 @@ def sbc_ranks(
     given = as_fields(fields, size)
     place = find_device(device)
     simulated = simulate(
-        model, guide, size, like, place, seed, {name: value.to(place) for name, value in given.items()}
+        model,
+        guide,
+        size,
+        like,
+        place,
+        seed,
+        {name: value.to(place) for name, value in given.items()},
     )
     parts: list[dict[str, Tensor]] = []
     # a stream of its own: under one seed the guide would draw the very numbers that made the truth
-    with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (pair, batches):
+    with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (
+        pair,
+        batches,
+    ):
         for images, named in batches:
             refuse_no_latents(pair.structure(images, named))
             refuse_unscorable(pair, images, named)
             parts.append(guide_draws(pair, images, named, num_draws))
         drawn = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-        ranks = {name: _ranks(simulated.latents[name], value).cpu() for name, value in drawn.items()}
+        ranks = {
+            name: _ranks(simulated.latents[name], value).cpu() for name, value in drawn.items()
+        }
         p_values = {name: _uniformity(value, num_draws) for name, value in ranks.items()}
     return SBC(ranks, p_values, num_draws)
 
@@ -124,8 +146,12 @@ def _ranks(truth: Tensor, drawn: Tensor) -> Tensor:
 
 
 def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
-    """Kolmogorov–Smirnov p-values of ``(rank + U)/(L + 1)``, which is uniform on [0, 1] where ranks are uniform: ``(D,)``."""
+    """Kolmogorov–Smirnov p-values of ``(rank + U)/(L + 1)``, which is uniform on [0, 1] where ranks
+    are uniform: ``(D,)``.
+    """
     from scipy.stats import kstest
 
     place = (ranks.double() + torch.rand(ranks.shape, dtype=torch.float64)) / (num_draws + 1)
-    return torch.tensor([float(kstest(place[:, d].numpy(), "uniform").pvalue) for d in range(place.shape[1])])
+    return torch.tensor(
+        [float(kstest(place[:, d].numpy(), "uniform").pvalue) for d in range(place.shape[1])]
+    )

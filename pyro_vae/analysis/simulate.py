@@ -1,4 +1,6 @@
-"""Images that the model itself generates, with the latents that they came from: exact draws of p(z | x)."""
+"""Images that the model itself generates, with the latents that they came from: exact draws of p(z
+| x).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ class Simulated:
 
     def rows(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """These images, their fields and their latents."""
-        fields, latents = ({n: v[rows] for n, v in part.items()} for part in (self.fields, self.latents))
+        fields, latents = (
+            {n: v[rows] for n, v in part.items()} for part in (self.fields, self.latents)
+        )
         return self.x[rows], fields, latents
 
 
@@ -41,7 +45,8 @@ def simulate(
     """``size`` images of the model as it was fitted with ``guide``.
 
     Raises:
-        UserError: the model takes no ``size`` and there is no ``like``; it observes anything but x alone.
+        UserError: the model takes no ``size`` and there is no ``like``; it observes anything but x
+            alone.
     """
     with _generation(model, guide, like, device, seed, dict(fields)) as generation:
         pair, blank, named = generation.pair, generation.blank, generation.fields
@@ -49,20 +54,25 @@ def simulate(
         trace = poutine.trace(lambda: _generate(pair, size, blank, named)).get_trace()
         if len(generation.observed) != 1:
             raise UserError(
-                f"the model observes {', '.join(generation.observed)}: BDMC simulates images for a model that observes x alone"
+                f"the model observes {', '.join(generation.observed)}: BDMC simulates images for "
+                "a model that observes x alone"
             )
         name = generation.observed[0]
         drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
         if drawn.numel() == shape.numel():
-            # where x lies along other plates, its images come first; that this is so is checked next
+            # where x lies along other plates, its images come first; that this is so is checked
+            # next
             x = pair.cast(_rows_first(trace.nodes[name], generation.at).reshape(shape))
             again = poutine.trace(poutine.replay(pair.model, trace=trace)).get_trace(x, named)
             if torch.equal(again.nodes[name]["value"], drawn):
-                latents = {n: _rows_first(trace.nodes[n], generation.at) for n in generation.latents}
+                latents = {
+                    n: _rows_first(trace.nodes[n], generation.at) for n in generation.latents
+                }
                 return Simulated(x, named, latents)
     raise UserError(
-        f"the model's site {name!r} observes a function of x, not x itself (its values have shape {tuple(drawn.shape)}, images "
-        f"{tuple(shape)}): BDMC can't turn what it draws there into images"
+        f"the model's site {name!r} observes a function of x, not x itself (its values have shape "
+        f"{tuple(drawn.shape)}, images {tuple(shape)}): BDMC can't turn what it draws there into "
+        "images"
     )
 
 

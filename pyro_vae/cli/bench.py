@@ -1,4 +1,6 @@
-"""`pyro-vae bench`: run the suites of the checkout's benchmarks folder, each in a process of its own."""
+"""`pyro-vae bench`: run the suites of the checkout's benchmarks folder, each in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +24,41 @@ def run(options: Bench) -> dict[str, Any]:
     """Run the suites; their results, by suite and case.
 
     Raises:
-        UserError: there is no benchmarks folder, as in a package that was not installed from a checkout.
+        UserError: there is no benchmarks folder, as in a package that was not installed from a
+            checkout.
         Failure: a suite failed; what it said stands above.
     """
     folder = find_benchmarks()
     for name in ("numpyro", "pythae"):
         if find_spec(name) is None:
-            print(f"{name} is not installed and is left out (pip install 'pyro-vae[bench]')", file=sys.stderr)
+            print(
+                f"{name} is not installed and is left out (pip install 'pyro-vae[bench]')",
+                file=sys.stderr,
+            )
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         # with --quick nothing is kept, but --json still wants the figures
         out = (options.out or Path(scratch if options.quick else "runs/bench")).resolve()
         for suite in options.suites or SUITES:
             file = _FILES.get(suite, suite)
-            command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{file}", *_arguments(options, out)]
+            command = [
+                sys.executable,
+                "-W",
+                "ignore",
+                "-m",
+                f"benchmarks.{file}",
+                *_arguments(options, out),
+            ]
             shown = sys.stderr if options.json else None
             environment = _environment(options)
-            if subprocess.run(command, check=False, cwd=folder.parent, env=environment, stdout=shown).returncode:
+            if subprocess.run(
+                command, check=False, cwd=folder.parent, env=environment, stdout=shown
+            ).returncode:
                 raise Failure(f"the suite {suite} failed: see above")
             written = out / f"{file}{'_cuda' if options.device == 'cuda' else ''}.json"
-            results[suite] = json.loads((written if written.exists() else out / f"{file}.json").read_text())
+            results[suite] = json.loads(
+                (written if written.exists() else out / f"{file}.json").read_text()
+            )
     return results
 
 
@@ -50,8 +67,8 @@ def find_benchmarks() -> Path:
     folder = Path(__file__).resolve().parents[2] / "benchmarks"
     if not (folder / "harness.py").exists():
         raise UserError(
-            "the benchmarks are not part of the installed package: clone the repository, and there run "
-            "pip install -e '.[bench]' and pyro-vae bench"
+            "the benchmarks are not part of the installed package: clone the repository, and "
+            "there run pip install -e '.[bench]' and pyro-vae bench"
         )
     return folder
 

@@ -1,4 +1,6 @@
-"""What each command does, once its options are read and checked: the part of the command line that needs torch."""
+"""What each command does, once its options are read and checked: the part of the command line that
+needs torch.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ from pyro_vae.training.loop import evaluate_elbo
 from pyro_vae.training.state import TrainingState
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
-"""Columns of `list` where standard output is no terminal, and of its texts beside the names in a terminal however narrow."""
+"""Columns of `list` where standard output is no terminal, and of its texts beside the names in a
+terminal however narrow.
+"""
 
 
 @singledispatch
@@ -73,12 +77,17 @@ def _begin(options: Train) -> None:
 
 
 def _resume(run: Run, options: Train) -> None:
-    """Go on with a run from its last checkpoint, or with its evaluation where all its steps are done."""
+    """Go on with a run from its last checkpoint, or with its evaluation where all its steps are
+    done.
+    """
     device, group = find_device(options.device), distributed.current()
     with run.held():
         results = run.results()
         if results.get("training") and results.get("evaluations"):
-            raise UserError(f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores it again")
+            raise UserError(
+                f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores "
+                "it again"
+            )
         run.sweep()
         experiment, structure = _prepared(options, device)
         state = group.once(lambda: last_state(experiment, run, _say))
@@ -86,13 +95,21 @@ def _resume(run: Run, options: Train) -> None:
 
 
 def _prepared(options: Train, device: torch.device) -> tuple[Experiment, Structure]:
-    experiment = distributed.current().after_the_first(lambda: prepare(options))  # which may download the data
-    experiment.images("test", options.eval_images)  # too many are told before the training, not after
+    experiment = distributed.current().after_the_first(
+        lambda: prepare(options)
+    )  # which may download the data
+    experiment.images(
+        "test", options.eval_images
+    )  # too many are told before the training, not after
     return experiment, dry_run(experiment, device)
 
 
 def _train(
-    run: Run, experiment: Experiment, structure: Structure, device: torch.device, state: TrainingState | None
+    run: Run,
+    experiment: Experiment,
+    structure: Structure,
+    device: torch.device,
+    state: TrainingState | None,
 ) -> None:
     """Train, evaluate and print, the run's folder being held."""
     options = experiment.options
@@ -116,7 +133,9 @@ def _train(
         if structure.point_masses:
             if not distributed.goes_on():
                 return
-            result, headline = _reconstruction_error(experiment, device, history, structure.point_masses[0])
+            result, headline = _reconstruction_error(
+                experiment, device, history, structure.point_masses[0]
+            )
         else:
             method: Literal["iw", "refine"] = (
                 "iw" if experiment.amortized else "refine"
@@ -146,8 +165,8 @@ def _reconstruction_error(
     fields = experiment.fields("test", experiment.options.eval_images)
     record = evaluate_elbo(loss, make_source(x, fields, 500, device), experiment.options.seed)
     why = (
-        f"the guide's site {site!r} is a point mass, which has no density: no importance weights, and no log p(x); "
-        "swap in a guide with a density, such as MeanField"
+        f"the guide's site {site!r} is a point mass, which has no density: no importance weights, "
+        "and no log p(x); swap in a guide with a density, such as MeanField"
     )
     error = -record.reconstruction
     result = {
@@ -157,7 +176,10 @@ def _reconstruction_error(
         "protocol": {**words, **experiment.protocol(history.num_steps)},
         "warnings": [why],
     }
-    return result, f"reconstruction error −log p(x | z): {error:.2f} nats an image (N = {len(x)})\n  {why}"
+    return (
+        result,
+        f"reconstruction error −log p(x | z): {error:.2f} nats an image (N = {len(x)})\n  {why}",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -171,7 +193,9 @@ def evaluate(options: Evaluate) -> None:
         find_device(options.device)
         run = run_folder.open_run(options.run)
         run.results()  # damaged results are told before the work, not after
-        experiment, steps = distributed.current().after_the_first(lambda: _trained(run, options.data_root))
+        experiment, steps = distributed.current().after_the_first(
+            lambda: _trained(run, options.data_root)
+        )
         try:
             found = _outcome(experiment, options, steps)
         except Stopped as stopped:
@@ -185,7 +209,9 @@ def evaluate(options: Evaluate) -> None:
 
 @execute.register
 def audit(options: Audit) -> None:
-    """Write a script into the run that checks log weights by stock Pyro, and the source that it needs."""
+    """Write a script into the run that checks log weights by stock Pyro, and the source that it
+    needs.
+    """
     from pyro_vae.runs.audit import NUM_IMAGES, write_audit
 
     run = run_folder.open_run(options.run)
@@ -195,9 +221,12 @@ def audit(options: Audit) -> None:
     x, _ = experiment.images("test", number)
     weights = checkpoint_files.newest(run.checkpoints).path
     pair = experiment.model, experiment.guide
-    found = write_audit(run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed)
+    found = write_audit(
+        run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed
+    )
     print(
-        f"{run_folder.shown(found.script)} takes torch, pyro and copies of the pair's source; diff these with the originals:"
+        f"{run_folder.shown(found.script)} takes torch, pyro and copies of the pair's source; "
+        "diff these with the originals:"
     )
     for copy, original in found.copies.items():
         print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
@@ -219,7 +248,11 @@ def compare_runs(options: Compare) -> None:
         if stored[str(run)] is None:
             stored[str(run)] = _evaluated(run, options, number)
     result = compare({name: ll for name, ll in stored.items() if ll is not None})
-    print(json.dumps(run_folder.finite(result.to_dict()), ensure_ascii=False) if options.json else result)
+    print(
+        json.dumps(run_folder.finite(result.to_dict()), ensure_ascii=False)
+        if options.json
+        else result
+    )
 
 
 @execute.register
@@ -232,12 +265,22 @@ def sample(options: Sample) -> None:
     from pyro_vae.plots import pages as plotting
 
     shape = tuple(held.metadata["event_shape"])
-    wanted = {"guide": guide, "device": options.device, **_classes(model, options, held.metadata.get("num_classes"))}
-    print(run_folder.shown(plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)))
+    wanted = {
+        "guide": guide,
+        "device": options.device,
+        **_classes(model, options, held.metadata.get("num_classes")),
+    }
+    print(
+        run_folder.shown(
+            plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
+        )
+    )
 
 
 def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
-    """The field ``y`` of the images to draw, for a model that names it: the class asked for, or all classes in turn."""
+    """The field ``y`` of the images to draw, for a model that names it: the class asked for, or all
+    classes in turn.
+    """
     if not Program("model", model).wants("y") or num_classes is None:
         if options.y is not None:
             raise UserError(f"--y {options.y}: this run's model takes no class; leave it out")
@@ -256,7 +299,9 @@ def plot(options: Plot) -> None:
     """Draw the run's pictures again, or those of several runs side by side."""
     device = find_device(options.device)
     opened = [run_folder.open_run(folder) for folder in (options.run, *options.beside)]
-    path = _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
+    path = (
+        _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
+    )
     experiments = [_trained(run, options.data_root)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
@@ -275,7 +320,11 @@ def list_parts(options: List) -> None:
     slots = list(registry.NAMESPACES) if options.slot is None else [options.slot]
     parts = {slot: registry.describe(slot) for slot in slots}
     if options.json:
-        print(json.dumps({slot: [asdict(part) for part in found] for slot, found in parts.items()}, indent=2))
+        print(
+            json.dumps(
+                {slot: [asdict(part) for part in found] for slot, found in parts.items()}, indent=2
+            )
+        )
         return
     columns = shutil.get_terminal_size((LIST_WIDTH, 0)).columns
     wrap = partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
@@ -302,22 +351,31 @@ def run_benchmarks(options: Bench) -> None:
 
 
 def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
-    """A run's experiment with the trained model and guide in it, and the steps that they were trained for."""
+    """A run's experiment with the trained model and guide in it, and the steps that they were
+    trained for.
+    """
     from dataclasses import replace
 
     options = run.options()
     model, guide, held = run.load_pair(tell=_say)
-    experiment = prepare(replace(options, data_root=data_root) if data_root is not None else options)
+    experiment = prepare(
+        replace(options, data_root=data_root) if data_root is not None else options
+    )
     if list(experiment.data.event_shape) != held.metadata["event_shape"]:
         raise UserError(
-            f"{options.data}: images of shape {tuple(experiment.data.event_shape)}, but {run} was trained on "
-            f"{tuple(held.metadata['event_shape'])}: name the folder of its data with --data-root"
+            f"{options.data}: images of shape {tuple(experiment.data.event_shape)}, but {run} was "
+            f"trained on {tuple(held.metadata['event_shape'])}: name the folder of its data with "
+            "--data-root"
         )
     return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
 
 
-def _outcome(experiment: Experiment, options: Evaluate, steps: int) -> evaluation_methods.Outcome | None:
-    """What the method finds, for the process that is to write it; None in the others, which are done."""
+def _outcome(
+    experiment: Experiment, options: Evaluate, steps: int
+) -> evaluation_methods.Outcome | None:
+    """What the method finds, for the process that is to write it; None in the others, which are
+    done.
+    """
     if not evaluation_methods.METHODS[options.method].divided and not distributed.goes_on():
         return None
     found = evaluation_methods.evaluate(experiment, options, steps)
@@ -338,8 +396,12 @@ def _evaluation(run: Run, options: Train, method: Literal["iw", "refine"]) -> Ev
     )
 
 
-def _keep(run: Run, experiment: Experiment, found: evaluation_methods.Outcome, options: Evaluate) -> None:
-    """Write an evaluation into the run's folder, the figures first: each file appears whole or not at all."""
+def _keep(
+    run: Run, experiment: Experiment, found: evaluation_methods.Outcome, options: Evaluate
+) -> None:
+    """Write an evaluation into the run's folder, the figures first: each file appears whole or not
+    at all.
+    """
     run.add_result(evaluations=[{"split": found.split, **found.figures}])
     try:
         _keep_images(run, experiment, found, options.pictures, options.device)
@@ -351,12 +413,16 @@ def _keep(run: Run, experiment: Experiment, found: evaluation_methods.Outcome, o
 def _keep_images(
     run: Run, experiment: Experiment, found: evaluation_methods.Outcome, pictures: bool, device: str
 ) -> None:
-    """The per-image figures as a table and for `compare`, and the page of plots, where there are such figures."""
+    """The per-image figures as a table and for `compare`, and the page of plots, where there are
+    such figures.
+    """
     from pyro_vae.evaluation.result_files import save_estimate
 
     if found.estimate is None or found.x is None:
         return
-    save_estimate(run.estimate_file(found.figures["method"], found.split), found.estimate, run.trained())
+    save_estimate(
+        run.estimate_file(found.figures["method"], found.split), found.estimate, run.trained()
+    )
     found.estimate.to_csv(run.per_image_file)
     if pictures:
         fields = experiment.fields(found.split, len(found.x))
@@ -397,7 +463,9 @@ def _evaluated(run: Run, options: Compare, number: int | None) -> LogMarginal:
     return found.estimate
 
 
-def _pictures(run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str, ...] = ()) -> list[Path]:
+def _pictures(
+    run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str, ...] = ()
+) -> list[Path]:
     """All pictures that fit the run, or the pages that are named."""
     from pyro_vae.plots import pages as plotting
 
@@ -413,7 +481,9 @@ def _pictures(run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str,
     )
 
 
-def _side_by_side(path: Path, opened: list[Run], experiments: list[Experiment], options: Plot) -> Path:
+def _side_by_side(
+    path: Path, opened: list[Run], experiments: list[Experiment], options: Plot
+) -> Path:
     """One picture of all runs, a column each, under the folders' names."""
     from pyro_vae.plots import pages as plotting
 
@@ -422,7 +492,13 @@ def _side_by_side(path: Path, opened: list[Run], experiments: list[Experiment], 
         names = [str(run) for run in opened]
     subjects = {
         name: plotting.subject_of(
-            each.model, each.guide, each.observed, each.data, run.rows(), options.seed, options.device
+            each.model,
+            each.guide,
+            each.observed,
+            each.data,
+            run.rows(),
+            options.seed,
+            options.device,
         )
         for name, run, each in zip(names, opened, experiments, strict=True)
     }

@@ -1,7 +1,8 @@
-"""The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which needs torch.
+"""The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which
+needs torch.
 
-Exit codes: 0 done; 2 a mistake of the user's, in one line (or the parser's short box); 1 a failure; 130 and 143 stopped
-by SIGINT and SIGTERM.
+Exit codes: 0 done; 2 a mistake of the user's, in one line (or the parser's short box); 1 a failure;
+130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if torchrun.rank() > 0 and not isinstance(command, DIVIDED):
                 return DONE
             with warnings.catch_warnings():
-                # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this program could change
+                # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this
+                # program could change
                 warnings.filterwarnings("ignore", message=".*torch.jit.*")
                 warnings.showwarning = _warn
                 from pyro_vae.cli.commands import execute
@@ -98,14 +100,23 @@ def _read(given: list[str], configured: dict[str, Any]) -> Any:
     """The options as the parser reads them, ``configured`` being the defaults of `train`."""
     defaults: dict[str, dict[str, Any]] = {"train": {"default": Train(**configured)}}
     commands = tuple(
-        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))] for name, kind in COMMANDS.items()
+        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))]
+        for name, kind in COMMANDS.items()
     )
     union: Any = Union[commands]  # noqa: UP007  # its members are made at run time
-    return tyro.cli(union, args=given, prog="pyro-vae", description=DESCRIPTION, config=(tyro.conf.FlagCreatePairsOff,))
+    return tyro.cli(
+        union,
+        args=given,
+        prog="pyro-vae",
+        description=DESCRIPTION,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
 
 
 def _resumed(given: list[str], folder: Path) -> Train:
-    """The options of the run in ``folder``, with those beside --resume that say no more than where and how it goes on."""
+    """The options of the run in ``folder``, with those beside --resume that say no more than where
+    and how it goes on.
+    """
     config = folder.expanduser() / "config.toml"
     if not config.is_file():
         raise UserError(f"--resume {folder}: no run in it, for there is no {config}")
@@ -113,9 +124,13 @@ def _resumed(given: list[str], folder: Path) -> Train:
     options: Train = _read(given, read_config(config))
     fixed = [name for name in stored_names() if name not in FREE_ON_RESUME]
     if differing := [name for name in fixed if getattr(options, name) != getattr(configured, name)]:
-        words = "; ".join(f"{name} is {getattr(configured, name)}, not {getattr(options, name)}" for name in differing)
+        words = "; ".join(
+            f"{name} is {getattr(configured, name)}, not {getattr(options, name)}"
+            for name in differing
+        )
         raise UserError(
-            f"--resume {folder}: the run has other options: {words}; leave them out, or train a run of its own"
+            f"--resume {folder}: the run has other options: {words}; leave them out, or train a "
+            "run of its own"
         )
     return options
 

@@ -1,4 +1,6 @@
-"""Operations of a traced graph that change nothing, left out: bit for bit the same, and less to replay."""
+"""Operations of a traced graph that change nothing, left out: bit for bit the same, and less to
+replay.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,20 @@ from torch import fx
 _aten = torch.ops.aten
 _SAME_SHAPE = (_aten.view.default, _aten.expand.default, _aten.reshape.default)
 _BY_ONE = (_aten.div.Tensor, _aten.mul.Tensor, _aten.mul.Scalar, _aten.pow.Tensor_Scalar)
-_VIEWS = (*_SAME_SHAPE, _aten.alias.default, _aten.t.default, _aten.transpose.int, _aten.unsqueeze.default)
+_VIEWS = (
+    *_SAME_SHAPE,
+    _aten.alias.default,
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.unsqueeze.default,
+)
 
 
 def leave_out_identities(graph: fx.Graph) -> None:
     """Replace views of the same shape, x/1, x·1, x¹, the concatenation of one tensor, and xᵀᵀ by x.
 
-    Of a graph straight from ``make_fx``, whose nodes know their values. A result that leaves the graph, or is read once a
-    tensor may have been written to, stays a tensor of its own.
+    Of a graph straight from ``make_fx``, whose nodes know their values. A result that leaves the
+    graph, or is read once a tensor may have been written to, stays a tensor of its own.
     """
     nodes = list(graph.nodes)
     end = next(number for number, node in enumerate(nodes) if node.op == "output" or _writes(node))
@@ -54,7 +62,12 @@ def _uncopied(node: fx.Node) -> fx.Node | None:
         parts: Any = node.args[0]
         return parts[0] if len(parts) == 1 else None
     first, *others = node.args or (None,)
-    by_one = node.target in _BY_ONE and len(others) == 1 and not isinstance(others[0], fx.Node) and others[0] == 1
+    by_one = (
+        node.target in _BY_ONE
+        and len(others) == 1
+        and not isinstance(others[0], fx.Node)
+        and others[0] == 1
+    )
     return first if by_one and isinstance(first, fx.Node) and not node.kwargs else None
 
 

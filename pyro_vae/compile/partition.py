@@ -1,4 +1,6 @@
-"""A traced function in two programs: what no draw feeds runs once a tile of images, the rest once a tile of draws."""
+"""A traced function in two programs: what no draw feeds runs once a tile of images, the rest once a
+tile of draws.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ from pyro_vae.compile.trace import TensorProgram
 
 
 class SplitProgram:
-    """A traced function of ``(varying?, *tile)``, for arguments of one shape; replayed, or its body compiled.
+    """A traced function of ``(varying?, *tile)``, for arguments of one shape; replayed, or its body
+    compiled.
 
     Args:
         arguments: those that it was traced at.
-        varies: whether the first argument changes from call to call, as a draw does; the others are a tile's.
+        varies: whether the first argument changes from call to call, as a draw does; the others are
+            a tile's.
         outputs: those that are wanted.
     """
 
@@ -32,7 +36,9 @@ class SplitProgram:
         outputs: slice = slice(None),
     ) -> None:
         self._captured, self._varies = program.captured, varies
-        self.prologue, self.body = split_at_draws(program.graph, len(program.captured) if varies else None, outputs)
+        self.prologue, self.body = split_at_draws(
+            program.graph, len(program.captured) if varies else None, outputs
+        )
         self._run: Callable[..., Any] = self.body
         if tier == "inductor":
             quicken(self.body)
@@ -61,11 +67,14 @@ class SplitProgram:
 def split_at_draws(
     module: fx.GraphModule, varying: int | None = None, outputs: slice = slice(None)
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Two graphs of the same inputs: what no draw feeds, and the rest, which takes the first one's outputs as well.
+    """Two graphs of the same inputs: what no draw feeds, and the rest, which takes the first one's
+    outputs as well.
 
-    The input number ``varying``, where it is given, counts as a draw; of the graph's outputs only these are kept.
+    The input number ``varying``, where it is given, counts as a draw; of the graph's outputs only
+    these are kept.
 
-    Views and creations stay with the rest: they cost nothing there, and an expanded view must not become memory.
+    Views and creations stay with the rest: they cost nothing there, and an expanded view must not
+    become memory.
     """
     nodes = list(module.graph.nodes)
     fed = _fed_by_draws(nodes, None if varying is None else nodes[varying])
@@ -73,7 +82,11 @@ def split_at_draws(
     for node in reversed(nodes):  # a free node that the rest uses is there as well
         if node not in rest and _is_free(node) and any(user in rest for user in node.users):
             rest.add(node)
-    handed = [n for n in nodes if n not in rest and n.op == "call_function" and any(user in rest for user in n.users)]
+    handed = [
+        n
+        for n in nodes
+        if n not in rest and n.op == "call_function" and any(user in rest for user in n.users)
+    ]
     prologue, body = fx.Graph(), fx.Graph()
     first: dict[fx.Node, fx.Node] = {}
     second: dict[fx.Node, fx.Node] = {}
@@ -96,10 +109,11 @@ def split_at_draws(
 
 
 def _fed_by_draws(nodes: Sequence[fx.Node], varying: fx.Node | None) -> set[fx.Node]:
-    """Random calls, an input that counts as one, all that follows from them, and what any of these writes to.
+    """Random calls, an input that counts as one, all that follows from them, and what any of these
+    writes to.
 
-    A tensor that a draw is written into (``h += noise``) is made anew for each tile of draws: handed over, it would keep
-    what the last one has written.
+    A tensor that a draw is written into (``h += noise``) is made anew for each tile of draws:
+    handed over, it would keep what the last one has written.
     """
     fed: set[fx.Node] = set() if varying is None else {varying}
     before = -1
@@ -107,18 +121,31 @@ def _fed_by_draws(nodes: Sequence[fx.Node], varying: fx.Node | None) -> set[fx.N
         before = len(fed)
         for node in nodes:
             random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-            if random or node.op == "output" or any(source in fed for source in node.all_input_nodes):
+            if (
+                random
+                or node.op == "output"
+                or any(source in fed for source in node.all_input_nodes)
+            ):
                 fed |= {node, *_written(node)}
     return fed
 
 
 def _written(node: fx.Node) -> Iterator[fx.Node]:
-    """The tensors whose memory a call changes, whatever view of it it is given; inputs are the caller's."""
+    """The tensors whose memory a call changes, whatever view of it it is given; inputs are the
+    caller's.
+    """
     schema = getattr(node.target, "_schema", None)
     if schema is None:
         return
-    named = {argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write}
-    given = {**dict(zip((a.name for a in schema.arguments), node.args, strict=False)), **node.kwargs}
+    named = {
+        argument.name
+        for argument in schema.arguments
+        if argument.alias_info and argument.alias_info.is_write
+    }
+    given = {
+        **dict(zip((a.name for a in schema.arguments), node.args, strict=False)),
+        **node.kwargs,
+    }
     places: list[fx.Node] = []
     fx.map_arg([given.get(name) for name in named], places.append)
     for place in places:
@@ -129,9 +156,13 @@ def _written(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _aliases(node: fx.Node) -> bool:
-    """Whether its result is memory of its first input: a view, what was written in place, or one of several views."""
+    """Whether its result is memory of its first input: a view, what was written in place, or one of
+    several views.
+    """
     schema = getattr(node.target, "_schema", None)
-    return node.target is getitem or (schema is not None and any(r.alias_info is not None for r in schema.returns))
+    return node.target is getitem or (
+        schema is not None and any(r.alias_info is not None for r in schema.returns)
+    )
 
 
 def _is_free(node: fx.Node) -> bool:

@@ -1,4 +1,6 @@
-"""Run the effect handlers once: a Pyro program traced into a tensor program, with every captured tensor an input."""
+"""Run the effect handlers once: a Pyro program traced into a tensor program, with every captured
+tensor an input.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ class NotStageable(Exception):
 
 @dataclass(frozen=True)
 class TensorProgram:
-    """A traced function as a graph whose first inputs are the tensors that it captured, then its own arguments."""
+    """A traced function as a graph whose first inputs are the tensors that it captured, then its
+    own arguments.
+    """
 
     graph: fx.GraphModule
     captured: tuple[Tensor, ...]
@@ -51,7 +55,8 @@ class TensorProgram:
         return outputs
 
     def compile(self, arguments: Sequence[Tensor]) -> TensorFunction:
-        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like ``arguments``.
+        """The graph compiled by inductor, its noise being eager noise; for inputs shaped like
+        ``arguments``.
 
         Raises:
             NotStageable: inductor failed, and how.
@@ -67,7 +72,8 @@ class TensorProgram:
 
 
 def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgram:
-    """Trace ``function`` at ``arguments`` with its gradients, and lift what it captures (parameters, buffers, weights).
+    """Trace ``function`` at ``arguments`` with its gradients, and lift what it captures
+    (parameters, buffers, weights).
 
     Raises:
         NotStageable: where the graph depends on the values of this very batch.
@@ -93,8 +99,13 @@ def _refuse_data_dependence(graph: fx.Graph) -> None:
             raise NotStageable(f"the program calls {name}, whose result depends on the batch")
         if name in ("index", "index_put", "index_put_"):
             for index in node.args[1]:
-                if isinstance(index, fx.Node) and index.meta["val"].dtype in (torch.bool, torch.uint8):
-                    raise NotStageable("the program indexes with a boolean mask, whose result depends on the batch")
+                if isinstance(index, fx.Node) and index.meta["val"].dtype in (
+                    torch.bool,
+                    torch.uint8,
+                ):
+                    raise NotStageable(
+                        "the program indexes with a boolean mask, whose result depends on the batch"
+                    )
 
 
 def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
@@ -123,13 +134,18 @@ def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
 
 
 def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunction:
-    for node in module.graph.nodes:  # the traced shapes' metadata would be taken for fake tensors of another mode
+    for node in (
+        module.graph.nodes
+    ):  # the traced shapes' metadata would be taken for fake tensors of another mode
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
     with _quiet(), torch.no_grad():
         from torch._inductor.compile_fx import compile_fx
 
-        patches: dict[str, Any] = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+        patches: dict[str, Any] = {
+            "fallback_random": True,
+            "cpp_wrapper": inputs[0].device.type == "cpu",
+        }
         compiled: Any = compile_fx(module, list(inputs), config_patches=patches)
     function: TensorFunction = compiled
     return function
@@ -137,7 +153,9 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inductor logs each operation that its C++ wrapper calls through Python, torch that a CPU has no CUDA."""
+    """Inductor logs each operation that its C++ wrapper calls through Python, torch that a CPU has
+    no CUDA.
+    """
     loggers = [logging.getLogger(name) for name in ("torch._inductor", "torch.utils.cpp_extension")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -159,11 +177,13 @@ def agree(
     tolerance: float = 1e-4,
     floor: float = 0.0,
 ) -> None:
-    """Hold a tensor program against the function that it is traced from, in the same noise, on each batch of arguments.
+    """Hold a tensor program against the function that it is traced from, in the same noise, on each
+    batch of arguments.
 
     Args:
         groups: how many outputs are compared together; the rest are the last group.
-        tolerance: the largest difference in a group, over the largest value there (``floor`` where that is smaller).
+        tolerance: the largest difference in a group, over the largest value there (``floor`` where
+            that is smaller).
 
     Raises:
         NotStageable: they differ, and by how much.
@@ -175,13 +195,17 @@ def agree(
                 results.append([value.double().flatten() for value in function(*arguments)])
         none, start = results[0][0].new_zeros(1), 0
         for count in (*groups, len(results[0]) - sum(groups)):
-            found, expected = (torch.cat((none, *values[start : start + count])) for values in results)
+            found, expected = (
+                torch.cat((none, *values[start : start + count])) for values in results
+            )
             start += count
             alike = (found == expected) | (found.isnan() & expected.isnan())  # infinities too
             error = float((found - expected).abs().masked_fill(alike, 0.0).max())
             size = max(float(expected.abs().nan_to_num(0.0, 0.0).max()), floor)
             if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
-                raise NotStageable(f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}")
+                raise NotStageable(
+                    f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}"
+                )
 
 
 @contextmanager

@@ -14,12 +14,18 @@ CHANNELS = (1, 3, 4)
 """Numbers of channels by which the channel axis of a four-dimensional array is recognised."""
 
 
-def random_rows(number: int, fraction: float, seed: int, what: str, least: int = 1) -> tuple[Tensor, Tensor]:
-    """Rows 0 … number − 1 divided at random, both parts sorted; `least` rows at least stay in the first."""
+def random_rows(
+    number: int, fraction: float, seed: int, what: str, least: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Rows 0 … number − 1 divided at random, both parts sorted; `least` rows at least stay in the
+    first.
+    """
     if not 0 < fraction < 1:
         raise UserError(f"{what} {fraction}: expected a number between 0 and 1, such as 0.1")
     if number < least + 1:
-        raise UserError(f"{what} {fraction}: {number} image(s) cannot be divided; give at least {least + 1}")
+        raise UserError(
+            f"{what} {fraction}: {number} image(s) cannot be divided; give at least {least + 1}"
+        )
     held_out = min(max(1, round(fraction * number)), number - least)
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
     return order[held_out:].sort().values, order[:held_out].sort().values
@@ -28,7 +34,9 @@ def random_rows(number: int, fraction: float, seed: int, what: str, least: int =
 def checked_pixels(
     name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None
 ) -> tuple[dict[str, Tensor], int | None]:
-    """The arrays as tensors (N, C, H, W) or (N, D) of uint8 or float32, checked; and their number of levels."""
+    """The arrays as tensors (N, C, H, W) or (N, D) of uint8 or float32, checked; and their number
+    of levels.
+    """
     kinds = {key: _kind(f"{name}, array {key!r}", array) for key, array in arrays.items()}
     if len(set(kinds.values())) > 1:
         found = " and ".join(f"{key} is {array.dtype}" for key, array in arrays.items())
@@ -40,7 +48,9 @@ def checked_pixels(
     if levels is None:
         levels = 2 if largest <= 1 else 256
     if largest >= levels:
-        raise UserError(f"{name}: level {largest} found where levels 0 to {levels - 1} are expected")
+        raise UserError(
+            f"{name}: level {largest} found where levels 0 to {levels - 1} are expected"
+        )
     return pixels, levels
 
 
@@ -56,17 +66,24 @@ def _checked(where: str, array: NDArray[Any]) -> Tensor:
     """One array as a tensor (N, C, H, W) or (N, D), uint8 or float32; every value is checked."""
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise UserError(
-            f"{where}: shape {array.shape}; expected (N, H, W), (N, C, H, W), (N, H, W, C) or (N, D), none of them 0"
+            f"{where}: shape {array.shape}; expected (N, H, W), (N, C, H, W), (N, H, W, C) or (N, "
+            "D), none of them 0"
         )
     if array.dtype.kind in "ui" and (array.min() < 0 or array.max() > 255):
         index, value = _first(array, (array < 0) | (array > 255))
-        raise UserError(f"{where}: image {index} holds {value}; integers are levels 0 to 255, store others as floats")
+        raise UserError(
+            f"{where}: image {index} holds {value}; integers are levels 0 to 255, store others as "
+            "floats"
+        )
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             values = array.astype(np.float32, copy=False)
         if not np.isfinite(values).all():
             index, value = _first(array, ~np.isfinite(values))
-            raise UserError(f"{where}: image {index} holds {value}; expected finite float32, remove or repair it")
+            raise UserError(
+                f"{where}: image {index} holds {value}; expected finite float32, remove or repair "
+                "it"
+            )
     else:
         values = array.astype(np.uint8, copy=False)
     if values.ndim == 3:
@@ -89,6 +106,7 @@ def checked_labels(name: str, key: str, labels: ArrayLike | None, number: int) -
     array = np.asarray(labels)
     if array.dtype.kind not in "biu" or array.shape != (number,):
         raise UserError(
-            f"{name}, array {key!r}: {array.dtype} of shape {array.shape}; expected {number} integers, one an image"
+            f"{name}, array {key!r}: {array.dtype} of shape {array.shape}; expected {number} "
+            "integers, one an image"
         )
     return torch.from_numpy(array.astype(np.int64))

@@ -1,10 +1,12 @@
-"""Image data as stored: named sets, `.npz` and `.npy` files, folders of images; each with its split and SHA-256.
+"""Image data as stored: named sets, `.npz` and `.npy` files, folders of images; each with its split
+and SHA-256.
 
-`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds them. What a model
-observes of them (binarized, dequantized, scaled) is the subject of `pyro_vae.data.transforms`.
+`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds
+them. What a model observes of them (binarized, dequantized, scaled) is the subject of
+`pyro_vae.data.transforms`.
 
-A new named set is one function from `Source` to `ImageData` (its docstring's first line is its description in
-`pyro-vae list`) and one line in `DATASETS`.
+A new named set is one function from `Source` to `ImageData` (its docstring's first line is its
+description in `pyro-vae list`) and one line in `DATASETS`.
 """
 
 import hashlib
@@ -35,7 +37,8 @@ class ImageData:
 
     Attributes:
         name: the set's name, or the name of the file or folder that it came from.
-        train: (N, C, H, W), or (N, D) for flat data; uint8 levels 0 … levels − 1, or float32 values.
+        train: (N, C, H, W), or (N, D) for flat data; uint8 levels 0 … levels − 1, or float32
+            values.
         test: the same for the test set.
         train_labels: (N,) int64, or None.
         test_labels: the same for the test set.
@@ -59,7 +62,8 @@ class ImageData:
         return self.train.shape[1:]
 
     def validation_split(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of `train` to fit on and rows to hold out: two sorted int64 tensors, disjoint, together all rows.
+        """Rows of `train` to fit on and rows to hold out: two sorted int64 tensors, disjoint,
+        together all rows.
 
         Args:
             fraction: part of the rows held out, in (0, 1); at least one row is left on either side.
@@ -73,7 +77,9 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Source:
-    """What a named set's loader may need: where its files are, and how to split a set that has no split."""
+    """What a named set's loader may need: where its files are, and how to split a set that has no
+    split.
+    """
 
     root: Path
     seed: int = 0
@@ -92,28 +98,36 @@ def load(
     test_fraction: float = 0.2,
     download: bool = True,
 ) -> ImageData:
-    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, or from a folder of images.
+    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, or from a
+    folder of images.
 
-    - `.npz`: `images` (with `labels`, optional), split at random; or `train` and `test` (with `train_labels` and
-      `test_labels`, optional). `.npy`: one array, as `images`.
-    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) where only the last axis has 1, 3 or 4 entries, or flat (N, D).
-      Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or 1, are binary; floats stay floats.
-    - Folder: images of one size; subfolders are classes and give the labels; `train/` and `test/` give the split.
+    - `.npz`: `images` (with `labels`, optional), split at random; or `train` and `test` (with
+      `train_labels` and `test_labels`, optional). `.npy`: one array, as `images`.
+    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) where only the last axis has 1, 3 or 4 entries,
+      or flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or
+      1, are binary; floats stay floats.
+    - Folder: images of one size; subfolders are classes and give the labels; `train/` and `test/`
+      give the split.
 
     Args:
-        name_or_path: a name wins over a file or folder called the same (write `./digits` for that); a loader of another
+        name_or_path: a name wins over a file or folder called the same (write `./digits` for that);
+            a loader of another
             package is named as any part is: an entry point, `module:Name` or `file.py:Name`.
-        data_root: the folder in which named sets have, or receive, their files; by default `$PYRO_VAE_DATA`,
-            else `data` in the current folder. Nothing is written into it if the files are there.
+        data_root: the folder in which named sets have, or receive, their files; by default
+            `$PYRO_VAE_DATA`, else `data` in the current folder. Nothing is written into it if the
+            files are there.
         seed: of the random split, where the set has no split of its own.
         test_fraction: part of the images in the test set of a random split, in (0, 1).
         download: whether a named set whose files are absent may be downloaded.
 
     Raises:
-        UserError: an unknown name, a missing or damaged file, or contents that are not images; the line names it.
+        UserError: an unknown name, a missing or damaged file, or contents that are not images; the
+            line names it.
     """
     text = os.fspath(name_or_path)
-    root = Path(data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data").expanduser()
+    root = Path(
+        data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
+    ).expanduser()
     source = Source(root, seed, test_fraction, download)
     if text in DATASETS:
         return DATASETS[text](source)
@@ -127,24 +141,38 @@ def load(
         loader: Loader = registry.resolve("data", text)
         found = loader(source)
         if not isinstance(found, ImageData):
-            raise UserError(f"{text}: a {type(found).__name__} came of it, where ImageData is expected")
+            raise UserError(
+                f"{text}: a {type(found).__name__} came of it, where ImageData is expected"
+            )
         return found
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{path}: no such file or folder; data are {WHAT_DATA_MAY_BE}")
-    raise UserError(f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}")
+    raise UserError(
+        f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}"
+    )
 
 
 def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
-    """The array `images` divided at random, or `train` and `test` as they are; with their labels, if there are any."""
+    """The array `images` divided at random, or `train` and `test` as they are; with their labels,
+    if there are any.
+    """
     if "images" in arrays:
         return random_split(
-            name, arrays["images"], arrays.get("labels"), seed=source.seed, test_fraction=source.test_fraction
+            name,
+            arrays["images"],
+            arrays.get("labels"),
+            seed=source.seed,
+            test_fraction=source.test_fraction,
         )
-    return own_split(name, arrays["train"], arrays["test"], arrays.get("train_labels"), arrays.get("test_labels"))
+    return own_split(
+        name, arrays["train"], arrays["test"], arrays.get("train_labels"), arrays.get("test_labels")
+    )
 
 
 def sha256(*tensors: Tensor) -> str:
-    """Hexadecimal SHA-256 over each tensor's shape, dtype and bytes (row by row), in the order given."""
+    """Hexadecimal SHA-256 over each tensor's shape, dtype and bytes (row by row), in the order
+    given.
+    """
     digest = hashlib.sha256()
     for tensor in tensors:
         stored = tensor.detach().cpu().contiguous()
@@ -162,7 +190,8 @@ def own_split(
     *,
     levels: int | None = None,
 ) -> ImageData:
-    """Image data from two arrays, checked; `levels` where it isn't the 256 (or 2) that `load` takes integers for.
+    """Image data from two arrays, checked; `levels` where it isn't the 256 (or 2) that `load` takes
+    integers for.
 
     Raises:
         UserError: not images, or train and test differ in kind or shape; the line names the array.
@@ -173,7 +202,9 @@ def own_split(
         shapes = " and ".join(f"{key} {tuple(value.shape[1:])}" for key, value in pixels.items())
         raise UserError(f"{name}: images of one shape expected, got {shapes}")
     if len(pixels["train"]) < 2:
-        raise UserError(f"{name}, array 'train': one image is not a training set; give at least two")
+        raise UserError(
+            f"{name}, array 'train': one image is not a training set; give at least two"
+        )
     return ImageData(
         name=name,
         train=pixels["train"],
@@ -195,7 +226,8 @@ def random_split(
     seed: int = 0,
     test_fraction: float = 0.2,
 ) -> ImageData:
-    """Image data from one array, checked and divided at random; each part keeps the order of the array.
+    """Image data from one array, checked and divided at random; each part keeps the order of the
+    array.
 
     Raises:
         UserError: not images, fewer than three, or `test_fraction` not in (0, 1).
@@ -203,7 +235,10 @@ def random_split(
     checked, levels = checked_pixels(name, {"images": np.asarray(images)}, levels)
     pixels = checked["images"]
     if len(pixels) < 3:
-        raise UserError(f"{name}: {len(pixels)} image(s) cannot be divided into train and test; give at least three")
+        raise UserError(
+            f"{name}: {len(pixels)} image(s) cannot be divided into train and test; give at least "
+            "three"
+        )
     classes = checked_labels(name, "labels", labels, len(pixels))
     train_rows, test_rows = random_rows(len(pixels), test_fraction, seed, "test fraction", least=2)
     train, test = pixels[train_rows], pixels[test_rows]
@@ -219,7 +254,8 @@ def random_split(
     )
 
 
-# ---------------------------------------------------------------------------------------------------- named sets
+# ----------------------------------------------------------------------------------------------------
+# named sets
 
 
 def digits(source: Source) -> ImageData:
@@ -228,7 +264,14 @@ def digits(source: Source) -> ImageData:
 
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)
-    return random_split("digits", images, bunch.target, levels=17, seed=source.seed, test_fraction=source.test_fraction)
+    return random_split(
+        "digits",
+        images,
+        bunch.target,
+        levels=17,
+        seed=source.seed,
+        test_fraction=source.test_fraction,
+    )
 
 
 def mnist(source: Source) -> ImageData:
@@ -253,24 +296,32 @@ def cifar10(source: Source) -> ImageData:
 
 
 def omniglot(source: Source) -> ImageData:
-    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat (24345 + 8070) where given, else drawings, resized."""
+    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat (24345 + 8070) where given,
+    else drawings, resized.
+    """
     path = find_burda(source.root)
     if path is None:
         found = own_split("omniglot", *read_drawings(source.root, source.download))
         return replace(
-            found, split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE paper's images)"
+            found,
+            split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE paper's images)",
         )
     images, alphabets, published = read_burda(path)
     found = own_split("omniglot", *images, *alphabets)
     return replace(
-        found, split=f"the IWAE paper's split{'' if published else ' (another file than the published one)'}"
+        found,
+        split=f"the IWAE paper's split{'' if published else ' (another file than the published one)'}",
     )
 
 
 def static_mnist(source: Source) -> ImageData:
-    """60000 + 10000 digits, 28x28, binarized once and for all by Larochelle; three .amat files, placed by hand."""
+    """60000 + 10000 digits, 28x28, binarized once and for all by Larochelle; three .amat files,
+    placed by hand.
+    """
     found = own_split("static-mnist", *read_static_mnist(source.root))
-    return replace(found, split="the set's own split, its validation images last among the training images")
+    return replace(
+        found, split="the set's own split, its validation images last among the training images"
+    )
 
 
 DATASETS: dict[str, Loader] = {

@@ -1,4 +1,6 @@
-"""Where batches come from: a tensor that lies on the device, or a Dataset or DataLoader that streams."""
+"""Where batches come from: a tensor that lies on the device, or a Dataset or DataLoader that
+streams.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,20 @@ from pyro_vae.tensors import as_fields, as_images
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Part = tuple[int, int]
-"""(r, R): of the rows of each shuffled batch of R·B, those that process r of R takes; all take as many."""
+"""(r, R): of the rows of each shuffled batch of R·B, those that process r of R takes; all take as
+many.
+"""
 
 
 class Source(ABC):
-    """Batches ``(x, fields)`` on one device; ``index``, the row in the set, is one of the fields where it is known."""
+    """Batches ``(x, fields)`` on one device; ``index``, the row in the set, is one of the fields
+    where it is known.
+    """
 
     batch_size: int
     num_images: int
-    own_order = False  # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
+    # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
+    own_order = False
 
     @property
     @abstractmethod
@@ -45,7 +52,9 @@ class Source(ABC):
         return batch
 
     def drawn(self, seed: int) -> Batch:
-        """A batch of rows drawn with replacement from the whole set; a DataLoader's next one, which may be any."""
+        """A batch of rows drawn with replacement from the whole set; a DataLoader's next one, which
+        may be any.
+        """
         return next(self.shuffled(seed, 1))
 
     def _drawn_rows(self, seed: int) -> Tensor:
@@ -55,11 +64,15 @@ class Source(ABC):
 
 
 GATHERED = 2**20
-"""Bytes of images that one gather brings together: several small batches, which then are slices of what lies in the cache."""
+"""Bytes of images that one gather brings together: several small batches, which then are slices of
+what lies in the cache.
+"""
 
 
 class Resident(Source):
-    """The whole set as tensors on the device: a gather serves one batch or more, and nothing else crosses the bus."""
+    """The whole set as tensors on the device: a gather serves one batch or more, and nothing else
+    crosses the bus.
+    """
 
     def __init__(
         self,
@@ -101,7 +114,9 @@ class Resident(Source):
 
     def _order(self, seed: int, epoch: int) -> Tensor:
         # a CPU generator: the same order on every device
-        order = torch.randperm(self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch)))
+        order = torch.randperm(
+            self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch))
+        )
         return order.to(self.x.device)
 
     def in_order(self) -> Iterator[Batch]:
@@ -117,27 +132,37 @@ class Resident(Source):
     def take(self, rows: Tensor) -> Batch:
         """The batch of these rows."""
         own = {"index": rows} if self._rows_are_index else {}
-        fields = {n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()}
+        fields = {
+            n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()
+        }
         return self.x.index_select(0, rows), fields
 
 
 class Streamed(Source):
     """A torch Dataset or DataLoader: items are x, (x, y) or a dict with ``x`` and named fields."""
 
-    def __init__(self, data: Any, batch_size: int, device: torch.device, part: Part = (0, 1)) -> None:
+    def __init__(
+        self, data: Any, batch_size: int, device: torch.device, part: Part = (0, 1)
+    ) -> None:
         self.device, self.part = device, part
         self._given = data if isinstance(data, DataLoader) else None
         self.dataset = data.dataset if isinstance(data, DataLoader) else data
         if not hasattr(self.dataset, "__len__"):
-            raise UserError(f"{type(self.dataset).__name__} has no length: give a Dataset with __len__ and __getitem__")
+            raise UserError(
+                f"{type(self.dataset).__name__} has no length: give a Dataset with __len__ and "
+                "__getitem__"
+            )
         self.num_images = len(self.dataset)
         self.own_order = self._given is not None
-        self.batch_size = self._given.batch_size or batch_size if self._given is not None else batch_size
+        self.batch_size = (
+            self._given.batch_size or batch_size if self._given is not None else batch_size
+        )
         if not self.num_images:
             raise UserError("the data set is empty: expected at least one image")
         if self.own_order and part[1] > 1:
             raise UserError(
-                "a DataLoader has an order of its own, which several processes can't divide: give its Dataset instead"
+                "a DataLoader has an order of its own, which several processes can't divide: give "
+                "its Dataset instead"
             )
 
     @property
@@ -170,10 +195,13 @@ class Streamed(Source):
         """As a set of tensors draws it."""
         if self._given is not None:
             return super().drawn(seed)
-        return next(self._indexed([self._drawn_rows(seed).tolist()], torch.Generator().manual_seed(0)))
+        return next(
+            self._indexed([self._drawn_rows(seed).tolist()], torch.Generator().manual_seed(0))
+        )
 
     def _indexed(self, batches: list[list[int]], generator: torch.Generator) -> Iterator[Batch]:
-        # a generator of its own, as a DataLoader takes its workers' seed from the global one: the noise is that of tensors
+        # a generator of its own, as a DataLoader takes its workers' seed from the global one: the
+        # noise is that of tensors
         loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)
         for rows, items in zip(batches, loader, strict=True):
             x, fields = self._unpack(items)
@@ -186,8 +214,8 @@ class Streamed(Source):
             items = dict(zip(("x", "y"), items, strict=False))
         if not isinstance(items, dict) or not isinstance(items.get("x"), Tensor):
             raise UserError(
-                f"a batch of {type(self.dataset).__name__} is a {type(items).__name__}: expected x, (x, y), or a dict with 'x' and "
-                "named fields, all tensors"
+                f"a batch of {type(self.dataset).__name__} is a {type(items).__name__}: expected "
+                "x, (x, y), or a dict with 'x' and named fields, all tensors"
             )
         moved = {name: value.to(self.device) for name, value in items.items()}
         return moved.pop("x"), moved
@@ -201,11 +229,14 @@ def make_source(
     what: str = "x",
     part: Part = (0, 1),
 ) -> Source:
-    """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is wrong with it."""
+    """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is
+    wrong with it.
+    """
     if isinstance(data, DataLoader | Dataset):
         if fields:
             raise UserError(
-                f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be dicts that hold them"
+                f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be "
+                "dicts that hold them"
             )
         return Streamed(data, batch_size, device, part)
     x = as_images(data, what)
@@ -213,9 +244,11 @@ def make_source(
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:
-    """The batches in a pass's order; a last batch of a single image joins the one before (BatchNorm can't serve one image).
+    """The batches in a pass's order; a last batch of a single image joins the one before (BatchNorm
+    can't serve one image).
 
-    R processes take R·B images at a time, process r those at r, r + R, …; so many as R does not divide are left out.
+    R processes take R·B images at a time, process r those at r, r + R, …; so many as R does not
+    divide are left out.
     """
     number, size = part
     if num_images < size:

@@ -1,4 +1,6 @@
-"""`.npz` and `.npy` files and folders of images as arrays: `images` with `labels`, or `train` and `test` with theirs."""
+"""`.npz` and `.npy` files and folders of images as arrays: `images` with `labels`, or `train` and
+`test` with theirs.
+"""
 
 import tokenize
 import zipfile
@@ -12,7 +14,19 @@ from numpy.typing import NDArray
 from pyro_vae.error_text import one_line
 from pyro_vae.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".pgm",
+    ".ppm",
+    ".pbm",
+)
 
 DAMAGED_NUMPY = (
     *(OSError, EOFError, ValueError, SyntaxError, KeyError, RuntimeError),
@@ -29,7 +43,10 @@ def read_numpy(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a kind of data that is read; data are {WHAT_DATA_MAY_BE}")
     arrays = _numpy_arrays(path)
     if "images" in arrays and ("train" in arrays or "test" in arrays):
-        raise UserError(f"{path}: holds 'images' and also 'train' or 'test'; keep 'images', or 'train' and 'test'")
+        raise UserError(
+            f"{path}: holds 'images' and also 'train' or 'test'; keep 'images', or 'train' and "
+            "'test'"
+        )
     return arrays
 
 
@@ -44,19 +61,24 @@ def _numpy_arrays(path: Path) -> dict[str, NDArray[Any]]:
             present = list(content.files)
             arrays = {key: content[key] for key in known if key in present}
     except (MemoryError, OverflowError) as error:
-        raise UserError(f"{path}: damaged, or larger than the memory ({one_line(error)})") from error
+        raise UserError(
+            f"{path}: damaged, or larger than the memory ({one_line(error)})"
+        ) from error
     except DAMAGED_NUMPY as error:
         # NumPy's own text advises to allow pickles: it is not repeated.
         if "pickle" in str(error).lower():
             raise UserError(
-                f"{path}: holds Python objects or is no NumPy file; only plain arrays of numbers are read, "
-                "as numpy.savez(path, images=array) writes them"
+                f"{path}: holds Python objects or is no NumPy file; only plain arrays of numbers "
+                "are read, as numpy.savez(path, images=array) writes them"
             ) from None
-        raise UserError(f"{path}: damaged, or no NumPy file ({one_line(error)}); write it again") from error
+        raise UserError(
+            f"{path}: damaged, or no NumPy file ({one_line(error)}); write it again"
+        ) from error
     if "images" not in arrays and not ("train" in arrays and "test" in arrays):
         raise UserError(
-            f"{path}: holds {', '.join(map(repr, present)) or 'nothing'}; expected the array 'images' "
-            "(optional: 'labels'), or 'train' and 'test' (optional: 'train_labels', 'test_labels')"
+            f"{path}: holds {', '.join(map(repr, present)) or 'nothing'}; expected the array "
+            "'images' (optional: 'labels'), or 'train' and 'test' (optional: 'train_labels', "
+            "'test_labels')"
         )
     return arrays
 
@@ -68,26 +90,37 @@ def read_folder(path: Path) -> dict[str, Any]:
         test_files, _ = _image_files(path / "test", classes)
         first = train_files[0][0]
         train, test = (_read_images(files, first) for files in (train_files, test_files))
-        labels = {"train_labels": _file_labels(train_files), "test_labels": _file_labels(test_files)}
+        labels = {
+            "train_labels": _file_labels(train_files),
+            "test_labels": _file_labels(test_files),
+        }
         return {"train": train, "test": test, **labels}
     files, _ = _image_files(path, None)
     return {"images": _read_images(files, files[0][0]), "labels": _file_labels(files)}
 
 
-def _image_files(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, int | None]], list[str]]:
-    """Image files in the order of their names, each with its class; and the classes, whose position is the label."""
+def _image_files(
+    folder: Path, classes: list[str] | None
+) -> tuple[list[tuple[Path, int | None]], list[str]]:
+    """Image files in the order of their names, each with its class; and the classes, whose position
+    is the label.
+    """
     loose = _images_in(folder)
     subfolders = {sub.name: _images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
-    filled = {name: files for name, files in subfolders.items() if files and not name.startswith(".")}
+    filled = {
+        name: files for name, files in subfolders.items() if files and not name.startswith(".")
+    }
     if loose and filled:
         raise UserError(
-            f"{folder}: images lie both in it ({loose[0].name}) and in its subfolder {next(iter(filled))!r}; "
-            "put all into class subfolders, or none"
+            f"{folder}: images lie both in it ({loose[0].name}) and in its subfolder "
+            f"{next(iter(filled))!r}; put all into class subfolders, or none"
         )
     if loose:
         return [(file, None) for file in loose], []
     if not filled:
-        raise UserError(f"{folder}: no images in it or in its subfolders ({' '.join(IMAGE_SUFFIXES)} are read)")
+        raise UserError(
+            f"{folder}: no images in it or in its subfolders ({' '.join(IMAGE_SUFFIXES)} are read)"
+        )
     names = list(filled) if classes is None else classes
     for name in filled:
         if name not in names:
@@ -96,7 +129,11 @@ def _image_files(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Pa
 
 
 def _images_in(folder: Path) -> list[Path]:
-    files = (file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    files = (
+        file
+        for file in folder.iterdir()
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
     return sorted(file for file in files if not file.name.startswith("."))
 
 
@@ -127,7 +164,10 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                raise UserError(f"{file}: more than 8 bits a pixel (mode {image.mode}); store it in a .npz as floats")
+                raise UserError(
+                    f"{file}: more than 8 bits a pixel (mode {image.mode}); store it in a .npz as "
+                    "floats"
+                )
             grey = image.mode in ("1", "L", "LA", "La")
             if image.has_transparency_data:
                 opaque = image.convert("RGBA")
@@ -138,7 +178,9 @@ def _read_image(file: Path) -> NDArray[np.uint8]:
     except UserError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: not a readable image ({one_line(error)}); remove or replace it") from error
+        raise UserError(
+            f"{file}: not a readable image ({one_line(error)}); remove or replace it"
+        ) from error
 
 
 def _size(shape: tuple[int, ...]) -> str:

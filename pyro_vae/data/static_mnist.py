@@ -17,10 +17,14 @@ SHA256 = {
     "binarized_mnist_valid.amat": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
     "binarized_mnist_test.amat": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
 }
-"""Of the files at www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist, as TensorFlow Datasets records them."""
+"""Of the files at www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist, as TensorFlow
+Datasets records them.
+"""
 
 FOLDERS = ("static-mnist", "BinaryMNIST")
-"""Where they are looked for in the data folder: under the set's name, and where the IWAE code has them."""
+"""Where they are looked for in the data folder: under the set's name, and where the IWAE code has
+them.
+"""
 
 
 def read_static_mnist(root: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -30,14 +34,21 @@ def read_static_mnist(root: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
         UserError: a file is absent, or not the published one; the line names it.
     """
     homes = [*(root / folder for folder in FOLDERS), root]
-    files = {name: next((home / name for home in homes if (home / name).is_file()), None) for name in SHA256}
+    files = {
+        name: next((home / name for home in homes if (home / name).is_file()), None)
+        for name in SHA256
+    }
     if missing := [name for name, path in files.items() if path is None]:
         raise UserError(
-            f"static-mnist: {', '.join(missing)} not found in {homes[0]}, and nothing is downloaded; put them there (from "
-            "www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist), or name the folder that has them with --data-root or "
-            f"$PYRO_VAE_DATA; the SHA-256 of {missing[0]} is {SHA256[missing[0]]}"
+            f"static-mnist: {', '.join(missing)} not found in {homes[0]}, and nothing is "
+            "downloaded; put them there (from "
+            "www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist), or name the folder "
+            f"that has them with --data-root or $PYRO_VAE_DATA; the SHA-256 of {missing[0]} is "
+            f"{SHA256[missing[0]]}"
         )
-    train, valid, test = (_read(path, SHA256[name]) for name, path in files.items() if path is not None)
+    train, valid, test = (
+        _read(path, SHA256[name]) for name, path in files.items() if path is not None
+    )
     return np.concatenate((train, valid)), test
 
 
@@ -51,9 +62,12 @@ def _read(path: Path, expected: str) -> NDArray[np.uint8]:
     digits = symbols[(symbols == ord("0")) | (symbols == ord("1"))]
     if len(digits) % SIDE**2 or not len(digits):
         raise UserError(
-            f"{path}: truncated or damaged, {len(digits)} digits are no whole images of {SIDE}x{SIDE}; {again}"
+            f"{path}: truncated or damaged, {len(digits)} digits are no whole images of "
+            f"{SIDE}x{SIDE}; {again}"
         )
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise UserError(f"{path}: not the published file (SHA-256 {found}, expected {expected}); {again}")
+        raise UserError(
+            f"{path}: not the published file (SHA-256 {found}, expected {expected}); {again}"
+        )
     return (digits - ord("0")).reshape(-1, SIDE, SIDE)

@@ -1,7 +1,7 @@
 """What a model observes of a stored image: binarized, dequantized, scaled, or as it is.
 
-A log p(x) means nothing without the x it is of. `observe` decides by the likelihood, says it in words, draws a
-test set once from a seed of its own, and leaves torch's global random numbers alone.
+A log p(x) means nothing without the x it is of. `observe` decides by the likelihood, says it in
+words, draws a test set once from a seed of its own, and leaves torch's global random numbers alone.
 """
 
 import hashlib
@@ -20,19 +20,22 @@ MODES = ("auto", "dynamic", "static", "threshold", "none")
 """The choices of `--binarize`."""
 
 OBSERVES = ("binary", "unit", "real", "levels")
-"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, or the integers 0 … levels − 1."""
+"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, or the integers 0 … levels − 1.
+"""
 
 
 @dataclass(frozen=True)
 class Observation(ABC):
-    """A map from stored images to what the model observes of them, (B, *event) → (B, *event) float32.
+    """A map from stored images to what the model observes of them, (B, *event) → (B, *event)
+    float32.
 
     Attributes:
         levels: number of the stored integer levels, or None for floats.
         fresh: whether a new draw is due at each visit of an image.
         protocol: the observation in words.
-        bits_offset: bits per dimension = −log p(x) / (D log 2) + bits_offset, the length of a lossless code of the
-            stored levels (or a bound on it); None where log p(x) gives no such code.
+        bits_offset: bits per dimension = −log p(x) / (D log 2) + bits_offset, the length of a
+            lossless code of the stored levels (or a bound on it); None where log p(x) gives no such
+            code.
     """
 
     levels: int | None
@@ -49,7 +52,9 @@ class Observation(ABC):
 
     @abstractmethod
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Observe a batch on its own device; noise comes from `generator`, else from torch's global one."""
+        """Observe a batch on its own device; noise comes from `generator`, else from torch's global
+        one.
+        """
 
     def expected(self, batch: Tensor) -> Tensor:
         """The mean of what is observed of each image, float32: itself where nothing is drawn."""
@@ -58,20 +63,25 @@ class Observation(ABC):
     def fixed(self, images: Tensor, seed: int, part: str) -> Tensor:
         """Observe a whole set once, on the CPU; float32.
 
-        The noise depends on the seed, on the part's name and on an image's position alone: not on the device, on
-        batches, or on the images that follow; the global generator is neither read nor moved.
+        The noise depends on the seed, on the part's name and on an image's position alone: not on
+        the device, on batches, or on the images that follow; the global generator is neither read
+        nor moved.
         """
         return self(images.cpu(), _generator(seed, part))
 
 
 def _generator(seed: int, part: str) -> torch.Generator:
-    """Its own stream for each part ("train", "validation", "test"): seeded by SHA-256 of "seed part", 32 bits."""
+    """Its own stream for each part ("train", "validation", "test"): seeded by SHA-256 of "seed
+    part", 32 bits.
+    """
     digest = hashlib.sha256(f"{seed} {part}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform draws in [0, 1), float32. `rand_like` has no generator argument, and is what compilers fuse."""
+    """Uniform draws in [0, 1), float32. `rand_like` has no generator argument, and is what
+    compilers fuse.
+    """
     if generator is None:
         return torch.rand_like(like, dtype=torch.float32)
     return torch.rand(like.shape, generator=generator, device=like.device)
@@ -85,7 +95,9 @@ def _grey(batch: Tensor, levels: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class Dynamic(Observation):
-    """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are the probability."""
+    """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are
+    the probability.
+    """
 
     fresh: ClassVar[bool] = True
 
@@ -118,7 +130,11 @@ class Grey(Observation):
 
     @property
     def protocol(self) -> str:
-        return "values as stored" if self.levels is None else f"{self.levels} grey levels scaled to [0, 1]"
+        return (
+            "values as stored"
+            if self.levels is None
+            else f"{self.levels} grey levels scaled to [0, 1]"
+        )
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _grey(batch, self.levels)
@@ -144,7 +160,8 @@ class Levels(Observation):
 class Dequantize(Observation):
     """x = (level + u) / levels, u ~ U(0, 1), in (0, 1): a density of x bounds a mass of the levels.
 
-    Theis, van den Oord & Bethge 2016, section 3.1: E_u log p(x) − D log(levels) ≤ log P(level), with D dimensions.
+    Theis, van den Oord & Bethge 2016, section 3.1: E_u log p(x) − D log(levels) ≤ log P(level),
+    with D dimensions.
     """
 
     levels: int
@@ -152,7 +169,9 @@ class Dequantize(Observation):
     fresh: ClassVar[bool] = True
 
     MARGIN: ClassVar[float] = 2.0**-14
-    """u stays this far from 0 and 1, or float32 would round some images into the next level (255 + u to 256)."""
+    """u stays this far from 0 and 1, or float32 would round some images into the next level (255 +
+    u to 256).
+    """
 
     @property
     def protocol(self) -> str:
@@ -163,7 +182,9 @@ class Dequantize(Observation):
         return math.log2(self.levels)
 
     def place(self, batch: Tensor, uniform: Tensor) -> Tensor:
-        """(level + u) / levels for given u in [0, 1], such that floor(x · levels) is the level, exactly."""
+        """(level + u) / levels for given u in [0, 1], such that floor(x · levels) is the level,
+        exactly.
+        """
         return (batch.to(torch.float32) + uniform.clamp(self.MARGIN, 1 - self.MARGIN)) / self.levels
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -178,10 +199,13 @@ class Observed:
     """A data set as a model gets it.
 
     Attributes:
-        x_train: what `fit` receives (N, *event): stored images if `observe` is given, else float32, as observed.
-        observe: to be applied to a batch of `x_train` at each visit; None if `x_train` is what is observed.
+        x_train: what `fit` receives (N, *event): stored images if `observe` is given, else float32,
+            as observed.
+        observe: to be applied to a batch of `x_train` at each visit; None if `x_train` is what is
+            observed.
         x_test: (N, *event) float32, on the CPU; drawn once.
-        protocol: words for the results: data, split, observation, data_sha256 (the stored set), sha256 (`x_test`).
+        protocol: words for the results: data, split, observation, data_sha256 (the stored set),
+            sha256 (`x_test`).
         levels: number of the stored levels, or None for floats.
         bits_offset: see `Observation`.
         seed: of the draws made once.
@@ -196,31 +220,39 @@ class Observed:
     seed: int
 
     def validation(self, rows: Tensor) -> Tensor:
-        """Rows of `x_train` that are held out, observed once as the test set is: (M, *event) float32.
+        """Rows of `x_train` that are held out, observed once as the test set is: (M, *event)
+        float32.
 
         For scoring by hand: `fit` observes its `x_valid` itself, so give it the stored rows.
         """
         return rows if self.observe is None else self.observe.fixed(rows, self.seed, "validation")
 
 
-def observe(data: ImageData, mode: str = "auto", observes: str = "binary", seed: int = 0) -> Observed:
+def observe(
+    data: ImageData, mode: str = "auto", observes: str = "binary", seed: int = 0
+) -> Observed:
     """Decide what is observed of the data, and draw the test set.
 
     Args:
         data: the stored images.
-        mode: `dynamic` (train drawn afresh at each visit, test once), `static` (both once), `threshold`, `none`, or
-            `auto`, by the likelihood: binary, dynamic for grey data; a density, dequantized for integer levels;
+        mode: `dynamic` (train drawn afresh at each visit, test once), `static` (both once),
+            `threshold`, `none`, or
+            `auto`, by the likelihood: binary, dynamic for grey data; a density, dequantized for
+                integer levels;
             a mass over levels, the levels; data that fit as they are stay so.
         observes: the likelihood's attribute: what its x is, one of `OBSERVES`.
         seed: of all that is drawn once. Results are comparable where it is the same.
 
     Raises:
-        UserError: an unknown mode, or data that the likelihood cannot observe in this mode; names the first value.
+        UserError: an unknown mode, or data that the likelihood cannot observe in this mode; names
+            the first value.
     """
     if mode not in MODES:
         raise UserError(did_you_mean("binarization", mode, MODES))
     if observes not in OBSERVES:
-        raise ValueError(f"observes is {observes!r}; a likelihood's `observes` is one of {', '.join(OBSERVES)}")
+        raise ValueError(
+            f"observes is {observes!r}; a likelihood's `observes` is one of {', '.join(OBSERVES)}"
+        )
     observation = _choose(data, mode, observes)
     once = not observation.fresh or mode == "static"
     x_test = observation.fixed(data.test, seed, "test")
@@ -265,9 +297,15 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
 
 
 def _words(observation: Observation, mode: str, observes: str, seed: int) -> str:
-    """The observation for the protocol: what, who chose it, and what was drawn once from which seed."""
+    """The observation for the protocol: what, who chose it, and what was drawn once from which
+    seed.
+    """
     words = "static binarization" if mode == "static" else observation.protocol
-    if isinstance(observation, Grey) and observation.levels is not None and observes in ("unit", "real"):
+    if (
+        isinstance(observation, Grey)
+        and observation.levels is not None
+        and observes in ("unit", "real")
+    ):
         words += ", not dequantized (a density of discrete values has no upper bound)"
     if observation.fresh:
         words += f"; {'train and test' if mode == 'static' else 'test'} drawn once, seed {seed}"
@@ -293,7 +331,9 @@ def _require(data: ImageData, what: str, binary: bool) -> None:
 
 
 def _first_outside(data: ImageData, binary: bool) -> tuple[str, float] | None:
-    """The place and the value (on the scale [0, 1]) of the first entry outside {0, 1}, or outside [0, 1]."""
+    """The place and the value (on the scale [0, 1]) of the first entry outside {0, 1}, or outside
+    [0, 1].
+    """
     for part, stored in (("train", data.train), ("test", data.test)):
         if binary:
             top = 1 if data.levels is None else data.levels - 1

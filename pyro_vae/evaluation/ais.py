@@ -35,9 +35,11 @@ LOW_ACCEPTANCE = 0.2
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AnnealedMarginal(LogMarginal):
-    """An estimate of log p(x) by AIS: weights, errors and bias as of importance sampling, a chain being a draw.
+    """An estimate of log p(x) by AIS: weights, errors and bias as of importance sampling, a chain
+    being a draw.
 
-    ``elbo_px`` is the guide's own ELBO, from the chains' first draws. k̂ needs some 25 chains, and is NaN below.
+    ``elbo_px`` is the guide's own ELBO, from the chains' first draws. k̂ needs some 25 chains, and
+    is NaN below.
     """
 
     acceptance: Tensor  # (N,) mean acceptance of HMC's proposals along the path
@@ -48,13 +50,18 @@ class AnnealedMarginal(LogMarginal):
         """What changes how the number is to be read."""
         found = list(super().warnings)
         if self.num_samples == 1:
-            found = [text for text in found if not text.startswith("one draw an image: this is the ELBO")]
-            found.append("one chain an image: no Monte Carlo error or bias estimate; use more chains")
+            found = [
+                text for text in found if not text.startswith("one draw an image: this is the ELBO")
+            ]
+            found.append(
+                "one chain an image: no Monte Carlo error or bias estimate; use more chains"
+            )
         poor = float((self.acceptance < LOW_ACCEPTANCE).double().mean())
         if poor > 0.01:
             found.append(
-                f"HMC accepts less than {LOW_ACCEPTANCE:.0%} in {poor:.1%} of the images: the chains hardly move there; use more "
-                "steps of the schedule, or a guide nearer to the posterior"
+                f"HMC accepts less than {LOW_ACCEPTANCE:.0%} in {poor:.1%} of the images: the "
+                "chains hardly move there; use more steps of the schedule, or a guide nearer to "
+                "the posterior"
             )
         return tuple(found)
 
@@ -69,9 +76,16 @@ class AnnealedMarginal(LogMarginal):
         hidden = ("estimator", "num_samples", "num_chains", "num_images", "num_dims", "num_steps")
         lines = [
             line,
-            "  a lower bound in expectation; real data have no such upper bound (bdmc: both, on simulated data)",
+            "  a lower bound in expectation; real data have no such upper bound (bdmc: both, on "
+            "simulated data)",
         ]
-        return "\n".join([*lines, protocol_line(said, *hidden), *(f"  warning: {text}" for text in self.warnings)])
+        return "\n".join(
+            [
+                *lines,
+                protocol_line(said, *hidden),
+                *(f"  warning: {text}" for text in self.warnings),
+            ]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names, with the mean acceptance."""
@@ -95,20 +109,24 @@ def ais(
     bits_offset: float | None = None,
     **fields: Any,
 ) -> AnnealedMarginal:
-    """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T = ``num_steps``.
+    """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T =
+    ``num_steps``.
 
-    The chains start at the guide's draws and move by HMC in unconstrained space. Step sizes (one an image) are found in a
-    pilot run and frozen, so that E[ŵ] = p(x) holds exactly for the run that counts. Tiles of images bound the memory.
+    The chains start at the guide's draws and move by HMC in unconstrained space. Step sizes (one an
+    image) are found in a pilot run and frozen, so that E[ŵ] = p(x) holds exactly for the run that
+    counts. Tiles of images bound the memory.
 
     Args:
-        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
+        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized
+            already.
         num_chains: C, independent chains an image; their weights are averaged.
         num_leapfrog: L, gradients an HMC step.
         schedule: ``sigmoid`` (slow at both ends) or ``linear``.
         compile: ``auto`` and ``graph`` (the traced graph, replayed), ``inductor``, or ``off``.
 
     Raises:
-        UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the reasons).
+        UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the
+            reasons).
     """
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
     settings.check()
@@ -139,7 +157,12 @@ def ais(
             on_tile = target.tile(*batch)
             kernel = prepare_kernel(target, on_tile, *batch, settings)
             start = on_tile.point(target.space.draw(*batch))
-            found.add(anneal(on_tile, start, settings.betas(), kernel, bar.update), start, kernel, len(images))
+            found.add(
+                anneal(on_tile, start, settings.betas(), kernel, bar.update),
+                start,
+                kernel,
+                len(images),
+            )
         known, said_of_it = scored.told(bits_offset)
     said = {
         "num_images": source.num_images,
@@ -149,7 +172,9 @@ def ais(
         **known,
         "checked": checked,
     }
-    return found.result(settings, said, protocol, notes=notes + said_of_it + doubts, bits_offset=bits_offset)
+    return found.result(
+        settings, said, protocol, notes=notes + said_of_it + doubts, bits_offset=bits_offset
+    )
 
 
 class _Figures:
@@ -172,10 +197,16 @@ class _Figures:
         self._columns.append(torch.cat((scored.columns(), ours.cpu())))
 
     def result(
-        self, settings: Settings, said: dict[str, Any], protocol: Mapping[str, Any] | None, **others: Any
+        self,
+        settings: Settings,
+        said: dict[str, Any],
+        protocol: Mapping[str, Any] | None,
+        **others: Any,
     ) -> AnnealedMarginal:
         """All images, with the protocol: how it was estimated, and what the caller knows."""
-        log_px, _, variance, ess, share, debiased, khat, elbo, acceptance, step = torch.cat(self._columns, dim=1)
+        log_px, _, variance, ess, share, debiased, khat, elbo, acceptance, step = torch.cat(
+            self._columns, dim=1
+        )
         refuse_nan(log_px)
         return AnnealedMarginal(
             log_px=log_px,

@@ -1,4 +1,6 @@
-"""Annealed importance sampling on one tile of images: the schedule, the weights, forward and reverse."""
+"""Annealed importance sampling on one tile of images: the schedule, the weights, forward and
+reverse.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,10 @@ class Settings:
             check_count(name, getattr(self, name))
         self.betas()
         if not 0.0 < self.target_acceptance < 1.0:
-            raise UserError(f"target_acceptance={self.target_acceptance!r}: expected a probability between 0 and 1")
+            raise UserError(
+                f"target_acceptance={self.target_acceptance!r}: expected a probability between 0 "
+                "and 1"
+            )
 
     def said(self) -> dict[str, Any]:
         """The protocol's part."""
@@ -70,10 +75,14 @@ class Annealed:
     acceptance: Tensor  # (B,), mean over the path
 
 
-def anneal(target: TileTarget, at: Point, betas: Sequence[float], kernel: Kernel, tick: Callable[[], None]) -> Annealed:
-    """log w = Σ_t (β_t − β_{t−1}) (log p − log q)(u_{t−1}), u_t a move of u_{t−1} at β_t (Neal 2001, equations 10–11).
+def anneal(
+    target: TileTarget, at: Point, betas: Sequence[float], kernel: Kernel, tick: Callable[[], None]
+) -> Annealed:
+    """log w = Σ_t (β_t − β_{t−1}) (log p − log q)(u_{t−1}), u_t a move of u_{t−1} at β_t (Neal
+    2001, equations 10–11).
 
-    From draws of q with β rising, E[w] = p(x); from draws of p(u | x) with β falling, E[w] = 1/p(x).
+    From draws of q with β rising, E[w] = p(x); from draws of p(u | x) with β falling, E[w] =
+    1/p(x).
     """
     log_weights = torch.zeros_like(at.log_q, dtype=torch.float64)
     acceptance = torch.zeros_like(kernel.step)
@@ -84,10 +93,14 @@ def anneal(target: TileTarget, at: Point, betas: Sequence[float], kernel: Kernel
             acceptance += accepted
         tick()
     moves = len(betas) - 2
-    return Annealed(log_weights, acceptance / moves if moves else torch.full_like(acceptance, torch.nan))
+    return Annealed(
+        log_weights, acceptance / moves if moves else torch.full_like(acceptance, torch.nan)
+    )
 
 
-def prepare_kernel(source: Target, target: TileTarget, x: Tensor, fields: Fields, settings: Settings) -> Kernel:
+def prepare_kernel(
+    source: Target, target: TileTarget, x: Tensor, fields: Fields, settings: Settings
+) -> Kernel:
     """Scales and step sizes from draws and chains of their own, frozen afterwards."""
     space = source.space
     times = max(1, ceil(SCALE_DRAWS / settings.num_chains))
@@ -101,6 +114,8 @@ def prepare_kernel(source: Target, target: TileTarget, x: Tensor, fields: Fields
 
 
 def tiles(num_images: int, num_chains: int, rows: int) -> int:
-    """Images of one tile: chains times images at most about ``rows``, the tiles of nearly equal size."""
+    """Images of one tile: chains times images at most about ``rows``, the tiles of nearly equal
+    size.
+    """
     fit = max(1, rows // num_chains)
     return ceil(num_images / ceil(num_images / fit))

@@ -1,4 +1,6 @@
-"""All contact with ArviZ: release 0.23 (Python 3.11) and 1.x (Python ≥ 3.12) name the same things differently."""
+"""All contact with ArviZ: release 0.23 (Python 3.11) and 1.x (Python ≥ 3.12) name the same things
+differently.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
     import xarray
 
 FAINTEST = -500.0
-"""Nats below an image's best model, from which a model adds nothing to a mixture: exp(−500) is a float64, its inverse too."""
+"""Nats below an image's best model, from which a model adds nothing to a mixture: exp(−500) is a
+float64, its inverse too.
+"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -25,7 +29,9 @@ FAINTEST = -500.0
 
 
 def elpd_data(log_px: NDArray[Any], khat: NDArray[Any], num_samples: int) -> Any:
-    """log p(x) of each image as ArviZ's pointwise elpd: what ``az.compare``, ``az.plot_khat``, ``az.plot_compare`` take."""
+    """log p(x) of each image as ArviZ's pointwise elpd: what ``az.compare``, ``az.plot_khat``,
+    ``az.plot_compare`` take.
+    """
     import xarray
 
     good_k = good_khat(num_samples)
@@ -50,16 +56,22 @@ def elpd_data(log_px: NDArray[Any], khat: NDArray[Any], num_samples: int) -> Any
         from arviz.stats.stats_utils import ELPDData
 
         renamed = {"elpd": "elpd_loo", "p": "p_loo", "elpd_i": "loo_i"}
-        return ELPDData(data=list(known.values()), index=[renamed.get(name, name) for name in known])
+        return ELPDData(
+            data=list(known.values()), index=[renamed.get(name, name) for name in known]
+        )
 
 
 def good_khat(num_samples: int) -> float:
-    """The k̂ up to which K draws are enough for a smoothed mean: min(1 − 1/log₁₀ K, 0.7) (Vehtari et al. 2024)."""
+    """The k̂ up to which K draws are enough for a smoothed mean: min(1 − 1/log₁₀ K, 0.7) (Vehtari
+    et al. 2024).
+    """
     return min(max(0.0, 1.0 - 1.0 / log10(num_samples)) if num_samples > 1 else 0.0, 0.7)
 
 
 def paired_differences(log_px: Mapping[str, NDArray[Any]]) -> dict[str, tuple[float, float]]:
-    """Mean difference to the best and its paired standard error, nats an image, best first; by ``az.compare``."""
+    """Mean difference to the best and its paired standard error, nats an image, best first; by
+    ``az.compare``.
+    """
     table = _compare(log_px, "pseudo-BMA")
     number = len(next(iter(log_px.values())))
     # ArviZ's √(N · var) is of the sum, with N in the variance: per image, with N − 1
@@ -73,14 +85,19 @@ def paired_differences(log_px: Mapping[str, NDArray[Any]]) -> dict[str, tuple[fl
 
 
 def stacking_weights(log_px: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-    """Weights of the mixture of models with the largest Σ log p(x_i) (Yao et al. 2018); by ``az.compare``.
+    """Weights of the mixture of models with the largest Σ log p(x_i) (Yao et al. 2018); by
+    ``az.compare``.
 
-    ArviZ exponentiates log p(x_i), which underflows below about −745: only differences matter, so that each image's largest is
-    subtracted first.
+    ArviZ exponentiates log p(x_i), which underflows below about −745: only differences matter, so
+    that each image's largest is subtracted first.
     """
     best = np.max(list(log_px.values()), axis=0)
-    table = _compare({name: np.maximum(value - best, FAINTEST) for name, value in log_px.items()}, "stacking")
-    return {str(name): float(weight) for name, weight in zip(table.index, table["weight"], strict=True)}
+    table = _compare(
+        {name: np.maximum(value - best, FAINTEST) for name, value in log_px.items()}, "stacking"
+    )
+    return {
+        str(name): float(weight) for name, weight in zip(table.index, table["weight"], strict=True)
+    }
 
 
 def _compare(log_px: Mapping[str, NDArray[Any]], method: str) -> Any:
@@ -101,7 +118,9 @@ def _compare(log_px: Mapping[str, NDArray[Any]], method: str) -> Any:
 
 
 def inference_data(groups: Mapping[str, xarray.Dataset], attributes: Mapping[str, Any]) -> Any:
-    """Named groups as ``az.InferenceData`` (0.23) or ``xarray.DataTree`` (1.x); the attributes are its own and each group's."""
+    """Named groups as ``az.InferenceData`` (0.23) or ``xarray.DataTree`` (1.x); the attributes are
+    its own and each group's.
+    """
     import xarray
 
     named = {name: group.assign_attrs(attributes) for name, group in groups.items()}

@@ -1,4 +1,6 @@
-"""An estimate of log p(x) for other tools: per-image tables, ArviZ's ELPD, InferenceData of a few posteriors."""
+"""An estimate of log p(x) for other tools: per-image tables, ArviZ's ELPD, InferenceData of a few
+posteriors.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 
 SOUND_KHAT, SOUND_ESS = 0.5, 300.0
-"""Where an image's nominal 95% interval covers: k̂ below, and the weights' ESS at least (evaluation.md, measured)."""
+"""Where an image's nominal 95% interval covers: k̂ below, and the weights' ESS at least
+(evaluation.md, measured).
+"""
 
 UNSOUND = "interval unsound"
 MOST_CANDIDATES = 20_000
@@ -44,13 +48,14 @@ MOST_CANDIDATES = 20_000
 def per_image_table(ll: LogMarginal) -> pandas.DataFrame:
     """One row an image, in nats: log_px, se, bias, ess, khat, max_weight_share, lower, upper, flag.
 
-    ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se. The flag says ``interval unsound`` unless
-    k̂ < 0.5 and ESS ≥ 300.
+    ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se. The flag says
+    ``interval unsound`` unless k̂ < 0.5 and ESS ≥ 300.
     """
     import pandas
 
     figures = {
-        name: getattr(ll, name).double().cpu().numpy() for name in ("log_px", "se", "ess", "khat", "max_weight_share")
+        name: getattr(ll, name).double().cpu().numpy()
+        for name in ("log_px", "se", "ess", "khat", "max_weight_share")
     }
     bias = -np.square(figures["se"]) / 2
     centre, half = figures["log_px"] - bias, 1.96 * figures["se"]
@@ -71,7 +76,9 @@ def per_image_table(ll: LogMarginal) -> pandas.DataFrame:
 
 
 def sound(ll: LogMarginal) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an unknown k̂ is none."""
+    """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an
+    unknown k̂ is none.
+    """
     return (((ll.khat < SOUND_KHAT) & (ll.ess >= SOUND_ESS)) | ll.exact).cpu().numpy()
 
 
@@ -96,7 +103,8 @@ def summary(ll: LogMarginal) -> str:
         f"  ESS by image: {_quantiles(ll.ess, 0)}",
         f"  k̂ by image: {_quantiles(ll.khat, 2)}",
         f"  largest weight's share by image: {_quantiles(ll.max_weight_share, 3)}",
-        f"  sound per-image intervals (k̂ < {SOUND_KHAT:g} and ESS ≥ {SOUND_ESS:.0f}): {int(sound(ll).sum())} of {ll.num_images}",
+        f"  sound per-image intervals (k̂ < {SOUND_KHAT:g} and ESS ≥ {SOUND_ESS:.0f}): "
+        f"{int(sound(ll).sum())} of {ll.num_images}",
         f"  lowest {quantity(ll.protocol)}, by image: {worst}",
     ]
     return "\n".join(lines)
@@ -106,7 +114,8 @@ def _quantiles(values: Tensor, digits: int) -> str:
     known = values[~values.isnan()].double().cpu().numpy()
     if not len(known):
         return "unknown (too few draws)"
-    # the observed value nearest to each quantile: k̂ may be −inf, between which nothing can be interpolated
+    # the observed value nearest to each quantile: k̂ may be −inf, between which nothing can be
+    # interpolated
     found = np.quantile(known, [0.0, 0.05, 0.5, 0.95, 1.0], method="nearest")
     named = zip(("min", "5%", "median", "95%", "max"), found, strict=True)
     unknown = f"  ({len(values) - len(known)} unknown)" if len(known) < len(values) else ""
@@ -118,8 +127,12 @@ def _quantiles(values: Tensor, digits: int) -> str:
 
 
 def to_elpd(ll: LogMarginal) -> Any:
-    """log p(x) of each image as ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and ``az.plot_khat`` take it."""
-    return elpd_data(ll.log_px.double().cpu().numpy(), ll.khat.double().cpu().numpy(), ll.num_samples)
+    """log p(x) of each image as ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and
+    ``az.plot_khat`` take it.
+    """
+    return elpd_data(
+        ll.log_px.double().cpu().numpy(), ll.khat.double().cpu().numpy(), ll.num_samples
+    )
 
 
 def to_inference_data(
@@ -135,14 +148,16 @@ def to_inference_data(
 ) -> Any:
     """The first images' posteriors as ``az.InferenceData`` (0.23) or ``xarray.DataTree`` (1.x).
 
-    Groups: ``posterior``, z ~ p(z | x) by resampling the guide's draws by their weights, ``(chain = 1, draw, image, …)``;
-    ``posterior_predictive``; ``prior``; ``observed_data``; ``constant_data``, the per-image fields and figures, of which
-    ``resampling_ess`` is the number of draws that each image's posterior rests on. Attributes: the protocol. There is no
+    Groups: ``posterior``, z ~ p(z | x) by resampling the guide's draws by their weights, ``(chain =
+    1, draw, image, …)``; ``posterior_predictive``; ``prior``; ``observed_data``; ``constant_data``,
+    the per-image fields and figures, of which ``resampling_ess`` is the number of draws that each
+    image's posterior rests on. Attributes: the protocol. There is no
     ``log_likelihood``: of log weights ``az.loo`` would make a harmonic mean.
 
     Args:
         x: the very tensor that ``ll`` is of.
-        num_draws: of each image's posterior, resampled from as many of the guide's as ``ll`` had (at most 20 000).
+        num_draws: of each image's posterior, resampled from as many of the guide's as ``ll`` had
+            (at most 20 000).
 
     Raises:
         UserError: ``x`` is not what ``ll`` is of; the guide has no density.
@@ -155,28 +170,38 @@ def to_inference_data(
     few = {name: torch.as_tensor(value)[:num_images] for name, value in fields.items()}
     candidates = min(max(ll.num_samples, num_draws), MOST_CANDIDATES)
     options: dict[str, Any] = {"device": device, "seed": seed}
-    with visit_images(model, guide, images[:num_images], num_images, fields=few, **options) as (pair, batches):
+    with visit_images(model, guide, images[:num_images], num_images, fields=few, **options) as (
+        pair,
+        batches,
+    ):
         batch, named = next(iter(batches))
         refuse_unscorable(pair, batch, named)
         log_weights, drawn = weighted_draws(pair, batch, named, candidates)
         chosen = resample(log_weights, num_draws)
         posterior = {
-            name: value[chosen, torch.arange(num_images, device=value.device)] for name, value in drawn.items()
+            name: value[chosen, torch.arange(num_images, device=value.device)]
+            for name, value in drawn.items()
         }
         prior = prior_draws(pair, batch, named, num_draws)
         observed = _observed(pair, batch, named)
     rows = {name: value.flatten(0, 1) for name, value in posterior.items()}
-    options |= {name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()}
+    options |= {
+        name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()
+    }
     predicted = decode(model, rows, like=images[:1], mean=False, guide=guide, **options)
     ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
     figures = {name: getattr(ll, name)[:num_images] for name in ("log_px", "se", "ess", "khat")}
     named_draws = _Naming(images.shape[1:], named["index"].cpu(), num_draws)
     groups = {
         "posterior": named_draws.latents(posterior),
-        "posterior_predictive": named_draws.images({n: by_draw(v, num_draws) for n, v in predicted.items()}),
+        "posterior_predictive": named_draws.images(
+            {n: by_draw(v, num_draws) for n, v in predicted.items()}
+        ),
         "prior": named_draws.latents(prior),
         "observed_data": named_draws.images(observed, drawn=False),
-        "constant_data": named_draws.latents({**named, **figures, "resampling_ess": ess}, drawn=False),
+        "constant_data": named_draws.latents(
+            {**named, **figures, "resampling_ess": ess}, drawn=False
+        ),
     }
     said = {
         **ll.protocol,
@@ -188,14 +213,19 @@ def to_inference_data(
 def resample(log_weights: Tensor, num_draws: int) -> Tensor:
     """Indices of ``num_draws`` draws of each image, by weight, ``(num_draws, B)``, in random order.
 
-    Systematic: draw k is chosen ⌊n wₖ⌋ or ⌈n wₖ⌉ times, n wₖ in expectation, so that equal weights lose no draw in n.
+    Systematic: draw k is chosen ⌊n wₖ⌋ or ⌈n wₖ⌉ times, n wₖ in expectation, so that equal weights
+    lose no draw in n.
     """
     weights = log_weights.softmax(0)
     start = torch.rand(1, weights.shape[1], dtype=weights.dtype, device=weights.device)
-    at = (torch.arange(num_draws, dtype=weights.dtype, device=weights.device).unsqueeze(1) + start) / num_draws
+    at = (
+        torch.arange(num_draws, dtype=weights.dtype, device=weights.device).unsqueeze(1) + start
+    ) / num_draws
     edges = weights.cumsum(0)
     edges = edges / edges[-1]
-    chosen = torch.searchsorted(edges.T.contiguous(), at.T.contiguous(), right=True).T.clamp(max=len(weights) - 1)
+    chosen = torch.searchsorted(edges.T.contiguous(), at.T.contiguous(), right=True).T.clamp(
+        max=len(weights) - 1
+    )
     order = torch.rand(chosen.shape, device=chosen.device).argsort(0)
     return chosen.gather(0, order)
 
@@ -204,14 +234,17 @@ def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
     digest = Digest().add(x).hex()
     if digest != ll.protocol.get("sha256", digest) or len(x) != ll.num_images:
         raise UserError(
-            f"x ({len(x)} images, sha256 {digest[:12]}…) is not what log p(x) was estimated of ({ll.num_images} images, sha256 "
-            f"{str(ll.protocol.get('sha256', 'unknown'))[:12]}…): give that very tensor; the first num_images of it are used"
+            f"x ({len(x)} images, sha256 {digest[:12]}…) is not what log p(x) was estimated of "
+            f"({ll.num_images} images, sha256 {str(ll.protocol.get('sha256', 'unknown'))[:12]}…): "
+            "give that very tensor; the first num_images of it are used"
         )
 
 
 def _observed(pair: Pair, x: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
     terms = pair.run(x, fields)
-    return {name: rows_first(site.value, site.fn, site.dim) for name, site in terms.observed.items()}
+    return {
+        name: rows_first(site.value, site.fn, site.dim) for name, site in terms.observed.items()
+    }
 
 
 class _Naming:
@@ -219,15 +252,27 @@ class _Naming:
 
     def __init__(self, event_shape: torch.Size, index: Tensor, num_draws: int) -> None:
         self.event_shape = tuple(event_shape)
-        self.leading = {"chain": np.zeros(1, int), "draw": np.arange(num_draws), "image": index.numpy()}
+        self.leading = {
+            "chain": np.zeros(1, int),
+            "draw": np.arange(num_draws),
+            "image": index.numpy(),
+        }
 
     def latents(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
-        """Latents ``(draw, image, …)`` or fields ``(image, …)``; the only site's vector is called ``latent``."""
+        """Latents ``(draw, image, …)`` or fields ``(image, …)``; the only site's vector is called
+        ``latent``.
+        """
         alone = len(values) == 1
-        return self._dataset(values, drawn, lambda name, shape: _numbered("latent" if alone else _of(name), len(shape)))
+        return self._dataset(
+            values,
+            drawn,
+            lambda name, shape: _numbered("latent" if alone else _of(name), len(shape)),
+        )
 
     def images(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
-        """Images ``(draw, image, …)`` or ``(image, …)`` in the shape of x, where they have as many numbers as it."""
+        """Images ``(draw, image, …)`` or ``(image, …)`` in the shape of x, where they have as many
+        numbers as it.
+        """
         size, skipped = int(np.prod(self.event_shape)), 2 if drawn else 1
         shaped = {
             name: value.reshape(*value.shape[:skipped], *self.event_shape)
@@ -244,7 +289,10 @@ class _Naming:
         return self._dataset(shaped, drawn, names)
 
     def _dataset(
-        self, values: Mapping[str, Tensor], drawn: bool, names: Callable[[str, tuple[int, ...]], list[str]]
+        self,
+        values: Mapping[str, Tensor],
+        drawn: bool,
+        names: Callable[[str, tuple[int, ...]], list[str]],
     ) -> xarray.Dataset:
         import xarray
 
@@ -256,7 +304,10 @@ class _Naming:
             dims = names(name, array.shape[len(leading) :])
             if name in dims:  # a variable of a dimension's name would be its coordinate
                 dims = _numbered(_of(name), len(dims))
-            variables[f"{name}_value" if name in self.leading else name] = ([*leading, *dims], array)
+            variables[f"{name}_value" if name in self.leading else name] = (
+                [*leading, *dims],
+                array,
+            )
         return xarray.Dataset(variables, coords={name: self.leading[name] for name in leading})
 
 

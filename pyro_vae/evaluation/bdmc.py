@@ -1,4 +1,6 @@
-"""Bidirectional Monte Carlo: log p(x) from below and from above, on images of the model's own (Grosse et al. 2015)."""
+"""Bidirectional Monte Carlo: log p(x) from below and from above, on images of the model's own
+(Grosse et al. 2015).
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ class BDMC:
 
     @property
     def se_lower(self) -> float:
-        """Standard error of ``lower``, the images being a sample, Monte Carlo included; NaN for one image."""
+        """Standard error of ``lower``, the images being a sample, Monte Carlo included; NaN for one
+        image.
+        """
         return _se(self.lower_px)
 
     @property
@@ -82,7 +86,9 @@ class BDMC:
 
     def __str__(self) -> str:
         said = self.protocol
-        line = f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation "
+        line = (
+            f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation "
+        )
         line += f"(BDMC, T = {said['num_steps']}, "
         line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
         line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
@@ -90,14 +96,24 @@ class BDMC:
         return "\n".join(
             [
                 line,
-                "  about the model's own images, whose true z is known: on real data there is no upper bound",
+                "  about the model's own images, whose true z is known: on real data there is no "
+                "upper bound",
                 protocol_line(said, *hidden),
             ]
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names."""
-        names = ("lower", "upper", "gap", "se_lower", "se_upper", "se_gap", "num_samples", "num_images")
+        names = (
+            "lower",
+            "upper",
+            "gap",
+            "se_lower",
+            "se_upper",
+            "se_gap",
+            "num_samples",
+            "num_images",
+        )
         figures = {name: getattr(self, name) for name in names}
         return {**figures, "acceptance": float(self.acceptance.mean()), "protocol": self.protocol}
 
@@ -118,14 +134,16 @@ def bdmc(
     progress: bool = False,
     **fields: Any,
 ) -> BDMC:
-    """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse from the true z.
+    """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse
+    from the true z.
 
-    The reverse path starts at an exact draw of p(z | x) and anneals towards the guide: E[w] = 1/p(x) (Grosse et al. 2016).
-    Both directions use the same frozen kernel. The gap tells how far AIS is off **on such images**; how like them real ones
-    are is for the caller to judge.
+    The reverse path starts at an exact draw of p(z | x) and anneals towards the guide: E[w] =
+    1/p(x) (Grosse et al. 2016). Both directions use the same frozen kernel. The gap tells how far
+    AIS is off **on such images**; how like them real ones are is for the caller to judge.
 
     Args:
-        like: a few images, for a model that can't be called as ``model(None, size=n)``; only their shape is used.
+        like: a few images, for a model that can't be called as ``model(None, size=n)``; only their
+            shape is used.
         **fields: what the model is conditioned on, ``size`` rows.
 
     Raises:
@@ -146,7 +164,9 @@ def bdmc(
         progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
     ):
         rows = torch.arange(tile, device=place)
-        first, others = ((x, named) for x, named, _ in (made.rows(rows), made.rows((rows + tile) % size)))
+        first, others = (
+            (x, named) for x, named, _ in (made.rows(rows), made.rows((rows + tile) % size))
+        )
         target, how = make_target(Unconstrained(pair, *first, num_chains), compile, first, others)
         if progress:
             tqdm.write(f"annealing: {how}", file=sys.stderr)
@@ -170,15 +190,24 @@ def bdmc(
 
 
 def _both_ways(
-    target: Target, made: Simulated, start: int, tile: int, settings: Settings, tick: Callable[[], Any]
+    target: Target,
+    made: Simulated,
+    start: int,
+    tile: int,
+    settings: Settings,
+    tick: Callable[[], Any],
 ) -> Tensor:
-    """(lower, upper, acceptance) of one tile, ``(3, B)`` float64 on the CPU; rows that only fill the tile are dropped."""
+    """(lower, upper, acceptance) of one tile, ``(3, B)`` float64 on the CPU; rows that only fill
+    the tile are dropped.
+    """
     num_images = min(tile, len(made.x) - start)
     x, fields, latents = made.rows(start + torch.arange(tile, device=made.x.device) % num_images)
     on_tile, space, betas = target.tile(x, fields), target.space, settings.betas()
     kernel = prepare_kernel(target, on_tile, x, fields, settings)
     forward = anneal(on_tile, on_tile.point(space.draw(x, fields)), betas, kernel, tick)
-    reverse = anneal(on_tile, on_tile.point(space.locate(x, fields, latents)), betas[::-1], kernel, tick)
+    reverse = anneal(
+        on_tile, on_tile.point(space.locate(x, fields, latents)), betas[::-1], kernel, tick
+    )
     lower, upper = _log_mean(forward.log_weights), -_log_mean(reverse.log_weights)
     acceptance = (forward.acceptance + reverse.acceptance) / 2
     return torch.stack((lower, upper, acceptance.double()))[:, :num_images].cpu()

@@ -1,4 +1,6 @@
-"""Which model gives the same images more log p(x): paired differences with their standard errors, and stacking weights."""
+"""Which model gives the same images more log p(x): paired differences with their standard errors,
+and stacking weights.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ OBSERVATIONS = ("observation", "binarization", "dequantization")
 """Words of the protocol that say how x came from the stored images."""
 
 NOTABLE_BIAS = 0.5
-"""The difference of two biases, relative to that of the means, from which the latter may be the former's work."""
+"""The difference of two biases, relative to that of the means, from which the latter may be the
+former's work.
+"""
 
 
 class Estimate(Protocol):
-    """What is compared: `LogMarginal`, or another estimate of log p(x) with figures of the same names."""
+    """What is compared: `LogMarginal`, or another estimate of log p(x) with figures of the same
+    names.
+    """
 
     @property
     def log_px(self) -> Tensor: ...
@@ -73,8 +79,13 @@ class Comparison:
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
     def __str__(self) -> str:
-        lines = _aligned([("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)])
-        shown = [f"N = {self.num_images}", *(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN)]
+        lines = _aligned(
+            [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
+        )
+        shown = [
+            f"N = {self.num_images}",
+            *(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN),
+        ]
         lines += [
             "  nats per image; ± paired: standard error of the difference over the images",
             "  " + "; ".join(shown),
@@ -98,16 +109,18 @@ class Comparison:
 
 
 def compare(results: Mapping[str, Estimate]) -> Comparison:
-    """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images, image by image.
+    """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images,
+    image by image.
 
-    A difference's standard error is that of the images' differences, so that what makes an image hard for every model
-    cancels. Weights are those of stacking (Yao et al. 2018): the mixture of these models with the largest Σ log p(x).
+    A difference's standard error is that of the images' differences, so that what makes an image
+    hard for every model cancels. Weights are those of stacking (Yao et al. 2018): the mixture of
+    these models with the largest Σ log p(x).
 
     Raises:
-        UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x | y)), of other
-            images, values of other observed sites or other conditions, or of a different number of images; of data that
-            were binarized or dequantized differently, or of which one is a density and the other a mass; log p(x) that
-            are not finite.
+        UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x
+            | y)), of other images, values of other observed sites or other conditions, or of a
+            different number of images; of data that were binarized or dequantized differently, or
+            of which one is a density and the other a mass; log p(x) that are not finite.
     """
     if len(results) < 2:
         raise UserError(f"compare takes two or more results by name, got {len(results)}")
@@ -118,20 +131,31 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
         if bool((wrong := ~values.isfinite()).any()):
             image = int(wrong.nonzero()[0])
             raise UserError(
-                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be compared to it"
+                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be "
+                "compared to it"
             )
     pointwise = {name: values.numpy() for name, values in log_px.items()}
     differences, weights = paired_differences(pointwise), stacking_weights(pointwise)
-    rows = tuple(_row(name, results[name], *differences[name], weights[name]) for name in differences)
+    rows = tuple(
+        _row(name, results[name], *differences[name], weights[name]) for name in differences
+    )
     common = dict.fromkeys(key for result in results.values() for key in result.protocol)
     protocols = [result.protocol for result in results.values()]
-    shared = {k: protocols[0].get(k) for k in common if all(k in p and p[k] == protocols[0].get(k) for p in protocols)}
+    shared = {
+        k: protocols[0].get(k)
+        for k in common
+        if all(k in p and p[k] == protocols[0].get(k) for p in protocols)
+    }
     shared["quantity"] = quantity(protocols[0])
     return Comparison(rows, len(next(iter(log_px.values()))), shared, tuple(_notes(rows, results)))
 
 
 def _row(name: str, result: Estimate, difference: float, error: float, weight: float) -> Row:
-    z = difference / error if error > 0 else (nan if difference == 0 or isnan(error) else -float("inf"))
+    z = (
+        difference / error
+        if error > 0
+        else (nan if difference == 0 or isnan(error) else -float("inf"))
+    )
     high = float(getattr(result, "high_khat", nan))
     figures = result.mean, result.se_mc, result.se_total
     return Row(name, *figures, difference, error, z, weight, high, tuple(result.warnings))
@@ -145,21 +169,22 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
     """Raise where the two are not estimates of the same quantity at the same images."""
     if len(first.log_px) != len(second.log_px):
         raise UserError(
-            f"{name!r} is of {len(first.log_px)} images and {other!r} of {len(second.log_px)}: evaluate both on the same"
+            f"{name!r} is of {len(first.log_px)} images and {other!r} of {len(second.log_px)}: "
+            "evaluate both on the same"
         )
     a, b = first.protocol, second.protocol
     for key in OBSERVATIONS:
         if key in a and key in b and _words(a[key]) != _words(b[key]):
             raise UserError(
-                f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: their log p(x) are of different x; "
-                "evaluate both on the same"
+                f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: "
+                "their log p(x) are of different x; evaluate both on the same"
             )
     refuse_other_data(name, a, other, b)
     if a.get("kind") != b.get("kind"):
         kinds = [protocol.get("kind") or "unknown" for protocol in (a, b)]
         raise UserError(
-            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass function have no common scale; compare "
-            "likelihoods within a kind"
+            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass "
+            "function have no common scale; compare likelihoods within a kind"
         )
 
 
@@ -174,21 +199,27 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
     said = [result.protocol for result in results.values()]
     for name, result in results.items():
         known = result.protocol
-        if "scored" not in known and (known.get("given") or any("scored" in protocol for protocol in said)):
+        if "scored" not in known and (
+            known.get("given") or any("scored" in protocol for protocol in said)
+        ):
             notes.append(
-                f"{name} was written when only the digest of x was kept: whether what else it scores or is given is the same is "
-                "not known; evaluate it again"
+                f"{name} was written when only the digest of x was kept: whether what else it "
+                "scores or is given is the same is not known; evaluate it again"
             )
     for key in ("estimator", "proposal"):
         if len(how := sorted({str(protocol[key]) for protocol in said if key in protocol})) > 1:
-            notes.append(f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same model")
+            notes.append(
+                f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
+                "model"
+            )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
         gap = float(getattr(results[row.name], "bias", nan)) - best
         if abs(gap) > max(NOTABLE_BIAS * abs(row.difference), 1e-3):
             notes.append(
-                f"{row.name} is {_figure(row.difference)} nats from {rows[0].name}, and their estimated biases are {abs(gap):.3f} "
-                "apart: use more draws before reading that difference"
+                f"{row.name} is {_figure(row.difference)} nats from {rows[0].name}, and their "
+                f"estimated biases are {abs(gap):.3f} apart: use more draws before reading that "
+                "difference"
             )
     return notes
 
@@ -216,11 +247,16 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _aligned(table: list[tuple[str, ...]]) -> list[str]:
     """Lines with the first column to the left and the others to the right."""
-    widths = [max(len(line[i]) - line[i].count("\u0302") for line in table) for i in range(len(table[0]))]
+    widths = [
+        max(len(line[i]) - line[i].count("\u0302") for line in table) for i in range(len(table[0]))
+    ]
     lines = []
     for cells in table:
         # k̂ is two characters in one cell of the terminal
-        padded = [cell.rjust(width + cell.count("\u0302")) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        padded = [
+            cell.rjust(width + cell.count("\u0302"))
+            for cell, width in zip(cells[1:], widths[1:], strict=True)
+        ]
         lines.append("  ".join([cells[0].ljust(widths[0]), *padded]).rstrip())
     return lines
 

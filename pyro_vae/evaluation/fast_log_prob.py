@@ -1,4 +1,6 @@
-"""Site log densities written for speed, keyed by distribution: for the evaluator alone, and checked against ``log_prob``."""
+"""Site log densities written for speed, keyed by distribution: for the evaluator alone, and checked
+against ``log_prob``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from pyro import distributions as dist
 from torch import Tensor
 
 _MOST_FACTORS = 112  # each factor is at most 2, and 2^112 is far below float32's largest number
-_LANES = 16  # numbers in a vector register: 112 products of 7 pixels each take 2.7 times as long as 49 of 16
+# numbers in a vector register: 112 products of 7 pixels each take 2.7 times as long as 49 of 16
+_LANES = 16
 
 
 def log_prob(fn: dist.TorchDistribution, value: Tensor) -> Tensor:
@@ -38,7 +41,9 @@ def _bernoulli(base: dist.Bernoulli, value: Tensor, num_event: int) -> Tensor:
 
 
 def _factors(num_pixels: int) -> int:
-    """The largest divisor that may be multiplied up, of those that leave whole vectors of products where there are such."""
+    """The largest divisor that may be multiplied up, of those that leave whole vectors of products
+    where there are such.
+    """
     divisors = [n for n in range(1, min(_MOST_FACTORS, num_pixels) + 1) if num_pixels % n == 0]
     return max(divisors, key=lambda n: (num_pixels // n % _LANES == 0, n))
 

@@ -1,4 +1,6 @@
-"""Hamiltonian Monte Carlo along an annealing path: many chains at many images, one step size an image."""
+"""Hamiltonian Monte Carlo along an annealing path: many chains at many images, one step size an
+image.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +14,32 @@ from pyro_vae.evaluation.traced_target import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 
 FIRST_STEP = 0.5
-"""In units of the guide's own standard deviation, where 1 would be a Gaussian's best for a few dimensions."""
+"""In units of the guide's own standard deviation, where 1 would be a Gaussian's best for a few
+dimensions.
+"""
 SWEEP = 50
-"""Transitions of the pilot run between the guide and the posterior; it goes there, back, and there again."""
+"""Transitions of the pilot run between the guide and the posterior; it goes there, back, and there
+again.
+"""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """HMC that leaves q^(1−β) p^β invariant for every β; its settings must not depend on the chains that it moves."""
+    """HMC that leaves q^(1−β) p^β invariant for every β; its settings must not depend on the chains
+    that it moves.
+    """
 
     step: Tensor  # (B,)
-    scale: Tensor  # (B, d), by which u is measured: the guide's standard deviation (a diagonal mass matrix)
+    # (B, d), by which u is measured: the guide's standard deviation (a diagonal mass matrix)
+    scale: Tensor
     num_leapfrog: int
 
     def move(self, target: TileTarget, at: Point, beta: float) -> tuple[Point, Tensor]:
-        """One transition of every chain, and the acceptance probability's mean over the chains, ``(B,)``."""
-        # the step varies, lest a trajectory be a whole half turn of a Gaussian, after which log p is what it was
+        """One transition of every chain, and the acceptance probability's mean over the chains,
+        ``(B,)``.
+        """
+        # the step varies, lest a trajectory be a whole half turn of a Gaussian, after which log p
+        # is what it was
         jitter = 0.7 + 0.6 * torch.rand_like(self.step)
         stride = (self.step * jitter).unsqueeze(-1) * self.scale
         momentum = torch.randn_like(at.u)
@@ -50,12 +62,18 @@ class Kernel:
 
 
 def tune(
-    target: TileTarget, at: Point, scale: Tensor, num_leapfrog: int, target_acceptance: float, sweep: int = SWEEP
+    target: TileTarget,
+    at: Point,
+    scale: Tensor,
+    num_leapfrog: int,
+    target_acceptance: float,
+    sweep: int = SWEEP,
 ) -> Kernel:
-    """A pilot run from the guide's draws ``at``: step sizes whose acceptance, over the path's β, is the target's.
+    """A pilot run from the guide's draws ``at``: step sizes whose acceptance, over the path's β, is
+    the target's.
 
-    Robbins–Monro on log ε, one image at a time, while β goes up, down and up again; the mean of log ε over the last two
-    sweeps is kept. The chains that it moved are thrown away.
+    Robbins–Monro on log ε, one image at a time, while β goes up, down and up again; the mean of log
+    ε over the last two sweeps is kept. The chains that it moved are thrown away.
     """
     log_step = torch.full_like(scale[:, 0], FIRST_STEP).log()
     total, count = torch.zeros_like(log_step), 0

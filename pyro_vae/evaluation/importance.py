@@ -1,4 +1,6 @@
-"""log p(x) by importance sampling: IW-K with its protocol, two error bars, a bias estimate and diagnostics."""
+"""log p(x) by importance sampling: IW-K with its protocol, two error bars, a bias estimate and
+diagnostics.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from pyro_vae.data.loaders import Batch, Resident, Source, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.precision import DRAWS, FLOAT32, IMAGES, Precision, find_precision, measure_error
+from pyro_vae.evaluation.precision import (
+    DRAWS,
+    FLOAT32,
+    IMAGES,
+    Precision,
+    find_precision,
+    measure_error,
+)
 from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.result import EXACT, LogMarginal
@@ -52,18 +61,24 @@ def log_marginal(
     bits_offset: float | None = None,
     **fields: Any,
 ) -> LogMarginal:
-    """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8), streaming.
+    """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8),
+    streaming.
 
-    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not grow with K. Where no
-    latent is drawn (there is none, or all are summed out) the number is exact, and one run of the model stands for all K.
-    Where torch.distributed is initialised, every process calls this alike, scores its part, and has the whole result.
+    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not
+    grow with K. Where no latent is drawn (there is none, or all are summed out) the number is
+    exact, and one run of the model stands for all K. Where torch.distributed is initialised, every
+    process calls this alike, scores its part, and has the whole result.
 
     Args:
-        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized already.
-        protocol: what the caller knows of the data (data set, binarization); it is printed with the number.
-        bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then reported too.
-        **fields: named arguments of the programs, one row an image. The number is log p(x, y) where the model observes y,
-            log p(x | y) where y moves its densities alone: `pyro_vae.evaluation.protocol.Quantity` has the rule.
+        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized
+            already.
+        protocol: what the caller knows of the data (data set, binarization); it is printed with the
+            number.
+        bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then
+            reported too.
+        **fields: named arguments of the programs, one row an image. The number is log p(x, y) where
+            the model observes y, log p(x | y) where y moves its densities alone:
+            `pyro_vae.evaluation.protocol.Quantity` has the rule.
 
     Raises:
         UserError: where the number would not be log p(x) of each image, in one sentence.
@@ -95,7 +110,10 @@ def log_marginal(
         for start, images, named in tiled(work.source, scorer.tile, shown, seen):
             found.add(start, scorer.score(start, images, named))
         found.gather(group)
-        in_words, memory = group.once(lambda: in_words), chain.from_iterable(group.gather(scorer.notes))
+        in_words, memory = (
+            group.once(lambda: in_words),
+            chain.from_iterable(group.gather(scorer.notes)),
+        )
         known, said_of_it = scored.told(bits_offset)
     said = {
         "estimator": EXACT if work.exact else f"IW-{num_samples}",
@@ -137,7 +155,10 @@ class _Work:
 
         def make(chunk: int, tile: int) -> tuple[Weights, str]:
             size = self.source.num_images, self.num_samples, chunk
-            first, others = (padded(*batch, tile, self.pair) for batch in (self.first, self.source.drawn(self.seed)))
+            first, others = (
+                padded(*batch, tile, self.pair)
+                for batch in (self.first, self.source.drawn(self.seed))
+            )
             return make_weights(self.pair, self.proposal, tier, *size, first, others, precision)
 
         size = self.rows, self.source.num_images, self.num_samples
@@ -146,21 +167,35 @@ class _Work:
     def some(self, number: int) -> Batch:
         """A random few of the images; of a stream the first ones."""
         if isinstance(self.source, Resident):
-            rows = torch.randperm(self.source.num_images, generator=torch.Generator().manual_seed(0))[:number]
+            rows = torch.randperm(
+                self.source.num_images, generator=torch.Generator().manual_seed(0)
+            )[:number]
             return self.source.take(rows.to(self.source.x.device))
-        return self.first[0][:number], {name: value[:number] for name, value in self.first[1].items()}
+        return self.first[0][:number], {
+            name: value[:number] for name, value in self.first[1].items()
+        }
 
 
 def _prepare(
-    pair: Pair, x: Any, fields: Mapping[str, Any], proposal: Proposal, num_samples: int, seed: int, place: torch.device
+    pair: Pair,
+    x: Any,
+    fields: Mapping[str, Any],
+    proposal: Proposal,
+    num_samples: int,
+    seed: int,
+    place: torch.device,
 ) -> _Work:
-    """The images as a source, in tiles of one run of the model; a ``UserError`` where the number would not be log p(x)."""
+    """The images as a source, in tiles of one run of the model; a ``UserError`` where the number
+    would not be log p(x).
+    """
     rows = rows_of(pair, place)
     source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
     images, named = next(source.in_order())
     structure = _refuse(pair, source, (images, named), proposal)
     exact = proposal.is_exact(structure)
-    if exact or structure.summed:  # each value of a site that is summed out is a row of the model as well
+    if (
+        exact or structure.summed
+    ):  # each value of a site that is summed out is a row of the model as well
         rows = max(1, rows // prod(structure.summed.values()))
         source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
     return _Work(pair, source, (pair.cast(images), named), proposal, num_samples, seed, rows, exact)
@@ -168,7 +203,9 @@ def _prepare(
 
 @contextmanager
 def running(pair: Pair, place: torch.device) -> Iterator[None]:
-    """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake stays one sentence."""
+    """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake
+    stays one sentence.
+    """
     with (
         pair.active(training=False, may_create=False),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
@@ -178,7 +215,9 @@ def running(pair: Pair, place: torch.device) -> Iterator[None]:
 
 
 def _precision_words(work: _Work, scorer: Scorer, precision: Precision) -> str:
-    """For the protocol; reduced precision with its error against float32, in the same noise on a few of the images."""
+    """For the protocol; reduced precision with its error against float32, in the same noise on a
+    few of the images.
+    """
     if not precision.reduced:
         return str(work.first[0].dtype).removeprefix("torch.")
     plain = work.scorer("graph", FLOAT32)
@@ -201,18 +240,26 @@ class _Gathered:
     def add(self, start: int, scored: Iterable[tuple[ImageSums, Curve]]) -> None:
         """A tile, in one part or more; its first image is the set's number ``start``."""
         for sums, curve in scored:
-            self._tiles.append((start, sums.columns(), {stop: total.cpu() for stop, total in curve.items()}))
+            self._tiles.append(
+                (start, sums.columns(), {stop: total.cpu() for stop, total in curve.items()})
+            )
 
     def gather(self, group: Alone) -> None:
-        """The tiles of all processes, in the images' order: sums then have the bits that one process gives them."""
-        self._tiles = sorted(chain.from_iterable(group.gather(self._tiles)), key=lambda tile: tile[0])
+        """The tiles of all processes, in the images' order: sums then have the bits that one
+        process gives them.
+        """
+        self._tiles = sorted(
+            chain.from_iterable(group.gather(self._tiles)), key=lambda tile: tile[0]
+        )
 
     def figures(self) -> dict[str, Any]:
         """Those of all images, under the names of `LogMarginal`."""
         _, columns, curves = zip(*self._tiles, strict=True)
         log_px, elbo_px, variance, ess, max_share, debiased, khat = torch.cat(columns, dim=1)
         refuse_nan(log_px)
-        totals = {stop: float(sum(curve[stop] for curve in curves)) for stop in stops(self.num_samples)}
+        totals = {
+            stop: float(sum(curve[stop] for curve in curves)) for stop in stops(self.num_samples)
+        }
         return {
             "log_px": log_px,
             "se": variance.sqrt(),
@@ -229,8 +276,8 @@ def refuse_nan(log_px: Tensor) -> None:
     """A ``UserError`` for the first image whose estimate is NaN."""
     if bool(log_px.isnan().any()):
         raise UserError(
-            f"image {int(log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN in the model's parameters, or a "
-            "refined guide given other images"
+            f"image {int(log_px.isnan().nonzero()[0])}: its log weights hold a NaN: look for NaN "
+            "in the model's parameters, or a refined guide given other images"
         )
 
 
@@ -251,9 +298,14 @@ def _refuse(pair: Pair, source: Source, first: Batch, proposal: Proposal) -> Str
 
 
 def mode_notes(pair: Pair) -> tuple[str, ...]:
-    names = sorted({type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)})
+    names = sorted(
+        {type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)}
+    )
     return (
-        (f"{', '.join(names)} in train mode: evaluated in eval mode, as images must not depend on each other",)
+        (
+            f"{', '.join(names)} in train mode: evaluated in eval mode, as images must not depend "
+            "on each other",
+        )
         if names
         else ()
     )

@@ -1,4 +1,6 @@
-"""One page on an estimate of log p(x): has it converged, whose weights can be trusted, which images are worst."""
+"""One page on an estimate of log p(x): has it converged, whose weights can be trusted, which images
+are worst.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ WORST = 10
 
 HIGH_KHAT = 0.7
 LEAST_SPAN = 0.15
-"""Nats that the axis of the K-curve spans at least: a rise of 0.05 is what the headline warns of."""
+"""Nats that the axis of the K-curve spans at least: a rise of 0.05 is what the headline warns of.
+"""
 
 BLUE, RED, GREY = "#3f90da", "#bd1f01", "#717581"  # of Petroff 2021, as the other pictures'
 
 
 def write_evaluation_page(
-    path: str | Path, ll: LogMarginal, x: Tensor | None = None, reconstructions: Tensor | None = None
+    path: str | Path,
+    ll: LogMarginal,
+    x: Tensor | None = None,
+    reconstructions: Tensor | None = None,
 ) -> Path:
     """Write `evaluation_figure` as a PNG; the file appears whole or not at all."""
     path = Path(path)
@@ -48,11 +54,15 @@ def write_evaluation_page(
     return path
 
 
-def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions: Tensor | None = None) -> Figure:
-    """The K-curve, k̂ by image, the histogram of ESS, and the worst images above their reconstructions.
+def evaluation_figure(
+    ll: LogMarginal, x: Tensor | None = None, reconstructions: Tensor | None = None
+) -> Figure:
+    """The K-curve, k̂ by image, the histogram of ESS, and the worst images above their
+    reconstructions.
 
     Args:
-        x: the images that ``ll`` is of, ``(N, *event_shape)``; data that are no images, or None, leave their row out.
+        x: the images that ``ll`` is of, ``(N, *event_shape)``; data that are no images, or None,
+            leave their row out.
         reconstructions: means of p(x | z), in the same order, ``(N, *event_shape)``.
 
     Raises:
@@ -65,7 +75,9 @@ def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions:
     figure = Figure(figsize=(10, 6.0 if pictures else 3.3), layout="constrained")
     if pictures:
         assert x is not None
-        rows = figure.add_gridspec(2, 1, height_ratios=(3.0, 1.6 if reconstructions is None else 2.6))
+        rows = figure.add_gridspec(
+            2, 1, height_ratios=(3.0, 1.6 if reconstructions is None else 2.6)
+        )
         upper = figure.add_subfigure(rows[0])
         _worst(figure.add_subfigure(rows[1]), ll, x, reconstructions)
     else:
@@ -84,19 +96,30 @@ def evaluation_figure(ll: LogMarginal, x: Tensor | None = None, reconstructions:
 def _title(ll: LogMarginal) -> str:
     label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
     return (
-        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N = {ll.num_images}),  "
-        f"MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias {_figure(ll.bias, 3)}"
+        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N "
+        f"= {ll.num_images}),  MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias "
+        f"{_figure(ll.bias, 3)}"
     )
 
 
 def _curve(axes: Axes, ll: LogMarginal) -> None:
-    """Mean L_k of the first k of the same draws, on an axis of 0.1 nats or more; the band is two Monte Carlo errors at K."""
+    """Mean L_k of the first k of the same draws, on an axis of 0.1 nats or more; the band is two
+    Monte Carlo errors at K.
+    """
     numbers, means = list(ll.curve), list(ll.curve.values())
     axes.plot(numbers, means, "o-", color=BLUE, lw=1, ms=4)
     if np.isfinite([ll.mean, ll.se_mc]).all():
         axes.axhspan(ll.mean - 2 * ll.se_mc, ll.mean + 2 * ll.se_mc, color=BLUE, alpha=0.15, lw=0)
     for k, mean in ll.curve.items():
-        axes.annotate(_figure(mean), (k, mean), (0, 6), textcoords="offset points", ha="center", fontsize=7, color=GREY)
+        axes.annotate(
+            _figure(mean),
+            (k, mean),
+            (0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color=GREY,
+        )
     axes.set_xscale("log")
     axes.set_xticks(numbers, [f"{k}" for k in numbers], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -106,11 +129,18 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
         middle = (max(means) + min(means)) / 2
         axes.set_ylim(middle - span / 2, middle + span / 2)
     axes.ticklabel_format(axis="y", useOffset=False)
-    _quiet(axes, f"Mean $L_k$ of the same draws (ELBO {_figure(ll.elbo)})", "draws $k$", "nats per image")
+    _quiet(
+        axes,
+        f"Mean $L_k$ of the same draws (ELBO {_figure(ll.elbo)})",
+        "draws $k$",
+        "nats per image",
+    )
 
 
 def _khat(axes: Axes, ll: LogMarginal) -> None:
-    """k̂ in the order of the images; constant weights (−∞) lie on the lower edge, unknown ones are counted in the title."""
+    """k̂ in the order of the images; constant weights (−∞) lie on the lower edge, unknown ones are
+    counted in the title.
+    """
     khat = ll.khat.double().cpu().numpy()
     known = ~np.isnan(khat)
     lowest = float(np.nanmin(np.where(np.isfinite(khat), khat, 0.0), initial=0.0)) - 0.1
@@ -122,7 +152,9 @@ def _khat(axes: Axes, ll: LogMarginal) -> None:
         axes.scatter(image[chosen], shown[chosen], s=size, color=colour, linewidths=0, alpha=0.7)
     for level in (SOUND_KHAT, HIGH_KHAT):
         axes.axhline(level, color=GREY, lw=0.8, ls=":" if level == SOUND_KHAT else "--")
-    axes.set_ylim(lowest - 0.1, max(1.0, float(np.max(shown[known & np.isfinite(shown)], initial=0.0)) + 0.1))
+    axes.set_ylim(
+        lowest - 0.1, max(1.0, float(np.max(shown[known & np.isfinite(shown)], initial=0.0)) + 0.1)
+    )
     if np.isneginf(khat).any():
         axes.set_yticks([lowest, 0.0, SOUND_KHAT, HIGH_KHAT, 1.0], ["−∞", "0", "0.5", "0.7", "1"])
     words = f"$\\hat{{k}}$ by image: {_percent(high[known])} above {HIGH_KHAT}"
@@ -141,7 +173,9 @@ def _ess(axes: Axes, ll: LogMarginal) -> None:
     if len(ess):
         axes.axvline(float(np.median(ess)), color=RED, lw=1)
     axes.axvline(SOUND_ESS, color=GREY, lw=0.8, ls=":")
-    words = f"ESS of {ll.num_samples} draws" + (f": median {np.median(ess):.0f} (red)" if len(ess) else "")
+    words = f"ESS of {ll.num_samples} draws" + (
+        f": median {np.median(ess):.0f} (red)" if len(ess) else ""
+    )
     _quiet(axes, words, "effective sample size", "images")
 
 
@@ -160,7 +194,9 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
             panels[row, column].imshow(_rgb(pixels[column]), interpolation="nearest")
         khat = float(ll.khat[image])
         words = f"#{image}\n{_figure(float(ll.log_px[image]), 1)} ± {float(ll.se[image]):.2f}\n$\\hat{{k}}$ = {_short(khat)}"
-        panels[0, column].set_title(words, fontsize=7, color="black" if trusted[image] else RED, linespacing=1.3)
+        panels[0, column].set_title(
+            words, fontsize=7, color="black" if trusted[image] else RED, linespacing=1.3
+        )
     below = ", below them the means of $p(x|z)$" if reconstructions is not None else ""
     note = "  (red: the ± can't be read)" if not trusted[order.numpy()].all() else ""
     figure.suptitle(f"Lowest {quantity(ll.protocol)}{below}{note}", fontsize=9)
@@ -176,7 +212,9 @@ def _are_images(x: Tensor) -> bool:
 
 def _rgb(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """``(H, W, 1 or 3)`` in [0, 1] as ``(H, W, 3)`` bytes: no colour map between."""
-    levels: NDArray[np.uint8] = np.rint(pixels * 255).astype(np.uint8).repeat(3 // pixels.shape[2], axis=2)
+    levels: NDArray[np.uint8] = (
+        np.rint(pixels * 255).astype(np.uint8).repeat(3 // pixels.shape[2], axis=2)
+    )
     return levels
 
 

@@ -1,4 +1,6 @@
-"""The precision of matrix products in an evaluation: float32, or less where that is asked for, its error then measured."""
+"""The precision of matrix products in an evaluation: float32, or less where that is asked for, its
+error then measured.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PRODUCTS: dict[Any, tuple[Any, int, int | None]] = {
     _aten.baddbmm.default: (_aten.bmm.default, 1, 0),
     _aten.convolution.default: (_aten.convolution.default, 0, 2),
 }
-"""The operations that cost: the same without a bias, where its two factors stand, and its bias (None: there is none)."""
+"""The operations that cost: the same without a bias, where its two factors stand, and its bias
+(None: there is none).
+"""
 
 IMAGES, DRAWS = 16, 1000
 """On which the error is measured."""
@@ -42,7 +46,9 @@ class Precision:
         """Change a traced program."""
 
     def running(self) -> AbstractContextManager[None]:
-        """Products as they are named here (torch's default are TF32 convolutions on CUDA), the settings put back on leaving."""
+        """Products as they are named here (torch's default are TF32 convolutions on CUDA), the
+        settings put back on leaving.
+        """
         return exact(self.products)
 
 
@@ -59,14 +65,16 @@ class TF32(Precision):
         _need_float32("tf32", dtype)
         if place.type != "cuda":
             raise UserError(
-                f"precision='tf32' is arithmetic of CUDA devices, and this is {place.type}: use bfloat16, or float32"
+                f"precision='tf32' is arithmetic of CUDA devices, and this is {place.type}: use "
+                "bfloat16, or float32"
             )
 
 
 @dataclass(frozen=True)
 class BFloat16(Precision):
-    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more; all else, the sums over pixels
-    above all, in float32."""
+    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more;
+    all else, the sums over pixels above all, in float32.
+    """
 
     words: str = "bfloat16 products, float32 sums"
     reduced: bool = True
@@ -76,7 +84,9 @@ class BFloat16(Precision):
         _need_float32("bfloat16", dtype)
 
     def rewrite(self, module: fx.GraphModule) -> None:
-        """Round the two factors of each product, and go on in float32 from its result; a bias is added there."""
+        """Round the two factors of each product, and go on in float32 from its result; a bias is
+        added there.
+        """
         graph, rounded = module.graph, {}
 
         def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -123,14 +133,17 @@ def find_precision(name: str) -> Precision:
 def _need_float32(name: str, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         raise UserError(
-            f"precision={name!r} rounds float32 products, and these parameters are {str(dtype).removeprefix('torch.')}: "
-            "call .float() on model and guide, or leave precision out"
+            f"precision={name!r} rounds float32 products, and these parameters are "
+            f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
+            "precision out"
         )
 
 
 @dataclass(frozen=True)
 class MeasuredError:
-    """log p(x) at reduced precision less that in float32, in the same noise, on some of the images (nats)."""
+    """log p(x) at reduced precision less that in float32, in the same noise, on some of the images
+    (nats).
+    """
 
     mean: float
     worst: float
@@ -139,8 +152,8 @@ class MeasuredError:
 
     def __str__(self) -> str:
         return (
-            f"error on {self.num_images} of these images at K = {self.num_samples}: mean {self.mean:+.1g}, "
-            f"worst {self.worst:.1g} nats"
+            f"error on {self.num_images} of these images at K = {self.num_samples}: mean "
+            f"{self.mean:+.1g}, worst {self.worst:.1g} nats"
         )
 
 
@@ -157,4 +170,6 @@ def measure_error(
         torch.manual_seed(0)
         found.append(estimate(x, fields, num_samples).double())
     difference = found[1] - found[0]
-    return MeasuredError(float(difference.mean()), float(difference.abs().max()), len(difference), num_samples)
+    return MeasuredError(
+        float(difference.mean()), float(difference.abs().max()), len(difference), num_samples
+    )

@@ -1,4 +1,6 @@
-"""Where the draws of an importance sampler come from: the guide, a widened mixture of it, or the prior."""
+"""Where the draws of an importance sampler come from: the guide, a widened mixture of it, or the
+prior.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ from pyro_vae.pair.structure import Structure
 __all__ = ["Defensive", "Guide", "Prior", "Proposal"]
 
 PILOT_DRAWS = 32
-"""Draws of the guide for the centre about which it is widened; separate ones, so that the weights stay unbiased."""
+"""Draws of the guide for the centre about which it is widened; separate ones, so that the weights
+stay unbiased.
+"""
 
-Kernel = Callable[[Tensor, Fields, int, Score], Tensor]  # (x, fields, k, score) -> log weights (k, B), nats
+Kernel = Callable[
+    [Tensor, Fields, int, Score], Tensor
+]  # (x, fields, k, score) -> log weights (k, B), nats
 
 
 @dataclass(frozen=True)
@@ -64,10 +70,12 @@ class Guide(Proposal):
 
 @dataclass(frozen=True)
 class Defensive(Proposal):
-    """A share ``weight`` of the draws from q widened ``scale`` times, weights by the balance heuristic: tails stay bounded.
+    """A share ``weight`` of the draws from q widened ``scale`` times, weights by the balance
+    heuristic: tails stay bounded.
 
-    In the joint unconstrained u of all latents, q_s(u) = s^(−d) q(c + (u − c)/s) with c the mean of separate pilot draws
-    (a Gaussian with its standard deviations times s); a deterministic mixture, still unbiased (Owen & Zhou 2000).
+    In the joint unconstrained u of all latents, q_s(u) = s^(−d) q(c + (u − c)/s) with c the mean of
+    separate pilot draws (a Gaussian with its standard deviations times s); a deterministic mixture,
+    still unbiased (Owen & Zhou 2000).
     """
 
     scale: float = 2.0
@@ -75,9 +83,13 @@ class Defensive(Proposal):
 
     def __post_init__(self) -> None:
         if not 1.0 < self.scale < float("inf"):
-            raise UserError(f"Defensive(scale={self.scale!r}): expected a factor above 1, such as 2")
+            raise UserError(
+                f"Defensive(scale={self.scale!r}): expected a factor above 1, such as 2"
+            )
         if not 0.0 < self.weight < 1.0:
-            raise UserError(f"Defensive(weight={self.weight!r}): expected a share between 0 and 1, such as 0.2")
+            raise UserError(
+                f"Defensive(weight={self.weight!r}): expected a share between 0 and 1, such as 0.2"
+            )
 
     @property
     def strata(self) -> tuple[float, ...]:
@@ -93,9 +105,10 @@ class Defensive(Proposal):
                 spaces[k] = Unconstrained(pair, x, fields, k)
                 if around := spaces[k].periodic:
                     raise UserError(
-                        f"proposal='Defensive' widens each latent on the real line, and site {around[0]!r} of the guide is "
-                        "circular: its density repeats itself, so wide draws would count more than once; use proposal='guide', "
-                        "or ais(model, guide, x)"
+                        "proposal='Defensive' widens each latent on the real line, and site "
+                        f"{around[0]!r} of the guide is circular: its density repeats itself, so "
+                        "wide draws would count more than once; use proposal='guide', or "
+                        "ais(model, guide, x)"
                     )
             return spaces[k]
 
@@ -120,8 +133,8 @@ class Prior(Proposal):
     """z ~ p(z), weights p(x | z): naive Monte Carlo, to show why a guide is needed."""
 
     warning: ClassVar[str] = (
-        "drawn from the prior: few draws, or none, come near an image's posterior, so the number can be far too low without its "
-        "error bars telling; use the guide"
+        "drawn from the prior: few draws, or none, come near an image's posterior, so the number "
+        "can be far too low without its error bars telling; use the guide"
     )
     draws_from_guide: ClassVar[bool] = False
 

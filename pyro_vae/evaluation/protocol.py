@@ -1,4 +1,6 @@
-"""What a number is: the data that its observed sites score, what they are conditioned on, its kind, and the digests of all."""
+"""What a number is: the data that its observed sites score, what they are conditioned on, its kind,
+and the digests of all.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,17 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.tensors import own_buffers
 
 LOOKED_AT = 32
-"""Images on which the arguments are told apart, and one more for each argument that is constant on these."""
+"""Images on which the arguments are told apart, and one more for each argument that is constant on
+these.
+"""
 
 X = "x"
 """The name of a program's first argument, whatever the program calls it."""
 
 
 class Digest:
-    """SHA-256 of the values of a set, row by row: a row's float32 bytes where these are its values, else its float64 bytes.
+    """SHA-256 of the values of a set, row by row: a row's float32 bytes where these are its values,
+    else its float64 bytes.
 
     Equal values have equal digests, in whichever dtype, shape and batches they come.
     """
@@ -60,7 +65,9 @@ class Digest:
 
 @dataclass(frozen=True)
 class _Observed:
-    """An observed site in one run of the model: its values and which of them are scored, ``(B, D)``."""
+    """An observed site in one run of the model: its values and which of them are scored, ``(B,
+    D)``.
+    """
 
     values: Tensor
     scored: Tensor
@@ -83,16 +90,24 @@ class _Found:
     conditions: list[str] = field(default_factory=list)  # those that move densities alone
 
     def is_itself(self, site: str, arguments: Mapping[str, Tensor]) -> bool:
-        """Whether the site's values, or those of the sites that the same argument moves together, are that argument's own."""
+        """Whether the site's values, or those of the sites that the same argument moves together,
+        are that argument's own.
+        """
         by = self.moved[site]
         parts = [self.sites[other] for other, those in self.moved.items() if those == by]
-        values, scored = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("values", "scored"))
+        values, scored = (
+            torch.cat([getattr(part, name) for part in parts], 1) for name in ("values", "scored")
+        )
         together = _Observed(values, scored, masked=False)
-        return len(by) == 1 and any(_equal(each, arguments[by[0]]) for each in (self.sites[site], together))
+        return len(by) == 1 and any(
+            _equal(each, arguments[by[0]]) for each in (self.sites[site], together)
+        )
 
 
 class _Run:
-    """The model at a few images and at one draw of the guide, on copies, as a program may write into its batch."""
+    """The model at a few images and at one draw of the guide, on copies, as a program may write
+    into its batch.
+    """
 
     def __init__(self, pair: Pair, arguments: dict[str, Tensor]) -> None:
         self.pair, self.arguments = pair, arguments
@@ -104,23 +119,31 @@ class _Run:
         return copies.pop(X), copies
 
     def __call__(self, **moved: Tensor) -> dict[str, Any]:
-        """Its sites with these arguments in the others' place; what the model draws by itself is the same each time."""
+        """Its sites with these arguments in the others' place; what the model draws by itself is
+        the same each time.
+        """
         torch.manual_seed(0)
-        return dict(sample_nodes(trace_model(self.pair.model, self._drawn, *self._batch(**moved), self.at)))
+        return dict(
+            sample_nodes(trace_model(self.pair.model, self._drawn, *self._batch(**moved), self.at))
+        )
 
 
 class Quantity:
     """What an estimate is of, as the images that it is of and the model's own sites tell.
 
-    - **Scored**, left of the bar: an argument of the model (x, a field) that moves the value of an observed site. Where its
-      site is under a mask it is printed ``x_seen``. An observed value that no argument moves is printed by its site's name.
-    - **A condition**, right of the bar: an argument that moves no observed value, but a density of the model, of any site.
-    - An argument of the guide alone, or one that moves nothing, is neither. A ``pyro.factor`` is no density: it is named.
+    - **Scored**, left of the bar: an argument of the model (x, a field) that moves the value of an
+      observed site. Where its site is under a mask it is printed ``x_seen``. An observed value that
+      no argument moves is printed by its site's name.
+    - **A condition**, right of the bar: an argument that moves no observed value, but a density of
+      the model, of any site.
+    - An argument of the guide alone, or one that moves nothing, is neither. A ``pyro.factor`` is no
+      density: it is named.
 
-    An argument is moved by giving each of a few images the row of the one before it, at one draw of the latents; an effect
-    on images that are not among these is not seen. The rows always differ, unless the argument is constant on the whole set
-    (a single image, say), or the model fails on other rows: then it is scored where a site observes its very values, and a
-    condition if the model's signature names it; x is what explains a site that nothing else does.
+    An argument is moved by giving each of a few images the row of the one before it, at one draw of
+    the latents; an effect on images that are not among these is not seen. The rows always differ,
+    unless the argument is constant on the whole set (a single image, say), or the model fails on
+    other rows: then it is scored where a site observes its very values, and a condition if the
+    model's signature names it; x is what explains a site that nothing else does.
     """
 
     def __init__(self, pair: Pair) -> None:
@@ -132,7 +155,9 @@ class Quantity:
         self._num_seen = 0
 
     def see(self, batch: Batch) -> None:
-        """The next images that are scored, with their fields, as they are given; each is to be seen once."""
+        """The next images that are scored, with their fields, as they are given; each is to be seen
+        once.
+        """
         x, fields = batch
         self._keep(batch, slice(max(LOOKED_AT - self._num_seen, 0)))
         for name, rows in {X: x, **self.pair.model.select(fields)}.items():
@@ -148,18 +173,28 @@ class Quantity:
 
     def _keep(self, batch: Batch, rows: slice) -> None:
         if len(batch[0][rows]):
-            self._few.append((batch[0][rows], {name: value[rows] for name, value in batch[1].items()}))
+            self._few.append(
+                (batch[0][rows], {name: value[rows] for name, value in batch[1].items()})
+            )
 
     def told(self, bits_offset: float | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
         """For the protocol, and what is to be said of it.
 
-        ``quantity`` in words; ``num_dims``, the elements of one image that are scored, None where images differ; ``sha256`` of
-        x; ``scored``, a digest of each observed site's values; ``conditions``, one of each condition; ``kind``: ``mass`` or
-        ``density``, ``mixed`` where a model observes both; ``factors``, where there are any.
+        ``quantity`` in words; ``num_dims``, the elements of one image that are scored, None where
+        images differ; ``sha256`` of x; ``scored``, a digest of each observed site's values;
+        ``conditions``, one of each condition; ``kind``: ``mass`` or ``density``, ``mixed`` where a
+        model observes both; ``factors``, where there are any.
         """
         arguments = {X: self.pair.cast(torch.cat([batch[0] for batch in self._few]))}
-        arguments |= {name: torch.cat([batch[1][name] for batch in self._few]) for name in self._few[0][1]}
-        buffers = [(m, name) for m in self.pair.modules for name, each in m._buffers.items() if each is not None]
+        arguments |= {
+            name: torch.cat([batch[1][name] for batch in self._few]) for name in self._few[0][1]
+        }
+        buffers = [
+            (m, name)
+            for m in self.pair.modules
+            for name, each in m._buffers.items()
+            if each is not None
+        ]
         with self.pair.probing(), own_buffers(buffers):
             run = _Run(self.pair, arguments)
             nodes = run()
@@ -179,22 +214,28 @@ class Quantity:
             **({"factors": factors} if factors else {}),
         }
         notes = [
-            f"site {name!r} is a pyro.factor, whose value is added: the number is no log probability of data"
+            f"site {name!r} is a pyro.factor, whose value is added: the number is no log "
+            "probability of data"
             for name in factors
         ]
         notes += [
-            f"site {site!r} observes values that the model computes from {' and '.join(by)}: the number is of those values"
+            f"site {site!r} observes values that the model computes from {' and '.join(by)}: the "
+            "number is of those values"
             for site, by in found.moved.items()
             if by and not own[site]
         ]
         if bits_offset is not None and num_dims is None:
-            notes.append("no bits/dim, as not every image has the same number of elements that are scored")
+            notes.append(
+                "no bits/dim, as not every image has the same number of elements that are scored"
+            )
         return said, (*notes, *_narrow_notes(laws, bits_offset))
 
     def _found(self, run: _Run, nodes: dict[str, Any]) -> _Found:
         """What each argument moves; ``nodes`` are the model's sites where none is moved."""
         sites = _observed(nodes, run.at)
-        found = _Found(sites, {site: [] for site in sites}, {site: each.masked for site, each in sites.items()})
+        found = _Found(
+            sites, {site: [] for site in sites}, {site: each.masked for site, each in sites.items()}
+        )
         noise = cache(lambda: _differences(nodes, run()))
         unknown = []
         for name in sorted(self._digests, key=_x_first):
@@ -204,7 +245,9 @@ class Quantity:
                 others = run(**{name: run.arguments[name].roll(1, 0)})
                 then = _observed(others, run.at)
                 by = [site for site in sites if sites[site].moves(then[site])]
-                given = not by and any(each > 10 * noise()[site] for site, each in _differences(nodes, others).items())
+                given = not by and any(
+                    each > 10 * noise()[site] for site, each in _differences(nodes, others).items()
+                )
             except Exception:  # whatever a program raises on rows that don't belong together
                 unknown.append(name)
                 continue
@@ -226,12 +269,18 @@ class Quantity:
         return found
 
     def _digest(self, site: str, found: _Found, own: bool) -> str:
-        """That of the argument that the site observes; else of those that move it and of what the first images have there."""
+        """That of the argument that the site observes; else of those that move it and of what the
+        first images have there.
+        """
         digests = [self._digests[name].hex() for name in found.moved[site]]
         if own:
             return digests[0]
         each = found.sites[site]
-        return Digest(*digests).add(each.values.where(each.scored, each.values.new_zeros(()))[:LOOKED_AT]).hex()
+        return (
+            Digest(*digests)
+            .add(each.values.where(each.scored, each.values.new_zeros(()))[:LOOKED_AT])
+            .hex()
+        )
 
 
 def _x_first(name: str) -> tuple[bool, str]:
@@ -252,16 +301,23 @@ def _observed(nodes: Mapping[str, Any], at: Geometry) -> dict[str, _Observed]:
         if any(mask is False for mask, _ in masks):
             continue
         fn = node["fn"]
-        batch = fn.batch_shape[at.particle_dim + 1 :]  # of plates: those of a sum's values are further left
+        batch = fn.batch_shape[
+            at.particle_dim + 1 :
+        ]  # of plates: those of a sum's values are further left
         shape, dim = batch + fn.event_shape, len(batch) + at.frame(node).dim
         scored = torch.ones(shape, dtype=torch.bool, device=node["value"].device)
-        partial = [mask.reshape(mask.shape + (1,) * dims) for mask, dims in masks if isinstance(mask, Tensor)]
+        partial = [
+            mask.reshape(mask.shape + (1,) * dims)
+            for mask, dims in masks
+            if isinstance(mask, Tensor)
+        ]
         for mask in partial:
             scored = scored & mask
         while scored.dim() > len(shape):
             scored = scored.any(0)
         value, scored = (
-            each.movedim(dim, 0).reshape(shape[dim], -1) for each in (node["value"].broadcast_to(shape), scored)
+            each.movedim(dim, 0).reshape(shape[dim], -1)
+            for each in (node["value"].broadcast_to(shape), scored)
         )
         masked = not bool(scored.all()) or any(mask.numel() > 1 for mask in partial)
         found[name] = _Observed(value, scored, masked)
@@ -269,7 +325,9 @@ def _observed(nodes: Mapping[str, Any], at: Geometry) -> dict[str, _Observed]:
 
 
 def _masks(node: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks of a site, of its handlers and of its distribution, and how many event dimensions follow each one's own."""
+    """The masks of a site, of its handlers and of its distribution, and how many event dimensions
+    follow each one's own.
+    """
     fn = node["fn"]
     masks = [(True if node["mask"] is None else node["mask"], fn.event_dim)]
     while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
@@ -280,21 +338,29 @@ def _masks(node: Any) -> list[tuple[Tensor | bool, int]]:
 
 
 def _differences(nodes: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, float]:
-    """The largest difference of each site's log densities in two runs: 0, or a GPU's rounding, where the runs are equal."""
+    """The largest difference of each site's log densities in two runs: 0, or a GPU's rounding,
+    where the runs are equal.
+    """
     found = {}
     for name, node in nodes.items():
         a, b = (
-            scale_and_mask(n["fn"].log_prob(n["value"], *n["args"], **n["kwargs"]), n["scale"], n["mask"])
+            scale_and_mask(
+                n["fn"].log_prob(n["value"], *n["args"], **n["kwargs"]), n["scale"], n["mask"]
+            )
             for n in (node, others[name])
         )
         found[name] = float(
-            torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs()).nan_to_num(torch.inf).max()
+            torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+            .nan_to_num(torch.inf)
+            .max()
         )
     return found
 
 
 def _equal(observed: _Observed, rows: Tensor) -> bool:
-    """Whether what is scored are these rows: in any order of an image's elements, where all are scored."""
+    """Whether what is scored are these rows: in any order of an image's elements, where all are
+    scored.
+    """
     values, rows = observed.values.double(), rows.reshape(len(rows), -1).double()
     if values.shape != rows.shape:
         return False
@@ -304,35 +370,40 @@ def _equal(observed: _Observed, rows: Tensor) -> bool:
 
 
 def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[str, Any]) -> None:
-    """A ``UserError`` where the protocols ``a`` and ``b`` are of different quantities, or of different data.
+    """A ``UserError`` where the protocols ``a`` and ``b`` are of different quantities, or of
+    different data.
 
-    By the digests of x, of what is scored, under whatever names the sites have, and of the conditions; a result of before has
-    that of x alone.
+    By the digests of x, of what is scored, under whatever names the sites have, and of the
+    conditions; a result of before has that of x alone.
     """
     if quantity(a) != quantity(b):
         raise UserError(
-            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: different quantities; compare models that observe the same "
-            "and are conditioned on the same"
+            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: different quantities; "
+            "compare models that observe the same and are conditioned on the same"
         )
     if a.get("sha256") != b.get("sha256"):
         of_x = [shorten(each.get("sha256") or "unknown") for each in (a, b)]
         raise UserError(
-            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ; evaluate both on the same tensor"
+            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ; "
+            "evaluate both on the same tensor"
         )
     if not ("scored" in a and "scored" in b):
         return
-    for (first, these), (second, those) in permutations([(name, a["scored"]), (other, b["scored"])]):
+    for (first, these), (second, those) in permutations(
+        [(name, a["scored"]), (other, b["scored"])]
+    ):
         for site, digest in these.items():
             if digest not in those.values():
                 raise UserError(
-                    f"{first!r} scores at site {site!r} the values {shorten(digest)} and {second!r} "
-                    f"{shorten(those.get(site, 'none of these'))}: evaluate both on the same x and fields"
+                    f"{first!r} scores at site {site!r} the values {shorten(digest)} and "
+                    f"{second!r} {shorten(those.get(site, 'none of these'))}: evaluate both on "
+                    "the same x and fields"
                 )
     for condition, digest in a["conditions"].items():
         if (known := b["conditions"].get(condition)) != digest:
             raise UserError(
-                f"{name!r} is conditioned on {condition!r} of digest {shorten(digest)} and {other!r} of {shorten(known)}: "
-                f"evaluate both with the same {condition}"
+                f"{name!r} is conditioned on {condition!r} of digest {shorten(digest)} and "
+                f"{other!r} of {shorten(known)}: evaluate both with the same {condition}"
             )
 
 
@@ -345,7 +416,9 @@ def _in_words(found: _Found, factors: list[str]) -> str:
     for site, by in found.moved.items():
         for name in [name for name in by if name != "index"] or [site]:
             masked[name] = masked.get(name, False) or found.masked[site]
-    scored = ", ".join(f"{name}_seen" if masked[name] else name for name in sorted(masked, key=_x_first))
+    scored = ", ".join(
+        f"{name}_seen" if masked[name] else name for name in sorted(masked, key=_x_first)
+    )
     given = ", ".join(sorted(found.conditions, key=_x_first))
     of_data = [f"log p({scored}{' | ' * bool(given)}{given})"] if scored else []
     words = " + ".join([*of_data, *(f"log factor {name!r}" for name in factors)])
@@ -358,7 +431,9 @@ def _kind(laws: Mapping[str, Any]) -> str:
 
 
 def _narrow_notes(laws: Mapping[str, Any], bits_offset: float | None) -> list[str]:
-    """A warning where the σ of a Gaussian or Student t is below the grain of dequantized data: there it scores the added noise."""
+    """A warning where the σ of a Gaussian or Student t is below the grain of dequantized data:
+    there it scores the added noise.
+    """
     if bits_offset is None:
         return []
     grain, found = 2.0**-bits_offset, []
@@ -366,7 +441,8 @@ def _narrow_notes(laws: Mapping[str, Any], bits_offset: float | None) -> list[st
         base: Any = innermost(fn)
         if isinstance(base, Normal | StudentT) and float(base.scale.min()) < grain:
             found.append(
-                f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below 1/{2**bits_offset:g}, the grain of the data: "
-                "the density then rewards the dequantization noise, not the images; bound σ from below"
+                f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below "
+                f"1/{2**bits_offset:g}, the grain of the data: the density then rewards the "
+                "dequantization noise, not the images; bound σ from below"
             )
     return found

@@ -1,4 +1,6 @@
-"""What amortization costs: the guide's parameters freed for each image, and the two gaps (Cremer et al. 2018)."""
+"""What amortization costs: the guide's parameters freed for each image, and the two gaps (Cremer et
+al. 2018).
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,16 @@ from pyro_vae.training.updates import Update
 from pyro_vae.validation import check_count
 
 BETAS = (0.9, 0.95)
-"""Of Adam: it must soon forget the gradients far from the optimum, which are larger by orders of magnitude."""
+"""Of Adam: it must soon forget the gradients far from the optimum, which are larger by orders of
+magnitude.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class Refinement:
-    """The two parts of log p(x) − ELBO, nats per image; q* is the best member of the guide's family for each image."""
+    """The two parts of log p(x) − ELBO, nats per image; q* is the best member of the guide's family
+    for each image.
+    """
 
     guide: RefinedGuide  # q*, for these very images
     elbo_amortized_px: Tensor  # (N,) float64, ELBO[q]
@@ -76,7 +82,9 @@ class Refinement:
 
     @property
     def se_elbo_amortized(self) -> float:
-        """Standard error of ``elbo_amortized``: the images as a sample, Monte Carlo included; NaN for one image."""
+        """Standard error of ``elbo_amortized``: the images as a sample, Monte Carlo included; NaN
+        for one image.
+        """
         return _se(self.elbo_amortized_px)
 
     @property
@@ -100,7 +108,9 @@ class Refinement:
         gaps = f"  amortization gap {figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
         gaps += f"{figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
         rest = protocol_line(self.protocol, "log_px", "num_images")
-        return "\n".join([line, gaps, rest, *(f"  warning: {text}" for text in self.log_marginal.warnings)])
+        return "\n".join(
+            [line, gaps, rest, *(f"  warning: {text}" for text in self.log_marginal.warnings)]
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names."""
@@ -126,23 +136,29 @@ def refine(
     progress: bool = False,
     **fields: Any,
 ) -> Refinement:
-    """Maximise each image's ELBO over its own η, from η = local(x), by Adam; then evaluate q and q* with fresh draws.
+    """Maximise each image's ELBO over its own η, from η = local(x), by Adam; then evaluate q and q*
+    with fresh draws.
 
-    All other parameters of model and guide stay as they are. ``result.guide`` is an ordinary guide for these images alone:
-    ``log_marginal(model, result.guide, x)`` has the weights of q*.
+    All other parameters of model and guide stay as they are. ``result.guide`` is an ordinary guide
+    for these images alone: ``log_marginal(model, result.guide, x)`` has the weights of q*.
 
     Args:
         x: the images themselves ``(N, *event_shape)``, binarized already.
         learning_rate: of Adam, falling to 0 by a cosine.
         num_samples: K of the evaluations of q and of q*.
         num_particles: draws an image in each step.
-        reference: log p̂(x) of the same images from elsewhere (`ais`, say); by default IW-K with q*.
+        reference: log p̂(x) of the same images from elsewhere (`ais`, say); by default IW-K with
+            q*.
 
     Raises:
-        UserError: the guide has no ``local`` and ``build``, or draws that are not reparameterised; the reference is of other
-            images.
+        UserError: the guide has no ``local`` and ``build``, or draws that are not reparameterised;
+            the reference is of other images.
     """
-    for name, count in (("num_steps", num_steps), ("num_samples", num_samples), ("num_particles", num_particles)):
+    for name, count in (
+        ("num_steps", num_steps),
+        ("num_samples", num_samples),
+        ("num_particles", num_particles),
+    ):
         check_count(name, count)
     check_seed(seed)
     place = find_device(device)
@@ -151,18 +167,29 @@ def refine(
     seen = pair.cast(images.to(place))
     named = {name: value.to(place) for name, value in as_fields(fields, len(images)).items()}
     named.setdefault("index", torch.arange(len(images), device=place))
-    options: dict[str, Any] = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "device": device,
+        "compile": compile,
+        **fields,
+    }
     tile = tiles(len(images), num_particles, rows_of(pair, place))
     starts = range(0, len(images), tile)
     initial = _at_start(model, guide, seen, named, tile, pair)
     amortized = log_marginal(model, initial, images, seed=mix(seed, 1) % 2**32, **options)
     _check_reference(reference, amortized)
     etas = []
-    with turn(), torch.enable_grad(), progress_bar(num_steps * len(starts), "step", progress) as bar:
+    with (
+        turn(),
+        torch.enable_grad(),
+        progress_bar(num_steps * len(starts), "step", progress) as bar,
+    ):
         for start in starts:
             rows = slice(start, start + tile)
             batch = seen[rows], {name: value[rows] for name, value in named.items()}
-            climb = _Climb(num_steps, learning_rate, num_particles, compile, mix(seed, 0, start) % 2**32, bar)
+            climb = _Climb(
+                num_steps, learning_rate, num_particles, compile, mix(seed, 0, start) % 2**32, bar
+            )
             etas.append(climb(model, guide, *batch))
     refined = RefinedGuide(initial.base, torch.cat(etas), seen)
     _share_store(model, guide, refined)
@@ -171,7 +198,12 @@ def refine(
         "log_px": _label(best if reference is None else reference),
         **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision")},
         **{name: best.protocol[name] for name in ("quantity", "sha256", "scored", "conditions")},
-        **{"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles, "seed": seed},
+        **{
+            "num_steps": num_steps,
+            "learning_rate": learning_rate,
+            "num_particles": num_particles,
+            "seed": seed,
+        },
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
     log_px = best.log_px if reference is None else reference.log_px
@@ -179,14 +211,21 @@ def refine(
 
 
 def _at_start(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, fields: dict[str, Tensor], tile: int, pair: Pair
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Tensor,
+    fields: dict[str, Tensor],
+    tile: int,
+    pair: Pair,
 ) -> RefinedGuide:
     """The guide with the η at which each image begins: its own, for an amortized guide."""
     etas = []
     with pair.active(training=False, may_create=False):
         for start in range(0, len(x), tile):
             rows = slice(start, start + tile)
-            base, eta = local_parameters(guide, x[rows], {name: value[rows] for name, value in fields.items()})
+            base, eta = local_parameters(
+                guide, x[rows], {name: value[rows] for name, value in fields.items()}
+            )
             etas.append(eta)
     initial = RefinedGuide(base, torch.cat(etas), x)
     _share_store(model, guide, initial)
@@ -205,7 +244,11 @@ class _Climb:
     bar: Any
 
     def __call__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], x: Tensor, fields: dict[str, Tensor]
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        x: Tensor,
+        fields: dict[str, Tensor],
     ) -> Tensor:
         """η*, ``(B, P)``."""
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
@@ -214,7 +257,9 @@ class _Climb:
                 base, eta = local_parameters(guide, x, fields)
             freed = RefinedGuide(base, eta, x)
             _share_store(model, guide, freed)
-            loss = Loss(TraceMeanField_ELBO(num_particles=self.num_particles), Pair.of(model, freed))
+            loss = Loss(
+                TraceMeanField_ELBO(num_particles=self.num_particles), Pair.of(model, freed)
+            )
             # rows of this tile's own table
             named = {**fields, "index": torch.arange(len(x), device=x.device)}
             with loss.pair.active(training=False, may_create=False):
@@ -224,15 +269,21 @@ class _Climb:
     def _run(self, loss: Loss, freed: RefinedGuide, x: Tensor, fields: dict[str, Tensor]) -> None:
         if foreign := loss.pair.structure(x, fields).not_reparameterized:
             raise UserError(
-                f"refine climbs along pathwise gradients, and site {foreign[0]!r} of the guide has none (its distribution has no "
-                "rsample): use a family that is reparameterised"
+                f"refine climbs along pathwise gradients, and site {foreign[0]!r} of the guide "
+                "has none (its distribution has no rsample): use a family that is reparameterised"
             )
         optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
-        update, source = Update(optim, [freed.eta], Health.on(x.device)), Resident(x, fields, len(x), x.device)
+        update, source = (
+            Update(optim, [freed.eta], Health.on(x.device)),
+            Resident(x, fields, len(x), x.device),
+        )
         eager = TrainStep(loss, [freed.eta], update)
         _check_used(eager, x, fields)
-        # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
-        step, _, how = select_step(eager, self.compile, 1 if self.compile == "auto" else self.num_steps, source)
+        # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager
+        # Pyro
+        step, _, how = select_step(
+            eager, self.compile, 1 if self.compile == "auto" else self.num_steps, source
+        )
         if not self.bar.disable:
             tqdm.write(f"refinement step: {how}", file=sys.stderr)
         for i in range(self.num_steps):
@@ -246,12 +297,17 @@ def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
     gradient = gradients[0] if gradients is not None else None
     if gradient is None or not bool((gradient != 0).any()):
         raise UserError(
-            "the guide's draws don't depend on η: let its forward call self.local(x) and sample from self.build of what that gives"
+            "the guide's draws don't depend on η: let its forward call self.local(x) and sample "
+            "from self.build of what that gives"
         )
 
 
-def _share_store(model: Callable[..., Any], guide: Callable[..., Any], refined: RefinedGuide) -> None:
-    """The parameters that ``pyro.param`` statements made for model and guide, for model and refined guide too."""
+def _share_store(
+    model: Callable[..., Any], guide: Callable[..., Any], refined: RefinedGuide
+) -> None:
+    """The parameters that ``pyro.param`` statements made for model and guide, for model and refined
+    guide too.
+    """
     old, new = Pair.of(model, guide).store, Pair.of(model, refined).store
     new.parameters.update(old.parameters)
     new.constraints.update(old.constraints)
@@ -262,7 +318,8 @@ def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
         return
     if reference.protocol.get("sha256") != own.protocol["sha256"]:
         raise UserError(
-            "reference is an estimate of log p(x) for other images than x (their SHA-256 differ): estimate it on this very tensor"
+            "reference is an estimate of log p(x) for other images than x (their SHA-256 differ): "
+            "estimate it on this very tensor"
         )
     refuse_other_data("reference", reference.protocol, "refine", own.protocol)
 

@@ -1,4 +1,6 @@
-"""A guide whose variational parameters are a table: one row an image, for exactly the images that it was made for."""
+"""A guide whose variational parameters are a table: one row an image, for exactly the images that
+it was made for.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,12 @@ from pyro_vae.pair.program import Program
 
 
 class RefinedGuide(nn.Module):
-    """The guide ``base`` with η looked up instead of computed: z ~ build(η_i) for the i-th of its images.
+    """The guide ``base`` with η looked up instead of computed: z ~ build(η_i) for the i-th of its
+    images.
 
-    Images are known by the field ``index``, their row, and must be those of that row: on any other, the guide raises a
-    ``UserError`` (inside a traced program, which can't raise, its parameters become NaN, which every estimator refuses).
+    Images are known by the field ``index``, their row, and must be those of that row: on any other,
+    the guide raises a ``UserError`` (inside a traced program, which can't raise, its parameters
+    become NaN, which every estimator refuses).
     """
 
     images: Tensor
@@ -47,37 +51,57 @@ class RefinedGuide(nn.Module):
         same = (self.images.index_select(0, rows) == x).flatten(1).all(1)
         if not tracing and not bool(same.all()):
             row = int(rows[~same][0])
-            raise UserError(_other_images(f"the image in row {row} is another one", len(self.images)))
+            raise UserError(
+                _other_images(f"the image in row {row} is another one", len(self.images))
+            )
         eta = self.eta.index_select(0, rows)
-        return torch.where(same.unsqueeze(-1), eta, torch.full((), torch.nan, dtype=eta.dtype, device=eta.device))
+        return torch.where(
+            same.unsqueeze(-1), eta, torch.full((), torch.nan, dtype=eta.dtype, device=eta.device)
+        )
 
 
 def _other_images(what: str, num_images: int) -> str:
     return (
-        f"this guide was refined for {num_images} images, and {what}: it knows no others; call refine(model, guide, x) on the "
-        "images that are to be scored, binarized and ordered as they will be"
+        f"this guide was refined for {num_images} images, and {what}: it knows no others; call "
+        "refine(model, guide, x) on the images that are to be scored, binarized and ordered as "
+        "they will be"
     )
 
 
-def local_parameters(guide: Callable[..., Any], x: Tensor, fields: Fields) -> tuple[nn.Module, Tensor]:
-    """The guide, if it has ``local`` and ``build``, and η = local(x), ``(B, P)``, or start(x) where it has that.
+def local_parameters(
+    guide: Callable[..., Any], x: Tensor, fields: Fields
+) -> tuple[nn.Module, Tensor]:
+    """The guide, if it has ``local`` and ``build``, and η = local(x), ``(B, P)``, or start(x) where
+    it has that.
 
     Raises:
         UserError: it has none, or η is no ``(B, P)``; it says what to write.
     """
-    if not isinstance(guide, nn.Module) or not all(callable(getattr(guide, n, None)) for n in ("local", "build")):
+    if not isinstance(guide, nn.Module) or not all(
+        callable(getattr(guide, n, None)) for n in ("local", "build")
+    ):
         raise UserError(
-            f"refine frees the parameters η of each image's own q(z | x), and {_name(guide)} doesn't tell them: write the guide "
-            "as an nn.Module with local(x, **fields) -> η, (B, P) and unconstrained, and build(η) -> q(z | x), and sample "
-            "build(self.local(x)) in its forward, as pyro_vae.guides.AmortizedGuide does"
+            f"refine frees the parameters η of each image's own q(z | x), and {_name(guide)} "
+            "doesn't tell them: write the guide as an nn.Module with local(x, **fields) -> η, (B, "
+            "P) and unconstrained, and build(η) -> q(z | x), and sample build(self.local(x)) in "
+            "its forward, as pyro_vae.guides.AmortizedGuide does"
         )
     local: Any = getattr(guide, "start", guide.local)
-    with torch.no_grad(), poutine.block():  # outside the plate, and unseen: forward will open it again
+    with (
+        torch.no_grad(),
+        poutine.block(),
+    ):  # outside the plate, and unseen: forward will open it again
         eta = Program("guide's local", local)(x, fields)
-    if not isinstance(eta, Tensor) or eta.dim() != 2 or len(eta) != len(x) or not eta.is_floating_point():
+    if (
+        not isinstance(eta, Tensor)
+        or eta.dim() != 2
+        or len(eta) != len(x)
+        or not eta.is_floating_point()
+    ):
         shape = tuple(eta.shape) if isinstance(eta, Tensor) else type(eta).__name__
         raise UserError(
-            f"{_name(guide)}.local gives {shape} for {len(x)} images: expected η, real numbers of shape ({len(x)}, P)"
+            f"{_name(guide)}.local gives {shape} for {len(x)} images: expected η, real numbers of "
+            f"shape ({len(x)}, P)"
         )
     return guide, eta.detach().clone()
 

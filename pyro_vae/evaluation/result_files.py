@@ -1,4 +1,6 @@
-"""An estimate of log p(x) as a file: its per-image figures and its protocol, in a .npz without pickle."""
+"""An estimate of log p(x) as a file: its per-image figures and its protocol, in a .npz without
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +20,18 @@ from pyro_vae.evaluation.ais import AnnealedMarginal
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
 
-KINDS: dict[str, type[LogMarginal]] = {"LogMarginal": LogMarginal, "AnnealedMarginal": AnnealedMarginal}
+KINDS: dict[str, type[LogMarginal]] = {
+    "LogMarginal": LogMarginal,
+    "AnnealedMarginal": AnnealedMarginal,
+}
 
 
 def save_estimate(path: Path, ll: LogMarginal, of: str) -> None:
     """Write ``ll``; ``of`` names what it was estimated with, such as a checkpoint's SHA-256."""
     held = {each.name: getattr(ll, each.name) for each in fields(ll)}
-    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in held.items() if isinstance(value, Tensor)}
+    arrays: dict[str, Any] = {
+        name: value.cpu().numpy() for name, value in held.items() if isinstance(value, Tensor)
+    }
     words = {name: value for name, value in held.items() if name not in arrays}
     words |= {"class": type(ll).__name__, "of": of}
     content = BytesIO()
@@ -53,4 +60,6 @@ def load_estimate(path: Path, of: str) -> LogMarginal | None:
         tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         return kind(**tensors, **words)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-        raise UserError(f"{path}: damaged, or not an estimate of pyro_vae; move it away, and evaluate again") from error
+        raise UserError(
+            f"{path}: damaged, or not an estimate of pyro_vae; move it away, and evaluate again"
+        ) from error

@@ -1,4 +1,6 @@
-"""Tiles of images scored by K draws each: in the memory that there is, and with noise that depends on a tile's place alone."""
+"""Tiles of images scored by K draws each: in the memory that there is, and with noise that depends
+on a tile's place alone.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
 
 HELD = 16
-"""Chunks of log weights that are summed up together, as each sum costs some forty small operations."""
+"""Chunks of log weights that are summed up together, as each sum costs some forty small operations.
+"""
 
 Make = Callable[[int, int], tuple[Weights, str]]
-"""(chunk, tile) -> the source of log weights for tiles of so many images by so many draws, and how it is run."""
+"""(chunk, tile) -> the source of log weights for tiles of so many images by so many draws, and how
+it is run.
+"""
 
 Result = TypeVar("Result")
 Fields = Mapping[str, Tensor]
@@ -31,7 +36,9 @@ Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first
 
 @dataclass
 class Scorer:
-    """Scores tiles of images; where the device's memory does not hold one run of the model, the next ones are half as large."""
+    """Scores tiles of images; where the device's memory does not hold one run of the model, the
+    next ones are half as large.
+    """
 
     pair: Pair
     make: Make
@@ -59,7 +66,9 @@ class Scorer:
         found = []
         for rows in self._parts(len(images)):
             draw = self._draw(images[rows], {name: value[rows] for name, value in fields.items()})
-            sums, _ = _stream(draw, images.device, len(images[rows]), num_samples, self.chunk, self.strata)
+            sums, _ = _stream(
+                draw, images.device, len(images[rows]), num_samples, self.chunk, self.strata
+            )
             found.append(sums.log_px)
         return torch.cat(found)
 
@@ -68,16 +77,24 @@ class Scorer:
         for rows in self._parts(len(images)):
             part = images[rows]
             draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
-            # its own seed: the numbers are the same however the tiles are shared out among processes
+            # its own seed: the numbers are the same however the tiles are shared out among
+            # processes
             set_generators(mix(self.seed, start + rows.start))
             if self.exact:
                 scored.append(_exact(draw, len(part), self.num_samples))
             else:
-                scored.append(_stream(draw, images.device, len(part), self.num_samples, self.chunk, self.strata))
+                scored.append(
+                    _stream(
+                        draw, images.device, len(part), self.num_samples, self.chunk, self.strata
+                    )
+                )
         return scored
 
     def _parts(self, num_images: int) -> list[slice]:
-        return [slice(start, min(start + self.tile, num_images)) for start in range(0, num_images, self.tile)]
+        return [
+            slice(start, min(start + self.tile, num_images))
+            for start in range(0, num_images, self.tile)
+        ]
 
     def _draw(self, images: Tensor, fields: Fields) -> Draw:
         return self.weights(*padded(images, dict(fields), self.tile, self.pair))
@@ -99,8 +116,8 @@ class Scorer:
                     raise
                 if self.rows == 1:
                     raise UserError(
-                        "the memory does not hold one image and one draw of this model: use another device or a smaller model "
-                        f"({_first_line(error)})"
+                        "the memory does not hold one image and one draw of this model: use "
+                        f"another device or a smaller model ({_first_line(error)})"
                     ) from error
             # outside the handler, whose traceback holds on to the tensors of the run that failed
             self._halve()
@@ -117,7 +134,10 @@ class Scorer:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """An allocator's error, CUDA's or the CPU's."""
-    said = any(words in str(error) for words in ("not enough memory", "can't allocate memory", "out of memory"))
+    said = any(
+        words in str(error)
+        for words in ("not enough memory", "can't allocate memory", "out of memory")
+    )
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
@@ -126,7 +146,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _stream(
-    draw: Draw, place: torch.device, num_images: int, num_samples: int, chunk: int, strata: tuple[float, ...]
+    draw: Draw,
+    place: torch.device,
+    num_images: int,
+    num_samples: int,
+    chunk: int,
+    strata: tuple[float, ...],
 ) -> tuple[ImageSums, Curve]:
     """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
     sums, curve = WeightSums(num_images, num_samples, place, strata), {}
@@ -144,7 +169,11 @@ def _stream(
 def _sizes(num_samples: int, chunk: int) -> list[int]:
     """K draws in chunks, one of which ends at each stop of the curve."""
     edges = [0, *stops(num_samples)]
-    return [min(chunk, end - done) for start, end in pairwise(edges) for done in range(start, end, chunk)]
+    return [
+        min(chunk, end - done)
+        for start, end in pairwise(edges)
+        for done in range(start, end, chunk)
+    ]
 
 
 def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:

@@ -1,4 +1,6 @@
-"""The tiles of an evaluation: how many draws and images the model sees at once, and one shape for all of them."""
+"""The tiles of an evaluation: how many draws and images the model sees at once, and one shape for
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +15,40 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
-"""Rows (draws times images) of one run of the model: enough to fill the machine, small enough for its cache."""
+"""Rows (draws times images) of one run of the model: enough to fill the machine, small enough for
+its cache.
+"""
 
 OUTPUTS = 8
-"""Decoder outputs a pixel from which rows are wider than those that `ROWS` was measured with (a Categorical has 256)."""
+"""Decoder outputs a pixel from which rows are wider than those that `ROWS` was measured with (a
+Categorical has 256).
+"""
 
 
 def rows_of(pair: Pair, place: torch.device) -> int:
-    """`ROWS` on this device, fewer where a likelihood of the model has many decoder outputs for each pixel."""
+    """`ROWS` on this device, fewer where a likelihood of the model has many decoder outputs for
+    each pixel.
+    """
     widest = max((getattr(module, "per_pixel", 1) for module in pair.modules), default=1)
     return ROWS.get(place.type, ROWS["cpu"]) // max(1, widest // OUTPUTS)
 
 
 def tile_sizes(num_samples: int, rows: int) -> tuple[int, int]:
-    """Draws and images of one run of the model: about ``rows`` together, the draws dividing the curve's stops evenly."""
+    """Draws and images of one run of the model: about ``rows`` together, the draws dividing the
+    curve's stops evenly.
+    """
     common = gcd(*stops(num_samples))
     fits = [n for n in range(1, min(common, rows) + 1) if common % n == 0]
     chunk = fits[-1] if fits[-1] >= min(num_samples, rows) // 16 else min(num_samples, rows)
     return chunk, max(1, rows // chunk)
 
 
-def padded(x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
-    """A tile of exactly ``tile`` images, the first ones again where there are fewer: one shape, one program."""
+def padded(
+    x: Tensor, fields: Mapping[str, Tensor], tile: int, pair: Pair
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A tile of exactly ``tile`` images, the first ones again where there are fewer: one shape, one
+    program.
+    """
     rows = torch.arange(tile, device=x.device) % len(x)
     return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
 

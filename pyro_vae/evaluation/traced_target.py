@@ -1,4 +1,6 @@
-"""The annealing target as tensor programs: the encoder once a tile of images, the rest once a gradient."""
+"""The annealing target as tensor programs: the encoder once a tile of images, the rest once a
+gradient.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,11 @@ GRADIENTS = slice(2, 4)
 class TileTarget:
     """The target on one tile of images: what HMC asks of it."""
 
-    def __init__(self, terms: Callable[[Tensor], Sequence[Tensor]], gradients: Callable[[Tensor], Sequence[Tensor]]):
+    def __init__(
+        self,
+        terms: Callable[[Tensor], Sequence[Tensor]],
+        gradients: Callable[[Tensor], Sequence[Tensor]],
+    ):
         self._terms, self._gradients = terms, gradients
 
     def point(self, u: Tensor) -> Point:
@@ -33,7 +39,9 @@ class TileTarget:
 
 
 class Target:
-    """The Pyro programs themselves, at every u; or tensor programs of the terms, and of the gradients alone."""
+    """The Pyro programs themselves, at every u; or tensor programs of the terms, and of the
+    gradients alone.
+    """
 
     def __init__(self, space: Unconstrained) -> None:
         self.space, self.parts = space, list[SplitProgram]()
@@ -50,7 +58,8 @@ class Target:
 
 
 class TracedTarget(Target):
-    """Traced once for tiles of one size, and split at u; held against the programs on these and other rows.
+    """Traced once for tiles of one size, and split at u; held against the programs on these and
+    other rows.
 
     Raises:
         NotStageable: the reason, in one clause.
@@ -64,21 +73,36 @@ class TracedTarget(Target):
             return list(space.differentiate(u, x, dict(zip(names, values, strict=True))))
 
         with torch.random.fork_rng([first[0].device] if first[0].device.type == "cuda" else []):
-            batches = [[space.draw(x, fields), x, *(fields[name] for name in names)] for x, fields in (first, others)]
+            batches = [
+                [space.draw(x, fields), x, *(fields[name] for name in names)]
+                for x, fields in (first, others)
+            ]
             program = trace(differentiate, batches[0])
             for outputs in (slice(0, 4), GRADIENTS):
                 part = SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
-                agree(part, lambda *a, outputs=outputs: differentiate(*a)[outputs], batches, [1] * 3, floor=1.0)
+                agree(
+                    part,
+                    lambda *a, outputs=outputs: differentiate(*a)[outputs],
+                    batches,
+                    [1] * 3,
+                    floor=1.0,
+                )
                 self.parts.append(part)
 
 
-def make_target(space: Unconstrained, compile: str, first: Batch, others: Batch) -> tuple[Target, str]:
-    """The target in the tier asked for (``auto``: the replayed graph), and one line that says how it runs."""
+def make_target(
+    space: Unconstrained, compile: str, first: Batch, others: Batch
+) -> tuple[Target, str]:
+    """The target in the tier asked for (``auto``: the replayed graph), and one line that says how
+    it runs.
+    """
     check_tier(compile)
     if compile == "off":
         return Target(space), "eager Pyro, as asked for"
     try:
-        staged = TracedTarget(space, "inductor" if compile == "inductor" else "graph", first, others)
+        staged = TracedTarget(
+            space, "inductor" if compile == "inductor" else "graph", first, others
+        )
         return staged, "compiled by inductor" if compile == "inductor" else "traced graph, replayed"
     except NotStageable as reason:
         return Target(space), f"eager Pyro ({reason})"

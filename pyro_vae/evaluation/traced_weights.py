@@ -1,4 +1,6 @@
-"""Log weights tile by tile: the Pyro programs themselves, or tensor programs traced for this one evaluation."""
+"""Log weights tile by tile: the Pyro programs themselves, or tensor programs traced for this one
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ Weights = Callable[[Tensor, Mapping[str, Tensor]], Draw]
 WORTH_COMPILING = 60.0
 """Estimated seconds of evaluation from which compiling is worth its time."""
 _FLOPS_PER_SECOND = 1e11
-_TOLERANCE = 1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
+_TOLERANCE = (
+    1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
+)
 _ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and told besides
 
 
@@ -43,9 +47,13 @@ class EagerWeights:
 
 
 class TracedWeights:
-    """The kernel as a tensor program for each number of draws; ``others`` is a tile of other rows to hold it against."""
+    """The kernel as a tensor program for each number of draws; ``others`` is a tile of other rows
+    to hold it against.
+    """
 
-    def __init__(self, kernel: Kernel, tier: str, others: Batch, precision: Precision = FLOAT32) -> None:
+    def __init__(
+        self, kernel: Kernel, tier: str, others: Batch, precision: Precision = FLOAT32
+    ) -> None:
         self.kernel, self.tier, self.others, self.precision = kernel, tier, others, precision
         self._programs: dict[int, SplitProgram] = {}
 
@@ -61,7 +69,8 @@ class TracedWeights:
         return lambda k: tile(k)()[0]
 
     def prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
-        """Trace the log weights of ``k`` draws, split and compile them, and hold them against the eager kernel.
+        """Trace the log weights of ``k`` draws, split and compile them, and hold them against the
+        eager kernel.
 
         Raises:
             NotStageable: the reason, in one clause.
@@ -69,15 +78,25 @@ class TracedWeights:
         names, arguments = list(fields), [x, *fields.values()]
 
         def log_weights(score: object) -> Callable[..., list[Tensor]]:
-            return lambda x, *values: [self.kernel(x, dict(zip(names, values, strict=True)), k, score)]  # type: ignore[arg-type]
+            return lambda x, *values: [
+                self.kernel(x, dict(zip(names, values, strict=True)), k, score)
+            ]  # type: ignore[arg-type]
 
         batches = [arguments, [self.others[0], *(self.others[1][name] for name in names)]]
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            self.kernel(x, fields, k, plain_score)  # what a kernel reads from values, it reads now: a trace has none
+            self.kernel(
+                x, fields, k, plain_score
+            )  # what a kernel reads from values, it reads now: a trace has none
             program = trace(log_weights(fast_log_prob.log_prob), arguments)
             eager, tolerance = log_weights(plain_score), _TOLERANCE
             if self.precision.reduced:
-                agree(SplitProgram(program, arguments, "graph"), eager, batches, tolerance=tolerance, floor=1.0)
+                agree(
+                    SplitProgram(program, arguments, "graph"),
+                    eager,
+                    batches,
+                    tolerance=tolerance,
+                    floor=1.0,
+                )
                 self.precision.rewrite(program.graph)
                 tolerance = _ROUGHLY
             keep_freed_memory()
@@ -97,7 +116,8 @@ def make_weights(
     others: Batch,
     precision: Precision = FLOAT32,
 ) -> tuple[Weights, str]:
-    """The source in the tier asked for, or in the best one that the work is worth, and one line that says why.
+    """The source in the tier asked for, or in the best one that the work is worth, and one line
+    that says why.
 
     ``first`` and ``others`` are tiles: the first images, and rows drawn from the whole set.
     """
@@ -106,20 +126,33 @@ def make_weights(
     if compile == "off":
         if precision.reduced:
             raise UserError(
-                f"compile='off' runs the programs as they are, in float32: leave it out for {precision.words}"
+                "compile='off' runs the programs as they are, in float32: leave it out for "
+                f"{precision.words}"
             )
         return EagerWeights(kernel), "eager Pyro, as asked for"
     pair.layout(*first)  # chosen beforehand: a dry run reads values, which a trace can't
-    seconds = 2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples / _FLOPS_PER_SECOND
+    seconds = (
+        2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples / _FLOPS_PER_SECOND
+    )
     note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
-    tiers = ["inductor"] if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING) else []
+    tiers = (
+        ["inductor"]
+        if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING)
+        else []
+    )
     for tier in (*tiers, "graph"):
         weights = TracedWeights(kernel, tier, others, precision)
         try:
             weights.prepare(*first, chunk)
-            return weights, f"{'compiled by inductor' if tier == 'inductor' else 'traced graph, replayed'} ({note})"
+            return (
+                weights,
+                f"{'compiled by inductor' if tier == 'inductor' else 'traced graph, replayed'} "
+                f"({note})",
+            )
         except NotStageable as reason:
             note = str(reason)
     if precision.reduced:
-        raise UserError(f"{precision.words} need a program that can be staged ({note}): use precision='float32'")
+        raise UserError(
+            f"{precision.words} need a program that can be staged ({note}): use precision='float32'"
+        )
     return EagerWeights(kernel), f"eager Pyro ({note})"

@@ -1,4 +1,6 @@
-"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites joined into one vector u."""
+"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites joined into one
+vector u.
+"""
 
 from __future__ import annotations
 
@@ -36,12 +38,13 @@ class Point:
 class Unconstrained:
     """log q(u | x) and log p(x, u) for C chains at each of B images, u being ``(C, B, d)``.
 
-    Each latent site's z is t(u_s) with t = ``biject_to(support)``, and both log densities carry log |det ∂z/∂u|, so that
-    their difference is the log weight at z. The methods run inside ``pair.active`` and take tiles of images.
+    Each latent site's z is t(u_s) with t = ``biject_to(support)``, and both log densities carry log
+    |det ∂z/∂u|, so that their difference is the log weight at z. The methods run inside
+    ``pair.active`` and take tiles of images.
 
     Raises:
-        UserError: a guide that can't be used so, in one sentence: a point mass, a discrete latent, a subsampling plate, a
-            scaled site, a flow that can't score any z but its own last draw.
+        UserError: a guide that can't be used so, in one sentence: a point mass, a discrete latent,
+            a subsampling plate, a scaled site, a flow that can't score any z but its own last draw.
     """
 
     def __init__(self, pair: Pair, x: Tensor, fields: Fields, num_chains: int) -> None:
@@ -54,7 +57,9 @@ class Unconstrained:
         with pair.probing():
             nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
             self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
-            self.periodic = tuple(name for name, node in nodes.items() if _is_periodic(node["fn"], node["value"]))
+            self.periodic = tuple(
+                name for name, node in nodes.items() if _is_periodic(node["fn"], node["value"])
+            )
             parts = self._coordinates(nodes, chained=False, batch_size=1)
         self.slices: dict[str, slice] = {}
         for name, part in parts.items():
@@ -70,11 +75,15 @@ class Unconstrained:
         """u of C fresh draws of the guide, ``(C, B, d)``."""
         with torch.no_grad():
             on_rows = self.layout == "repeat"
-            nodes = draw_alone(self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows)
+            nodes = draw_alone(
+                self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows
+            )
         return self._joined(self._coordinates(nodes, chained=True, batch_size=len(x)))
 
     def locate(self, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
-        """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same, ``(C, B, d)``."""
+        """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same,
+        ``(C, B, d)``.
+        """
         with torch.no_grad(), _Given(values, self.dims):
             nodes = draw_alone(self.pair.guide, x, fields, 1, self.geometry, on_rows=True)
         u = self._joined(self._coordinates(nodes, chained=False, batch_size=len(x)))
@@ -83,24 +92,39 @@ class Unconstrained:
     def terms(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
         """(log q(u | x), log p(x, u)), each ``(C, B)``, in nats."""
         with _At(self, u, len(x)) as at:
-            terms = run(self.pair.model, self.pair.guide, x, fields, self.num_chains, self.geometry, self.layout)
+            terms = run(
+                self.pair.model,
+                self.pair.guide,
+                x,
+                fields,
+                self.num_chains,
+                self.geometry,
+                self.layout,
+            )
         log_q: Tensor = sum((site.log_prob for site in terms.guide.values()), at.log_det)
-        log_p: Tensor = sum((site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det)
+        log_p: Tensor = sum(
+            (site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det
+        )
         return log_q, log_p
 
     def log_guide(self, u: Tensor, x: Tensor, fields: Fields) -> Tensor:
         """log q(u | x) alone, ``(C, B)``: the model does not run."""
         with _At(self, u, len(x)) as at:
             on_rows = self.layout == "repeat"
-            _, sites = run_alone(self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows)
+            _, sites = run_alone(
+                self.pair.guide, x, fields, self.num_chains, self.geometry, on_rows=on_rows
+            )
         return sum((site.log_prob for site in sites.values()), at.log_det)
 
-    def differentiate(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def differentiate(
+        self, u: Tensor, x: Tensor, fields: Fields
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The terms and their gradients in u: (log q, log p, ∇ log q, ∇ log p)."""
         with torch.enable_grad():
             u = u.detach().requires_grad_()
             log_q, log_p = self.terms(u, x, fields)
-            # not of the sums, of which autograd would ask ones_like: a graph of the gradients alone then lacks the densities
+            # not of the sums, of which autograd would ask ones_like: a graph of the gradients alone
+            # then lacks the densities
             ones = u.new_ones(u.shape[:-1])
             (grad_q,) = torch.autograd.grad(log_q, u, ones, retain_graph=True)
             (grad_p,) = torch.autograd.grad(log_p, u, ones)
@@ -115,15 +139,21 @@ class Unconstrained:
             return (image,)
         return num_batch + self.geometry.particle_dim, image
 
-    def _coordinates(self, nodes: Mapping[str, Any], chained: bool, batch_size: int) -> dict[str, Tensor]:
-        """Each latent site's u, ``(C, B, n)``, at the guide's values; C is 1 where they have no chains."""
+    def _coordinates(
+        self, nodes: Mapping[str, Any], chained: bool, batch_size: int
+    ) -> dict[str, Tensor]:
+        """Each latent site's u, ``(C, B, n)``, at the guide's values; C is 1 where they have no
+        chains.
+        """
         found = {}
         for name, node in nodes.items():
             if not node["is_observed"]:
                 fn = node["fn"]
                 u = bijection(fn).inv(node["value"])
                 places = self.positions(name, len(fn.batch_shape), chained)
-                found[name] = u.movedim(places, tuple(range(len(places)))).reshape(-1, batch_size, _width(fn, places))
+                found[name] = u.movedim(places, tuple(range(len(places)))).reshape(
+                    -1, batch_size, _width(fn, places)
+                )
         return found
 
     def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -131,7 +161,9 @@ class Unconstrained:
 
 
 class _At(Messenger):
-    """Entered outside the plates: a latent statement of the guide returns t(u_s), and log |det| is summed, ``(C, B)``."""
+    """Entered outside the plates: a latent statement of the guide returns t(u_s), and log |det| is
+    summed, ``(C, B)``.
+    """
 
     def __init__(self, space: Unconstrained, u: Tensor, batch_size: int) -> None:
         super().__init__()
@@ -139,7 +171,9 @@ class _At(Messenger):
         self.log_det: Tensor = u.new_zeros(())
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["name"] not in self.space.slices:  # the model's own, replayed, are done
+        if (
+            msg["done"] or msg["name"] not in self.space.slices
+        ):  # the model's own, replayed, are done
             return
         fn = msg["fn"]
         transform, num_batch = bijection(fn), len(fn.batch_shape)
@@ -172,7 +206,9 @@ def _width(fn: Any, places: Sequence[int]) -> int:
 
 
 def _is_periodic(fn: Any, value: Tensor) -> bool:
-    """Whether a density repeats itself at 2π, as a circular one does, though its support says the real line."""
+    """Whether a density repeats itself at 2π, as a circular one does, though its support says the
+    real line.
+    """
     if not value.is_floating_point() or fn.support.is_discrete:
         return False
     try:
@@ -183,7 +219,9 @@ def _is_periodic(fn: Any, value: Tensor) -> bool:
 
 
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
-    """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at any u."""
+    """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at
+    any u.
+    """
     refuse_unscorable(pair, x, fields)
     structure = pair.structure(x, fields)
     few = x[:PROBE_IMAGES].clone()  # a program may write into its batch
@@ -193,19 +231,22 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
         latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
-                "the pair has no latent site to move: its log weights are log p(x) already, use log_marginal"
+                "the pair has no latent site to move: its log weights are log p(x) already, use "
+                "log_marginal"
             )
         for name, node in latents.items():
             if node["fn"].support.is_discrete:
                 raise UserError(
-                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and proposal='Defensive' move z "
-                    "on the real line: use log_marginal with the guide as proposal, or sum that site out in the model"
+                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and "
+                    "proposal='Defensive' move z on the real line: use log_marginal with the "
+                    "guide as proposal, or sum that site out in the model"
                 )
             _refuse_no_bijection(name, node["fn"])
             if name in structure.own_draws_only:
                 raise UserError(
-                    f"the guide's site {name!r} can't score any z but its own last draw ({type(node['fn']).__name__}; as a planar "
-                    "flow): use a guide whose log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
+                    f"the guide's site {name!r} can't score any z but its own last draw "
+                    f"({type(node['fn']).__name__}; as a planar flow): use a guide whose log_prob "
+                    "takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
         pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
 
@@ -215,6 +256,7 @@ def _refuse_no_bijection(name: str, fn: Any) -> None:
         biject_to(fn.support)
     except NotImplementedError:
         raise UserError(
-            f"latent site {name!r}: no bijection from unconstrained space onto the support {fn.support} of "
-            f"{type(fn).__name__} is registered: register one with torch.distributions.biject_to"
+            f"latent site {name!r}: no bijection from unconstrained space onto the support "
+            f"{fn.support} of {type(fn).__name__} is registered: register one with "
+            "torch.distributions.biject_to"
         ) from None

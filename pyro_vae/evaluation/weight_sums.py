@@ -1,4 +1,6 @@
-"""Streaming sums of importance weights: what K draws leave behind, in memory that does not grow with K."""
+"""Streaming sums of importance weights: what K draws leave behind, in memory that does not grow
+with K.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ from torch import Tensor
 
 
 def tail_length(num_samples: int) -> int:
-    """M = ⌈min(K/5, 3√K)⌉, the number of largest weights that k̂ is fitted to (Vehtari et al. 2024)."""
+    """M = ⌈min(K/5, 3√K)⌉, the number of largest weights that k̂ is fitted to (Vehtari et al.
+    2024).
+    """
     return ceil(min(num_samples / 5, 3 * sqrt(num_samples)))
 
 
 CONSTANT = 1e-10
-"""A relative variance of the mean weight below which all weights are one number, up to float32's rounding."""
+"""A relative variance of the mean weight below which all weights are one number, up to float32's
+rounding.
+"""
 
 SHORTEST_TAIL = 5
 """Fewer weights than these have no k̂ (Vehtari et al. 2024)."""
@@ -50,8 +56,9 @@ def pareto_khat(top: Tensor, variance: Tensor) -> Tensor:
 def generalized_pareto_shape(excess: Tensor) -> Tensor:
     """The shape k of a generalised Pareto distribution (Zhang & Stephens 2009).
 
-    θ = −k/σ has a weakly informative prior; its posterior mean, on a grid, is put into the likelihood
-    equation of k, which is then drawn towards ½ with the weight of ten observations (Vehtari et al. 2024).
+    θ = −k/σ has a weakly informative prior; its posterior mean, on a grid, is put into the
+    likelihood equation of k, which is then drawn towards ½ with the weight of ten observations
+    (Vehtari et al. 2024).
 
     Args:
         excess: what the observations exceed the threshold by, ``(n,)``, ascending, n ≥ 5.
@@ -71,19 +78,26 @@ def generalized_pareto_shape(excess: Tensor) -> Tensor:
 
 
 def jackknife_length(num_samples: int) -> int:
-    """How many of the largest weights the jackknife takes one by one; the rest enter by four terms of a series."""
+    """How many of the largest weights the jackknife takes one by one; the rest enter by four terms
+    of a series.
+    """
     return min(num_samples, max(64, tail_length(num_samples) + 1))
 
 
 class WeightSums:
-    """What K draws leave behind, per image: sums of powers of the weights relative to the largest, and the largest ones.
+    """What K draws leave behind, per image: sums of powers of the weights relative to the largest,
+    and the largest ones.
 
-    ``strata`` are the shares of the draws that come from each part of a stratified proposal, the first rows of every
-    chunk from the first part (one part: plain sampling). All sums are float64.
+    ``strata`` are the shares of the draws that come from each part of a stratified proposal, the
+    first rows of every chunk from the first part (one part: plain sampling). All sums are float64.
     """
 
     def __init__(
-        self, num_images: int, num_samples: int, device: torch.device, strata: tuple[float, ...] = (1.0,)
+        self,
+        num_images: int,
+        num_samples: int,
+        device: torch.device,
+        strata: tuple[float, ...] = (1.0,),
     ) -> None:
         self.num_samples, self.seen, self.strata = num_samples, 0, strata
         zeros = torch.zeros(num_images, dtype=torch.float64, device=device)
@@ -95,7 +109,9 @@ class WeightSums:
         self.top = torch.empty(0, num_images, dtype=torch.float64, device=device)
 
     def add(self, *chunks: Tensor) -> None:
-        """Take in chunks of log weights, each ``(k, B)``: several at once are quicker than one by one."""
+        """Take in chunks of log weights, each ``(k, B)``: several at once are quicker than one by
+        one.
+        """
         chunk = torch.cat(chunks).double()
         largest = torch.maximum(self.largest, chunk.amax(0))
         # an image whose weights so far are all zero has −inf for its largest: its sums stay zero
@@ -104,14 +120,20 @@ class WeightSums:
         weights = (chunk - anchor).exp()
         squares = weights.square()
         sums = (weights.sum(0), squares.sum(0), (squares * weights).sum(0), squares.square().sum(0))
-        self.powers = self.powers * torch.stack([shrink**n for n in (1, 2, 3, 4)]) + torch.stack(sums)
+        self.powers = self.powers * torch.stack([shrink**n for n in (1, 2, 3, 4)]) + torch.stack(
+            sums
+        )
         self.parts = self.parts * torch.stack((shrink, shrink.square())).unsqueeze(1)
         sizes = [size for each in chunks for size in split_draws(len(each), self.strata)]
         for row, values in enumerate((weights, squares)):
             by_part = values.split(sizes)
             for part in range(len(self.strata)):
-                self.parts[row, part] += sum(each.sum(0) for each in by_part[part :: len(self.strata)])
-        self.counts = [n + sum(sizes[part :: len(self.strata)]) for part, n in enumerate(self.counts)]
+                self.parts[row, part] += sum(
+                    each.sum(0) for each in by_part[part :: len(self.strata)]
+                )
+        self.counts = [
+            n + sum(sizes[part :: len(self.strata)]) for part, n in enumerate(self.counts)
+        ]
         self.total = self.total + chunk.sum(0)
         self.largest = largest
         kept = torch.cat((self.top, chunk))
@@ -129,7 +151,9 @@ class WeightSums:
         """The per-image figures of all K draws."""
         k, first, variance = self.seen, self.powers[0], self._variance()
         ess = first.square() / self.powers[1]
-        share = torch.where(first > 0, 1.0 / first, torch.nan)  # the largest weight is 1 relative to itself
+        share = torch.where(
+            first > 0, 1.0 / first, torch.nan
+        )  # the largest weight is 1 relative to itself
         return ImageSums(
             self.log_mean(),
             self.total / k,
@@ -151,7 +175,9 @@ class WeightSums:
         return (variance / self.powers[0].square()).clamp(min=0.0)
 
     def _jackknife(self) -> Tensor:
-        """K·L_K − (K−1)·mean_j L_{K−1, without j} (Nowozin 2018), the largest weights one by one, the rest by a series."""
+        """K·L_K − (K−1)·mean_j L_{K−1, without j} (Nowozin 2018), the largest weights one by one,
+        the rest by a series.
+        """
         k = self.seen
         if k < 2:
             return torch.full_like(self.largest, torch.nan)
@@ -165,7 +191,9 @@ class WeightSums:
 
 
 def split_draws(num_draws: int, strata: tuple[float, ...]) -> list[int]:
-    """How many of ``num_draws`` come from each stratum: its share, rounded, at least one while there are enough."""
+    """How many of ``num_draws`` come from each stratum: its share, rounded, at least one while
+    there are enough.
+    """
     counts = [max(1, round(share * num_draws)) for share in strata[1:]]
     first = num_draws - sum(counts)
     return [first, *counts] if first >= 1 else [num_draws, *(0 for _ in counts)]

@@ -1,4 +1,6 @@
-"""Networks: each maps ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``, for any number of batch dimensions."""
+"""Networks: each maps ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``, for any number of batch
+dimensions.
+"""
 
 from pyro_vae.nn.conv import Conv
 from pyro_vae.nn.mlp import MLP

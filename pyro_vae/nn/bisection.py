@@ -6,8 +6,12 @@ import torch
 from torch import Tensor
 
 
-def solve(function: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float, steps: int = 60) -> Tensor:
-    """x in [low, high] with ``function(x) = target``, elementwise, by bisection to (high − low) / 2^steps."""
+def solve(
+    function: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float, steps: int = 60
+) -> Tensor:
+    """x in [low, high] with ``function(x) = target``, elementwise, by bisection to (high − low) /
+    2^steps.
+    """
     below, above = torch.full_like(target, low), torch.full_like(target, high)
     for _ in range(steps):
         middle = (below + above) / 2

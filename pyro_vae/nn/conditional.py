@@ -1,4 +1,6 @@
-"""Conditional densities: context in, distribution out. Prior, likelihood and encoder are this one idea."""
+"""Conditional densities: context in, distribution out. Prior, likelihood and encoder are this one
+idea.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ def check_latent_dim(latent_dim: int) -> None:
 class ConditionalDistribution(nn.Module, ABC):
     """A family of distributions indexed by a context (zuko's lazy distribution).
 
-    ``forward(context)`` maps ``(*batch, *context_shape)`` to a distribution with ``batch_shape == batch`` and the
-    instance's ``event_shape``; without a context (a prior) the batch shape is ``()``.
+    ``forward(context)`` maps ``(*batch, *context_shape)`` to a distribution with ``batch_shape ==
+    batch`` and the instance's ``event_shape``; without a context (a prior) the batch shape is
+    ``()``.
     """
 
     event_shape: torch.Size
@@ -56,9 +59,9 @@ class Prior(ConditionalDistribution):
 class Likelihood(ConditionalDistribution):
     """p(x | z): a decoder network and the law of an image given its output.
 
-    ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind only. ``observes``
-    tells what values a pixel may take, from which ``--binarize auto`` chooses: ``binary`` {0, 1}, ``unit`` [0, 1],
-    ``real``, or ``levels`` (the integers stored in the file).
+    ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
+    only. ``observes`` tells what values a pixel may take, from which ``--binarize auto`` chooses:
+    ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, or ``levels`` (the integers stored in the file).
     """
 
     slot: ClassVar[str] = "likelihood"
@@ -67,7 +70,12 @@ class Likelihood(ConditionalDistribution):
     started: Tensor  # where it starts at the mean
 
     def __init__(
-        self, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, net: str | type = "MLP", **net_args: Any
+        self,
+        latent_dim: int,
+        event_shape: tuple[int, ...],
+        per_pixel: int,
+        net: str | type = "MLP",
+        **net_args: Any,
     ) -> None:
         """``per_pixel``: how many numbers the decoder gives for each pixel."""
         from pyro_vae.nn import make_decoder
@@ -86,14 +94,20 @@ class Likelihood(ConditionalDistribution):
         return self._decoded(context).chunk(self.per_pixel, dim=-len(self.event_shape))
 
     def stacked(self, context: Tensor | None) -> Tensor:
-        """The decoder's outputs at ``z`` with those of a pixel side by side: ``(*batch, *event_shape, per_pixel)``."""
+        """The decoder's outputs at ``z`` with those of a pixel side by side: ``(*batch,
+        *event_shape, per_pixel)``.
+        """
         num_event = len(self.event_shape)
-        by_output = self._decoded(context).unflatten(-num_event, (self.per_pixel, self.event_shape[0]))
+        by_output = self._decoded(context).unflatten(
+            -num_event, (self.per_pixel, self.event_shape[0])
+        )
         return by_output.movedim(-num_event - 1, -1)
 
     def _decoded(self, context: Tensor | None) -> Tensor:
         if context is None:
-            raise ValueError(f"{type(self).__name__} is p(x | z): call it with z, (*batch, latent_dim)")
+            raise ValueError(
+                f"{type(self).__name__} is p(x | z): call it with z, (*batch, latent_dim)"
+            )
         images: Tensor = self.net(context)
         return images
 
@@ -114,28 +128,32 @@ class Likelihood(ConditionalDistribution):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
-        """The ``per_pixel`` decoder outputs at which p(x | z) has this mean, ``event_shape``; None for one left as it is.
+        """The ``per_pixel`` decoder outputs at which p(x | z) has this mean, ``event_shape``; None
+        for one left as it is.
 
         Raises:
             UserError: this likelihood does not know them.
         """
         raise UserError(
-            f"{type(self).__name__} does not know which decoder outputs have a given mean: leave output_bias=mean out, or give "
-            "the class a method outputs_at_mean(mean)"
+            f"{type(self).__name__} does not know which decoder outputs have a given mean: leave "
+            "output_bias=mean out, or give the class a method outputs_at_mean(mean)"
         )
 
     @torch.no_grad()
     def start_at_mean(self, mean: Tensor) -> None:
-        """Set the decoder's last bias to outputs of mean ``mean``, ``event_shape``: ``start_at_mean(x_train.mean(0))``.
+        """Set the decoder's last bias to outputs of mean ``mean``, ``event_shape``:
+        ``start_at_mean(x_train.mean(0))``.
 
-        Burda et al.'s code starts its decoders so, at the logits of the training mean (get_train_bias_np).
+        Burda et al.'s code starts its decoders so, at the logits of the training mean
+        (get_train_bias_np).
 
         Raises:
             UserError: another shape; a likelihood or a network that can't start so.
         """
         if mean.shape != self.event_shape:
             raise UserError(
-                f"a mean of shape {tuple(mean.shape)}: expected that of one image, {tuple(self.event_shape)}, as of x_train.mean(0)"
+                f"a mean of shape {tuple(mean.shape)}: expected that of one image, "
+                f"{tuple(self.event_shape)}, as of x_train.mean(0)"
             )
         found = self.outputs_at_mean(mean.double())
         for bias, output in zip(self.net.last_bias().chunk(self.per_pixel), found, strict=True):
@@ -146,7 +164,9 @@ class Likelihood(ConditionalDistribution):
 
 
 INNER = 1e-3
-"""A mean at the edge of the support has no finite outputs: it is held this share of the range inside (Burda et al.'s code)."""
+"""A mean at the edge of the support has no finite outputs: it is held this share of the range
+inside (Burda et al.'s code).
+"""
 
 
 def inner_logit(share: Tensor) -> Tensor:
@@ -159,7 +179,9 @@ SMALLEST_RATE = 1e-12
 
 
 def rate_of(output: Tensor) -> Tensor:
-    """A positive rate from a decoder's output: softplus, as exp would overflow at the wide z of an untrained guide."""
+    """A positive rate from a decoder's output: softplus, as exp would overflow at the wide z of an
+    untrained guide.
+    """
     return F.softplus(output) + SMALLEST_RATE
 
 

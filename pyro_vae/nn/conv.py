@@ -20,20 +20,25 @@ def _layers_for(size: tuple[int, int]) -> int:
     return ceil(log2(min(size)))
 
 
-def _sizes(shape: tuple[int, ...], channels: tuple[int, ...] | None) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+def _sizes(
+    shape: tuple[int, ...], channels: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
     """The channels to use and the image's size before and after each stride-2 layer."""
     if len(shape) != 3 or min(shape[1:]) < 2:
         raise UserError(
-            f"Conv serves images (channels, height, width) with sides of 2 pixels or more, but got shape {tuple(shape)}: "
-            "use net=MLP, or reshape the data"
+            "Conv serves images (channels, height, width) with sides of 2 pixels or more, but "
+            f"got shape {tuple(shape)}: use net=MLP, or reshape the data"
         )
     size = (shape[1], shape[2])
     most = _layers_for(size)
-    channels = DEFAULT_CHANNELS[:most] if channels is None else check_widths("Conv", "channels", channels)
+    channels = (
+        DEFAULT_CHANNELS[:most] if channels is None else check_widths("Conv", "channels", channels)
+    )
     if not 1 <= len(channels) <= most:
         raise UserError(
-            f"Conv with channels={channels} halves the image {len(channels)} times, but images of {size[0]}×{size[1]} "
-            f"can be halved 1 to {most} times: give between 1 and {most} channels"
+            f"Conv with channels={channels} halves the image {len(channels)} times, but images of "
+            f"{size[0]}×{size[1]} can be halved 1 to {most} times: give between 1 and {most} "
+            "channels"
         )
     sizes = [size]
     for _ in channels:
@@ -42,12 +47,14 @@ def _sizes(shape: tuple[int, ...], channels: tuple[int, ...] | None) -> tuple[tu
 
 
 class Conv(Net):
-    """Stride-2 3×3 convolutions with BatchNorm, ``channels`` wide (32…512 at 32×32), then one linear layer.
+    """Stride-2 3×3 convolutions with BatchNorm, ``channels`` wide (32…512 at 32×32), then one
+    linear layer.
 
-    The decoder mirrors it with transposed convolutions and ends in a plain 3×3 convolution. Any image with sides of 2
-    pixels or more; sizes that are not powers of two are halved rounding up, and restored exactly. ``init``,
-    ``input_scale`` and ``output_bias`` are those of `MLP`; with ``output_bias=mean`` the decoder's last bias has one
-    entry for each output, where it otherwise has one for each channel.
+    The decoder mirrors it with transposed convolutions and ends in a plain 3×3 convolution. Any
+    image with sides of 2 pixels or more; sizes that are not powers of two are halved rounding up,
+    and restored exactly. ``init``, ``input_scale`` and ``output_bias`` are those of `MLP`; with
+    ``output_bias=mean`` the decoder's last bias has one entry for each output, where it otherwise
+    has one for each channel.
     """
 
     def __init__(
@@ -64,7 +71,9 @@ class Conv(Net):
         if len(in_shape) == 3:
             self.layers = _downwards(tuple(in_shape), tuple(out_shape), channels, activation)
         else:
-            self.layers = _upwards(tuple(in_shape), tuple(out_shape), channels, activation, output_bias is not None)
+            self.layers = _upwards(
+                tuple(in_shape), tuple(out_shape), channels, activation, output_bias is not None
+            )
         self._set_up(init, input_scale, output_bias)
 
     @classmethod
@@ -79,10 +88,14 @@ class Conv(Net):
         return outputs
 
     def last_bias(self) -> Tensor:
-        """The last layer's bias, ``out_shape``; a ``UserError`` where it has one entry for each channel alone."""
+        """The last layer's bias, ``out_shape``; a ``UserError`` where it has one entry for each
+        channel alone.
+        """
         last = self.layers[-1]
         if not isinstance(last, Bias):
-            raise UserError("this Conv's last layer has one bias a channel: build it with output_bias=mean")
+            raise UserError(
+                "this Conv's last layer has one bias a channel: build it with output_bias=mean"
+            )
         return last.bias
 
 
@@ -99,7 +112,10 @@ class Bias(nn.Module):
 
 
 def _downwards(
-    in_shape: tuple[int, ...], out_shape: tuple[int, ...], channels: tuple[int, ...] | None, name: str
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    channels: tuple[int, ...] | None,
+    name: str,
 ) -> nn.Sequential:
     channels, sizes = _sizes(in_shape, channels)
     layers: list[nn.Module] = []
@@ -127,10 +143,14 @@ def _upwards(
         nn.Linear(in_shape[0], widths[0] * heights[0][0] * heights[0][1]),
         nn.Unflatten(1, (widths[0], *heights[0])),
     ]
-    for before, after, small, large in zip(widths, (*widths[1:], widths[-1]), heights, heights[1:], strict=False):
+    for before, after, small, large in zip(
+        widths, (*widths[1:], widths[-1]), heights, heights[1:], strict=False
+    ):
         # a doubled side is 2s − 1 pixels, plus the padding that restores the size which was halved
         padding = tuple(big - (2 * tiny - 1) for tiny, big in zip(small, large, strict=True))
-        up = nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=padding, bias=False)  # type: ignore[arg-type]
+        up = nn.ConvTranspose2d(
+            before, after, 3, stride=2, padding=1, output_padding=padding, bias=False
+        )  # type: ignore[arg-type]
         layers += [up, nn.BatchNorm2d(after), activation(name)]
     last = nn.Conv2d(widths[-1], out_shape[0], 3, padding=1, bias=not bias_each)
     return nn.Sequential(*layers, last, *([Bias(out_shape)] if bias_each else []))

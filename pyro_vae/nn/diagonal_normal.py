@@ -1,4 +1,6 @@
-"""A Gaussian whose mean and variances a network computes: the conditional density between two levels of latents."""
+"""A Gaussian whose mean and variances a network computes: the conditional density between two
+levels of latents.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from pyro_vae.nn.conditional import ConditionalDistribution
 
 
 class DiagonalNormal(ConditionalDistribution):
-    """p(z | c) = N(μ(c), diag σ²(c)), with (μ, log σ) = net(c): for the context c, ``net.in_shape``, z is a vector.
+    """p(z | c) = N(μ(c), diag σ²(c)), with (μ, log σ) = net(c): for the context c,
+    ``net.in_shape``, z is a vector.
 
     It stands in a model, p(z1 | z2), and in a guide, q(z1 | x) and q(z2 | z1), alike.
     """

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 
 class DiscretizedLogistic(TorchDistribution):
-    """P(x) = Σ_c π_c [σ((v + h − μ_c)/s_c) − σ((v − h − μ_c)/s_c)] on levels x = 0 … L − 1 (Salimans et al. 2017, equation 2).
+    """P(x) = Σ_c π_c [σ((v + h − μ_c)/s_c) − σ((v − h − μ_c)/s_c)] on levels x = 0 … L − 1
+    (Salimans et al. 2017, equation 2).
 
-    v = 2x/(L − 1) − 1 is the level's place in [−1, 1] and h = 1/(L − 1) half the distance to the next. The bins of the
-    first and the last level reach to −∞ and +∞, so that the mass is exactly 1.
+    v = 2x/(L − 1) − 1 is the level's place in [−1, 1] and h = 1/(L − 1) half the distance to the
+    next. The bins of the first and the last level reach to −∞ and +∞, so that the mass is exactly
+    1.
 
     Args:
         loc, scale, logits: μ, s and log π (up to a constant), ``(*batch, components)``.
@@ -29,7 +31,12 @@ class DiscretizedLogistic(TorchDistribution):
     }
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, logits: Tensor, levels: int, validate_args: bool | None = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        logits: Tensor,
+        levels: int,
+        validate_args: bool | None = None,
     ) -> None:
         self.loc, self.scale, self.logits = torch.broadcast_tensors(loc, scale, logits)
         self.levels = levels
@@ -39,7 +46,9 @@ class DiscretizedLogistic(TorchDistribution):
         """The same law on a larger batch."""
         new: DiscretizedLogistic = self._get_checked_instance(DiscretizedLogistic, _instance)
         shape = (*batch_shape, self.loc.shape[-1])
-        new.loc, new.scale, new.logits = (each.expand(shape) for each in (self.loc, self.scale, self.logits))
+        new.loc, new.scale, new.logits = (
+            each.expand(shape) for each in (self.loc, self.scale, self.logits)
+        )
         new.levels = self.levels
         super(DiscretizedLogistic, new).__init__(torch.Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
@@ -58,8 +67,8 @@ class DiscretizedLogistic(TorchDistribution):
         half = 1 / (self.levels - 1)
         place = (2 * half * x - 1 - self.loc) / self.scale
         width = half / self.scale
-        # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)): a sum of logs in which nothing cancels, and whose factors σ(a) and
-        # σ(−b) alone are left in the first and in the last bin
+        # σ(a) − σ(b) = σ(a) σ(−b) (1 − e^(b − a)): a sum of logs in which nothing cancels, and
+        # whose factors σ(a) and σ(−b) alone are left in the first and in the last bin
         first, last = x < 0.5, x > self.levels - 1.5
         log_mass = (
             torch.where(last, 0.0, F.logsigmoid(place + width))
@@ -81,8 +90,15 @@ class DiscretizedLogistic(TorchDistribution):
         """Levels as floats, ``sample_shape + batch_shape``."""
         with torch.no_grad():
             shape = self._extended_shape(sample_shape)
-            uniform = torch.rand((*shape, self.loc.shape[-1]), dtype=self.loc.dtype, device=self.loc.device)
-            chosen = (self.logits - (-uniform.log()).log()).argmax(-1, keepdim=True)  # Gumbel's trick
-            loc, scale = (each.expand(uniform.shape).gather(-1, chosen).squeeze(-1) for each in (self.loc, self.scale))
+            uniform = torch.rand(
+                (*shape, self.loc.shape[-1]), dtype=self.loc.dtype, device=self.loc.device
+            )
+            chosen = (self.logits - (-uniform.log()).log()).argmax(
+                -1, keepdim=True
+            )  # Gumbel's trick
+            loc, scale = (
+                each.expand(uniform.shape).gather(-1, chosen).squeeze(-1)
+                for each in (self.loc, self.scale)
+            )
             place = loc + scale * torch.rand_like(loc).logit()
             return ((place + 1) * (self.levels - 1) / 2).round().clamp(0, self.levels - 1)

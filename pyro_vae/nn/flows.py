@@ -1,4 +1,6 @@
-"""The one place that imports zuko: its flows as Pyro distributions on R^D, in the direction that the user needs fast."""
+"""The one place that imports zuko: its flows as Pyro distributions on R^D, in the direction that
+the user needs fast.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,15 @@ with _validation_kept():
     from zuko.transforms import ComposedTransform
 
 FLOWS = ("RealNVP", "MAF", "NSF")
-"""Flows by name; a coupling is the autoregressive one in two passes (and holds no index that a trace can't follow)."""
+"""Flows by name; a coupling is the autoregressive one in two passes (and holds no index that a
+trace can't follow).
+"""
 
 
 class FlowDistribution(ZukoToPyro):
-    """A zuko distribution on R^D as Pyro's; a draw's own log density is kept from the pass that drew it."""
+    """A zuko distribution on R^D as Pyro's; a draw's own log density is kept from the pass that
+    drew it.
+    """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's contract for a distribution class
     support = constraints.real_vector
@@ -57,7 +63,8 @@ class FlowDistribution(ZukoToPyro):
 
 
 def density_flow(name: str, num_dims: int, depth: int, width: int) -> nn.Module:
-    """A lazy flow whose density is one pass (z → u ~ N(0, I)); its draws take one pass a dimension (a coupling: two).
+    """A lazy flow whose density is one pass (z → u ~ N(0, I)); its draws take one pass a dimension
+    (a coupling: two).
 
     It begins with an elementwise affine map: a spline is the identity outside [−5, 5].
     """
@@ -76,15 +83,20 @@ def unconditional(flow: nn.Module) -> FlowDistribution:
     return FlowDistribution(flow())
 
 
-def spline_transform(num_dims: int, num_context: int, depth: int, width: int, bins: int) -> nn.Module:
-    """A lazy autoregressive rational-quadratic spline u → v given a context, one pass (Durkan et al. 2019)."""
+def spline_transform(
+    num_dims: int, num_context: int, depth: int, width: int, bins: int
+) -> nn.Module:
+    """A lazy autoregressive rational-quadratic spline u → v given a context, one pass (Durkan et
+    al. 2019).
+    """
     flow = NSF(num_dims, num_context, bins=bins, transforms=depth, hidden_features=_hidden(width))
     transform: nn.Module = flow.transform
     return transform
 
 
 def pushed_forward(transform: Transform, loc: Tensor, scale: Tensor) -> FlowDistribution:
-    """z = loc + scale · T(u), u ~ N(0, I): draws with their density are one pass, foreign z are inverted.
+    """z = loc + scale · T(u), u ~ N(0, I): draws with their density are one pass, foreign z are
+    inverted.
 
     The affine map comes last, as T may be the identity outside a box.
     """
@@ -104,4 +116,8 @@ def _hidden(width: int) -> tuple[int, int]:
 
 
 def _parts(transform: Any) -> list[nn.Module]:
-    return list(transform.transforms) if isinstance(transform, zuko.lazy.LazyComposedTransform) else [transform]
+    return (
+        list(transform.transforms)
+        if isinstance(transform, zuko.lazy.LazyComposedTransform)
+        else [transform]
+    )

@@ -19,8 +19,9 @@ MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigm
 class LocationScale(Likelihood):
     """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
 
-    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a second output of the
-    decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a per-pixel σ.
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a
+    second output of the decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a
+    per-pixel σ.
     """
 
     kind = "density"
@@ -39,7 +40,11 @@ class LocationScale(Likelihood):
         name = type(self).__name__
         fixed = isinstance(scale, int | float) and not isinstance(scale, bool)
         if not fixed and scale not in ("learned", "per_pixel"):
-            raise UserError(did_you_mean(f"scale of {name}", str(scale), ["learned", "per_pixel", "a positive number"]))
+            raise UserError(
+                did_you_mean(
+                    f"scale of {name}", str(scale), ["learned", "per_pixel", "a positive number"]
+                )
+            )
         if fixed and not 0 < float(scale) < float("inf"):
             raise UserError(f"{name}(scale={scale}): σ must be positive and finite")
         if not 0 <= min_scale < float("inf"):
@@ -52,7 +57,8 @@ class LocationScale(Likelihood):
         if fixed:
             self.register_buffer("log_scale", torch.tensor(float(scale)).log())
         elif scale == "learned":
-            # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
+            # the spread of images in [0, 1] about their mean: a start that is neither blind nor
+            # certain
             self.log_scale = nn.Parameter(torch.tensor(0.25).log())
 
     @abstractmethod

@@ -12,11 +12,13 @@ from pyro_vae.nn.net import Net, activation, check_widths
 
 
 class MLP(Net):
-    """Fully connected layers: ``hidden`` widths in the encoder's order, one ``activation`` (tanh, relu, softplus, silu).
+    """Fully connected layers: ``hidden`` widths in the encoder's order, one ``activation`` (tanh,
+    relu, softplus, silu).
 
-    ``hidden=()`` is a linear map. ``init`` is ``torch`` or ``glorot`` (Glorot & Bengio 2010: uniform weights, biases 0).
-    ``output_bias=mean`` starts a decoder at the training mean (Burda et al. 2016): the command line does so, in Python
-    `Likelihood.start_at_mean` does. An encoder divides its input by ``input_scale``: 255 for 8-bit levels.
+    ``hidden=()`` is a linear map. ``init`` is ``torch`` or ``glorot`` (Glorot & Bengio 2010:
+    uniform weights, biases 0). ``output_bias=mean`` starts a decoder at the training mean (Burda et
+    al. 2016): the command line does so, in Python `Likelihood.start_at_mean` does. An encoder
+    divides its input by ``input_scale``: 255 for 8-bit levels.
     """
 
     def __init__(

@@ -24,7 +24,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 INITS = ("torch", "glorot")
 
 OF_ONE_DIRECTION = {"input_scale": "encoder", "output_bias": "decoder"}
-"""Options that serve one side of an auto-encoder; the other side, built from the same arguments, does without them."""
+"""Options that serve one side of an auto-encoder; the other side, built from the same arguments,
+does without them.
+"""
 
 
 def activation(name: str) -> nn.Module:
@@ -37,8 +39,8 @@ def activation(name: str) -> nn.Module:
 class Net(nn.Module, ABC):
     """A network from ``(*batch, *in_shape)`` to ``(*batch, *out_shape)``.
 
-    ``encoder`` and ``decoder`` build the two directions of an auto-encoder from one set of arguments, written in the
-    encoder's order: a decoder reverses them.
+    ``encoder`` and ``decoder`` build the two directions of an auto-encoder from one set of
+    arguments, written in the encoder's order: a decoder reverses them.
     """
 
     slot: ClassVar[str] = "net"
@@ -64,13 +66,19 @@ class Net(nn.Module, ABC):
         """``(rows, *in_shape)`` to ``(rows, numel(out_shape))`` or ``(rows, *out_shape)``."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(*batch, *in_shape)`` to ``(*batch, *out_shape)``; the batch dimensions are rows to the network."""
+        """``(*batch, *in_shape)`` to ``(*batch, *out_shape)``; the batch dimensions are rows to the
+        network.
+        """
         num_event = len(self.in_shape)
-        batch, event = x.shape[: max(0, x.dim() - num_event)], x.shape[max(0, x.dim() - num_event) :]
+        batch, event = (
+            x.shape[: max(0, x.dim() - num_event)],
+            x.shape[max(0, x.dim() - num_event) :],
+        )
         if event != self.in_shape:
             raise UserError(
-                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} after the batch dimensions, but got a "
-                f"tensor of shape {tuple(x.shape)}: build it with the data's event_shape and the model's latent_dim, or reshape"
+                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} "
+                f"after the batch dimensions, but got a tensor of shape {tuple(x.shape)}: build "
+                "it with the data's event_shape and the model's latent_dim, or reshape"
             )
         rows = x.reshape(-1, *self.in_shape)
         if self.input_scale != 1:
@@ -84,19 +92,29 @@ class Net(nn.Module, ABC):
             UserError: the network has no bias for each of its outputs.
         """
         raise UserError(
-            f"{type(self).__name__} has no bias of its own for each output (last_bias): leave output_bias=mean out, or use net=MLP"
+            f"{type(self).__name__} has no bias of its own for each output (last_bias): leave "
+            "output_bias=mean out, or use net=MLP"
         )
 
     def _set_up(self, init: str, input_scale: float, output_bias: str | None) -> None:
-        """Keep and apply the options that every network of this package has, its layers being there."""
+        """Keep and apply the options that every network of this package has, its layers being
+        there.
+        """
         if init not in INITS:
             raise UserError(did_you_mean(f"init of {type(self).__name__}", str(init), INITS))
-        if isinstance(input_scale, bool) or not isinstance(input_scale, int | float) or not 0 < input_scale < inf:
+        if (
+            isinstance(input_scale, bool)
+            or not isinstance(input_scale, int | float)
+            or not 0 < input_scale < inf
+        ):
             raise UserError(
-                f"{type(self).__name__}(input_scale={input_scale!r}): expected a positive number, such as 255 for 8-bit levels"
+                f"{type(self).__name__}(input_scale={input_scale!r}): expected a positive number, "
+                "such as 255 for 8-bit levels"
             )
         if output_bias not in (None, "mean"):
-            raise UserError(did_you_mean(f"output_bias of {type(self).__name__}", str(output_bias), ["mean"]))
+            raise UserError(
+                did_you_mean(f"output_bias of {type(self).__name__}", str(output_bias), ["mean"])
+            )
         self.input_scale, self.output_bias = float(input_scale), output_bias
         if init == "glorot":
             glorot(self)
@@ -104,7 +122,9 @@ class Net(nn.Module, ABC):
 
 @torch.no_grad()
 def glorot(net: nn.Module) -> None:
-    """Weights uniform with variance 2 / (fan in + fan out), biases 0 (Glorot & Bengio 2010, equation 16), in place."""
+    """Weights uniform with variance 2 / (fan in + fan out), biases 0 (Glorot & Bengio 2010,
+    equation 16), in place.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -118,7 +138,10 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
     if not isinstance(listed, tuple | list) or any(
         isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in listed
     ):
-        raise UserError(f"{part}({name}={widths!r}): expected whole numbers, 1 or more, such as {name}=(200, 200)")
+        raise UserError(
+            f"{part}({name}={widths!r}): expected whole numbers, 1 or more, such as {name}=(200, "
+            "200)"
+        )
     return tuple(listed)
 
 
@@ -127,22 +150,38 @@ def _find(net: str | type) -> Any:
 
 
 def _of(direction: str, args: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in args.items() if OF_ONE_DIRECTION.get(name, direction) == direction}
+    return {
+        name: value
+        for name, value in args.items()
+        if OF_ONE_DIRECTION.get(name, direction) == direction
+    }
 
 
 def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
     shape = tuple(event_shape)
     if not shape or prod(shape) == 0:
-        raise UserError(f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)")
+        raise UserError(
+            f"event_shape {shape} has no pixels: give the shape of one image, such as (1, 28, 28)"
+        )
     return shape
 
 
-def make_encoder(net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
-    """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to ``(num_outputs,)``."""
+def make_encoder(
+    net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any
+) -> Net:
+    """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to
+    ``(num_outputs,)``.
+    """
     return _find(net).encoder(_image_shape(event_shape), num_outputs, **_of("encoder", args))
 
 
-def make_decoder(net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any) -> Net:
-    """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first event dimension."""
+def make_decoder(
+    net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any
+) -> Net:
+    """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first
+    event dimension.
+    """
     shape = _image_shape(event_shape)
-    return _find(net).decoder(latent_dim, (per_pixel * shape[0], *shape[1:]), **_of("decoder", args))
+    return _find(net).decoder(
+        latent_dim, (per_pixel * shape[0], *shape[1:]), **_of("decoder", args)
+    )

@@ -11,7 +11,9 @@ from pyro_vae.validation import check_whole
 
 
 class OneHot(nn.Module):
-    """The codes of class labels: ``(*batch,)`` integers to ``(*batch, num_classes)``, in the module's dtype."""
+    """The codes of class labels: ``(*batch,)`` integers to ``(*batch, num_classes)``, in the
+    module's dtype.
+    """
 
     codes: Tensor
 
@@ -25,7 +27,8 @@ class OneHot(nn.Module):
         """One row of the identity for each label; a ``UserError`` where no labels were given."""
         if y is None:
             raise UserError(
-                "the field y, the class of each image, was not given: pass y=… beside x, one whole number an image"
+                "the field y, the class of each image, was not given: pass y=… beside x, one "
+                "whole number an image"
             )
         return F.embedding(y, self.codes)
 
@@ -33,12 +36,13 @@ class OneHot(nn.Module):
         """A ``UserError`` for the first label that is no class; it reads the host."""
         if y.is_floating_point() or y.dim() != 1:
             raise UserError(
-                f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, one class an image"
+                f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, one "
+                "class an image"
             )
         wrong = (y < 0) | (y >= self.num_classes)
         if bool(wrong.any()):
             image = int(wrong.to(torch.uint8).argmax())
             raise UserError(
-                f"the field y: image {image} is of class {int(y[image])}, where the classes are 0 to {self.num_classes - 1} "
-                f"(num_classes={self.num_classes})"
+                f"the field y: image {image} is of class {int(y[image])}, where the classes are 0 "
+                f"to {self.num_classes - 1} (num_classes={self.num_classes})"
             )

@@ -1,4 +1,6 @@
-"""Tables with a row for each image: the rows that a batch lacks must stay as they are, whichever the optimiser."""
+"""Tables with a row for each image: the rows that a batch lacks must stay as they are, whichever
+the optimiser.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,27 @@ _MARK = "_row_of_each_image"
 
 
 def mark_rows(table: nn.Parameter) -> None:
-    """Say that row n of ``table`` belongs to image n alone. A copy of a module forgets it: mark at each use."""
+    """Say that row n of ``table`` belongs to image n alone. A copy of a module forgets it: mark at
+    each use.
+    """
     setattr(table, _MARK, True)
 
 
 def tables_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The marked tables among its parameters, for which no kernel may stand in for ``optimizer.step()``."""
-    return [p for group in optimizer.param_groups for p in group["params"] if getattr(p, _MARK, False)]
+    """The marked tables among its parameters, for which no kernel may stand in for
+    ``optimizer.step()``.
+    """
+    return [
+        p for group in optimizer.param_groups for p in group["params"] if getattr(p, _MARK, False)
+    ]
 
 
 def hold_absent_rows(optimizer: torch.optim.Optimizer) -> None:
     """Undo, in each step, what ``optimizer`` does to rows of a marked table whose gradient is zero.
 
-    Momentum, and Adam's averages, would move them by gradients of past batches. Their state is held as well, so that a row
-    has the averages of its own visits (as in ``torch.optim.SparseAdam``, here for every optimiser).
+    Momentum, and Adam's averages, would move them by gradients of past batches. Their state is held
+    as well, so that a row has the averages of its own visits (as in ``torch.optim.SparseAdam``,
+    here for every optimiser).
     """
     tables = tables_of(optimizer)
     if not tables:
@@ -37,7 +46,9 @@ def hold_absent_rows(optimizer: torch.optim.Optimizer) -> None:
         for table in tables:
             if table.grad is not None:
                 absent = (table.grad == 0).flatten(1).all(1).view(-1, *[1] * (table.dim() - 1))
-                before.extend((tensor, tensor.detach().clone(), absent) for tensor in _held(table, optimizer))
+                before.extend(
+                    (tensor, tensor.detach().clone(), absent) for tensor in _held(table, optimizer)
+                )
 
     def restore(*_: Any) -> None:
         with torch.no_grad():
@@ -52,4 +63,8 @@ def hold_absent_rows(optimizer: torch.optim.Optimizer) -> None:
 def _held(table: nn.Parameter, optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     """The table, and the optimiser's state that has its shape."""
     yield table
-    yield from (s for s in optimizer.state[table].values() if isinstance(s, Tensor) and s.shape == table.shape)
+    yield from (
+        s
+        for s in optimizer.state[table].values()
+        if isinstance(s, Tensor) and s.shape == table.shape
+    )

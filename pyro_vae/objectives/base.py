@@ -1,4 +1,6 @@
-"""What an objective is: a `pyro.infer.ELBO`, which stock SVI takes, and which a model and a guide make a loss module."""
+"""What an objective is: a `pyro.infer.ELBO`, which stock SVI takes, and which a model and a guide
+make a loss module.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from pyro_vae.validation import check_whole
 
 @dataclass(frozen=True)
 class Estimate:
-    """One batch's figures, in nats summed over it: the loss to differentiate, and the single-sample ELBO's two parts."""
+    """One batch's figures, in nats summed over it: the loss to differentiate, and the single-sample
+    ELBO's two parts.
+    """
 
     loss: Tensor  # 0-dim, −bound, scaled as Pyro's
     reconstruction: Tensor  # 0-dim, Σ log p(x | z), unscaled, the mean over particles
@@ -34,7 +38,9 @@ class Estimate:
     plate_scale: float  # what a subsampling plate multiplied the loss by
 
     def figures(self) -> Tensor:
-        """(loss without the plate's scale, reconstruction, KL), summed over the batch: ``(3,)`` float64."""
+        """(loss without the plate's scale, reconstruction, KL), summed over the batch: ``(3,)``
+        float64.
+        """
         parts = self.loss.detach() / self.plate_scale, self.reconstruction, self.kl
         return torch.stack(parts).double()
 
@@ -43,17 +49,22 @@ class Estimate:
 class Objective(ELBO):
     """An objective and its settings; ``objective(model, guide)`` is the loss module.
 
-    It is a `pyro.infer.ELBO`: ``SVI(model, guide, optim, loss=objective)`` trains by it. There the parameters are those of
-    Pyro's own store, and the KL weight is 1. Elsewhere the KL weight β multiplies the latent sites' terms, log p(z) −
-    log q(z | x) or the KL, wherever they are in a bound.
+    It is a `pyro.infer.ELBO`: ``SVI(model, guide, optim, loss=objective)`` trains by it. There the
+    parameters are those of Pyro's own store, and the KL weight is 1. Elsewhere the KL weight β
+    multiplies the latent sites' terms, log p(z) − log q(z | x) or the KL, wherever they are in a
+    bound.
     """
 
     slot: ClassVar[str] = "objective"
-    vectorize_particles: ClassVar[bool] = False  # of `_get_traces`, Pyro's own, which yields traces one by one
+    vectorize_particles: ClassVar[bool] = (
+        False  # of `_get_traces`, Pyro's own, which yields traces one by one
+    )
     max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
     stageable: ClassVar[bool] = True  # whether its estimate can be traced
-    stock: ClassVar[type[ELBO] | None] = None  # Pyro's own of the same loss and gradient, at one particle
+    stock: ClassVar[type[ELBO] | None] = (
+        None  # Pyro's own of the same loss and gradient, at one particle
+    )
 
     @property
     @abstractmethod
@@ -72,11 +83,13 @@ class Objective(ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is the estimator.
+        """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is
+        the estimator.
 
         Args:
             model, guide: programs, run under Pyro's own parameter store.
-            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them, tensors
+            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs'
+            signatures name them, tensors
                 with one row an image.
 
         Raises:
@@ -85,14 +98,18 @@ class Objective(ELBO):
         value: Tensor = Loss(self, Pair.of(model, guide).in_pyros_store)(*args, **kwargs)
         return value
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """`differentiable_loss` as a number, without gradients."""
         with torch.no_grad():
             value: float = self.differentiable_loss(model, guide, *args, **kwargs).item()
         warn_if_nan(value, "loss")
         return value
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """`differentiable_loss` as a number, its gradient being added to each parameter's ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -103,7 +120,9 @@ class Objective(ELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         """One run of the two programs, as Pyro's base class asks for."""
-        traces: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        traces: tuple[Trace, Trace] = get_importance_trace(
+            "flat", self.max_plate_nesting, model, guide, args, kwargs
+        )
         return traces
 
     # ---- what makes it this objective
@@ -134,7 +153,9 @@ class Objective(ELBO):
 
 
 class Loss(nn.Module):
-    """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in place."""
+    """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
+    place.
+    """
 
     kl_weight: Tensor
 
@@ -147,7 +168,9 @@ class Loss(nn.Module):
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs' signatures name them."""
+        """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs'
+        signatures name them.
+        """
         return self.measure(*batch_of(self.pair, args, kwargs)).loss
 
     def measure(self, x: Tensor, fields: Fields) -> Estimate:
@@ -160,30 +183,42 @@ class Loss(nn.Module):
         return self.objective.run(self.pair, x, fields, self.kl_weight)
 
 
-def batch_of(pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """x and the named fields of a call as SVI passes it on, ``svi.step(x, y, dose=d)``; None is not given.
+def batch_of(
+    pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """x and the named fields of a call as SVI passes it on, ``svi.step(x, y, dose=d)``; None is not
+    given.
 
     What is positional has the name that each program gives it.
     """
     programs = (pair.model, pair.guide)
     given, fields = list(args), dict(kwargs)
     if not given:
-        named = {name: fields.pop(name) for program in programs for name in program.positional[:1] if name in fields}
+        named = {
+            name: fields.pop(name)
+            for program in programs
+            for name in program.positional[:1]
+            if name in fields
+        }
         given = list(named.values())[:1]
     if not given or not isinstance(given[0], Tensor) or not given[0].dim():
         what = f"is a {type(given[0]).__name__}" if given else "was not given"
-        raise UserError(f"the programs' first argument, x, {what}: expected a tensor (B, *event_shape)")
+        raise UserError(
+            f"the programs' first argument, x, {what}: expected a tensor (B, *event_shape)"
+        )
     for program in programs:
         names, values = program.positional[1:], given[1:]
         if len(values) > len(names):
             takes = ", ".join(program.positional) or "x"
             raise UserError(
-                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give the others by name"
+                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give "
+                "the others by name"
             )
         for name, value in zip(names, values, strict=False):
             if fields.setdefault(name, value) is not value:
                 raise UserError(
-                    f"{name!r} is given twice, or is another argument in the model than in the guide: give it by its name"
+                    f"{name!r} is given twice, or is another argument in the model than in the "
+                    "guide: give it by its name"
                 )
     fields = {name: value for name, value in fields.items() if value is not None}
     return given[0], as_fields(fields, len(given[0]))
@@ -210,23 +245,32 @@ def sampled_kl(terms: SiteTerms) -> Tensor:
 
 
 def _refuse_requests(objective: Objective, structure: Structure) -> None:
-    """A ``UserError`` where a site of the guide asks for what only one of Pyro's own objectives does."""
+    """A ``UserError`` where a site of the guide asks for what only one of Pyro's own objectives
+    does.
+    """
     for name, what in structure.asked.items():
         asks, has = {
-            "enumerate": ("to be enumerated (config_enumerate)", "TraceEnum_ELBO(max_plate_nesting=1)"),
+            "enumerate": (
+                "to be enumerated (config_enumerate)",
+                "TraceEnum_ELBO(max_plate_nesting=1)",
+            ),
             "baseline": ("for a baseline (infer={'baseline': …})", "TraceGraph_ELBO()"),
         }[what]
         raise UserError(
-            f"site {name!r} of the guide asks {asks}, and {type(objective).__name__} would sample it with a plain score-function "
-            f"gradient: give objective=pyro.infer.{has}, or leave the request out"
+            f"site {name!r} of the guide asks {asks}, and {type(objective).__name__} would sample "
+            f"it with a plain score-function gradient: give objective=pyro.infer.{has}, or leave "
+            "the request out"
         )
 
 
 def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> None:
-    """A ``UserError`` where a draw is not reparameterised and the objective's gradients are pathwise alone."""
+    """A ``UserError`` where a draw is not reparameterised and the objective's gradients are
+    pathwise alone.
+    """
     if structure.not_reparameterized:
         site = structure.not_reparameterized[0]
         raise UserError(
-            f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the guide has none (its "
-            f"distribution has no rsample): use objective={instead}, with score-function gradients"
+            f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the "
+            f"guide has none (its distribution has no rsample): use objective={instead}, with "
+            "score-function gradients"
         )

@@ -13,16 +13,25 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Estimate, Objective, reconstruction, refuse_no_path, sampled_kl, scaled_sum
+from pyro_vae.objectives.base import (
+    Estimate,
+    Objective,
+    reconstruction,
+    refuse_no_path,
+    sampled_kl,
+    scaled_sum,
+)
 from pyro_vae.pair.layouts import Site, SiteTerms, masked, per_image, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
 
 
 def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Any:
-    """Σ log r · log q over the draws that are not reparameterised: its gradient is the score-function estimator.
+    """Σ log r · log q over the draws that are not reparameterised: its gradient is the
+    score-function estimator.
 
-    ``log r`` is each image's own log weight, as in Pyro's Trace_ELBO: a term in a plate of another name than the draw's is
-    summed over the images there, as Pyro can't know that the two plates are one.
+    ``log r`` is each image's own log weight, as in Pyro's Trace_ELBO: a term in a plate of another
+    name than the draw's is summed over the images there, as Pyro can't know that the two plates are
+    one.
     """
     scores = [site for site in terms.guide.values() if site.score_term is not None]
     return sum((_log_r(terms, kl_weight, site.plate) * site.score_term).sum() for site in scores)
@@ -48,8 +57,9 @@ def _log_r(terms: SiteTerms, kl_weight: Tensor, plate: str) -> Any:
 class Trace_ELBO(Objective):
     """ELBO = E_q[log p(x, z) − log q(z | x)], with the KL sampled (AEVB, equation 2).
 
-    Pyro's estimator of the same name: pathwise gradients where a site is reparameterised, score-function gradients
-    elsewhere. ``num_particles`` draws an image are averaged, all in one run.
+    Pyro's estimator of the same name: pathwise gradients where a site is reparameterised,
+    score-function gradients elsewhere. ``num_particles`` draws an image are averaged, all in one
+    run.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
@@ -72,13 +82,17 @@ class Trace_ELBO(Objective):
             if site.score_term is None:  # elsewhere E[∇ log q] = 0, and Pyro leaves the term out
                 surrogate = surrogate - term
         surrogate = (surrogate + _score_surrogate(terms, kl_weight)) / terms.num_particles
-        loss = -((value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach()))
+        loss = -(
+            (value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach())
+        )
         return Estimate(loss, reconstruction(terms), sampled_kl(terms), terms.plate_scale)
 
 
 @dataclass(frozen=True)
 class _ByKL(Objective):
-    """E_q[log p(x | z)] less what each latent site's KL costs, closed or sampled by the rule of `TraceMeanField_ELBO`."""
+    """E_q[log p(x | z)] less what each latent site's KL costs, closed or sampled by the rule of
+    `TraceMeanField_ELBO`.
+    """
 
     def check(self, structure: Structure) -> None:
         """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
@@ -90,7 +104,9 @@ class _ByKL(Objective):
 
     @abstractmethod
     def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
-        """What a latent site takes from the bound at KL weight 1, term by term; ``closed`` is its KL, ``(K, B)``."""
+        """What a latent site takes from the bound at KL weight 1, term by term; ``closed`` is its
+        KL, ``(K, B)``.
+        """
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """−bound, its sites in Pyro's order; ``kl`` is the KL itself, whatever it costs."""
@@ -98,7 +114,9 @@ class _ByKL(Objective):
         total_kl: Any = 0.0
         for name in terms.model_order:
             if name in terms.observed:
-                bound = bound + scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
+                bound = bound + scaled_sum(
+                    terms.observed[name].log_prob, terms.observed[name].scale
+                )
                 continue
             prior, guide = terms.prior[name], terms.guide[name]
             closed = closed_kl(name, terms, structure) if name in structure.analytic else None
@@ -107,16 +125,19 @@ class _ByKL(Objective):
             kl = guide.log_prob.sum() - prior.log_prob.sum() if closed is None else closed.sum()
             total_kl = total_kl + kl.detach()
         kl_part = torch.as_tensor(total_kl, device=bound.device) / terms.num_particles
-        return Estimate(-bound / terms.num_particles, reconstruction(terms), kl_part, terms.plate_scale)
+        return Estimate(
+            -bound / terms.num_particles, reconstruction(terms), kl_part, terms.plate_scale
+        )
 
 
 @dataclass(frozen=True)
 class TraceMeanField_ELBO(_ByKL):
-    """ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), with the KL in closed form (AEVB, equation 3).
+    """ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), with the KL in closed form (AEVB, equation
+    3).
 
-    By site: closed where every latent before it in the model is before it in the guide too and a form is registered,
-    sampled otherwise (Pyro's own takes the closed form in either case, and is wrong in the second). Equal to Pyro's to the
-    last bit where Pyro's is right.
+    By site: closed where every latent before it in the model is before it in the guide too and a
+    form is registered, sampled otherwise (Pyro's own takes the closed form in either case, and is
+    wrong in the second). Equal to Pyro's to the last bit where Pyro's is right.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
@@ -134,11 +155,12 @@ class TraceMeanField_ELBO(_ByKL):
 class FreeBits(_ByKL):
     """E_q[log p(x | z)] − β Σ_s max(λ, KL_s), λ = ``free_bits`` nats a latent site s.
 
-    A site's KL costs nothing, and has no gradient, while its mean over the minibatch and the particles is below λ (Kingma
-    et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow", on free bits). A group of latents is a
-    *site*, not a dimension: a site's KL exists for every prior and guide, flows and full covariances too, where that of
-    one dimension does not; λ is for the whole site. KL_s is closed or sampled by the rule of `TraceMeanField_ELBO`, and
-    at λ = 0 so is the loss.
+    A site's KL costs nothing, and has no gradient, while its mean over the minibatch and the
+    particles is below λ (Kingma et al. 2016, "Improved Variational Inference with Inverse
+    Autoregressive Flow", on free bits). A group of latents is a *site*, not a dimension: a site's
+    KL exists for every prior and guide, flows and full covariances too, where that of one dimension
+    does not; λ is for the whole site. KL_s is closed or sampled by the rule of
+    `TraceMeanField_ELBO`, and at λ = 0 so is the loss.
     """
 
     free_bits: float = 0.5
@@ -147,27 +169,33 @@ class FreeBits(_ByKL):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.free_bits) not in (int, float) or not 0 <= self.free_bits < float("inf"):
-            raise UserError(f"FreeBits(free_bits={self.free_bits!r}): expected nats for a latent site, 0 or more")
+            raise UserError(
+                f"FreeBits(free_bits={self.free_bits!r}): expected nats for a latent site, 0 or "
+                "more"
+            )
 
     def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
         """The KL of the batch, or λ an image and particle where that is more."""
         _refuse_lone_scale(name, prior, guide)
         if isinstance(guide.scale, Tensor) and guide.scale.dim():
             raise UserError(
-                f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for a batch's KL as a whole: use "
-                "objective='Trace_ELBO'"
+                f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for "
+                "a batch's KL as a whole: use objective='Trace_ELBO'"
             )
         kl = guide.log_prob - prior.log_prob if closed is None else closed
         return [guide.scale * torch.clamp(kl.mean(), min=self.free_bits) * kl.numel()]
 
 
 def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
-    """A KL as one term carries the guide's scale: one that stands in the model alone would be without effect."""
+    """A KL as one term carries the guide's scale: one that stands in the model alone would be
+    without effect.
+    """
     if not same_scale(prior.scale, guide.scale):
         raise UserError(
-            f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by {scale_words(guide.scale)} in the guide, "
-            "and a closed-form KL can have one scale alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or "
-            "plate size in both"
+            f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by "
+            f"{scale_words(guide.scale)} in the guide, and a closed-form KL can have one scale "
+            "alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size "
+            "in both"
         )
 
 
@@ -176,5 +204,7 @@ def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
     prior, guide, at = terms.prior[name], terms.guide[name], structure.geometry
     _refuse_lone_scale(name, prior, guide)
     kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-    particle_dim = at.particle_dim if terms.num_particles > 1 and kl.dim() >= -at.particle_dim else None
+    particle_dim = (
+        at.particle_dim if terms.num_particles > 1 and kl.dim() >= -at.particle_dim else None
+    )
     return per_image(kl, terms, guide.dim, particle_dim)

@@ -1,4 +1,6 @@
-"""Bounds of K draws an image: a function of the log weights log p(x, z_k) − log q(z_k | x), averaged over images."""
+"""Bounds of K draws an image: a function of the log weights log p(x, z_k) − log q(z_k | x),
+averaged over images.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,22 @@ from pyro_vae.pair.structure import Structure
 
 @dataclass(frozen=True)
 class MultiSampleObjective(Objective):
-    """Σ over images of E[f(ℓ_1 … ℓ_K)], with ℓ_k = log p(x | z_k) + β [log p(z_k) − log q(z_k | x)] and z_k ~ q(z | x).
+    """Σ over images of E[f(ℓ_1 … ℓ_K)], with ℓ_k = log p(x | z_k) + β [log p(z_k) − log q(z_k | x)]
+    and z_k ~ q(z | x).
 
-    At KL weight β = 1 the ℓ_k are the log weights. Gradients are pathwise where a site is reparameterised; elsewhere they
-    are score functions with VIMCO's control variate, f with ℓ_k replaced by the mean of the others, which does not depend
-    on z_k (Mnih & Rezende 2016, "Variational Inference for Monte Carlo Objectives"); unbiased in both.
+    At KL weight β = 1 the ℓ_k are the log weights. Gradients are pathwise where a site is
+    reparameterised; elsewhere they are score functions with VIMCO's control variate, f with ℓ_k
+    replaced by the mean of the others, which does not depend on z_k (Mnih & Rezende 2016,
+    "Variational Inference for Monte Carlo Objectives"); unbiased in both.
     """
 
     def check(self, structure: Structure) -> None:
         """Refuse point masses, which have no density to weigh a draw by."""
         if structure.point_masses:
             raise UserError(
-                f"{type(self).__name__} weighs draws by q(z | x), and the guide's site {structure.point_masses[0]!r} is a point "
-                "mass (Delta), which has no density: use objective='Trace_ELBO' or 'TraceMeanField_ELBO' (at kl_weight=0 the plain "
+                f"{type(self).__name__} weighs draws by q(z | x), and the guide's site "
+                f"{structure.point_masses[0]!r} is a point mass (Delta), which has no density: "
+                "use objective='Trace_ELBO' or 'TraceMeanField_ELBO' (at kl_weight=0 the plain "
                 "autoencoder)"
             )
 
@@ -45,34 +50,45 @@ class MultiSampleObjective(Objective):
         scores = [site.score_term for site in terms.guide.values() if site.score_term is not None]
         if scores:
             surrogate = value + (self._learning_signals(log_weights.detach()) * sum(scores)).sum()
-        loss = -terms.plate_scale * (value.detach() + surrogate - surrogate.detach() if scores else value)
+        loss = -terms.plate_scale * (
+            value.detach() + surrogate - surrogate.detach() if scores else value
+        )
         return Estimate(loss, reconstruction(terms), sampled_kl(terms), terms.plate_scale)
 
     def _learning_signals(self, log_weights: Tensor) -> Tensor:
-        """f(ℓ) − f(ℓ with ℓ_k replaced by the mean of the others), ``(K, B)``; f(ℓ) itself at K = 1."""
+        """f(ℓ) − f(ℓ with ℓ_k replaced by the mean of the others), ``(K, B)``; f(ℓ) itself at K =
+        1.
+        """
         num_particles = len(log_weights)
         value = self.bound(log_weights)
         if num_particles == 1:
             return value.unsqueeze(0)
         others = (log_weights.sum(0) - log_weights) / (num_particles - 1)
-        replaced = torch.eye(num_particles, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
+        replaced = torch.eye(num_particles, dtype=torch.bool, device=log_weights.device).unsqueeze(
+            -1
+        )
         return value - self.bound(torch.where(replaced, others.unsqueeze(1), log_weights))
 
 
 def weighted(terms: SiteTerms, kl_weight: Tensor) -> Tensor:
-    """ℓ = log p(x | z) + β [log p(z) − log q(z | x)], ``(K, B)``; a ``UserError`` where one site carries a scale of its own."""
+    """ℓ = log p(x | z) + β [log p(z) − log q(z | x)], ``(K, B)``; a ``UserError`` where one site
+    carries a scale of its own.
+    """
     sites = {**terms.observed, **terms.prior}
     for role, group in (("model", sites), ("guide", terms.guide)):
         for name, site in group.items():
             if not same_scale(site.scale, terms.plate_scale):
                 raise UserError(
-                    f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} where the data plate scales by "
-                    f"{terms.plate_scale:g}, and in a bound of K draws a scale would be an exponent of the weights: use "
-                    "kl_weight (fit(…, kl_weight=β)), or one plate in both programs and no poutine.scale"
+                    f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} where "
+                    f"the data plate scales by {terms.plate_scale:g}, and in a bound of K draws a "
+                    "scale would be an exponent of the weights: use kl_weight (fit(…, "
+                    "kl_weight=β)), or one plate in both programs and no poutine.scale"
                 )
     log_likelihood: Any = sum(site.log_prob for site in terms.observed.values())
     prior: Any = sum(site.log_prob for site in terms.prior.values())
-    log_weights: Tensor = log_likelihood + kl_weight * (prior - sum(site.log_prob for site in terms.guide.values()))
+    log_weights: Tensor = log_likelihood + kl_weight * (
+        prior - sum(site.log_prob for site in terms.guide.values())
+    )
     return log_weights
 
 
@@ -85,8 +101,9 @@ def log_mean_exp(values: Tensor) -> Tensor:
 class IWAE(MultiSampleObjective):
     """L_K = E[log (1/K) Σ_k p(x, z_k) / q(z_k | x)] (Burda et al. 2016, equation 8).
 
-    K = ``num_particles``; ELBO = L_1 ≤ L_K ≤ L_{K+1} ≤ log p(x). Pathwise gradients Σ_k w̃_k ∇ log w_k (their
-    equation 14), w̃ the normalised weights; score-function gradients where a site of the guide has no rsample.
+    K = ``num_particles``; ELBO = L_1 ≤ L_K ≤ L_{K+1} ≤ log p(x). Pathwise gradients Σ_k w̃_k ∇ log
+    w_k (their equation 14), w̃ the normalised weights; score-function gradients where a site of the
+    guide has no rsample.
     """
 
     num_particles: int = 5
@@ -100,9 +117,10 @@ class IWAE(MultiSampleObjective):
 class RenyiELBO(MultiSampleObjective):
     """L_α = 1/(1 − α) E[log (1/K) Σ_k (p(x, z_k) / q(z_k | x))^(1 − α)], Rényi's bound.
 
-    Li & Turner 2016, "Rényi Divergence Variational Inference", by their Monte Carlo estimate of K = ``num_particles``
-    draws. α = 0 is `IWAE`, α → 1 the ELBO, and α = 1 is exactly that; α < 0 may exceed log p(x). Pyro's class of that
-    name sums the images before it takes the logarithm, and agrees for one image.
+    Li & Turner 2016, "Rényi Divergence Variational Inference", by their Monte Carlo estimate of K =
+    ``num_particles`` draws. α = 0 is `IWAE`, α → 1 the ELBO, and α = 1 is exactly that; α < 0 may
+    exceed log p(x). Pyro's class of that name sums the images before it takes the logarithm, and
+    agrees for one image.
     """
 
     alpha: float = 0.5
@@ -111,7 +129,10 @@ class RenyiELBO(MultiSampleObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.alpha) not in (int, float) or not -inf < self.alpha < inf:
-            raise UserError(f"RenyiELBO(alpha={self.alpha!r}): expected a finite number, 0 for IWAE and 1 for the ELBO")
+            raise UserError(
+                f"RenyiELBO(alpha={self.alpha!r}): expected a finite number, 0 for IWAE and 1 for "
+                "the ELBO"
+            )
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """1/(1 − α) log (1/K) Σ_k exp (1 − α) ℓ_k, and its limit at α = 1."""
@@ -123,8 +144,8 @@ class RenyiELBO(MultiSampleObjective):
 class MIWAE(MultiSampleObjective):
     """L_{m,k} = (1/m) Σ_i E[log (1/k) Σ_j p(x, z_ij) / q(z_ij | x)]: m IWAE(k), averaged.
 
-    Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better". m·k draws an image: MIWAE(1, k) is
-    IWAE(k), MIWAE(m, 1) the ELBO of m particles.
+    Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better". m·k draws an
+    image: MIWAE(1, k) is IWAE(k), MIWAE(m, 1) the ELBO of m particles.
     """
 
     counts: ClassVar[tuple[str, ...]] = ("m", "k")
@@ -146,8 +167,9 @@ class MIWAE(MultiSampleObjective):
 class CIWAE(MultiSampleObjective):
     """L_β = β ELBO + (1 − β) L_K, L_K that of IWAE (Rainforth et al. 2018).
 
-    Both from the same K = ``num_particles`` draws ("Tighter Variational Bounds are Not Necessarily Better"). β = 1 is
-    the ELBO of K particles, β = 0 is `IWAE`. This β mixes two bounds; the KL weight is another number.
+    Both from the same K = ``num_particles`` draws ("Tighter Variational Bounds are Not Necessarily
+    Better"). β = 1 is the ELBO of K particles, β = 0 is `IWAE`. This β mixes two bounds; the KL
+    weight is another number.
     """
 
     beta: float = 0.5
@@ -156,7 +178,9 @@ class CIWAE(MultiSampleObjective):
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.beta) not in (int, float) or not 0 <= self.beta <= 1:
-            raise UserError(f"CIWAE(beta={self.beta!r}): expected a share from 0 (IWAE) to 1 (the ELBO)")
+            raise UserError(
+                f"CIWAE(beta={self.beta!r}): expected a share from 0 (IWAE) to 1 (the ELBO)"
+            )
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """β mean ℓ + (1 − β) log-mean-exp ℓ."""

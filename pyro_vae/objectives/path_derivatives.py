@@ -1,4 +1,6 @@
-"""Gradients through z alone: the score ∇_φ log q_φ(z | x) at a fixed z, whose mean is known, is left out or replaced."""
+"""Gradients through z alone: the score ∇_φ log q_φ(z | x) at a fixed z, whose mean is known, is
+left out or replaced.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,29 @@ from pyro_vae.pair.structure import Structure
 
 @dataclass(frozen=True)
 class PathDerivative(MultiSampleObjective):
-    """A bound whose log q is held: it has φ in z_φ(ε, x) alone. The guide runs twice, the second time to score its draws."""
+    """A bound whose log q is held: it has φ in z_φ(ε, x) alone. The guide runs twice, the second
+    time to score its draws.
+    """
 
     def check(self, structure: Structure) -> None:
-        """Refuse guides without a path, and those whose log q can't be had at a given z with φ held fixed."""
+        """Refuse guides without a path, and those whose log q can't be had at a given z with φ held
+        fixed.
+        """
         super().check(structure)
         name = type(self).__name__
         refuse_no_path(self, structure, "'Trace_ELBO' or 'IWAE(5)'")
         if structure.own_draws_only:
             raise UserError(
-                f"{name} scores each draw a second time, and the guide's site {structure.own_draws_only[0]!r} can score no z but "
-                "its own last draw (as a planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose log_prob takes "
-                "any z, such as MeanField, IAF or an inverted zuko flow"
+                f"{name} scores each draw a second time, and the guide's site "
+                f"{structure.own_draws_only[0]!r} can score no z but its own last draw (as a "
+                "planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose log_prob "
+                "takes any z, such as MeanField, IAF or an inverted zuko flow"
             )
         if structure.not_held:
             raise UserError(
-                f"{name} scores each draw a second time with the guide's parameters held fixed, and {structure.not_held}: use "
-                "objective='Trace_ELBO' or 'IWAE(5)', or a guide that depends on x and its parameters alone"
+                f"{name} scores each draw a second time with the guide's parameters held fixed, "
+                f"and {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
+                "that depends on x and its parameters alone"
             )
 
     def draw(self, guide: Program, x: Tensor, fields: Fields) -> Trace:
@@ -47,9 +55,9 @@ class PathDerivative(MultiSampleObjective):
 class STL(PathDerivative):
     """ELBO, its gradient through z alone: ∇_φ E[log p(x, z_φ(ε)) − log q_φ̄(z_φ(ε) | x)].
 
-    φ̄ is φ held fixed, and ε the noise. The term left out, ∇_φ log q_φ(z | x) at a fixed z, has mean 0: unbiased, and
-    with variance 0 where q(z | x) is p(z | x) (Roeder et al. 2017, "Sticking the Landing"). ``num_particles`` draws
-    an image are averaged.
+    φ̄ is φ held fixed, and ε the noise. The term left out, ∇_φ log q_φ(z | x) at a fixed z, has
+    mean 0: unbiased, and with variance 0 where q(z | x) is p(z | x) (Roeder et al. 2017, "Sticking
+    the Landing"). ``num_particles`` draws an image are averaged.
     """
 
     num_particles: int = 1
@@ -63,14 +71,17 @@ class STL(PathDerivative):
 class DReG(PathDerivative, IWAE):
     """IWAE's L_K, ∇_φ doubly reparameterised: E[Σ_k w̃_k² ∂ log w_k/∂z_k ∂z_k/∂φ].
 
-    Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives". w̃_k = w_k / Σ_j w_j,
-    K = ``num_particles``. The mean gradient is IWAE's, for any number of stochastic layers; near the posterior its
-    signal-to-noise ratio grows with K where that of IWAE's falls. θ has IWAE's own gradient. With the KL weight β the
-    second reparameterisation acts on β of the score, and w̃_k² becomes w̃_k (1 − β + β w̃_k).
+    Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives".
+    w̃_k = w_k / Σ_j w_j, K = ``num_particles``. The mean gradient is IWAE's, for any number of
+    stochastic layers; near the posterior its signal-to-noise ratio grows with K where that of
+    IWAE's falls. θ has IWAE's own gradient. With the KL weight β the second reparameterisation acts
+    on β of the score, and w̃_k² becomes w̃_k (1 − β + β w̃_k).
     """
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """IWAE's estimate: on its way back to z_k the gradient w̃_k ∂ℓ_k/∂z_k is weighed once more, at the copies of z_k."""
+        """IWAE's estimate: on its way back to z_k the gradient w̃_k ∂ℓ_k/∂z_k is weighed once more,
+        at the copies of z_k.
+        """
         shares = torch.softmax(weighted(terms, kl_weight).detach(), 0)
         factor = 1.0 - kl_weight + kl_weight * shares
         for site in terms.guide.values():

@@ -1,4 +1,6 @@
-"""Pyro's own ELBOs as objectives: Pyro's code makes the loss, and the same run's traces the other figures."""
+"""Pyro's own ELBOs as objectives: Pyro's code makes the loss, and the same run's traces the other
+figures.
+"""
 
 from __future__ import annotations
 
@@ -43,17 +45,22 @@ _REFUSED: Mapping[type, str] = {
 
 
 def adopt(part: Any) -> Objective | type:
-    """An objective, or a class of them, as it is; one of Pyro's own ELBOs as a `PyroELBO`; a ``UserError`` for all else."""
+    """An objective, or a class of them, as it is; one of Pyro's own ELBOs as a `PyroELBO`; a
+    ``UserError`` for all else.
+    """
     if isinstance(part, Objective) or (isinstance(part, type) and issubclass(part, Objective)):
         return part
     if isinstance(part, ELBO):
         return PyroELBO(part)
     if isinstance(part, type) and issubclass(part, ELBO):
-        raise UserError(f"objective is the class {part.__name__}, not an instance of it: write {part.__name__}()")
+        raise UserError(
+            f"objective is the class {part.__name__}, not an instance of it: write "
+            f"{part.__name__}()"
+        )
     what = f"the class {part.__name__}" if isinstance(part, type) else f"a {type(part).__name__}"
     raise UserError(
-        f"objective is {what}: expected a name such as 'TraceMeanField_ELBO' or 'IWAE(5)', one of pyro_vae.objectives, or one of "
-        "Pyro's, such as pyro.infer.Trace_ELBO()"
+        f"objective is {what}: expected a name such as 'TraceMeanField_ELBO' or 'IWAE(5)', one of "
+        "pyro_vae.objectives, or one of Pyro's, such as pyro.infer.Trace_ELBO()"
     )
 
 
@@ -61,16 +68,19 @@ def adopt(part: Any) -> Objective | type:
 class PyroELBO(Objective):
     """One of Pyro's own objectives, ``elbo``, run eagerly by Pyro's own code.
 
-    The loss and its gradient are Pyro's: ``differentiable_loss``, or what ``loss_and_grads`` calls ``backward`` on. The KL
-    weight is a scale of the latent sites in both programs. ``reconstruction`` and ``kl`` are those of the sites' log
-    densities in the very same runs; where sites are enumerated, those of one more run, which draws them.
+    The loss and its gradient are Pyro's: ``differentiable_loss``, or what ``loss_and_grads`` calls
+    ``backward`` on. The KL weight is a scale of the latent sites in both programs.
+    ``reconstruction`` and ``kl`` are those of the sites' log densities in the very same runs; where
+    sites are enumerated, those of one more run, which draws them.
     """
 
     counts: ClassVar[tuple[str, ...]] = ()
     stageable: ClassVar[bool] = False
 
     elbo: ELBO
-    _met: WeakSet[Pair] = field(default_factory=WeakSet, init=False, compare=False)  # pairs that Pyro has checked
+    _met: WeakSet[Pair] = field(
+        default_factory=WeakSet, init=False, compare=False
+    )  # pairs that Pyro has checked
 
     def __post_init__(self) -> None:
         for refused, why in _REFUSED.items():
@@ -86,7 +96,9 @@ class PyroELBO(Objective):
         kind, said = type(self.elbo), []
         for name, parameter in inspect.signature(kind).parameters.items():
             value = getattr(self.elbo, name, parameter.default)
-            if name != "max_plate_nesting" and value != parameter.default:  # Pyro guesses that one as it runs
+            if (
+                name != "max_plate_nesting" and value != parameter.default
+            ):  # Pyro guesses that one as it runs
                 said.append(f"{name}={value!r}")
         place = "pyro.infer." if getattr(infer, kind.__name__, None) is kind else ""
         return f"{place}{kind.__qualname__}({', '.join(said)})"
@@ -94,12 +106,18 @@ class PyroELBO(Objective):
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """Pyro's loss of one batch, and the figures of its traces."""
         weight = _Scaled(pair.structure(x, fields).latents, kl_weight)
-        model, guide = (_Recorded(program, x, fields, weight) for program in (pair.model, pair.guide))
+        model, guide = (
+            _Recorded(program, x, fields, weight) for program in (pair.model, pair.guide)
+        )
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
-        loss = torch.as_tensor(loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device)
+        loss = torch.as_tensor(
+            loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device
+        )
         at_once = getattr(self.elbo, "vectorize_particles", False)
-        runs = -1 if at_once else -self.num_particles  # before these Pyro may have run the pair to guess its plates
+        runs = (
+            -1 if at_once else -self.num_particles
+        )  # before these Pyro may have run the pair to guess its plates
         models, guides = model.traces[runs:], guide.traces[runs:]
         scale = _plate_scale(models[-1], len(x))
         if any(map(_enumerated, (*models, *guides))):
@@ -122,7 +140,9 @@ class PyroELBO(Objective):
         self._met.add(pair)
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """The ELBO of terms that are there already: what a search for a site that is not finite ends with."""
+        """The ELBO of terms that are there already: what a search for a site that is not finite
+        ends with.
+        """
         return Trace_ELBO(self.num_particles).estimate(terms, structure, kl_weight)
 
 
@@ -141,7 +161,9 @@ class _Recorded:
 
 
 class _Scaled(Messenger):
-    """The KL weight: a factor of these sites' log densities, 0 too, which ``poutine.scale`` refuses."""
+    """The KL weight: a factor of these sites' log densities, 0 too, which ``poutine.scale``
+    refuses.
+    """
 
     def __init__(self, latents: tuple[str, ...], weight: Tensor) -> None:
         super().__init__()
@@ -165,7 +187,9 @@ def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) ->
 
 
 class _Kept(TorchFunctionMode):
-    """Inside, ``backward`` keeps its tensor and does nothing: the surrogate of a class that has only ``loss_and_grads``."""
+    """Inside, ``backward`` keeps its tensor and does nothing: the surrogate of a class that has
+    only ``loss_and_grads``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,25 +204,38 @@ class _Kept(TorchFunctionMode):
 
 @torch.no_grad()
 def _sum(traces: list[poutine.Trace], observed: bool) -> Any:
-    """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that are drawn."""
+    """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that
+    are drawn.
+    """
     total: Any = 0.0
     for trace in map(prune_subsample_sites, traces):
         trace.compute_log_prob(lambda name, site: site["is_observed"] == observed)
         for site in trace.nodes.values():
             if "unscaled_log_prob" in site and site["is_observed"] == observed:
-                total = total + scale_and_mask(detach_provenance(site["unscaled_log_prob"]), mask=site["mask"]).sum()
+                total = (
+                    total
+                    + scale_and_mask(
+                        detach_provenance(site["unscaled_log_prob"]), mask=site["mask"]
+                    ).sum()
+                )
     return total
 
 
 def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
     """Full size over batch size of a data plate that subsamples, 1 where none does."""
     frames = [frame for site in model.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    ratios = [f.full_size / f.size for f in frames if f.size == batch_size and f.full_size not in (None, f.size)]
+    ratios = [
+        f.full_size / f.size
+        for f in frames
+        if f.size == batch_size and f.full_size not in (None, f.size)
+    ]
     return ratios[0] if ratios else 1.0
 
 
 def _enumerated(trace: poutine.Trace) -> bool:
-    return any(site["type"] == "sample" and site["infer"].get("enumerate") for site in trace.nodes.values())
+    return any(
+        site["type"] == "sample" and site["infer"].get("enumerate") for site in trace.nodes.values()
+    )
 
 
 @torch.no_grad()

@@ -1,4 +1,6 @@
-"""The dry run read aloud: what a pair is, or one sentence on why it can't be one, before anything is trained."""
+"""The dry run read aloud: what a pair is, or one sentence on why it can't be one, before anything
+is trained.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from pyro_vae.pair import (
     rescoring,  # the first registers closed forms
 )
 from pyro_vae.pair.enumeration import innermost, num_values
-from pyro_vae.pair.layouts import Fields, Geometry, log_prob_of, plain_draw, plate_size, sample_nodes, trace_model
+from pyro_vae.pair.layouts import (
+    Fields,
+    Geometry,
+    log_prob_of,
+    plain_draw,
+    plate_size,
+    sample_nodes,
+    trace_model,
+)
 from pyro_vae.pair.program import Program, validation
 from pyro_vae.pair.structure import Structure
 
@@ -34,25 +44,30 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
     """AutoGuides hold one set of parameters for the data plate that they first saw."""
     if isinstance(guide, AutoGuide):
         raise UserError(
-            f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has parameters for the images of its "
-            "first batch alone; use a guide that computes q(z | x) from x, such as pyro_vae.guides.MeanField"
+            f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has "
+            "parameters for the images of its first batch alone; use a guide that computes q(z | "
+            "x) from x, such as pyro_vae.guides.MeanField"
         )
 
 
 def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
-    """Guide and model traced once on the images ``x``; whatever a program raises becomes one sentence."""
+    """Guide and model traced once on the images ``x``; whatever a program raises becomes one
+    sentence.
+    """
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, fields)
         for name, node in sample_nodes(drawn):
             if bool(torch.isnan(node["value"]).any()):
                 raise UserError(
-                    f"site {name!r} of the guide draws NaN on the first images: look for NaN in the network's output, which "
-                    "validate_args=False hides"
+                    f"site {name!r} of the guide draws NaN on the first images: look for NaN in "
+                    "the network's output, which validate_args=False hides"
                 )
         try:
             model = _trace(pair, pair.model, x, fields, drawn)
         except UserError:
-            _check_latents(dict(sample_nodes(_trace(pair, pair.model, x, fields))), dict(sample_nodes(drawn)))
+            _check_latents(
+                dict(sample_nodes(_trace(pair, pair.model, x, fields))), dict(sample_nodes(drawn))
+            )
             raise
     return model, drawn, x
 
@@ -62,7 +77,9 @@ def _trace(
 ) -> poutine.Trace:
     pair.store.seen.clear()
     try:
-        trace = plain_draw(program if drawn is None else poutine.replay(program, trace=drawn), x, fields)
+        trace = plain_draw(
+            program if drawn is None else poutine.replay(program, trace=drawn), x, fields
+        )
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
@@ -73,26 +90,33 @@ def _trace(
 
 def refuse_broken_parameters(pair: Pair) -> None:
     """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
-    owned = [(f" of the {p.role}", p.owner.named_parameters()) for p in (pair.model, pair.guide) if p.owner is not None]
+    owned = [
+        (f" of the {p.role}", p.owner.named_parameters())
+        for p in (pair.model, pair.guide)
+        if p.owner is not None
+    ]
     owned += [(f" of {type(m).__name__}", m.named_parameters(recurse=False)) for m in pair.modules]
     for of, parameters in (*owned, ("", pair.store.parameters.items())):
         for name, parameter in parameters:
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError(
-                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that diverged: build the networks "
-                    "afresh"
+                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that "
+                    "diverged: build the networks afresh"
                 )
 
 
 def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
-    """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to change."""
+    """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to
+    change.
+    """
     site = _site_of(error)
     if site is None or "Shape mismatch inside plate" not in str(error):
         return _failure(program.role, f"on {len(x)} images of shape {tuple(x.shape[1:])}", error)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
-        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: the dimensions that belong "
-        f"to one image are its event, so write `.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
+        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
+        "the dimensions that belong to one image are its event, so write "
+        f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
 
 
@@ -116,23 +140,33 @@ def _site_of(error: Exception) -> Any | None:
     frames, found = error.__traceback__, None
     while frames is not None:
         message = frames.tb_frame.f_locals.get("msg")
-        if isinstance(message, dict) and message.get("type") == "sample" and hasattr(message.get("fn"), "batch_shape"):
+        if (
+            isinstance(message, dict)
+            and message.get("type") == "sample"
+            and hasattr(message.get("fn"), "batch_shape")
+        ):
             found = message
         frames = frames.tb_next
     return found
 
 
 def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Structure:
-    """The structure that dry runs on 5 and on 4 images agree upon; a ``UserError`` where they show a mistake."""
+    """The structure that dry runs on 5 and on 4 images agree upon; a ``UserError`` where they show
+    a mistake.
+    """
     batches = probe(5), probe(4), probe(5)
     structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
     if structure.summed:
         structure = _check_enumeration(pair, *probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
     # a tensor's version counts the writes into it; one made in inference mode has none
-    if any(t.is_inference() or t._version > 0 for x, fields in batches for t in (x, *fields.values())):
+    if any(
+        t.is_inference() or t._version > 0 for x, fields in batches for t in (x, *fields.values())
+    ):
         at = replace(structure.geometry, in_place=True)
-        return replace(structure, geometry=at, not_held="a program writes into its batch (as by x.mul_)")
+        return replace(
+            structure, geometry=at, not_held="a program writes into its batch (as by x.mul_)"
+        )
     return structure
 
 
@@ -148,13 +182,24 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     for node in model.values():
         _check_values(node, num_images)
     summed = _summed_out(model, guide, model_plates)
-    latents = tuple(name for name, node in model.items() if not node["is_observed"] and name not in summed)
+    latents = tuple(
+        name for name, node in model.items() if not node["is_observed"] and name not in summed
+    )
     analytic, sampled = _analytic_kl(model, guide, latents)
     frames = [*model_plates.values(), *guide_plates.values()]
-    dims = [f.dim for node in (*model.values(), *guide.values()) for f in node["cond_indep_stack"] if f.vectorized]
+    dims = [
+        f.dim
+        for node in (*model.values(), *guide.values())
+        for f in node["cond_indep_stack"]
+        if f.vectorized
+    ]
     # of x and z: a factor may be in a plate of its own
     own = [
-        {p[name].name: None for name, node in sites.items() if not isinstance(node["fn"], dist.Unit)}
+        {
+            p[name].name: None
+            for name, node in sites.items()
+            if not isinstance(node["fn"], dist.Unit)
+        }
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
@@ -166,43 +211,65 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
-        asked={n: what for n, node in guide.items() for what in ("enumerate", "baseline") if node["infer"].get(what)},
+        asked={
+            n: what
+            for n, node in guide.items()
+            for what in ("enumerate", "baseline")
+            if node["infer"].get(what)
+        },
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
     )
 
 
 def _data_plates(role: str, sites: Nodes, at_four: Nodes, num_images: int) -> dict[str, Any]:
-    """The data plate of each site: the one of its frames whose size follows the number of images, 5 at five, 4 at four."""
+    """The data plate of each site: the one of its frames whose size follows the number of images, 5
+    at five, 4 at four.
+    """
     found = {}
     for name, node in sites.items():
         fewer: Any = at_four.get(name, node)
         then = {f.name: plate_size(fewer, f) for f in fewer["cond_indep_stack"]}
         plates = [f for f in node["cond_indep_stack"] if f.vectorized]
-        data = [f for f in plates if (plate_size(node, f), then.get(f.name)) == (num_images, num_images - 1)]
+        data = [
+            f
+            for f in plates
+            if (plate_size(node, f), then.get(f.name)) == (num_images, num_images - 1)
+        ]
         if not data:
-            those = ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
+            those = (
+                ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
+            )
             shared = node["fn"].shape() == fewer["fn"].shape() and not node["is_observed"]
             lead = "a latent shared by all images is not served, as log p(x) of one is not defined; one of each image's own: "
             raise UserError(
-                f"site {name!r} of the {role} stands outside the data plate (for {num_images} images it stands in {those}; its "
-                f"batch shape is {tuple(node['fn'].batch_shape)}): {lead * shared}sample it inside `with "
+                f"site {name!r} of the {role} stands outside the data plate (for {num_images} "
+                f"images it stands in {those}; its batch shape is "
+                f"{tuple(node['fn'].batch_shape)}): {lead * shared}sample it inside `with "
                 "pyro.plate('data', x.shape[0]):`"
             )
         if len(data) > 1:
             both = " and ".join(f"{f.name!r} at dimension {f.dim}" for f in data)
             raise UserError(
-                f"site {name!r} of the {role} is in two data plates, {both}, which pair every image with every other, so that "
-                "log p(x) of one image is not defined: sample it inside one of them"
+                f"site {name!r} of the {role} is in two data plates, {both}, which pair every "
+                "image with every other, so that log p(x) of one image is not defined: sample it "
+                "inside one of them"
             )
-        for dim, size in zip(range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True):
+        for dim, size in zip(
+            range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
+        ):
             plate = next((f for f in plates if f.dim == dim), None)
             if size != (1 if plate is None else plate_size(node, plate)):
-                stands = "no plate stands" if plate is None else f"plate {plate.name!r} of {plate.size} stands"
+                stands = (
+                    "no plate stands"
+                    if plate is None
+                    else f"plate {plate.name!r} of {plate.size} stands"
+                )
                 raise UserError(
-                    f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} (data plate: {data[0].name!r} at "
-                    f"dimension {data[0].dim}, {num_images} images): dimensions of one image are its event, so write "
-                    "`.to_event(n)` for them, or put a plate there"
+                    f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
+                    f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
+                    "images): dimensions of one image are its event, so write `.to_event(n)` for "
+                    "them, or put a plate there"
                 )
         found[name] = data[0]
     return found
@@ -218,8 +285,9 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         for frame in node["cond_indep_stack"]:
             if frame != plates[name]:
                 raise UserError(
-                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as well as in the data plate: a "
-                    "site is summed out where each image has one; sample it in the guide, or write a site for each of its parts"
+                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as "
+                    "well as in the data plate: a site is summed out where each image has one; "
+                    "sample it in the guide, or write a site for each of its parts"
                 )
     return found
 
@@ -227,8 +295,8 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
 def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> Structure:
     """The structure once the model has run at all values of the sites that are summed out.
 
-    A latent that depends on one has a mixture for its prior, and no closed-form KL. A ``UserError`` where the model can't run
-    so.
+    A latent that depends on one has a mixture for its prior, and no closed-form KL. A ``UserError``
+    where the model can't run so.
     """
     at, names = structure.geometry, ", ".join(map(repr, structure.summed))
     with validation(distributions=True):
@@ -238,57 +306,76 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
             shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
         except Exception as error:
             raise UserError(
-                f"{_failure('model', f'with all values of {names} at once', error)}: they are summed out as the guide lacks them: "
-                f"write it for values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, or sample them in "
-                "the guide"
+                f"{_failure('model', f'with all values of {names} at once', error)}: they are "
+                "summed out as the guide lacks them: write it for values of shape (values, 1, "
+                "…), by torch.broadcast_tensors before torch.cat, or sample them in the guide"
             ) from error
     dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
     if len(set(dims)) < len(dims):
         raise UserError(
-            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are summed over at once"
+            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are "
+            "summed over at once"
         )
     mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
     why = f"its prior is a mixture over {names}, which is summed out"
     analytic = tuple(name for name in structure.analytic if name not in mixed)
-    return replace(structure, analytic=analytic, sampled=structure.sampled | dict.fromkeys(mixed, why))
+    return replace(
+        structure, analytic=analytic, sampled=structure.sampled | dict.fromkeys(mixed, why)
+    )
 
 
 def _fitting(pair: Pair) -> str:
     """The guides that the model names as its own, in words."""
     guides = getattr(pair.model.owner, "fitting_guides", ())
-    return f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}" if guides else ""
+    return (
+        f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
+        if guides
+        else ""
+    )
 
 
 def _check_names(model: Nodes, guide: Nodes, names_at_four: set[str], fitting: str) -> None:
     latents = [name for name, node in model.items() if not node["is_observed"]]
     if changed := (model.keys() | guide.keys()) ^ names_at_four:
         raise UserError(
-            f"the sites change with the number of images ({', '.join(sorted(changed)[:3])} …), as in `for i in pyro.plate(…)`: "
-            "use one vectorised plate, `with pyro.plate('data', x.shape[0]):`"
+            f"the sites change with the number of images ({', '.join(sorted(changed)[:3])} …), as "
+            "in `for i in pyro.plate(…)`: use one vectorised plate, `with pyro.plate('data', "
+            "x.shape[0]):`"
         )
     if len(latents) == len(model):
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
     for name, node in guide.items():
         if name in model and name not in latents:
             raise UserError(
-                f"site {name!r} is sampled by the guide and observed by the model: it must be one or the other"
+                f"site {name!r} is sampled by the guide and observed by the model: it must be one "
+                "or the other"
             )
         if node["is_observed"] or node["infer"].get("is_auxiliary"):
-            what = "observed, as a pyro.factor is" if node["is_observed"] else "auxiliary (infer={'is_auxiliary': …})"
+            what = (
+                "observed, as a pyro.factor is"
+                if node["is_observed"]
+                else "auxiliary (infer={'is_auxiliary': …})"
+            )
             raise UserError(
-                f"the guide's site {name!r} is {what}: factors and auxiliary sites of a guide are not served"
+                f"the guide's site {name!r} is {what}: factors and auxiliary sites of a guide are "
+                "not served"
             )
         if name not in model:
-            hint = did_you_mean("site", name, latents) if latents else f"the model has no latent site {name!r}"
+            hint = (
+                did_you_mean("site", name, latents)
+                if latents
+                else f"the model has no latent site {name!r}"
+            )
             raise UserError(
-                f"the guide samples site {name!r}, which the model lacks: name latent sites alike in both ({hint}){fitting}"
+                f"the guide samples site {name!r}, which the model lacks: name latent sites alike "
+                f"in both ({hint}){fitting}"
             )
     for name in latents:
         if name not in guide and not _is_discrete(model[name]):
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior in silence): sample {name!r} in the "
-                f"guide, or sum it out in the model{fitting}"
+                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior in silence): "
+                f"sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
 
@@ -298,7 +385,9 @@ def _check_latents(
     model_plates: Mapping[str, Any] | None = None,
     guide_plates: Mapping[str, Any] | None = None,
 ) -> None:
-    """Latents whose one-image shape, data plate or kind of density differs between the two programs."""
+    """Latents whose one-image shape, data plate or kind of density differs between the two
+    programs.
+    """
     for name, prior in model.items():
         if name not in guide:
             continue
@@ -308,17 +397,26 @@ def _check_latents(
                 f"latent site {name!r} has event shape {tuple(p.event_shape)} in the model and "
                 f"{tuple(q.event_shape)} in the guide: build both with the same latent dimension"
             )
-        masses = _is_point_mass(prior) or _is_point_mass(guide[name])  # which a discrete law may have as well
+        masses = _is_point_mass(prior) or _is_point_mass(
+            guide[name]
+        )  # which a discrete law may have as well
         if not masses and _is_discrete(prior) != _is_discrete(guide[name]):
-            kinds = [f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, guide[name])]
+            kinds = [
+                f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}"
+                for n in (prior, guide[name])
+            ]
             raise UserError(
-                f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, and no ratio of the two is a "
-                "weight: give both a discrete law, or both a continuous one (such as the relaxed one)"
+                f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, "
+                "and no ratio of the two is a weight: give both a discrete law, or both a "
+                "continuous one (such as the relaxed one)"
             )
         if model_plates and guide_plates and model_plates[name].dim != guide_plates[name].dim:
-            of = [f"{f.name!r} at dimension {f.dim}" for f in (model_plates[name], guide_plates[name])]
+            of = [
+                f"{f.name!r} at dimension {f.dim}" for f in (model_plates[name], guide_plates[name])
+            ]
             raise UserError(
-                f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of the guide: give both one dimension"
+                f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of "
+                "the guide: give both one dimension"
             )
 
 
@@ -329,18 +427,21 @@ def _check_values(node: Any, num_images: int) -> None:
     batch, event = value.shape[:split], value.shape[split:]
     if event != fn.event_shape or not _fits(batch, fn.batch_shape):
         raise UserError(
-            f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = {tuple(batch)} + {tuple(event)} for "
-            f"{num_images} images: give the distribution's event and the value the shape of one image"
+            f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
+            f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
+            "event and the value the shape of one image"
         )
     check_support(name, fn, value, observed=node["is_observed"])
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
-            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part or a modulus before it"
+            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part "
+            "or a modulus before it"
         )
     if torch.isnan(log_prob).any():
         raise UserError(
-            f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the network's output"
+            f"site {name!r}: log_prob is NaN on the first images: look for NaN in the data or the "
+            "network's output"
         )
 
 
@@ -353,34 +454,46 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
 
 
 def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -> None:
-    """A ``UserError`` naming the first value outside the support, which ``validate_args=False`` would hide."""
+    """A ``UserError`` naming the first value outside the support, which ``validate_args=False``
+    would hide.
+    """
     inside = fn.support.check(value)
     if not bool(inside.all()):
         base = innermost(fn)
         elementwise = base.support.check(value)
         bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
-        remedy = _REMEDIES.get(type(base.support), "choose a likelihood whose support holds the data")
+        remedy = _REMEDIES.get(
+            type(base.support), "choose a likelihood whose support holds the data"
+        )
         if not observed:
             remedy = "the guide draws it there: give the guide a distribution on that support"
         raise UserError(
-            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of {law_of(fn)}: {remedy}"
+            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of "
+            f"{law_of(fn)}: {remedy}"
         )
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
 _REMEDIES = {
-    type(constraints.boolean): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
+    type(
+        constraints.boolean
+    ): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
     type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
     constraints.integer_interval: (
-        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood with as many levels=…"
+        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood "
+        "with as many levels=…"
     ),
-    type(constraints.nonnegative_integer): "give the grey levels as they are stored, whole numbers from 0",
+    type(
+        constraints.nonnegative_integer
+    ): "give the grey levels as they are stored, whole numbers from 0",
 }
 """What to do about a value outside, by the support."""
 
 
 def check_fields(pair: Pair, fields: Fields) -> None:
-    """What a program itself has to say against the named fields of all images: its method ``check_fields(fields)``."""
+    """What a program itself has to say against the named fields of all images: its method
+    ``check_fields(fields)``.
+    """
     for program in (pair.model, pair.guide):
         check = getattr(program.owner, "check_fields", None)
         if check is not None:
@@ -390,13 +503,16 @@ def check_fields(pair: Pair, fields: Fields) -> None:
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
     """The support of every observed site at all images, not only at the dry run's.
 
-    Where the model observes x itself, perhaps reshaped, and all of x is inside the support that five images have, one look
-    suffices; else, as a support may depend on the batch, the model runs once on all images.
+    Where the model observes x itself, perhaps reshaped, and all of x is inside the support that
+    five images have, one look suffices; else, as a support may depend on the batch, the model runs
+    once on all images.
     """
     check_fields(pair, fields)
 
     def observed(rows: slice) -> Nodes:
-        traces = trace_pair(pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()})
+        traces = trace_pair(
+            pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()}
+        )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
     def holds_all(node: Any) -> bool:
@@ -433,11 +549,14 @@ def _is_point_mass(node: Any) -> bool:
     return isinstance(innermost(node["fn"]), dist.Delta)
 
 
-def _analytic_kl(model: Nodes, guide: Nodes, latents: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The rule by site: all latents before it in the model come before it in the guide, and a closed form exists.
+def _analytic_kl(
+    model: Nodes, guide: Nodes, latents: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The rule by site: all latents before it in the model come before it in the guide, and a
+    closed form exists.
 
-    Then the model's conditional at this site is a function of values that the guide has drawn already, and the inner
-    expectation of the ELBO at this site is the KL divergence itself.
+    Then the model's conditional at this site is a function of values that the guide has drawn
+    already, and the inner expectation of the ELBO at this site is the KL divergence itself.
     """
     analytic, sampled, guide_order = [], {}, list(guide)
     for position, name in enumerate(latents):

@@ -1,4 +1,6 @@
-"""Discrete latents that the guide lacks, summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c), by Pyro's enumeration."""
+"""Discrete latents that the guide lacks, summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c), by
+Pyro's enumeration.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,11 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 
 
-def enumerated(call: Callable[..., Any], summed: Collection[str], first_dim: int) -> Callable[..., Any]:
-    """``call`` with the sites ``summed`` at all their values at once; ``call`` itself where there are none.
+def enumerated(
+    call: Callable[..., Any], summed: Collection[str], first_dim: int
+) -> Callable[..., Any]:
+    """``call`` with the sites ``summed`` at all their values at once; ``call`` itself where there
+    are none.
 
     Each site's values lie along a dimension of its own, from ``first_dim`` to the left.
     """
@@ -23,16 +28,19 @@ def enumerated(call: Callable[..., Any], summed: Collection[str], first_dim: int
     def parallel(site: Any) -> dict[str, str]:
         return {"enumerate": "parallel"} if site["name"] in summed else {}
 
-    every: Callable[..., Any] = poutine.enum(poutine.infer_config(call, parallel), first_available_dim=first_dim)
+    every: Callable[..., Any] = poutine.enum(
+        poutine.infer_config(call, parallel), first_available_dim=first_dim
+    )
     return every
 
 
 def conditionals(log_probs: Mapping[str, Tensor], summed: Collection[str]) -> dict[str, Tensor]:
     """log p(v_i | v_1 … v_{i−1}) of each site v_i that is not summed out, ``(K, B)``, nats.
 
-    ``log_probs`` are given c, in the model's order: ``(*values, K, B)`` where a site depends on c, else ``(K, B)``. With
-    A_i = logsumexp_c [log p(c) + Σ_{j ≤ i} log p(v_j | v_<j, c)] each is A_i − A_{i−1}, so that their sum is log Σ_c p(c, v):
-    the prior of z becomes the mixture p(z), and the likelihood p(x | z) = Σ_c p(c | z) p(x | z, c).
+    ``log_probs`` are given c, in the model's order: ``(*values, K, B)`` where a site depends on c,
+    else ``(K, B)``. With A_i = logsumexp_c [log p(c) + Σ_{j ≤ i} log p(v_j | v_<j, c)] each is A_i
+    − A_{i−1}, so that their sum is log Σ_c p(c, v): the prior of z becomes the mixture p(z), and
+    the likelihood p(x | z) = Σ_c p(c | z) p(x | z, c).
     """
     found: dict[str, Tensor] = {}
     joint: Any = 0.0
@@ -48,7 +56,9 @@ def conditionals(log_probs: Mapping[str, Tensor], summed: Collection[str]) -> di
         if before is None:
             found[name] = after
         else:  # a z that no c allows has log p(z) = −∞, and leaves nothing to divide by
-            found[name] = after - torch.where(before == -torch.inf, torch.zeros_like(before), before)
+            found[name] = after - torch.where(
+                before == -torch.inf, torch.zeros_like(before), before
+            )
         before = after
     return found
 
@@ -61,19 +71,30 @@ def innermost(fn: Any) -> Any:
 
 
 def num_values(node: Any) -> int:
-    """How many values a site that is to be summed out has; a ``UserError`` where they can't be summed over."""
+    """How many values a site that is to be summed out has; a ``UserError`` where they can't be
+    summed over.
+    """
     fn, base = node["fn"], innermost(node["fn"])
     law = f"site {node['name']!r} ({type(base).__name__})"
     if not fn.has_enumerate_support and base.has_enumerate_support:
         raise UserError(
-            f"{law} is missing in the guide, and its event of shape {tuple(fn.event_shape)} has too many values together to sum "
-            "it out: sample it in the guide, or write one site for each of its numbers"
+            f"{law} is missing in the guide, and its event of shape {tuple(fn.event_shape)} has "
+            "too many values together to sum it out: sample it in the guide, or write one site "
+            "for each of its numbers"
         )
     if not fn.has_enumerate_support:
-        raise UserError(f"{law} is missing in the guide, and has no finite list of values to sum out: sample it there")
+        raise UserError(
+            f"{law} is missing in the guide, and has no finite list of values to sum out: sample "
+            "it there"
+        )
     if node["mask"] is not None and node["mask"] is not True:
-        raise UserError(f"{law} is to be summed out and is masked: leave the mask out, or sample it in the guide")
+        raise UserError(
+            f"{law} is to be summed out and is masked: leave the mask out, or sample it in the "
+            "guide"
+        )
     try:
         return int(fn.enumerate_support(expand=False).shape[0])
     except NotImplementedError as error:
-        raise UserError(f"{law} is missing in the guide, and can't be summed out ({error}): sample it there") from None
+        raise UserError(
+            f"{law} is missing in the guide, and can't be summed out ({error}): sample it there"
+        ) from None

@@ -1,9 +1,17 @@
-"""Closed-form KL divergences that neither torch nor Pyro registers: correlated Gaussians against independent ones."""
+"""Closed-form KL divergences that neither torch nor Pyro registers: correlated Gaussians against
+independent ones.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal, register_kl
+from torch.distributions import (
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    register_kl,
+)
 
 
 @register_kl(MultivariateNormal, Independent)
@@ -20,7 +28,9 @@ def _kl_low_rank_independent(q: LowRankMultivariateNormal, p: Independent) -> Te
     # the unbroadcast tensors, as those that torch expands are read many times
     factor, diagonal = q._unbroadcasted_cov_factor, q._unbroadcasted_cov_diag
     variance = factor.square().sum(-1) + diagonal
-    log_det = 2 * q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + diagonal.log().sum(-1)
+    log_det = 2 * q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + diagonal.log().sum(
+        -1
+    )
     return _kl(q.loc, variance, log_det, p)
 
 

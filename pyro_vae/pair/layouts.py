@@ -1,4 +1,6 @@
-"""The kernel: unscaled log densities of every site, (K, B), for K draws of the guide at each of B images."""
+"""The kernel: unscaled log densities of every site, (K, B), for K draws of the guide at each of B
+images.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,30 @@ class Site:
     """One sample site of one program: its density at the value that was drawn or observed."""
 
     log_prob: Tensor  # (K, B), nats, unscaled, masked, summed over all other dimensions
-    scale: float | Tensor  # what plates and poutine.scale multiply it by in Pyro's losses; (K, B) where images differ
+    scale: (
+        float | Tensor
+    )  # what plates and poutine.scale multiply it by in Pyro's losses; (K, B) where images differ
     value: Tensor  # (K, B, *event) for a latent, as observed otherwise
     fn: TorchDistribution
     mask: Tensor | bool | None
-    score_term: Tensor | None  # (K, B), log_prob again where the draw is not reparameterised, else None
+    score_term: (
+        Tensor | None
+    )  # (K, B), log_prob again where the draw is not reparameterised, else None
     dim: int  # the data plate's, among the site's batch dimensions
     plate: str = "data"  # its name
-    mixed: bool = False  # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
+    # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
 class SiteTerms:
-    """All sites of one run of the pair, model sites in the model's order, guide sites in the guide's.
+    """All sites of one run of the pair, model sites in the model's order, guide sites in the
+    guide's.
 
-    ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site name, in nats. A discrete
-    site that the guide lacks is in none of them: the others' densities are those with that site summed out.
+    ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
+    name, in nats. A discrete
+    site that the guide lacks is in none of them: the others' densities are those with that site
+    summed out.
     """
 
     num_particles: int
@@ -54,14 +64,16 @@ class SiteTerms:
     model_order: tuple[str, ...] = ()
 
     def log_weights(self) -> Tensor:
-        """log p(x, z) − log q(z | x), ``(K, B)``; a ``UserError`` where a site carries a scale (IWAE, equation 8)."""
+        """log p(x, z) − log q(z | x), ``(K, B)``; a ``UserError`` where a site carries a scale
+        (IWAE, equation 8).
+        """
         for role, sites in (("model", {**self.observed, **self.prior}), ("guide", self.guide)):
             for name, site in sites.items():
                 if not same_scale(site.scale, 1.0):
                     raise UserError(
-                        f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a subsampling plate or "
-                        "poutine.scale), so its log weights are not those of p(x): use pyro.plate(name, x.shape[0]) and no "
-                        "scale where log p(x) is made"
+                        f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
+                        "subsampling plate or poutine.scale), so its log weights are not those of "
+                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         weights: Tensor = model - sum(site.log_prob for site in self.guide.values())
@@ -76,7 +88,9 @@ def same_scale(scale: float | Tensor, other: float | Tensor) -> bool:
 
 def scale_words(scale: float | Tensor) -> str:
     """A scale in a sentence."""
-    return "one weight an image" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
+    return (
+        "one weight an image" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
+    )
 
 
 Score = Callable[[TorchDistribution, Tensor], Tensor]
@@ -89,7 +103,9 @@ def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
 
 
 def log_prob_of(node: Any) -> Tensor:
-    """A site's log density as Pyro calls it, with the arguments that its sample statement passes on."""
+    """A site's log density as Pyro calls it, with the arguments that its sample statement passes
+    on.
+    """
     log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
     return log_prob
 
@@ -99,8 +115,12 @@ Call = Callable[[Tensor, Fields], Any]
 
 
 def plain_draw(program: Call, x: Tensor, fields: Fields) -> poutine.Trace:
-    """A program run once: what every run but a path derivative's takes for the guide's draws and their densities."""
-    with poutine.trace() as handler:  # as a context: as a function's handler it adds a table of shapes to any message
+    """A program run once: what every run but a path derivative's takes for the guide's draws and
+    their densities.
+    """
+    with (
+        poutine.trace() as handler
+    ):  # as a context: as a function's handler it adds a table of shapes to any message
         program(x, fields)
     trace: poutine.Trace = handler.trace
     return trace
@@ -108,14 +128,18 @@ def plain_draw(program: Call, x: Tensor, fields: Fields) -> poutine.Trace:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How to run a pair: the names of its data plates, the first free dimension, how the guide is run and sites scored."""
+    """How to run a pair: the names of its data plates, the first free dimension, how the guide is
+    run and sites scored.
+    """
 
     data_plates: frozenset[str] = frozenset({"data"})
     particle_dim: int = -2  # left of all plates
     score: Score = plain_score
     draw: Draw = plain_draw
     summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
-    in_place: bool = False  # whether a program writes into its batch, so that each run needs one of its own
+    in_place: bool = (
+        False  # whether a program writes into its batch, so that each run needs one of its own
+    )
 
     def frame(self, node: Any) -> Any:
         """The data plate of a site, one of its own ``cond_indep_stack``."""
@@ -123,20 +147,29 @@ class Geometry:
             if frame.name in self.data_plates:
                 return frame
         raise UserError(
-            f"site {node['name']!r} is outside the data plate: sample it inside `with pyro.plate('data', x.shape[0]):`"
+            f"site {node['name']!r} is outside the data plate: sample it inside `with "
+            "pyro.plate('data', x.shape[0]):`"
         )
 
 
 LAYOUTS = ("plate", "rows", "repeat")
-"""Ways to run a pair for many draws, cheapest first: a pair gets the first one whose values are those of the last.
+"""Ways to run a pair for many draws, cheapest first: a pair gets the first one whose values are
+those of the last.
 
-``plate``: both programs under an outer plate of K particles, so that the encoder runs once, on B rows. ``rows``: the guide
-so, the model on K·B rows. ``repeat``: both on K·B rows, each image K times, which is right for every pair.
+``plate``: both programs under an outer plate of K particles, so that the encoder runs once, on B
+rows. ``rows``: the guide so, the model on K·B rows. ``repeat``: both on K·B rows, each image K
+times, which is right for every pair.
 """
 
 
 def run(
-    model: Program, guide: Program, x: Tensor, fields: Fields, num_particles: int, at: Geometry, layout: str
+    model: Program,
+    guide: Program,
+    x: Tensor,
+    fields: Fields,
+    num_particles: int,
+    at: Geometry,
+    layout: str,
 ) -> SiteTerms:
     """The terms of ``num_particles`` draws at each image."""
     size = SiteTerms(num_particles, x.shape[0], 1.0)
@@ -152,16 +185,22 @@ def run(
     if at.summed:
         sites = _sum_out(sites, size, at)
     observed, prior = _split(sites, nodes)
-    guide_sites = _sites(latent_nodes(drawn), size, at, None if layout == "repeat" else at.particle_dim)
+    guide_sites = _sites(
+        latent_nodes(drawn), size, at, None if layout == "repeat" else at.particle_dim
+    )
     frame = at.frame(next(reversed(nodes.values())))
     plate_scale = 1.0 if frame.full_size is None else frame.full_size / frame.size
-    return SiteTerms(num_particles, x.shape[0], plate_scale, observed, prior, guide_sites, tuple(sites))
+    return SiteTerms(
+        num_particles, x.shape[0], plate_scale, observed, prior, guide_sites, tuple(sites)
+    )
 
 
 def draw_alone(
     program: Call, x: Tensor, fields: Fields, num_particles: int, at: Geometry, *, on_rows: bool
 ) -> dict[str, Any]:
-    """The sites of one program without the other, unscored: of a guide, or of a model that draws its latents."""
+    """The sites of one program without the other, unscored: of a guide, or of a model that draws
+    its latents.
+    """
     with _many(x, fields, num_particles, at, on_rows=on_rows) as batch:
         return dict(sample_nodes(plain_draw(program, *batch)))
 
@@ -172,14 +211,18 @@ def run_alone(
     """The observed and the latent sites of one program without the other."""
     nodes = draw_alone(program, x, fields, num_particles, at, on_rows=on_rows)
     size = SiteTerms(num_particles, x.shape[0], 1.0)
-    return _split(_sites(nodes, size, replace(at, summed=()), None if on_rows else at.particle_dim), nodes)
+    return _split(
+        _sites(nodes, size, replace(at, summed=()), None if on_rows else at.particle_dim), nodes
+    )
 
 
 @contextmanager
 def _many(
     x: Tensor, fields: Fields, num_particles: int, at: Geometry, *, on_rows: bool
 ) -> Iterator[tuple[Tensor, Fields]]:
-    """The batch as a program takes it for K draws an image: on K·B rows, or under an outer plate of particles."""
+    """The batch as a program takes it for K draws an image: on K·B rows, or under an outer plate of
+    particles.
+    """
     x, fields = _own(x, fields, at)
     if on_rows:
         yield repeated(x, fields, num_particles)
@@ -189,8 +232,14 @@ def _many(
 
 
 def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
-    """A copy for a program that writes into its batch: the caller's is not ours, and the guide's may be in a graph."""
-    return (x.clone(), {name: value.clone() for name, value in fields.items()}) if at.in_place else (x, fields)
+    """A copy for a program that writes into its batch: the caller's is not ours, and the guide's
+    may be in a graph.
+    """
+    return (
+        (x.clone(), {name: value.clone() for name, value in fields.items()})
+        if at.in_place
+        else (x, fields)
+    )
 
 
 def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
@@ -201,41 +250,59 @@ def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
     return rows[0], dict(zip(fields, rows[1:], strict=True))
 
 
-def trace_model(model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields, at: Geometry) -> poutine.Trace:
+def trace_model(
+    model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields, at: Geometry
+) -> poutine.Trace:
     """The model at the guide's draws, and at all values of the sites that are summed out."""
-    return plain_draw(enumerated(poutine.replay(model, trace=drawn), at.summed, at.particle_dim - 1), x, fields)
+    return plain_draw(
+        enumerated(poutine.replay(model, trace=drawn), at.summed, at.particle_dim - 1), x, fields
+    )
 
 
 def _on_rows(drawn: poutine.Trace, num_particles: int, at: Geometry) -> poutine.Trace:
-    """Draws under the particles' plate as those of a guide on K·B rows: the particles are merged into each data plate."""
+    """Draws under the particles' plate as those of a guide on K·B rows: the particles are merged
+    into each data plate.
+    """
     rows = drawn.copy()
     for name, node in drawn.nodes.items():
-        if site_is_subsample(node):  # a replayed plate of another size must not find the first one's
+        if site_is_subsample(
+            node
+        ):  # a replayed plate of another size must not find the first one's
             rows.remove_node(name)
     for name, node in sample_nodes(drawn):
         value, dim = node["value"], at.frame(node).dim
-        lead = value.dim() - node["fn"].event_dim  # the particles come first, the data plate at lead + dim
+        lead = (
+            value.dim() - node["fn"].event_dim
+        )  # the particles come first, the data plate at lead + dim
         batch = list(value.shape[1:lead])
         batch[dim] *= num_particles
-        own = max(-f.dim for f in node["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE)
+        own = max(
+            -f.dim for f in node["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE
+        )
         if lead + dim > 1:
             value = value.movedim(0, lead + dim - 1)
         rows.nodes[name] = {**node, "value": value.reshape(*batch[-own:], *value.shape[lead:])}
     return rows
 
 
-def _sites(nodes: Mapping[str, Any], size: SiteTerms, at: Geometry, particle_dim: int | None) -> dict[str, Site]:
+def _sites(
+    nodes: Mapping[str, Any], size: SiteTerms, at: Geometry, particle_dim: int | None
+) -> dict[str, Site]:
     return {name: _read(node, size, at, particle_dim) for name, node in nodes.items()}
 
 
-def _split(sites: dict[str, Site], nodes: Mapping[str, Any]) -> tuple[dict[str, Site], dict[str, Site]]:
+def _split(
+    sites: dict[str, Site], nodes: Mapping[str, Any]
+) -> tuple[dict[str, Site], dict[str, Site]]:
     """The observed ones, and the latent ones."""
     observed = {name: site for name, site in sites.items() if nodes[name]["is_observed"]}
     return observed, {name: site for name, site in sites.items() if name not in observed}
 
 
 def posterior_weights(trace: poutine.Trace, batch_size: int, at: Geometry) -> Tensor:
-    """p(c | x, z) of the sites c that are summed out, at one draw an image: ``(*values, B)``, summing to 1 over the values."""
+    """p(c | x, z) of the sites c that are summed out, at one draw an image: ``(*values, B)``,
+    summing to 1 over the values.
+    """
     sites = _sites(dict(sample_nodes(trace)), SiteTerms(1, batch_size, 1.0), at, None).values()
     joint: Any = sum(site.log_prob for site in sites if site.log_prob.dim() > 2)
     return joint.flatten(0, -3).softmax(0).reshape(joint.shape)[..., 0, :]
@@ -244,12 +311,15 @@ def posterior_weights(trace: poutine.Trace, batch_size: int, at: Geometry) -> Te
 def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str, Site]:
     """The sites that remain, each given those before it alone."""
     mixed = [name for name, site in sites.items() if site.log_prob.dim() > 2]
-    for name in mixed[1:]:  # what is summed together is scaled together, or not at all: Σ_c is taken before a scale
+    for name in mixed[
+        1:
+    ]:  # what is summed together is scaled together, or not at all: Σ_c is taken before a scale
         if not same_scale(sites[name].scale, sites[mixed[0]].scale):
             raise UserError(
-                f"sites {mixed[0]!r} and {name!r} of the model are scaled by {scale_words(sites[mixed[0]].scale)} and "
-                f"{scale_words(sites[name].scale)}, but {', '.join(sorted(at.summed))} is summed out of both: scale them alike, "
-                "or sample it in the guide"
+                f"sites {mixed[0]!r} and {name!r} of the model are scaled by "
+                f"{scale_words(sites[mixed[0]].scale)} and {scale_words(sites[name].scale)}, but "
+                f"{', '.join(sorted(at.summed))} is summed out of both: scale them alike, or "
+                "sample it in the guide"
             )
     left = conditionals({name: site.log_prob for name, site in sites.items()}, at.summed)
     return {
@@ -273,10 +343,14 @@ def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) ->
     else:
         log_prob = at.score(fn, value)
     log_prob = masked(log_prob, mask)
-    num_values = log_prob.dim() + at.particle_dim if at.summed else 0  # dimensions left of all plates: c's values
+    num_values = (
+        log_prob.dim() + at.particle_dim if at.summed else 0
+    )  # dimensions left of all plates: c's values
     log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
     score = None if node["is_observed"] or fn.has_rsample else log_prob
-    return Site(log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim, frame.name)
+    return Site(
+        log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim, frame.name
+    )
 
 
 def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> float | Tensor:
@@ -288,8 +362,8 @@ def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> fl
         return scale.reshape(())
     if any(scale.shape[d] > 1 for d in range(-scale.dim(), 0) if d not in (dim, particle_dim)):
         raise UserError(
-            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which has other weights than one an "
-            "image: give each image one, in its plate's dimension"
+            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which "
+            "has other weights than one an image: give each image one, in its plate's dimension"
         )
     return per_image(scale, size, dim, particle_dim)
 
@@ -306,25 +380,35 @@ def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
 def per_image(
     log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None, num_values: int = 0
 ) -> Tensor:
-    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K, B)``.
+    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K,
+    B)``.
 
-    For each value of the sites that are summed out, whose ``num_values`` dimensions are in front: ``(*values, K or 1, B or 1)``.
+    For each value of the sites that are summed out, whose ``num_values`` dimensions are in front:
+    ``(*values, K or 1, B or 1)``.
     """
     shape = size.num_particles, size.batch_size
     if log_prob.shape == shape and particle_dim == data_dim - 1:
         return log_prob
-    other = [dim for dim in range(num_values - log_prob.dim(), 0) if dim not in (data_dim, particle_dim)]
+    other = [
+        dim for dim in range(num_values - log_prob.dim(), 0) if dim not in (data_dim, particle_dim)
+    ]
     log_prob = log_prob.sum(other) if other else log_prob
     if num_values:
         rows = log_prob.shape[-1]
-        return log_prob if particle_dim else log_prob.unflatten(-1, (size.num_particles if rows > 1 else 1, -1))
+        return (
+            log_prob
+            if particle_dim
+            else log_prob.unflatten(-1, (size.num_particles if rows > 1 else 1, -1))
+        )
     if particle_dim is None and log_prob.numel() == size.num_particles * size.batch_size:
         return log_prob.reshape(shape)
     return log_prob.expand(shape)
 
 
 def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
-    """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in whichever layout they were drawn."""
+    """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in
+    whichever layout they were drawn.
+    """
     num_particles, batch_size = weights.shape
     shape = [1] * site.value.dim()
     image = site.value.dim() - site.fn.event_dim + site.dim
@@ -342,7 +426,9 @@ def rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
 def plate_size(node: Any, frame: Any) -> int:
     """A plate's size; where it has none (``pyro.plate("data")`` is of −1), that of its site there."""
     batch = node["fn"].batch_shape
-    return int(frame.size if frame.size >= 0 else batch[frame.dim] if len(batch) >= -frame.dim else 1)
+    return int(
+        frame.size if frame.size >= 0 else batch[frame.dim] if len(batch) >= -frame.dim else 1
+    )
 
 
 def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
@@ -350,7 +436,9 @@ def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
     return [
         (name, node)
         for name, node in trace.nodes.items()
-        if node["type"] == "sample" and not site_is_subsample(node) and not node["infer"].get("_deterministic", False)
+        if node["type"] == "sample"
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic", False)
     ]
 
 

@@ -1,4 +1,6 @@
-"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands on."""
+"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands
+on.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,14 @@ from pyro_vae.validation import check_count
 
 
 def log_densities(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Any, num_particles: int = 1, **fields: Any
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_particles: int = 1,
+    **fields: Any,
 ) -> SiteTerms:
-    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K, B)``, in nats.
+    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K,
+    B)``, in nats.
 
     The modules run in eval mode; gradients flow where they are enabled.
 
@@ -34,13 +41,18 @@ def log_densities(
 
 
 def log_weights(
-    model: Callable[..., Any], guide: Callable[..., Any], x: Any, num_particles: int = 1, **fields: Any
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_particles: int = 1,
+    **fields: Any,
 ) -> Tensor:
-    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016, equation 8).
+    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016,
+    equation 8).
 
     Raises:
-        UserError: as `log_densities`; and where these are not the log weights of each image's p(x): a subsampling plate, a
-            scaled site, a point mass, images that depend on each other.
+        UserError: as `log_densities`; and where these are not the log weights of each image's p(x):
+            a subsampling plate, a scaled site, a point mass, images that depend on each other.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False):
@@ -70,18 +82,23 @@ def prepare(
 
 
 def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
-    """Raise where log p − log q is not an importance weight of one image, whatever the structure or the values say."""
+    """Raise where log p − log q is not an importance weight of one image, whatever the structure or
+    the values say.
+    """
     refuse_bad_weights(pair.structure(x, fields))
     refuse_interacting(pair, x, fields)
 
 
 def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
-    """Raise where an image's density depends on the other images of its batch; else whether that could be told."""
+    """Raise where an image's density depends on the other images of its batch; else whether that
+    could be told.
+    """
     found = independence(pair, x, fields)
     if found.site:
         raise UserError(
-            f"site {found.site} depends on the other images of its batch (a roll, a mean or a rank over rows, a BatchNorm "
-            "of one's own), so log p(x) of one image is not defined: make each row's distribution a function of that row alone"
+            f"site {found.site} depends on the other images of its batch (a roll, a mean or a "
+            "rank over rows, a BatchNorm of one's own), so log p(x) of one image is not defined: "
+            "make each row's distribution a function of that row alone"
         )
     return found
 
@@ -90,8 +107,9 @@ def refuse_bad_weights(structure: Structure) -> None:
     """Raise where log p − log q is not an importance weight of one image."""
     if structure.point_masses:
         raise UserError(
-            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no density, so its log weights "
-            "say nothing about p(x), and an autoencoder has no log p(x); use a guide with a density, such as MeanField"
+            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no "
+            "density, so its log weights say nothing about p(x), and an autoencoder has no log "
+            "p(x); use a guide with a density, such as MeanField"
         )
     refuse_subsampling(structure)
 
@@ -101,7 +119,8 @@ def refuse_no_latents(structure: Structure) -> None:
     if not structure.latents:
         why = f" ({', '.join(structure.summed)} is summed out)" if structure.summed else ""
         raise UserError(
-            f"the guide samples no latent site{why}: there is no q(z | x) to look at, and log p(x) is exact"
+            f"the guide samples no latent site{why}: there is no q(z | x) to look at, and log "
+            "p(x) is exact"
         )
 
 
@@ -109,6 +128,7 @@ def refuse_subsampling(structure: Structure) -> None:
     """Raise where a plate's scale would enter the log weights."""
     if structure.subsampling:
         raise UserError(
-            f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every log weight: for log p(x) write "
-            "pyro.plate(name, x.shape[0]), without a size of the whole set"
+            f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every "
+            "log weight: for log p(x) write pyro.plate(name, x.shape[0]), without a size of the "
+            "whole set"
         )

@@ -1,4 +1,6 @@
-"""One adapter for every program: a PyroModule, an nn.Module, a bound method, a function or a closure."""
+"""One adapter for every program: a PyroModule, an nn.Module, a bound method, a function or a
+closure.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,10 @@ from pyro_vae.errors import UserError
 class ParameterStore(Messenger):
     """The private parameter store of one pair, as a handler of ``pyro.param`` statements.
 
-    An ``nn.Parameter`` that a module offers is always its own value, so that equal names in model and guide, or in an
-    earlier model of the process, never meet. Everything else (``pyro.param("a", init)``) lives here, unconstrained, and
-    is shared by name between model and guide as in Pyro. The global store stays empty.
+    An ``nn.Parameter`` that a module offers is always its own value, so that equal names in model
+    and guide, or in an earlier model of the process, never meet. Everything else (``pyro.param("a",
+    init)``) lives here, unconstrained, and is shared by name between model and guide as in Pyro.
+    The global store stays empty.
     """
 
     def __init__(self) -> None:
@@ -51,13 +54,16 @@ class ParameterStore(Messenger):
         elif offered is not None:
             self._create(name, offered, msg["kwargs"].get("constraint", constraints.real))
             msg["value"], msg["done"] = self._constrained(name), True
-        # else: a PyroParam, which the module has just put into the scoped store, from where Pyro reads it
+        # else: a PyroParam, which the module has just put into the scoped store, from where Pyro
+        # reads it
 
-    def _create(self, name: str, init: Tensor | Callable[[], Tensor], constraint: constraints.Constraint) -> None:
+    def _create(
+        self, name: str, init: Tensor | Callable[[], Tensor], constraint: constraints.Constraint
+    ) -> None:
         if not self.may_create:
             raise UserError(
-                f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises parameters: "
-                "fit this very pair of model and guide first"
+                f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises "
+                "parameters: fit this very pair of model and guide first"
             )
         value = init() if callable(init) else init
         self.parameters[name] = nn.Parameter(transform_to(constraint).inv(value).detach().clone())
@@ -87,7 +93,9 @@ class ParameterStore(Messenger):
 
 
 class PyrosStore(ParameterStore):
-    """Pyro's own global store, as stock SVI uses it. A dry run leaves no mark there, nor on handlers or random numbers."""
+    """Pyro's own global store, as stock SVI uses it. A dry run leaves no mark there, nor on
+    handlers or random numbers.
+    """
 
     @contextmanager
     def scope(self) -> Iterator[None]:
@@ -108,31 +116,45 @@ class PyrosStore(ParameterStore):
 class Program:
     """A model or a guide, called on a batch: ``program(x, fields)``.
 
-    ``x`` goes to the first parameter; of the named fields each program receives those that its signature names. One that
-    takes ``**kwargs`` receives all that the caller gave, but ``index``, which is ours, only where it has a name for it, or
-    is a guide whose ``local(x, **fields)`` may have one.
+    ``x`` goes to the first parameter; of the named fields each program receives those that its
+    signature names. One that takes ``**kwargs`` receives all that the caller gave, but ``index``,
+    which is ours, only where it has a name for it, or is a guide whose ``local(x, **fields)`` may
+    have one.
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
         if not callable(call):
             raise UserError(
-                f"the {role} must be callable (a PyroModule, a method or a function), got {type(call).__name__}"
+                f"the {role} must be callable (a PyroModule, a method or a function), got "
+                f"{type(call).__name__}"
             )
         if inspect.isclass(call):
             raise UserError(
-                f"the {role} is the class {call.__name__}, not an instance of it: call it with its arguments first"
+                f"the {role} is the class {call.__name__}, not an instance of it: call it with "
+                "its arguments first"
             )
         self.role, self.call = role, call
         inner = _unwrapped(call)
-        owner = call if isinstance(call, nn.Module) else getattr(getattr(inner, "func", inner), "__self__", None)
+        owner = (
+            call
+            if isinstance(call, nn.Module)
+            else getattr(getattr(inner, "func", inner), "__self__", None)
+        )
         self.owner = owner if isinstance(owner, nn.Module) else None
         self.modules = [
-            module for each in (self.owner, *_referred(inner)) if each is not None for module in each.modules()
+            module
+            for each in (self.owner, *_referred(inner))
+            if each is not None
+            for module in each.modules()
         ]
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
-            raise UserError(f"the {role} takes no positional argument: its first parameter must be the batch x")
-        self.positional = tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
+            raise UserError(
+                f"the {role} takes no positional argument: its first parameter must be the batch x"
+            )
+        self.positional = tuple(
+            p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
@@ -149,8 +171,8 @@ class Program:
         if missing := [name for name in self._required if name not in fields]:
             known = ", ".join(sorted(fields)) or "none"
             raise UserError(
-                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields at hand: {known}): "
-                f"pass {missing[0]}=… beside x, one row an image"
+                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
+                f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
             )
         return {name: value for name, value in fields.items() if self._receives(name)}
 
@@ -167,13 +189,17 @@ class Program:
 
 
 def handled(call: Callable[..., Any]) -> tuple[Any, ...]:
-    """(handler, program, object if it is a method) of a program in one of Pyro's handlers, or its decorators; else none."""
+    """(handler, program, object if it is a method) of a program in one of Pyro's handlers, or its
+    decorators; else none.
+    """
     args = call.args if isinstance(call, partial) else ()
     return args if args and isinstance(args[0], Messenger) else ()
 
 
 def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
-    """What a handler (``poutine.scale(model)``), a decorator or a ``partial`` runs: its signature names the fields."""
+    """What a handler (``poutine.scale(model)``), a decorator or a ``partial`` runs: its signature
+    names the fields.
+    """
     if parts := handled(call):
         inner = _unwrapped(parts[1])
         return MethodType(inner, *parts[2:]) if parts[2:] else inner
@@ -184,20 +210,29 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _referred(call: Callable[..., Any], known: frozenset[int] = frozenset()) -> list[nn.Module]:
-    """The modules that a function names, in its closure or globally, and those that a ``partial`` holds.
+    """The modules that a function names, in its closure or globally, and those that a ``partial``
+    holds.
 
-    A run meets what it calls; this finds what a later one may: a parameter of train mode, of a later epoch.
+    A run meets what it calls; this finds what a later one may: a parameter of train mode, of a
+    later epoch.
     """
     function = getattr(call, "__func__", call)
     if isinstance(call, partial):
         named = [call.func, *call.args, *call.keywords.values()]
     elif inspect.isfunction(function) and id(function) not in known:
         found = inspect.getclosurevars(function)
-        named = [*found.nonlocals.values(), *(v for v in found.globals.values() if isinstance(v, nn.Module))]
+        named = [
+            *found.nonlocals.values(),
+            *(v for v in found.globals.values() if isinstance(v, nn.Module)),
+        ]
     else:
         return []
     known |= {id(function)}
-    inner = (_referred(each, known) for each in named if isinstance(each, partial) or inspect.isroutine(each))
+    inner = (
+        _referred(each, known)
+        for each in named
+        if isinstance(each, partial) or inspect.isroutine(each)
+    )
     return [*(each for each in named if isinstance(each, nn.Module)), *chain.from_iterable(inner)]
 
 
@@ -215,19 +250,25 @@ def dry_run() -> Iterator[None]:
 
 
 def in_dry_run() -> bool:
-    """Whether a program is being run to be understood: what it refuses to score it may then still show the shape of."""
+    """Whether a program is being run to be understood: what it refuses to score it may then still
+    show the shape of.
+    """
     return _dry.get()
 
 
 @contextmanager
 def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
-    """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by ``pyro.module``.
+    """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by
+    ``pyro.module``.
 
-    Those that a closure hides are met too, and one that only holds others, whose own mode a program may ask for.
+    Those that a closure hides are met too, and one that only holds others, whose own mode a program
+    may ask for.
     """
     handle, register = register_module_forward_pre_hook(lambda module, _: meet(module)), pyro.module
 
-    def registered(name: str, nn_module: nn.Module, update_module_params: bool = False) -> nn.Module:
+    def registered(
+        name: str, nn_module: nn.Module, update_module_params: bool = False
+    ) -> nn.Module:
         for module in nn_module.modules():
             meet(module)
         result: nn.Module = register(name, nn_module, update_module_params)
@@ -242,7 +283,9 @@ def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
 
 
 def validation(*, distributions: bool) -> AbstractContextManager[None]:
-    """Pyro's checks of programs off, those of distributions' arguments and values as asked; restored on leaving."""
+    """Pyro's checks of programs off, those of distributions' arguments and values as asked;
+    restored on leaving.
+    """
     context: AbstractContextManager[None] = pyro.settings.context(
         validate_poutine=False,
         validate_infer=False,

@@ -1,4 +1,6 @@
-"""``check_pair``: what the engine understands of a model and a guide, in words, before anything is trained."""
+"""``check_pair``: what the engine understands of a model and a guide, in words, before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class PairReport:
     def __str__(self) -> str:
         s = self.structure
         lines = [
-            f"observed sites: {', '.join(s.observed)}; latent sites: {', '.join(s.latents) or 'none'}",
+            f"observed sites: {', '.join(s.observed)}; latent sites: "
+            f"{', '.join(s.latents) or 'none'}",
             f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
             + (" (subsampling: fit only, no log p(x))" if s.subsampling else ""),
             *s.words(),
@@ -41,14 +44,19 @@ class PairReport:
             lines.append(f"fields: {', '.join(self.fields)}")
         if s.not_reparameterized:
             lines.append(
-                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's score-function gradients)"
+                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's "
+                "score-function gradients)"
             )
         if s.asked:
             lines.append(
-                f"trained by Pyro's own objectives alone: {', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+                "trained by Pyro's own objectives alone: "
+                f"{', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
-            lines.append(f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, DReG, AIS)")
+            lines.append(
+                f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, "
+                "DReG, AIS)"
+            )
         if s.not_held:
             lines.append(f"no STL, no DReG: {s.not_held}")
         if s.point_masses:
@@ -56,8 +64,11 @@ class PairReport:
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
-def check_pair(model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any) -> PairReport:
-    """Run both programs on five images like ``x`` and tell what they are; nothing is trained or changed.
+def check_pair(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
+) -> PairReport:
+    """Run both programs on five images like ``x`` and tell what they are; nothing is trained or
+    changed.
 
     Raises:
         UserError: where they are no pair: which site, which plate, both shapes, and what to change.

@@ -1,4 +1,6 @@
-"""log q once more at the same draws, its parameters held fixed while z keeps its path: what path derivatives need."""
+"""log q once more at the same draws, its parameters held fixed while z keeps its path: what path
+derivatives need.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ if TYPE_CHECKING:
 class Held(TorchFunctionMode):
     """Inside, these tensors are constants: every operation receives their detached selves.
 
-    It holds what it is given wherever that is used, in a module, a ``pyro.param`` or a closure, and leaves tensors that
-    the program makes for itself alone (the inner gradient steps of a semi-amortized guide).
+    It holds what it is given wherever that is used, in a module, a ``pyro.param`` or a closure, and
+    leaves tensors that the program makes for itself alone (the inner gradient steps of a
+    semi-amortized guide).
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -35,16 +38,20 @@ class Held(TorchFunctionMode):
         self._kept = tensors  # an id is a tensor's for as long as it lives
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map(lambda value: self._constants.get(id(value), value), (args, kwargs or {}))
+        args, kwargs = tree_map(
+            lambda value: self._constants.get(id(value), value), (args, kwargs or {})
+        )
         return func(*args, **kwargs)
 
 
 def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
-    """The guide's draws z = z_φ(ε, x), as copies, with log q_φ̄(z | x): φ̄ is φ without its gradient, z keeps its own.
+    """The guide's draws z = z_φ(ε, x), as copies, with log q_φ̄(z | x): φ̄ is φ without its
+    gradient, z keeps its own.
 
-    The guide runs a second time, replayed at the copies, so that q(z₂ | z₁, x) is conditioned on the copy of z₁ and each
-    copy's gradient is the partial derivative that one hook may weigh. A copy is another tensor than the draw: a flow that
-    remembers its last draw would score it by what it remembers, with φ in it.
+    The guide runs a second time, replayed at the copies, so that q(z₂ | z₁, x) is conditioned on
+    the copy of z₁ and each copy's gradient is the partial derivative that one hook may weigh. A
+    copy is another tensor than the draw: a flow that remembers its last draw would score it by what
+    it remembers, with φ in it.
     """
     drawn = plain_draw(guide, x, fields)
     if not torch.is_grad_enabled():
@@ -52,11 +59,15 @@ def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
     return rescored(guide, x, fields, *_at_copies(drawn, lambda value: value.view_as(value)))
 
 
-def _at_copies(drawn: poutine.Trace, copy: Callable[[Tensor], Tensor]) -> tuple[poutine.Trace, list[nn.Parameter]]:
+def _at_copies(
+    drawn: poutine.Trace, copy: Callable[[Tensor], Tensor]
+) -> tuple[poutine.Trace, list[nn.Parameter]]:
     """The draws as copies, and the parameters that log q of the draws depends on."""
     copies, latents = drawn.copy(), latent_nodes(drawn)
     parameters = leaves(*(log_prob_of(node) for node in latents.values()))
-    copies.nodes.update({name: {**node, "value": copy(node["value"])} for name, node in latents.items()})
+    copies.nodes.update(
+        {name: {**node, "value": copy(node["value"])} for name, node in latents.items()}
+    )
     return copies, parameters
 
 
@@ -75,11 +86,15 @@ def rescored(
 
 @contextmanager
 def statistics_kept() -> Iterator[None]:
-    """Modules that run inside leave buffers (BatchNorm's, spectral norm's) and counters as they were: a batch counts once."""
+    """Modules that run inside leave buffers (BatchNorm's, spectral norm's) and counters as they
+    were: a batch counts once.
+    """
     with ExitStack() as stack:
 
         def meet(module: nn.Module) -> None:
-            places = [(module, name) for name, buffer in module._buffers.items() if buffer is not None]
+            places = [
+                (module, name) for name, buffer in module._buffers.items() if buffer is not None
+            ]
             if module.training and places:
                 stack.enter_context(own_buffers(places))
             if module.training:
@@ -105,12 +120,21 @@ def leaves(*values: Tensor) -> list[nn.Parameter]:
 
 
 def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
-    """What `Structure` tells of scoring a given z: ``own_draws_only`` and ``not_held``; inside ``pair.probing``."""
+    """What `Structure` tells of scoring a given z: ``own_draws_only`` and ``not_held``; inside
+    ``pair.probing``.
+    """
     latents = latent_nodes(plain_draw(pair.guide, x, fields))
-    own = tuple(name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"]))
+    own = tuple(
+        name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"])
+    )
     if own or not latents:
         return {"own_draws_only": own}
-    with torch.enable_grad(), pair.active(training=True), statistics_kept(), attributes_kept(pair.modules):
+    with (
+        torch.enable_grad(),
+        pair.active(training=True),
+        statistics_kept(),
+        attributes_kept(pair.modules),
+    ):
         return {"not_held": _why_not_held(pair.guide, x, fields)}
 
 
@@ -131,9 +155,13 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
 
 
 def scores_foreign(fn: Any, value: Tensor) -> bool:
-    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own density."""
+    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own
+    density.
+    """
     try:
         own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
-    except Exception:  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError
+    except (
+        Exception
+    ):  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError
         return False
     return torch.allclose(own, foreign, rtol=1e-3, atol=1e-2)

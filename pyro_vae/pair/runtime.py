@@ -1,4 +1,6 @@
-"""A pair of programs, understood once: its parameters, its plates, its sites, its analytic KLs, its layout for many draws."""
+"""A pair of programs, understood once: its parameters, its plates, its sites, its analytic KLs, its
+layout for many draws.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,25 @@ from torch import Tensor, nn
 from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run as explain
-from pyro_vae.pair.layouts import LAYOUTS, Draw, Fields, Score, SiteTerms, plain_draw, plain_score, run
-from pyro_vae.pair.program import ParameterStore, Program, PyrosStore, dry_run, handled, modules_called, validation
+from pyro_vae.pair.layouts import (
+    LAYOUTS,
+    Draw,
+    Fields,
+    Score,
+    SiteTerms,
+    plain_draw,
+    plain_score,
+    run,
+)
+from pyro_vae.pair.program import (
+    ParameterStore,
+    Program,
+    PyrosStore,
+    dry_run,
+    handled,
+    modules_called,
+    validation,
+)
 from pyro_vae.pair.structure import Structure
 from pyro_vae.tensors import as_float
 
@@ -26,16 +45,24 @@ PROBE_DRAWS = 7
 
 @dataclass(eq=False)
 class _Known:
-    """What is known of two programs for as long as both live; it has no strong reference to either, nor to their modules."""
+    """What is known of two programs for as long as both live; it has no strong reference to either,
+    nor to their modules.
+    """
 
     store: ParameterStore = field(default_factory=ParameterStore)
     structures: dict[Any, Structure] = field(default_factory=dict)
     layouts: dict[Any, str] = field(default_factory=dict)
-    modules: weakref.WeakValueDictionary[int, nn.Module] = field(default_factory=weakref.WeakValueDictionary)
-    names: weakref.WeakValueDictionary[tuple[str, str], Tensor] = field(default_factory=weakref.WeakValueDictionary)
+    modules: weakref.WeakValueDictionary[int, nn.Module] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+    names: weakref.WeakValueDictionary[tuple[str, str], Tensor] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
     pair: Callable[[], Pair | None] = lambda: None  # the pair in use, if there is one
     parts: tuple[Any, ...] = ()  # references to what it is the knowledge of
-    in_pyros_store: _Known | None = None  # the same of these programs under Pyro's own parameter store
+    in_pyros_store: _Known | None = (
+        None  # the same of these programs under Pyro's own parameter store
+    )
 
 
 _KNOWN: dict[Any, _Known] = {}  # by the parts' identities, until one of the parts is gone
@@ -45,18 +72,24 @@ class Pair:
     """The engine's view of a model and its guide, in whatever form they are written."""
 
     def __init__(
-        self, model: Callable[..., Any], guide: Callable[..., Any], store: ParameterStore | None = None
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        store: ParameterStore | None = None,
     ) -> None:
         explain.refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
         self._use(_Known() if store is None else _Known(store))
-        self._met: list[tuple[nn.Module, bool]] = []  # modules found on a run, with the mode that they had
+        self._met: list[
+            tuple[nn.Module, bool]
+        ] = []  # modules found on a run, with the mode that they had
         self._training: bool | None = None
         self._device: torch.device | None = None
 
     @staticmethod
     def of(model: Callable[..., Any], guide: Callable[..., Any]) -> Pair:
-        """The pair of these two: what is known of it, and its parameters, live as long as both programs.
+        """The pair of these two: what is known of it, and its parameters, live as long as both
+        programs.
 
         Programs are known by identity, methods by their object and their function.
         """
@@ -68,7 +101,10 @@ class Pair:
             pair = Pair(model, guide)
             if known is None:
                 known = _KNOWN[key] = pair._known
-                known.parts = tuple(_weakly(part, lambda _: _KNOWN.pop(key, None)) for part in (*parts[0], *parts[1]))
+                known.parts = tuple(
+                    _weakly(part, lambda _: _KNOWN.pop(key, None))
+                    for part in (*parts[0], *parts[1])
+                )
             pair._use(known)
         return pair
 
@@ -97,10 +133,15 @@ class Pair:
         return list(self._known.modules.values())
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
-        """The program that was first seen to use this parameter, and its name there: ``("model", "net.weight")``."""
+        """The program that was first seen to use this parameter, and its name there: ``("model",
+        "net.weight")``.
+        """
         if (seen := self._seen(parameter)) is not None:
             return seen
-        for program in (self.guide, self.model):  # one that only training reaches, or an unconstrained PyroParam
+        for program in (
+            self.guide,
+            self.model,
+        ):  # one that only training reaches, or an unconstrained PyroParam
             for name, own in program.owner.named_parameters() if program.owner is not None else ():
                 if own is parameter:
                     return program.role, name
@@ -119,7 +160,9 @@ class Pair:
         return self
 
     def tensors(self) -> list[Tensor]:
-        """All that training changes: every parameter and buffer of the modules, and the private parameters."""
+        """All that training changes: every parameter and buffer of the modules, and the private
+        parameters.
+        """
         found: dict[int, Tensor] = {}
         for module in self.modules:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
@@ -127,8 +170,12 @@ class Pair:
         return [*found.values(), *self.store.parameters.values()]
 
     def cast(self, x: Tensor) -> Tensor:
-        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers, where they have none."""
-        own = (parameter for module in self.modules for parameter in module.parameters(recurse=False))
+        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
+        where they have none.
+        """
+        own = (
+            parameter for module in self.modules for parameter in module.parameters(recurse=False)
+        )
         for tensor in (*own, *self.store.parameters.values()):
             if tensor.is_floating_point():
                 return x.to(tensor.dtype)
@@ -138,13 +185,17 @@ class Pair:
 
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
-        """The private store, validation off (a dry run has validated), modules in the mode asked for; all restored after.
+        """The private store, validation off (a dry run has validated), modules in the mode asked
+        for; all restored after.
 
-        Eval mode is float32 arithmetic, whatever the caller has set; one thread at a time is in here.
+        Eval mode is float32 arithmetic, whatever the caller has set; one thread at a time is in
+        here.
         """
         with turn(), exact() if training is False else nullcontext():
             outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
-            modes = [] if training is None else [(module, module.training) for module in self.modules]
+            modes = (
+                [] if training is None else [(module, module.training) for module in self.modules]
+            )
             self._training = outer if training is None else training
             self.store.may_create = may_create and outer_may_create
             try:
@@ -171,7 +222,9 @@ class Pair:
         score: Score = plain_score,
         draw: Draw = plain_draw,
     ) -> SiteTerms:
-        """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K, B)``."""
+        """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
+        B)``.
+        """
         geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
         layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
         return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
@@ -179,19 +232,25 @@ class Pair:
     # ---- understanding it
 
     def structure(self, x: Tensor, fields: Fields) -> Structure:
-        """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError`` explains a bad pair."""
+        """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
+        explains a bad pair.
+        """
         key = _like(x, fields)
         if key not in self._known.structures:
             try:
                 with self.probing():
-                    self._known.structures[key] = explain.understand(self, lambda size: probe(x, fields, size))
+                    self._known.structures[key] = explain.understand(
+                        self, lambda size: probe(x, fields, size)
+                    )
             except UserError:
                 explain.refuse_broken_parameters(self)
                 raise
         return self._known.structures[key]
 
     def layout(self, x: Tensor, fields: Fields) -> str:
-        """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of repetition."""
+        """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
+        repetition.
+        """
         key = _like(x, fields)
         if key not in self._known.layouts:
             self._known.layouts[key] = self._choose_layout(x, fields)
@@ -202,7 +261,14 @@ class Pair:
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
-            return run(self.model, self.guide, *probe(x, fields, PROBE_IMAGES), PROBE_DRAWS, geometry, layout)
+            return run(
+                self.model,
+                self.guide,
+                *probe(x, fields, PROBE_IMAGES),
+                PROBE_DRAWS,
+                geometry,
+                layout,
+            )
 
         with self.probing():
             reference = terms("repeat")
@@ -217,29 +283,43 @@ class Pair:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """Eval mode, no gradients, the random state untouched; modules that a closure hides are found, and in eval mode."""
+        """Eval mode, no gradients, the random state untouched; modules that a closure hides are
+        found, and in eval mode.
+        """
 
         def meet(module: nn.Module) -> None:
             if id(module) not in self._known.modules:
-                self._known.modules[id(module)] = module if self._device is None else module.to(self._device)
+                self._known.modules[id(module)] = (
+                    module if self._device is None else module.to(self._device)
+                )
                 self._met.append((module, module.training))
                 module.training = False
 
-        with dry_run(), self.active(training=False), torch.random.fork_rng(), torch.no_grad(), modules_called(meet):
+        with (
+            dry_run(),
+            self.active(training=False),
+            torch.random.fork_rng(),
+            torch.no_grad(),
+            modules_called(meet),
+        ):
             yield
 
     def note_parameters(self, program: Program) -> None:
         """Name the parameters that the store has seen since the last call as ``program``'s."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
-            if self._seen(parameter) is None:  # a guide may run its model: the other's module alone has it
+            if (
+                self._seen(parameter) is None
+            ):  # a guide may run its model: the other's module alone has it
                 whose = other if other.owns(parameter) and not program.owns(parameter) else program
                 self._known.names[whose.role, name] = parameter
         self.store.seen.clear()
 
 
 def _parts(call: Callable[..., Any]) -> tuple[Any, ...]:
-    """What makes a program this one: an object and its function for a method, which is made anew at each access."""
+    """What makes a program this one: an object and its function for a method, which is made anew at
+    each access.
+    """
     return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
 
 
@@ -256,7 +336,9 @@ def _like(x: Tensor, fields: Fields) -> Any:
 
 
 def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Copies of the first ``size`` images and fields, of the first ones again where there are fewer."""
+    """Copies of the first ``size`` images and fields, of the first ones again where there are
+    fewer.
+    """
     rows = torch.arange(size, device=x.device) % len(x)
     return x[rows], {name: value[rows.to(value.device)] for name, value in fields.items()}
 
@@ -264,10 +346,16 @@ def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tenso
 def _same_terms(terms: SiteTerms, reference: SiteTerms) -> bool:
     """Whether every site's log density agrees, up to rounding, with the reference's."""
     found, expected = (
-        {(i, n): site.log_prob for i, sites in enumerate((t.observed, t.prior, t.guide)) for n, site in sites.items()}
+        {
+            (i, n): site.log_prob
+            for i, sites in enumerate((t.observed, t.prior, t.guide))
+            for n, site in sites.items()
+        }
         for t in (terms, reference)
     )
-    return found.keys() == expected.keys() and all(close(found[key], value) for key, value in expected.items())
+    return found.keys() == expected.keys() and all(
+        close(found[key], value) for key, value in expected.items()
+    )
 
 
 def close(a: Tensor, b: Tensor) -> bool:

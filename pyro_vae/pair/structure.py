@@ -31,6 +31,9 @@ class Structure:
 
     def words(self) -> list[str]:
         """One line for each site that is summed out, and for each latent: how its KL is had."""
-        lines = [f"summed out: {name!r}, {count} values, as the guide lacks it" for name, count in self.summed.items()]
+        lines = [
+            f"summed out: {name!r}, {count} values, as the guide lacks it"
+            for name, count in self.summed.items()
+        ]
         lines += [f"KL of {name!r}: analytic" for name in self.analytic]
         return lines + [f"KL of {name!r}: sampled, as {why}" for name, why in self.sampled.items()]

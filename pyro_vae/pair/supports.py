@@ -1,4 +1,6 @@
-"""Where one program puts probability and the other none: what the draws of a proposal can't show by themselves."""
+"""Where one program puts probability and the other none: what the draws of a proposal can't show by
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,31 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.dry_run import law_of
-from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, masked, plain_draw, repeated, trace_model
+from pyro_vae.pair.layouts import (
+    Fields,
+    latent_nodes,
+    log_prob_of,
+    masked,
+    plain_draw,
+    repeated,
+    trace_model,
+)
 from pyro_vae.pair.runtime import Pair, probe
 
 NUM_IMAGES, NUM_DRAWS = 5, 20
-"""The prior's share m that no guide draws is met with probability 1 − (1 − m)^100: 63% for 1%, 99% for 5%."""
+"""The prior's share m that no guide draws is met with probability 1 − (1 − m)^100: 63% for 1%, 99%
+for 5%.
+"""
 
 Nodes = dict[str, Any]
 
 
 def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
-    """Warnings where the guide has no density at draws of the prior, found by the values themselves.
+    """Warnings where the guide has no density at draws of the prior, found by the values
+    themselves.
 
-    What lies there is missing in the mean weight, and no diagnostic of the guide's own draws can see it.
+    What lies there is missing in the mean weight, and no diagnostic of the guide's own draws can
+    see it.
 
     Args:
         x: images, ``(N, *event_shape)``; 20 draws at each of the first five are looked at.
@@ -47,36 +61,47 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
             drawn = plain_draw(pair.guide, *batch())
             model = latent_nodes(trace_model(pair.model, drawn, *batch(), structure.geometry))
         except Exception as error:  # whatever a program raises on a batch of repeated images
-            return (f"the two supports are unchecked, as the programs fail on repeated images ({first_line(error)})",)
+            return (
+                "the two supports are unchecked, as the programs fail on repeated images "
+                f"({first_line(error)})",
+            )
         guide = latent_nodes(drawn)
         for name in structure.latents:
             if share := _share_outside(model[name], guide[name]):
                 own_law, prior_law = law_of(guide[name]["fn"]), law_of(model[name]["fn"])
                 raise UserError(
-                    f"site {name!r}: {share:.0%} of the guide's draws ({own_law}) are outside the support of the model's "
-                    f"{prior_law}, where p(z) = 0 and the ELBO is −∞: give the guide a distribution on that support"
+                    f"site {name!r}: {share:.0%} of the guide's draws ({own_law}) are outside the "
+                    f"support of the model's {prior_law}, where p(z) = 0 and the ELBO is −∞: give "
+                    "the guide a distribution on that support"
                 )
         if own := structure.own_draws_only:
-            return (f"site {own[0]!r}: the guide scores its own draws alone, so its support is unchecked",)
+            return (
+                f"site {own[0]!r}: the guide scores its own draws alone, so its support is "
+                "unchecked",
+            )
         try:
             drawn = plain_draw(pair.model, *batch())
             guide = latent_nodes(plain_draw(poutine.replay(pair.guide, trace=drawn), *batch()))
         except Exception as error:
             return (
-                f"the guide's support is unchecked, as it can't be scored at draws of the prior ({first_line(error)})",
+                "the guide's support is unchecked, as it can't be scored at draws of the prior "
+                f"({first_line(error)})",
             )
         prior = latent_nodes(drawn)
         shares = {name: _share_outside(guide[name], prior[name]) for name in structure.latents}
     return tuple(
-        f"site {name!r}: the guide ({law_of(guide[name]['fn'])}) has no density at {share:.0%} of the prior's draws "
-        f"({law_of(prior[name]['fn'])}); log p(x) lacks what they would add, and no figure of these draws can show it"
+        f"site {name!r}: the guide ({law_of(guide[name]['fn'])}) has no density at {share:.0%} of "
+        f"the prior's draws ({law_of(prior[name]['fn'])}); log p(x) lacks what they would add, "
+        "and no figure of these draws can show it"
         for name, share in shares.items()
         if share
     )
 
 
 def _share_outside(node: Any, drawn: Any) -> float:
-    """The share of the values of ``drawn``, inside its own support, at which the law of ``node`` has no density."""
+    """The share of the values of ``drawn``, inside its own support, at which the law of ``node``
+    has no density.
+    """
     value = drawn["value"]
     inside, admitted = _admits(node, value), _admits(drawn, value)
     # what rounding puts outside of its own law is not the other's fault
@@ -87,13 +112,17 @@ def _admits(node: Any, value: Tensor) -> Tensor:
     """Where the value is in the law's support with a density above 0, or is masked."""
     log_prob = log_prob_of({**node, "value": value})
     inside = ~(log_prob.isnan() | (log_prob == -torch.inf))
-    with suppress(NotImplementedError, KeyError):  # a law that names no support, a flow without an inverse
+    with suppress(
+        NotImplementedError, KeyError
+    ):  # a law that names no support, a flow without an inverse
         inside = inside & _in_support(node["fn"], value)
     return masked(~inside, node["mask"]).logical_not()
 
 
 def _in_support(fn: Any, value: Tensor) -> Tensor:
-    """``fn.support.check(value)``; of a transformed law, which names its last transform's range alone, its base's as well."""
+    """``fn.support.check(value)``; of a transformed law, which names its last transform's range
+    alone, its base's as well.
+    """
     inside: Tensor = fn.support.check(value)
     if isinstance(fn, dist.Independent):
         return inside & _in_support(fn.base_dist, value).flatten(len(fn.batch_shape)).all(-1)

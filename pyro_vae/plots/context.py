@@ -65,13 +65,18 @@ class Subject:
         """
         if not self.sites:
             raise DoesNotFit("the guide samples no latent, so there is no q(z | x) to show")
-        return torch.cat([value.reshape(len(value), -1).float() for value in self.sites.values()], dim=1)
+        return torch.cat(
+            [value.reshape(len(value), -1).float() for value in self.sites.values()], dim=1
+        )
 
     def split(self, z: Tensor) -> dict[str, Tensor]:
         """Rows laid out as `means` are, ``(n, D)``, as values by site, ``(n, *event)``."""
         widths = [value[0].numel() for value in self.sites.values()]
         parts = z.split(widths, dim=1)
-        return {n: part.reshape(len(z), *v.shape[1:]) for (n, v), part in zip(self.sites.items(), parts, strict=True)}
+        return {
+            n: part.reshape(len(z), *v.shape[1:])
+            for (n, v), part in zip(self.sites.items(), parts, strict=True)
+        }
 
     @cached_property
     def values(self) -> tuple[float, float]:

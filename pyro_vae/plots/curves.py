@@ -23,16 +23,31 @@ def curves(subject: Subject) -> Figure:
         "kl": r"$\mathrm{KL}(q(z|x)\,\|\,p(z))$",
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
-        for part, colour, label in (("train", COLOURS[0], "training"), ("valid", COLOURS[6], "validation")):
+        for part, colour, label in (
+            ("train", COLOURS[0], "training"),
+            ("valid", COLOURS[6], "validation"),
+        ):
             points = [(row["epoch"], row[part][key]) for row in rows if row.get(part)]
             if points:
                 marker = "o" if len(points) < 15 else ""
-                axes.plot(*zip(*points, strict=True), color=colour, label=label, lw=1, marker=marker, ms=2.5)
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=colour,
+                    label=label,
+                    lw=1,
+                    marker=marker,
+                    ms=2.5,
+                )
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("epoch", fontsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         zoom(axes)
         quiet(axes)
     panels[0].set_ylabel("nats per image", fontsize=8)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(),
+        loc="outside right center",
+        frameon=False,
+        fontsize=8,
+    )
     return figure

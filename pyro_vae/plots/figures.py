@@ -44,26 +44,36 @@ def grid_figure(
 ) -> Figure:
     """One array of images, each of its pixels a whole number of the picture's.
 
-    ``margin``: inches at left and below; ``row_labels``: words to the left of the images, each with the row of
-    ``canvas`` that it is centred on.
+    ``margin``: inches at left and below; ``row_labels``: words to the left of the images, each with
+    the row of ``canvas`` that it is centred on.
     """
     height, width = canvas.shape[:2]
     scale = min(max(1, round(WIDTH / width)), LARGEST_PIXEL)
     beside = max((_inches(text, 8) for _, text in row_labels), default=0.0)
-    inches = (margin[0] + beside + 0.05 * bool(row_labels), margin[1], 0.06, 0.1 + 0.17 * (title.count("\n") + 1))
+    inches = (
+        margin[0] + beside + 0.05 * bool(row_labels),
+        margin[1],
+        0.06,
+        0.1 + 0.17 * (title.count("\n") + 1),
+    )
     left, bottom, right, top = (round(DPI * each) for each in inches)
     size = (left + scale * width + right, bottom + scale * height + top)
     figure = Figure(figsize=(size[0] / DPI, size[1] / DPI), dpi=DPI)
     axes = figure.add_axes(
-        (left / size[0], bottom / size[1], scale * width / size[0], scale * height / size[1]), frameon=False
+        (left / size[0], bottom / size[1], scale * width / size[0], scale * height / size[1]),
+        frameon=False,
     )
-    levels = np.rint(canvas * 255).astype(np.uint8).repeat(3 // canvas.shape[2], axis=2)  # no colour map between
+    levels = (
+        np.rint(canvas * 255).astype(np.uint8).repeat(3 // canvas.shape[2], axis=2)
+    )  # no colour map between
     axes.imshow(levels, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     for row, label in row_labels:
         place = ((left - 0.05 * DPI) / size[0], (bottom + scale * (height - row)) / size[1])
         figure.text(*place, label, ha="right", va="center", fontsize=8)
-    text = figure.text(0.5, 1 - 0.075 * DPI / size[1], title, ha="center", va="top", fontsize=9, linespacing=1.25)
+    text = figure.text(
+        0.5, 1 - 0.075 * DPI / size[1], title, ha="center", va="top", fontsize=9, linespacing=1.25
+    )
     widest = text.get_window_extent().width / (size[0] - 0.1 * DPI)
     text.set_fontsize(9 / max(1.0, widest))
     return figure
@@ -71,11 +81,17 @@ def grid_figure(
 
 def _inches(text: str, fontsize: float) -> float:
     """How wide the text is."""
-    return float(Figure(dpi=DPI).text(0, 0, text, fontsize=fontsize).get_window_extent().width) / DPI
+    return (
+        float(Figure(dpi=DPI).text(0, 0, text, fontsize=fontsize).get_window_extent().width) / DPI
+    )
 
 
-def rows_figure(rows: Sequence[tuple[str, Tensor]], values: tuple[float, float], title: str, block: int = 0) -> Figure:
-    """A grid whose rows are named: each a label and its images ``(n, *event_shape)``; a gap after each ``block`` rows."""
+def rows_figure(
+    rows: Sequence[tuple[str, Tensor]], values: tuple[float, float], title: str, block: int = 0
+) -> Figure:
+    """A grid whose rows are named: each a label and its images ``(n, *event_shape)``; a gap after
+    each ``block`` rows.
+    """
     pixels = [to_pixels(images, values) for _, images in rows]
     height = pixels[0].shape[1]
     gap, step = max(1, height // 14), 0
@@ -109,7 +125,9 @@ def scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str,
         for label, colour in zip(classes, COLOURS, strict=False):
             axes.scatter([], [], s=18, color=colour, linewidths=0, label=str(label))
         _write_classes(axes, xy, of)
-        figure.legend(title="class", loc="outside right center", frameon=False, fontsize=8, title_fontsize=8)
+        figure.legend(
+            title="class", loc="outside right center", frameon=False, fontsize=8, title_fontsize=8
+        )
     else:
         axes.scatter(xy[:, 0], xy[:, 1], s=size, c=COLOURS[0], linewidths=0, alpha=0.6)
     axes.set_aspect("equal", adjustable="datalim")
@@ -132,11 +150,21 @@ def _write_classes(axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64]) -
         if all(np.hypot(*(place - other)) > least for other in placed):
             placed.append(place)
             halo = [withStroke(linewidth=2, foreground="white")]
-            axes.annotate(str(label), place, ha="center", va="center", fontsize=9, weight="bold", path_effects=halo)
+            axes.annotate(
+                str(label),
+                place,
+                ha="center",
+                va="center",
+                fontsize=9,
+                weight="bold",
+                path_effects=halo,
+            )
 
 
 def zoom(axes: Axes) -> None:
-    """Limits that leave out what lies far beyond the rest: the first epochs, before anything is learnt."""
+    """Limits that leave out what lies far beyond the rest: the first epochs, before anything is
+    learnt.
+    """
     lines = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]
     late = np.concatenate([y[ceil(len(y) / 20) if len(y) > 3 else 0 :] for y in lines])
     late = late[np.isfinite(late)]
@@ -152,15 +180,20 @@ def quiet(axes: Axes) -> None:
 
 
 def side_by_side(cells: Sequence[Sequence[Figure | None]], names: Sequence[str]) -> Figure:
-    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above, None leaves a place empty."""
+    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above, None
+    leaves a place empty.
+    """
     drawn = [[None if figure is None else _rendered(figure) for figure in row] for row in cells]
     widths = [
-        max((cell.shape[1] for cell in column if cell is not None), default=DPI) for column in zip(*drawn, strict=True)
+        max((cell.shape[1] for cell in column if cell is not None), default=DPI)
+        for column in zip(*drawn, strict=True)
     ]
     heights = [max((cell.shape[0] for cell in row if cell is not None), default=0) for row in drawn]
     gap, head = DPI // 8, round(0.3 * DPI)
     canvas = np.full(
-        (head + sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1), 3), 255, np.uint8
+        (head + sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1), 3),
+        255,
+        np.uint8,
     )
     top = head
     for row, height in zip(drawn, heights, strict=True):
@@ -179,7 +212,13 @@ def side_by_side(cells: Sequence[Sequence[Figure | None]], names: Sequence[str])
     for name, width in zip(names, widths, strict=True):
         place = (left + width / 2) / canvas.shape[1]
         text = figure.text(
-            place, 1 - 0.5 * head / canvas.shape[0], name, ha="center", va="center", fontsize=10, weight="bold"
+            place,
+            1 - 0.5 * head / canvas.shape[0],
+            name,
+            ha="center",
+            va="center",
+            fontsize=10,
+            weight="bold",
         )
         text.set_fontsize(10 / max(1.0, text.get_window_extent().width / width))
         left += width + gap

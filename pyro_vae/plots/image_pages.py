@@ -20,17 +20,24 @@ MOST_CLASSES, CLASS_COLUMNS = 20, 10
 
 
 def reconstructions(subject: Subject) -> Figure:
-    """Test images as the model observes them, each above the mean of p(x | z) at the mean of q(z | x)."""
+    """Test images as the model observes them, each above the mean of p(x | z) at the mean of q(z |
+    x).
+    """
     shape, x = subject.event_shape, subject.x[:PAIRS]
     picture_shape(shape)
-    found = reconstruct(subject.model, subject.guide, x, **subject.options, **subject.fields(slice(PAIRS)))
+    found = reconstruct(
+        subject.model, subject.guide, x, **subject.options, **subject.fields(slice(PAIRS))
+    )
     decoded = image_site(found, shape)
     pairs = np.stack([to_pixels(x, subject.values), to_pixels(decoded, subject.values)], axis=1)
     height = pairs.shape[2]
     gap = max(1, height // 14)
     joined = np.concatenate([pairs[:, 0], np.ones_like(pairs[:, 0, :gap]), pairs[:, 1]], axis=1)
     canvas = tile(joined, PAIR_COLUMNS, gap=gap, row_gap=max(3, height // 4))
-    return grid_figure(canvas, "Upper rows: test images $x$.  Lower rows: mean of $p(x|z)$ at $z$ = mean of $q(z|x)$")
+    return grid_figure(
+        canvas,
+        "Upper rows: test images $x$.  Lower rows: mean of $p(x|z)$ at $z$ = mean of $q(z|x)$",
+    )
 
 
 def samples(subject: Subject) -> Figure:
@@ -40,7 +47,9 @@ def samples(subject: Subject) -> Figure:
     given: dict[str, Any] = {}
     if subject.conditional and subject.labels is not None:
         given["y"] = subject.labels[torch.arange(SAMPLES) % len(subject.labels)]
-    sites = sample(subject.model, SAMPLES, like=subject.x[:1], guide=subject.guide, **subject.options, **given)
+    sites = sample(
+        subject.model, SAMPLES, like=subject.x[:1], guide=subject.guide, **subject.options, **given
+    )
     return samples_figure(image_site(sites, shape), subject.values)
 
 
@@ -58,7 +67,16 @@ def classes(subject: Subject) -> Figure:
     rows = []
     for label in known:
         y = label.expand(CLASS_COLUMNS)
-        sites = sample(subject.model, CLASS_COLUMNS, like=subject.x[:1], guide=subject.guide, **subject.options, y=y)
+        sites = sample(
+            subject.model,
+            CLASS_COLUMNS,
+            like=subject.x[:1],
+            guide=subject.guide,
+            **subject.options,
+            y=y,
+        )
         rows.append((str(int(label)), image_site(sites, shape)))
-    title = "Means of $p(x|z,y)$: one class $y$ a row, the same draw $z$ of the prior in each column"
+    title = (
+        "Means of $p(x|z,y)$: one class $y$ a row, the same draw $z$ of the prior in each column"
+    )
     return rows_figure(rows, subject.values, title)

@@ -19,7 +19,8 @@ class DoesNotFit(UserError):
 
 
 def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """``(channels, height, width)`` of an image: ``(C, H, W)`` with 1 or 3 channels, ``(H, W)``, or a flat square.
+    """``(channels, height, width)`` of an image: ``(C, H, W)`` with 1 or 3 channels, ``(H, W)``, or
+    a flat square.
 
     Raises:
         DoesNotFit: any other shape.
@@ -31,7 +32,9 @@ def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return 1, shape[0], shape[1]
     if len(shape) == 3 and shape[0] in (1, 3):
         return shape[0], shape[1], shape[2]
-    raise DoesNotFit(f"data of shape {shape} are no images: expected 1 or 3 channels, or a flat square")
+    raise DoesNotFit(
+        f"data of shape {shape} are no images: expected 1 or 3 channels, or a flat square"
+    )
 
 
 def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
@@ -43,27 +46,37 @@ def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Ten
     for value in sites.values():
         if value[0].numel() == prod(event_shape):
             return value.reshape(len(value), *event_shape)
-    raise DoesNotFit(f"none of the observed sites ({', '.join(sites)}) has the images' shape {tuple(event_shape)}")
+    raise DoesNotFit(
+        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
+        f"{tuple(event_shape)}"
+    )
 
 
 def value_range(x: Tensor) -> tuple[float, float]:
-    """The values shown as black and white: 0 and 1 for data in [0, 1], else the data's own extremes."""
+    """The values shown as black and white: 0 and 1 for data in [0, 1], else the data's own
+    extremes.
+    """
     low, high = float(x.min()), float(x.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def to_pixels(x: Tensor, values: tuple[float, float] = (0.0, 1.0)) -> Pixels:
-    """Images ``(N, *event_shape)`` as ``(N, H, W, C)`` in [0, 1]; values beyond the range are clipped to it."""
+    """Images ``(N, *event_shape)`` as ``(N, H, W, C)`` in [0, 1]; values beyond the range are
+    clipped to it.
+    """
     low, high = values
     scaled = ((x.detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0, 1)
     return scaled.reshape(len(x), *picture_shape(x.shape[1:])).permute(0, 2, 3, 1).numpy()
 
 
-def tile(images: Pixels, columns: int, gap: int = 1, row_gap: int | None = None, background: float = 1.0) -> Pixels:
-    """One array ``(H', W', C)`` of the images ``(N, H, W, C)``: image i in row i // columns, column i % columns.
+def tile(
+    images: Pixels, columns: int, gap: int = 1, row_gap: int | None = None, background: float = 1.0
+) -> Pixels:
+    """One array ``(H', W', C)`` of the images ``(N, H, W, C)``: image i in row i // columns, column
+    i % columns.
 
-    Neighbours are ``gap`` pixels of ``background`` apart (rows ``row_gap``, by default the same); what is left of the
-    last row is background.
+    Neighbours are ``gap`` pixels of ``background`` apart (rows ``row_gap``, by default the same);
+    what is left of the last row is background.
     """
     number, height, width, channels = images.shape
     down, across = height + (gap if row_gap is None else row_gap), width + gap

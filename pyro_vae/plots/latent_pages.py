@@ -21,7 +21,9 @@ PERPLEXITY = 30
 PATHS, PATH_STEPS = 5, 11
 TRAVERSED, TRAVERSAL_STEPS = 10, 11
 ACTIVE = 0.01
-"""The variance of a dimension's posterior mean above which it is active (Burda et al. 2016, section 5.2)."""
+"""The variance of a dimension's posterior mean above which it is active (Burda et al. 2016, section
+5.2).
+"""
 
 
 def latent(subject: Subject) -> Figure:
@@ -43,16 +45,24 @@ def manifold(subject: Subject) -> Figure:
     shape = subject.event_shape
     picture_shape(shape)
     if subject.means.shape[1] != 2:
-        raise DoesNotFit(f"the latent has {subject.means.shape[1]} dimensions: a manifold is drawn of 2")
+        raise DoesNotFit(
+            f"the latent has {subject.means.shape[1]} dimensions: a manifold is drawn of 2"
+        )
     if subject.conditional:
         raise DoesNotFit("the model is conditional on y: the page `classes` shows it")
-    canvas = tile(to_pixels(_decoded(subject, gaussian_grid(MANIFOLD_SIDE)), subject.values), MANIFOLD_SIDE)
-    figure = grid_figure(canvas, "Mean of $p(x|z)$, $z$ at even quantiles of $N(0, I)$", margin=(0.5, 0.4))
+    canvas = tile(
+        to_pixels(_decoded(subject, gaussian_grid(MANIFOLD_SIDE)), subject.values), MANIFOLD_SIDE
+    )
+    figure = grid_figure(
+        canvas, "Mean of $p(x|z)$, $z$ at even quantiles of $N(0, I)$", margin=(0.5, 0.4)
+    )
     axes = figure.axes[0]
     axes.set_axis_on()
     height, width = canvas.shape[:2]
     at = torch.arange(-3, 4) / 2
-    places = torch.special.ndtr(at).numpy()  # where each z stands between the edges of the grid, from 0 to 1
+    places = torch.special.ndtr(
+        at
+    ).numpy()  # where each z stands between the edges of the grid, from 0 to 1
     names = [f"{z:g}".replace("-", "−") for z in at.tolist()]
     axes.set_xticks(places * width - 0.5, names)
     axes.set_yticks((1 - places) * height - 0.5, names)
@@ -63,7 +73,9 @@ def manifold(subject: Subject) -> Figure:
 
 
 def interpolation(subject: Subject) -> Figure:
-    """Means of p(x | z) from the code of one test image to that of another: on a line, and on an arc."""
+    """Means of p(x | z) from the code of one test image to that of another: on a line, and on an
+    arc.
+    """
     picture_shape(subject.event_shape)
     number = min(PATHS, len(subject.x) // 2)
     if not number:
@@ -75,8 +87,12 @@ def interpolation(subject: Subject) -> Figure:
     for i in range(number):
         start, end = subject.means[2 * i], subject.means[2 * i + 1]
         for name, way in ways.items():
-            decoded = _decoded(subject, way(start, end, weights), _repeated_label(subject, 2 * i, PATH_STEPS))
-            rows.append((name, torch.cat((subject.x[2 * i][None], decoded, subject.x[2 * i + 1][None]))))
+            decoded = _decoded(
+                subject, way(start, end, weights), _repeated_label(subject, 2 * i, PATH_STEPS)
+            )
+            rows.append(
+                (name, torch.cat((subject.x[2 * i][None], decoded, subject.x[2 * i + 1][None])))
+            )
     title = "Means of $p(x|z)$ from the code (mean of $q(z|x)$) of one test image to that of another, shown at the ends"
     if len(ways) > 1:
         title += "\non a straight line, and on an arc (spherical interpolation)"
@@ -86,14 +102,21 @@ def interpolation(subject: Subject) -> Figure:
 
 
 def traversals(subject: Subject) -> Figure:
-    """Means of p(x | z) around a test image's code: a row for each dimension of z, moved through its prior's quantiles."""
+    """Means of p(x | z) around a test image's code: a row for each dimension of z, moved through
+    its prior's quantiles.
+    """
     picture_shape(subject.event_shape)
     laws = _continuous(subject)
     center, variances = subject.means[0], subject.means.var(0) if len(subject.means) > 1 else None
     if variances is None:
         raise DoesNotFit("two test images are needed, and there is one")
-    mean, sd = (torch.cat([getattr(law, name).flatten() for law in laws.values()]) for name in ("mean", "sd"))
-    quantiles = torch.special.ndtri((torch.arange(TRAVERSAL_STEPS, dtype=torch.float64) + 0.5) / TRAVERSAL_STEPS)
+    mean, sd = (
+        torch.cat([getattr(law, name).flatten() for law in laws.values()])
+        for name in ("mean", "sd")
+    )
+    quantiles = torch.special.ndtri(
+        (torch.arange(TRAVERSAL_STEPS, dtype=torch.float64) + 0.5) / TRAVERSAL_STEPS
+    )
     names = _dimension_names(subject)
     rows = []
     for d in variances.sort(descending=True, stable=True).indices[:TRAVERSED].tolist():
@@ -102,15 +125,15 @@ def traversals(subject: Subject) -> Figure:
         decoded = _decoded(subject, z, _repeated_label(subject, 0, TRAVERSAL_STEPS))
         rows.append((f"{names[d]}: {float(variances[d]):.2f}", decoded))
     count, ends = int((variances > ACTIVE).sum()), f"{float(quantiles[-1]):.2f}"
-    title = (
-        f"Means of $p(x|z)$ at the first test image's code, one dimension a row moved over ±{ends} sd of its prior\n"
-    )
+    title = f"Means of $p(x|z)$ at the first test image's code, one dimension a row moved over ±{ends} sd of its prior\n"
     title += f"at even Gaussian quantiles; left: the variance of its posterior mean ({count} of {len(variances)} above {ACTIVE})"
     return rows_figure(rows, subject.values, title)
 
 
 def gaussian_grid(side: int) -> Tensor:
-    """Φ⁻¹ of the centres of ``side`` × ``side`` cells of the unit square, ``(side², 2)``, row by row; z₂ rises upwards."""
+    """Φ⁻¹ of the centres of ``side`` × ``side`` cells of the unit square, ``(side², 2)``, row by
+    row; z₂ rises upwards.
+    """
     quantiles = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side).float()
     z2, z1 = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     return torch.stack((z1.flatten(), z2.flatten()), dim=1)
@@ -124,19 +147,26 @@ def _decoded(subject: Subject, z: Tensor, fields: dict[str, Any] | None = None) 
 
 
 def _repeated_label(subject: Subject, row: int, times: int) -> dict[str, Any]:
-    return {name: value.expand(times, *value.shape[1:]) for name, value in subject.fields(slice(row, row + 1)).items()}
+    return {
+        name: value.expand(times, *value.shape[1:])
+        for name, value in subject.fields(slice(row, row + 1)).items()
+    }
 
 
 def _continuous(subject: Subject) -> dict[str, PriorLaw]:
     laws = prior_laws(subject)
     for name, law in laws.items():
         if law.discrete:
-            raise DoesNotFit(f"latent site {name!r} is discrete: there is nothing between two of its values")
+            raise DoesNotFit(
+                f"latent site {name!r} is discrete: there is nothing between two of its values"
+            )
     return laws
 
 
 def _dimension_names(subject: Subject) -> list[str]:
-    """One for each column of ``subject.means``: ``z₁`` or, where there are several sites, ``site₁``."""
+    """One for each column of ``subject.means``: ``z₁`` or, where there are several sites,
+    ``site₁``.
+    """
     return [
         f"${name if name.isalpha() and len(name) == 1 else chr(92) + 'mathrm{' + name.replace('_', ' ') + '}'}_{{{d + 1}}}$"
         for name, value in subject.sites.items()
@@ -155,5 +185,7 @@ def _project(points: Tensor, seed: int) -> tuple[Tensor, str, tuple[str, str]]:
         first, second = (f"{share:.0%} of the variance" for share in pca.explained_variance_ratio_)
         return torch.from_numpy(plane), "PCA", (f"PC 1 ({first})", f"PC 2 ({second})")
     few = points[:TSNE_IMAGES].numpy()
-    plane = TSNE(2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=seed).fit_transform(few)
+    plane = TSNE(
+        2, perplexity=PERPLEXITY, init="pca", learning_rate="auto", random_state=seed
+    ).fit_transform(few)
     return torch.from_numpy(plane), f"t-SNE (perplexity {PERPLEXITY})", ("t-SNE 1", "t-SNE 2")

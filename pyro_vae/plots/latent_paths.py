@@ -23,10 +23,11 @@ def line(start: Tensor, end: Tensor, at: Tensor) -> Tensor:
 
 
 def arc(start: Tensor, end: Tensor, at: Tensor) -> Tensor:
-    """(sin((1 − t) ω) a + sin(t ω) b) / sin ω, ω the angle between a and b, ``(n, D)`` (White 2016, equation 1).
+    """(sin((1 − t) ω) a + sin(t ω) b) / sin ω, ω the angle between a and b, ``(n, D)`` (White 2016,
+    equation 1).
 
-    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all lie on that sphere; it is the line
-    where a and b are parallel, or one is 0.
+    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all lie on that
+    sphere; it is the line where a and b are parallel, or one is 0.
     """
     t, lengths = at.to(start).unsqueeze(-1), start.norm() * end.norm()
     angle = torch.arccos((start @ end / lengths).clamp(-1, 1))
@@ -46,16 +47,24 @@ class PriorLaw:
 
 
 def prior_laws(subject: Subject) -> dict[str, PriorLaw]:
-    """By site: exact moments where nothing comes before it, by the law of total variance over draws elsewhere."""
+    """By site: exact moments where nothing comes before it, by the law of total variance over draws
+    elsewhere.
+    """
     times = -(-PRIOR_DRAWS // min(len(subject.x), PRIOR_DRAWS))
     rows = slice(min(len(subject.x), PRIOR_DRAWS))
     given = {**subject.options, "fields": subject.fields(rows)}
-    with visit_images(subject.model, subject.guide, subject.x[rows], PRIOR_DRAWS, **given) as (pair, batches):
+    with visit_images(subject.model, subject.guide, subject.x[rows], PRIOR_DRAWS, **given) as (
+        pair,
+        batches,
+    ):
         images, named = next(iter(batches))
         at = pair.structure(images, named).geometry
         nodes = draw_alone(pair.model, images, named, times, at, on_rows=True)
         latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
-        return {name: _law(node["fn"], node["value"], at.frame(node).dim) for name, node in latents.items()}
+        return {
+            name: _law(node["fn"], node["value"], at.frame(node).dim)
+            for name, node in latents.items()
+        }
 
 
 def _law(fn: Any, value: Tensor, dim: int) -> PriorLaw:
@@ -63,7 +72,10 @@ def _law(fn: Any, value: Tensor, dim: int) -> PriorLaw:
     centers, spread = rows_first(value, fn, dim).double(), torch.zeros((), dtype=torch.float64)
     if not discrete:
         try:
-            mean, variance = rows_first(fn.mean, fn, dim).double(), rows_first(fn.variance, fn, dim).double()
+            mean, variance = (
+                rows_first(fn.mean, fn, dim).double(),
+                rows_first(fn.variance, fn, dim).double(),
+            )
         except NotImplementedError:
             mean = variance = torch.full((), torch.nan)
         if bool(mean.isfinite().all()) and bool(variance.isfinite().all()):

@@ -1,4 +1,6 @@
-"""The pictures of a run: a page is one function from a `Subject` to a figure, and one line in `PAGES`."""
+"""The pictures of a run: a page is one function from a `Subject` to a figure, and one line in
+`PAGES`.
+"""
 
 from __future__ import annotations
 
@@ -63,13 +65,16 @@ def write_pictures(
     pages: Sequence[str] | None = None,
     device: str | torch.device = "auto",
 ) -> list[Path]:
-    """Write ``PAGE.png`` for each of ``pages``, or for all that there are of this run; the files, in order.
+    """Write ``PAGE.png`` for each of ``pages``, or for all that there are of this run; the files,
+    in order.
 
     Args:
-        history_rows: ``{"epoch": …, "train": {…}, "valid": {…} or None}``, each with elbo, reconstruction and kl.
+        history_rows: ``{"epoch": …, "train": {…}, "valid": {…} or None}``, each with elbo,
+            reconstruction and kl.
 
     Raises:
-        UserError: an unknown page, or one that was asked for and does not fit the run (`DoesNotFit`).
+        UserError: an unknown page, or one that was asked for and does not fit the run
+            (`DoesNotFit`).
     """
     chosen = _known(pages)
     subject = subject_of(model, guide, observed, data, history_rows, seed, device)
@@ -83,11 +88,15 @@ def write_pictures(
     return written
 
 
-def write_beside(path: Path, subjects: Mapping[str, Subject], pages: Sequence[str] | None = None) -> Path:
-    """Write one picture: a column for each run, by its name, and a row for each page that fits one of them.
+def write_beside(
+    path: Path, subjects: Mapping[str, Subject], pages: Sequence[str] | None = None
+) -> Path:
+    """Write one picture: a column for each run, by its name, and a row for each page that fits one
+    of them.
 
     Raises:
-        UserError: an unknown page, or one that was asked for and fits none of the runs (`DoesNotFit`).
+        UserError: an unknown page, or one that was asked for and fits none of the runs
+            (`DoesNotFit`).
     """
     rows = []
     for name in _known(pages):
@@ -101,9 +110,16 @@ def write_beside(path: Path, subjects: Mapping[str, Subject], pages: Sequence[st
 
 
 def samples_picture(
-    model: Callable[..., Any], event_shape: tuple[int, ...], n: int, path: Path, seed: int = 0, **options: Any
+    model: Callable[..., Any],
+    event_shape: tuple[int, ...],
+    n: int,
+    path: Path,
+    seed: int = 0,
+    **options: Any,
 ) -> Path:
-    """Write a grid of ``n`` prior samples, the means of p(x | z); ``options`` are those of `sample`."""
+    """Write a grid of ``n`` prior samples, the means of p(x | z); ``options`` are those of
+    `sample`.
+    """
     picture_shape(event_shape)
     options.setdefault("like", torch.zeros(1, *event_shape))
     images = image_site(sample(model, n, seed=seed, **options), event_shape)

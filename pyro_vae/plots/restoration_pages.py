@@ -24,17 +24,22 @@ DRAWS = 3
 FLIPS = 0.1
 """The share of binary pixels that noise inverts."""
 NOISE = 0.2
-"""The standard deviation of noise on other pixels, relative to what is shown from black to white."""
+"""The standard deviation of noise on other pixels, relative to what is shown from black to white.
+"""
 
 
 def imputation(subject: Subject) -> Figure:
-    """Test images with half of their pixels missing, and p(missing | seen): its mean and draws, with the error in numbers."""
+    """Test images with half of their pixels missing, and p(missing | seen): its mean and draws,
+    with the error in numbers.
+    """
     shape = subject.event_shape
     picture_shape(shape)
     x = subject.x[:IMAGES]
     missing = missing_half(len(x), shape, subject.seed)
     found = _found(
-        lambda given: impute(subject.model, subject.guide, x, missing, CHAINS, STEPS, **given), subject, len(x)
+        lambda given: impute(subject.model, subject.guide, x, missing, CHAINS, STEPS, **given),
+        subject,
+        len(x),
     )
     grey = torch.full_like(x, sum(subject.values) / 2)
     pixel_means = subject.x.mean(0).expand_as(x)
@@ -42,38 +47,44 @@ def imputation(subject: Subject) -> Figure:
     rows += [(f"draw {k + 1}", torch.where(missing, found.decoded[k], x)) for k in range(DRAWS)]
     errors = rms((found.mean - x)[missing]), rms((pixel_means - x)[missing])
     title = "Missing pixels (grey) by posterior sampling: mean of $p(x_{mis}|x_{obs})$; means of $p(x|z)$ at three draws $z$\n"
-    title += (
-        f"RMS error of the missing pixels: {errors[0]:.3f}; of the mean test image in their place: {errors[1]:.3f}\n"
-    )
+    title += f"RMS error of the missing pixels: {errors[0]:.3f}; of the mean test image in their place: {errors[1]:.3f}\n"
     return rows_figure(rows, subject.values, title + _how(found))
 
 
 def denoising(subject: Subject) -> Figure:
-    """Test images, corrupted by a known noise, and E[x | y] by posterior sampling, with the error before and after."""
+    """Test images, corrupted by a known noise, and E[x | y] by posterior sampling, with the error
+    before and after.
+    """
     picture_shape(subject.event_shape)
     x = subject.x[:IMAGES]
     law, words = noise_for(subject)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         y = law(x).sample()
-    found = _found(lambda given: denoise(subject.model, subject.guide, y, law, CHAINS, STEPS, **given), subject, len(x))
+    found = _found(
+        lambda given: denoise(subject.model, subject.guide, y, law, CHAINS, STEPS, **given),
+        subject,
+        len(x),
+    )
     rows = [("test image", x), ("noisy", y), ("mean", found.mean)]
     rows += [(f"draw {k + 1}", found.decoded[k]) for k in range(DRAWS)]
     errors = rms(y - x), rms(found.mean - x)
-    title = (
-        f"Noise taken off by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
-    )
+    title = f"Noise taken off by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
     title += f"RMS error of a pixel: {errors[0]:.3f} before, {errors[1]:.3f} after\n"
     return rows_figure(rows, subject.values, title + _how(found))
 
 
 def missing_half(number: int, event_shape: tuple[int, ...], seed: int) -> Tensor:
-    """True where a pixel is missing, all channels together: the lower half of the first images, then pixels at random."""
+    """True where a pixel is missing, all channels together: the lower half of the first images,
+    then pixels at random.
+    """
     channels, height, width = picture_shape(event_shape)
     mask = torch.zeros(number, 1, height, width, dtype=torch.bool)
     lower = (number + 1) // 2
     mask[:lower, :, height // 2 :] = True
-    chosen = torch.rand(number - lower, 1, height, width, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.rand(
+        number - lower, 1, height, width, generator=torch.Generator().manual_seed(seed)
+    )
     mask[lower:] = chosen < 0.5
     return mask.expand(-1, channels, -1, -1).reshape(number, *event_shape)
 
@@ -81,7 +92,9 @@ def missing_half(number: int, event_shape: tuple[int, ...], seed: int) -> Tensor
 def noise_for(subject: Subject) -> tuple[Callable[[Tensor], Any], str]:
     """p(y | x) for this kind of data, and what it does, in words."""
     if bool(((subject.x == 0) | (subject.x == 1)).all()):
-        return lambda x: dist.Bernoulli(FLIPS + (1 - 2 * FLIPS) * x), f"{FLIPS:.0%} of the pixels inverted"
+        return lambda x: dist.Bernoulli(
+            FLIPS + (1 - 2 * FLIPS) * x
+        ), f"{FLIPS:.0%} of the pixels inverted"
     low, high = subject.values
     sd = NOISE * (high - low)
     return lambda x: dist.Normal(x, sd), f"Gaussian noise of sd {sd:.3g}"

@@ -1,6 +1,8 @@
-"""A check of a run's log weights that needs no trust in this package: a script for stock Pyro, written into the run.
+"""A check of a run's log weights that needs no trust in this package: a script for stock Pyro,
+written into the run.
 
-The script imports torch, pyro and copies of the source that the model and the guide are made of, nothing that evaluates.
+The script imports torch, pyro and copies of the source that the model and the guide are made of,
+nothing that evaluates.
 """
 
 from __future__ import annotations
@@ -122,13 +124,17 @@ def write_audit(
         seed: of the draws.
 
     Raises:
-        UserError: a pair whose log weights can't be had by tracing its two programs at given latents, or without this engine.
+        UserError: a pair whose log weights can't be had by tracing its two programs at given
+            latents, or without this engine.
     """
     data, names = _data(model, guide, x, fields, seed)
     writer = _Writer(calls)
     pair = writer.statements({"model": model, "guide": guide})
     sources = Sources()
-    for part in (*writer.classes.values(), *(call.part for call in calls)):  # a part may construct its own parts
+    for part in (
+        *writer.classes.values(),
+        *(call.part for call in calls),
+    ):  # a part may construct its own parts
         sources.add(part.__module__, part.__name__)
     copies = sources.copies()
     beside = folder / "audit"
@@ -162,24 +168,31 @@ def _data(
     """The images, draws and log weights, and which fields each program takes."""
     if not getattr(guide, "amortized", True):
         raise UserError(
-            f"the guide {type(guide).__name__} has no q(z | x) of test images: there are no log weights to audit"
+            f"the guide {type(guide).__name__} has no q(z | x) of test images: there are no log "
+            "weights to audit"
         )
     pair, images, named = prepare(model, guide, x, dict(fields), NUM_DRAWS)
     structure = pair.structure(images, named)
     refuse_unscorable(pair, images, named)
     if structure.summed:
         raise UserError(
-            f"{', '.join(structure.summed)} is summed out, which tracing the two programs does not do: no audit of this pair"
+            f"{', '.join(structure.summed)} is summed out, which tracing the two programs does "
+            "not do: no audit of this pair"
         )
     if structure.own_draws_only:
         raise UserError(
-            f"the guide scores site {structure.own_draws_only[0]!r} at its own last draw alone, not at stored ones: no audit of "
-            "this pair"
+            f"the guide scores site {structure.own_draws_only[0]!r} at its own last draw alone, "
+            "not at stored ones: no audit of this pair"
         )
     with running(pair, images.device):
-        first, others = (images, named), (images.flip(0), {name: value.flip(0) for name, value in named.items()})
+        first, others = (
+            (images, named),
+            (images.flip(0), {name: value.flip(0) for name, value in named.items()}),
+        )
         size = len(images), NUM_DRAWS, NUM_DRAWS
-        weights, _ = make_weights(pair, Guide(), "graph", *size, first, others)  # as log_marginal scores
+        weights, _ = make_weights(
+            pair, Guide(), "graph", *size, first, others
+        )  # as log_marginal scores
         torch.manual_seed(seed)
         drawn = pair.run(*first, NUM_DRAWS, layout="repeat").guide
         torch.manual_seed(seed)  # the same draws
@@ -190,11 +203,18 @@ def _data(
         for role, program in (("model", pair.model), ("guide", pair.guide))
     }
     kept = {name: named[name] for name in {*taken["model"], *taken["guide"]}}
-    return {"x": images, "fields": kept, "latents": latents, "log_weights": log_weights.T.contiguous()}, taken
+    return {
+        "x": images,
+        "fields": kept,
+        "latents": latents,
+        "log_weights": log_weights.T.contiguous(),
+    }, taken
 
 
 def _alone(site: Site) -> Tensor:
-    """Draws ``(K, B, …)`` of K·B rows, each in the shape that it has where its image is the only one."""
+    """Draws ``(K, B, …)`` of K·B rows, each in the shape that it has where its image is the only
+    one.
+    """
     values = by_draw(rows_first(site.value, site.fn, site.dim), NUM_DRAWS).unsqueeze(2)
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
@@ -246,7 +266,9 @@ class _Writer:
             return self._names[id(value)]
         if (call := self._calls.get(id(value))) is None:
             return self._plain(value, wanted)
-        arguments = [f"{name}={self._argument(name, each, wanted)}" for name, each in call.arguments.items()]
+        arguments = [
+            f"{name}={self._argument(name, each, wanted)}" for name, each in call.arguments.items()
+        ]
         text = f"{self._class(call.part)}({', '.join(arguments)})"
         if id(value) not in wanted:
             return text
@@ -273,8 +295,9 @@ class _Writer:
                 inner = ", ".join(self._write(each, wanted) for each in value)
                 return f"({inner},)" if len(value) == 1 else f"({inner})"
         raise UserError(
-            f"no audit: the pair holds a {type(value).__name__} that no choice of the run constructed from plain values; name "
-            "model and guide as classes, and let each build what it needs"
+            f"no audit: the pair holds a {type(value).__name__} that no choice of the run "
+            "constructed from plain values; name model and guide as classes, and let each build "
+            "what it needs"
         )
 
     def _class(self, part: type) -> str:
@@ -294,15 +317,23 @@ class _Writer:
 
 @dataclass
 class Sources:
-    """Modules to copy: those that were added, and all that they import of their own package and of this one."""
+    """Modules to copy: those that were added, and all that they import of their own package and of
+    this one.
+    """
 
-    modules: dict[str, Path] = field(default_factory=dict)  # by the name under which the script imports them
-    parts: dict[str, dict[str, str]] = field(default_factory=dict)  # of each namespace, the parts' homes
+    modules: dict[str, Path] = field(
+        default_factory=dict
+    )  # by the name under which the script imports them
+    parts: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # of each namespace, the parts' homes
 
     def add(self, module: str, name: str = "") -> None:
         """A module, of which ``name`` is used, with what it imports."""
         if module in NAMESPACES:
-            home = getattr(getattr(importlib.import_module(module), name, None), "__module__", module)
+            home = getattr(
+                getattr(importlib.import_module(module), name, None), "__module__", module
+            )
             if home != module:
                 self.add(home, name)
             return
@@ -313,7 +344,9 @@ class Sources:
             return
         path = _source_of(module)
         if path is None:
-            raise UserError(f"no audit: the source of {module}, which the pair is made of, is no file")
+            raise UserError(
+                f"no audit: the source of {module}, which the pair is made of, is no file"
+            )
         self.modules[copy] = path
         followed = {"pyro_vae", module.partition(".")[0]}
         for imported, what in _imports(module, path):
@@ -327,7 +360,9 @@ class Sources:
             UserError: the engine is among them.
         """
         if engine := sorted(set(ENGINE) & self.modules.keys()):
-            raise UserError(f"no audit: the source of this pair itself imports the engine ({engine[0]})")
+            raise UserError(
+                f"no audit: the source of this pair itself imports the engine ({engine[0]})"
+            )
         return {_place(name, path): path for name, path in sorted(self.modules.items())}
 
     def packages(self) -> dict[str, str]:
@@ -335,7 +370,9 @@ class Sources:
         tops = {f"{name.partition('.')[0]}/__init__.py": "" for name in self.modules if "." in name}
         for package, homes in self.parts.items():
             lines = [f"from {home} import {name}" for name, home in sorted(homes.items())]
-            tops[f"{package.replace('.', '/')}/__init__.py"] = "\n".join([*lines, f"__all__ = {sorted(homes)}", ""])
+            tops[f"{package.replace('.', '/')}/__init__.py"] = "\n".join(
+                [*lines, f"__all__ = {sorted(homes)}", ""]
+            )
         return tops
 
 
@@ -351,7 +388,11 @@ def _imports(module: str, path: Path) -> Iterator[tuple[str, str]]:
             for each in node.names:
                 whole = f"{place}.{each.name}"
                 yield (whole, "") if _source_of(whole) else (place, each.name)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in namespaces:
+        elif (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in namespaces
+        ):
             yield namespaces[node.value.id], node.attr
 
 
@@ -375,7 +416,9 @@ def _source_of(module: str) -> Path | None:
 
 
 def _copied_as(module: str) -> str:
-    """The name under which the script imports a module: of a file that was named as one, the file's."""
+    """The name under which the script imports a module: of a file that was named as one, the
+    file's.
+    """
     found = re.fullmatch(r"pyro_vae_file_[0-9a-f]{12}_(.*)", module)
     return "file_" + re.sub(r"\W", "_", found[1]) if found else module
 

@@ -1,4 +1,6 @@
-"""The ways of `pyro-vae evaluate`: one row of a table a method, from a run's experiment to figures and a headline."""
+"""The ways of `pyro-vae evaluate`: one row of a table a method, from a run's experiment to figures
+and a headline.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class Outcome:
     figures: dict[str, Any]  # what --json prints and results.json keeps
     headline: str
     split: str
-    estimate: LogMarginal | None = None  # log p(x) of each image, where that may be compared between runs
+    estimate: LogMarginal | None = (
+        None  # log p(x) of each image, where that may be compared between runs
+    )
     x: Tensor | None = None  # those images
 
 
@@ -35,7 +39,8 @@ class Outcome:
 class Method:
     """One way: what to call, and on how many images where nobody says (None: all).
 
-    ``divided``: several processes share the images out, and all have the outcome; else it is the first one's work.
+    ``divided``: several processes share the images out, and all have the outcome; else it is the
+    first one's work.
     """
 
     call: Callable[[Experiment, Evaluate, int, int | None], Outcome]
@@ -44,7 +49,9 @@ class Method:
 
 
 def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
-    """The outcome of the method that ``options`` name; ``steps`` is for how long the pair was trained."""
+    """The outcome of the method that ``options`` name; ``steps`` is for how long the pair was
+    trained.
+    """
     method = METHODS[options.method]
     number = options.num_images
     if number is None and method.num_images is not None:
@@ -56,7 +63,9 @@ def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _importance(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:
+def _importance(
+    experiment: Experiment, options: Evaluate, steps: int, number: int | None
+) -> Outcome:
     return _sampled(experiment, options, steps, number, options.proposal or "guide")
 
 
@@ -65,7 +74,9 @@ def _prior(experiment: Experiment, options: Evaluate, steps: int, number: int | 
     return replace(found, estimate=None, x=None)  # for teaching: no number to compare
 
 
-def _sampled(experiment: Experiment, options: Evaluate, steps: int, number: int | None, proposal: str) -> Outcome:
+def _sampled(
+    experiment: Experiment, options: Evaluate, steps: int, number: int | None, proposal: str
+) -> Outcome:
     x, words = experiment.images(options.split, number)
     result = log_marginal(
         experiment.model,
@@ -99,7 +110,14 @@ def _bounds(experiment: Experiment, options: Evaluate, steps: int, number: int |
     chosen: dict[str, Any] = {"size": number} if number is not None else {}
     given = _given(options, "num_steps", "num_chains")
     size = chosen.get("size", len(experiment.images("test", None)[0]))
-    result = bdmc(experiment.model, experiment.guide, like=x, **chosen, **experiment.fields("test", size), **given)
+    result = bdmc(
+        experiment.model,
+        experiment.guide,
+        like=x,
+        **chosen,
+        **experiment.fields("test", size),
+        **given,
+    )
     known = experiment.protocol(steps)
     parts = {key: value for key, value in known.items() if key not in experiment.observed.protocol}
     result = replace(result, protocol={**parts, **result.protocol})
@@ -116,7 +134,9 @@ def _refined(experiment: Experiment, options: Evaluate, steps: int, number: int 
 
 
 def _given(options: Evaluate, *names: str) -> dict[str, Any]:
-    """The options of every method, and those of ``names`` that were given: the function's own defaults serve for the others."""
+    """The options of every method, and those of ``names`` that were given: the function's own
+    defaults serve for the others.
+    """
     chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     common = {"seed": options.seed, "device": options.device, "compile": options.compile}
     return {**common, "progress": not options.quiet, **chosen}

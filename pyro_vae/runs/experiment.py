@@ -30,7 +30,8 @@ class Experiment:
     """All that a training and its evaluation need.
 
     Attributes:
-        train_rows, valid_rows: the rows of the stored training set to fit on, and those held out (None for none).
+        train_rows, valid_rows: the rows of the stored training set to fit on, and those held out
+            (None for none).
         kind: ``mass`` or ``density``, or None where the model does not say.
     """
 
@@ -45,7 +46,9 @@ class Experiment:
 
     @property
     def x_train(self) -> Tensor:
-        """The images to fit on, to which ``observed.observe`` is applied at each visit, (N, *event)."""
+        """The images to fit on, to which ``observed.observe`` is applied at each visit, (N,
+        *event).
+        """
         return self.observed.x_train[self.train_rows]
 
     @property
@@ -66,7 +69,9 @@ class Experiment:
     @property
     def fields_valid(self) -> dict[str, Any]:
         """The named fields of the images held out."""
-        return {} if self.valid_rows is None else self._fields(self.data.train_labels, self.valid_rows)
+        return (
+            {} if self.valid_rows is None else self._fields(self.data.train_labels, self.valid_rows)
+        )
 
     def fields(self, split: str, number: int | None) -> dict[str, Any]:
         """The named fields of `images` (the same arguments)."""
@@ -101,7 +106,8 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test`` or ``valid``, or ``number`` of them (the same at every call), and words for the protocol.
+        """The images of ``test`` or ``valid``, or ``number`` of them (the same at every call), and
+        words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.
@@ -109,13 +115,20 @@ class Experiment:
         x, words = self.observed.x_test, "test"
         if split == "valid":
             if self.stored_valid is None:
-                raise UserError("--split valid: nothing was held out in this run (its --valid-fraction is 0)")
-            x, words = self._observed_valid(self.stored_valid), f"validation ({self.options.valid_fraction:g} of train)"
+                raise UserError(
+                    "--split valid: nothing was held out in this run (its --valid-fraction is 0)"
+                )
+            x, words = (
+                self._observed_valid(self.stored_valid),
+                f"validation ({self.options.valid_fraction:g} of train)",
+            )
         if number is not None and number > len(x):
             raise UserError(f"{number} images were asked for, but the {split} set has {len(x)}")
         if number is None or number == len(x):
             return x, {"images": words}
-        return x[_chosen(len(x), number)], {"images": f"{number} of {len(x)} {words} images, chosen from seed 0"}
+        return x[_chosen(len(x), number)], {
+            "images": f"{number} of {len(x)} {words} images, chosen from seed 0"
+        }
 
     def _observed_valid(self, rows: Tensor) -> Tensor:
         """The draw that `fit` makes of the validation set, from its own seed."""
@@ -127,7 +140,9 @@ class Experiment:
         known = {key: value for key, value in self.observed.protocol.items() if key != "sha256"}
         taken = _taken(self.options)
         parts = {name: getattr(self.options, name) for name in PARTS_OF_MODELS if name in taken}
-        shapes: dict[str, Any] = {n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken}
+        shapes: dict[str, Any] = {
+            n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken
+        }
         if hasattr(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
             shapes["latent_dim"] = tuple(self.model.latent_dims)
         return {
@@ -143,7 +158,9 @@ class Experiment:
 
 
 def _chosen(size: int, number: int | None) -> Tensor:
-    """``number`` rows of ``size``, or all: a random subset, as a set's first images may be easier than its others (MNIST's)."""
+    """``number`` rows of ``size``, or all: a random subset, as a set's first images may be easier
+    than its others (MNIST's).
+    """
     if number is None or number == size:
         return torch.arange(size)
     order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
@@ -162,8 +179,8 @@ def prepare(options: Train) -> Experiment:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
     if options.batch_size > len(train_rows):
         raise UserError(
-            f"--batch-size {options.batch_size} is larger than the training set, {len(train_rows)} images: "
-            f"give --batch-size {len(train_rows)} or less"
+            f"--batch-size {options.batch_size} is larger than the training set, "
+            f"{len(train_rows)} images: give --batch-size {len(train_rows)} or less"
         )
     known = about_the_data(options, data)
     model, guide = build_pair(options, data.event_shape, len(train_rows), **known)
@@ -174,17 +191,22 @@ def prepare(options: Train) -> Experiment:
     _refuse_unlabelled(experiment)
     if options.early_stopping is not None and not experiment.amortized:
         raise UserError(
-            f"--early-stopping watches the ELBO of the images held out, and the guide {options.guide} has no q(z | x) of them: "
-            "leave it out, or choose an amortized guide such as MeanField"
+            "--early-stopping watches the ELBO of the images held out, and the guide "
+            f"{options.guide} has no q(z | x) of them: leave it out, or choose an amortized guide "
+            "such as MeanField"
         )
     return experiment
 
 
 def about_the_data(options: Train, data: ImageData) -> dict[str, int]:
-    """What the parts may name besides the images' shape: ``levels`` of grey as they are observed, ``num_classes``."""
+    """What the parts may name besides the images' shape: ``levels`` of grey as they are observed,
+    ``num_classes``.
+    """
     known = {}
     if data.levels is not None:
-        known["levels"] = 2 if options.binarize in ("dynamic", "static", "threshold") else data.levels
+        known["levels"] = (
+            2 if options.binarize in ("dynamic", "static", "threshold") else data.levels
+        )
     if data.train_labels is not None:
         labels = [part for part in (data.train_labels, data.test_labels) if part is not None]
         known["num_classes"] = 1 + max(int(part.max()) for part in labels)
@@ -198,15 +220,18 @@ def build_pair(
     levels: int | None = None,
     num_classes: int | None = None,
 ) -> tuple[Any, Any]:
-    """Model and guide as the options name them, freshly initialised from the seed; torch's own random state is left alone.
+    """Model and guide as the options name them, freshly initialised from the seed; torch's own
+    random state is left alone.
 
-    Every argument that a choice leaves open is filled by its name: ``event_shape``, ``latent_dim``, ``net``, ``num_data``
-    (images to fit on), ``levels`` (of grey), ``num_classes``, ``prior``, ``likelihood``; for a guide the built model and its
-    parts too, and ``input_scale``, by which an encoder divides the integers that the likelihood observes. Where a part of
-    the model names an ``encoder``, the guide is built first and is that encoder.
+    Every argument that a choice leaves open is filled by its name: ``event_shape``, ``latent_dim``,
+    ``net``, ``num_data`` (images to fit on), ``levels`` (of grey), ``num_classes``, ``prior``,
+    ``likelihood``; for a guide the built model and its parts too, and ``input_scale``, by which an
+    encoder divides the integers that the likelihood observes. Where a part of the model names an
+    ``encoder``, the guide is built first and is that encoder.
 
     Raises:
-        UserError: a choice that can't be built; a part of the model that needs the guide, which needs the model.
+        UserError: a choice that can't be built; a part of the model that needs the guide, which
+            needs the model.
     """
     context: dict[str, Any] = {
         "event_shape": tuple(event_shape),
@@ -214,42 +239,58 @@ def build_pair(
         "net": options.net,
         "num_data": num_data,
     }
-    context |= {k: v for k, v in (("levels", levels), ("num_classes", num_classes)) if v is not None}
-    of_guides = {"input_scale": float(levels - 1)} if levels is not None and _sees_levels(options) else {}
+    context |= {
+        k: v for k, v in (("levels", levels), ("num_classes", num_classes)) if v is not None
+    }
+    of_guides = (
+        {"input_scale": float(levels - 1)} if levels is not None and _sees_levels(options) else {}
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(options.seed)
         named = {name: getattr(options, name) for name in PARTS_OF_MODELS}
         guide = None
         if asking := [
-            name for name in ("model", *PARTS_OF_MODELS) if "encoder" in _names(name, getattr(options, name))
+            name
+            for name in ("model", *PARTS_OF_MODELS)
+            if "encoder" in _names(name, getattr(options, name))
         ]:
             _refuse_circle(asking[0], options)
-            guide = context["encoder"] = registry.build("guide", options.guide, **context, **of_guides)
+            guide = context["encoder"] = registry.build(
+                "guide", options.guide, **context, **of_guides
+            )
         model = registry.build("model", options.model, **context, **named)
         for name, choice in named.items():
             if name not in _taken(options) and choice != getattr(Train, name):
                 raise UserError(
-                    f"--{name} {choice}: the model {options.model} takes no {name}: leave it out, or choose a model that has one, "
-                    f"such as {Train.model}"
+                    f"--{name} {choice}: the model {options.model} takes no {name}: leave it out, "
+                    f"or choose a model that has one, such as {Train.model}"
                 )
         if guide is None:
             parts = {name: getattr(model, name) for name in PARTS_OF_MODELS if hasattr(model, name)}
-            guide = registry.build("guide", options.guide, **context, **of_guides, **parts, model=model)
+            guide = registry.build(
+                "guide", options.guide, **context, **of_guides, **parts, model=model
+            )
     return model, guide
 
 
 def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
-    """The arguments that the constructor of this part names and the choice leaves open; those without a default alone."""
+    """The arguments that the constructor of this part names and the choice leaves open; those
+    without a default alone.
+    """
     read = registry.parse(choice)
     try:
         parameters = inspect.signature(registry.resolve(slot, read.name)).parameters.values()
     except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
         return set()
-    return {p.name for p in parameters if not (required and p.default is not p.empty)} - read.kwargs.keys()
+    return {
+        p.name for p in parameters if not (required and p.default is not p.empty)
+    } - read.kwargs.keys()
 
 
 def _taken(options: Train) -> set[str]:
-    """The options that reach a part: those that the model or the guide names, and what the model's own parts name."""
+    """The options that reach a part: those that the model or the guide names, and what the model's
+    own parts name.
+    """
     own = _names("model", options.model)
     if "likelihood" in own:  # it decodes latent_dim numbers by a net
         own |= {"net", "latent_dim"}
@@ -259,26 +300,36 @@ def _taken(options: Train) -> set[str]:
 
 def _refuse_circle(slot: str, options: Train) -> None:
     """The guide that is to be the encoder of the model's part must not need the model."""
-    if circle := sorted(_names("guide", options.guide, required=True) & {"model", *PARTS_OF_MODELS}):
+    if circle := sorted(
+        _names("guide", options.guide, required=True) & {"model", *PARTS_OF_MODELS}
+    ):
         raise UserError(
-            f"--{slot} {getattr(options, slot)} is built from the guide, its encoder, and --guide {options.guide} from the "
-            f"{circle[0]}: neither can come first; use a guide that needs no model, such as MeanField, or another {slot}"
+            f"--{slot} {getattr(options, slot)} is built from the guide, its encoder, and --guide "
+            f"{options.guide} from the {circle[0]}: neither can come first; use a guide that "
+            f"needs no model, such as MeanField, or another {slot}"
         )
 
 
 def _sees_levels(options: Train) -> bool:
-    """Whether what is observed are the stored integers, as the model's class or its likelihood's says."""
-    parts = [registry.resolve(slot, registry.parse(getattr(options, slot)).name) for slot in ("model", "likelihood")]
+    """Whether what is observed are the stored integers, as the model's class or its likelihood's
+    says.
+    """
+    parts = [
+        registry.resolve(slot, registry.parse(getattr(options, slot)).name)
+        for slot in ("model", "likelihood")
+    ]
     return next((part.observes for part in parts if hasattr(part, "observes")), None) == "levels"
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:
-    """A mass over other levels than the data's has outcomes that never happen, or lacks some that do."""
+    """A mass over other levels than the data's has outcomes that never happen, or lacks some that
+    do.
+    """
     levels = getattr(getattr(model, "likelihood", model), "levels", None)
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
         raise UserError(
-            f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as it is observed: "
-            f"write levels={known['levels']}, or leave levels out"
+            f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as "
+            f"it is observed: write levels={known['levels']}, or leave levels out"
         )
 
 
@@ -289,13 +340,15 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
         if program.wants("y") and (data.train_labels is None or data.test_labels is None):
             choice = getattr(experiment.options, role)
             raise UserError(
-                f"--{role} {choice} takes the class y of each image, and {data.name} has no labels: choose data with labels, such "
-                f"as digits or mnist, or a {role} that takes none"
+                f"--{role} {choice} takes the class y of each image, and {data.name} has no "
+                f"labels: choose data with labels, such as digits or mnist, or a {role} that "
+                "takes none"
             )
 
 
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
-    """The pair's structure on a few test images, once it is sure that a checkpoint can hold the pair.
+    """The pair's structure on a few test images, once it is sure that a checkpoint can hold the
+    pair.
 
     Raises:
         UserError: a bad pair, or one with parameters that no ``state_dict`` has.
@@ -307,19 +360,22 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
     if pair.store.parameters:
         raise UserError(
-            f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, so a run's checkpoint would lose "
-            "it: make it an nn.Parameter or a PyroParam of the model or guide"
+            f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, so "
+            "a run's checkpoint would lose it: make it an nn.Parameter or a PyroParam of the "
+            "model or guide"
         )
     return structure
 
 
 def _observes(model: Any, options: Train) -> tuple[str, str | None]:
-    """What the model's x is (one of `OBSERVES`), and the kind of its log p(x); said by the likelihood, or by the model."""
+    """What the model's x is (one of `OBSERVES`), and the kind of its log p(x); said by the
+    likelihood, or by the model.
+    """
     law = getattr(model, "likelihood", model)
     observes = getattr(law, "observes", None)
     if observes is None and options.binarize == "auto":
         raise UserError(
-            f"the model {options.model} does not say what its x is: give it an attribute `observes`, one of "
-            f"{', '.join(OBSERVES)}, or choose with --binarize"
+            f"the model {options.model} does not say what its x is: give it an attribute "
+            f"`observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
         )
     return observes or "real", getattr(law, "kind", None)

@@ -1,6 +1,8 @@
-"""What the command line and a configuration file can say: one dataclass a command, its types and ranges checked.
+"""What the command line and a configuration file can say: one dataclass a command, its types and
+ranges checked.
 
-Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command line's help.
+Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
+line's help.
 """
 
 from __future__ import annotations
@@ -23,10 +25,14 @@ OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
 FREE_ON_RESUME = ("data_root", "device", "compile", "pictures", "checkpoint_minutes")
-"""Options that may differ when a run is resumed: where and how, not what. The length may not: the schedule ends with it."""
+"""Options that may differ when a run is resumed: where and how, not what. The length may not: the
+schedule ends with it.
+"""
 
 DEFAULT_STEPS = 10_000
-"""A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch 128."""
+"""A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch
+128.
+"""
 
 
 def option(
@@ -49,8 +55,9 @@ class Train:
     data_root: Path | None = None
     """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
-    """What is observed of grey images: drawn afresh at each visit, drawn once, above 1/2, or as they are; auto decides
-    by the likelihood."""
+    """What is observed of grey images: drawn afresh at each visit, drawn once, above 1/2, or as
+    they are; auto decides by the likelihood.
+    """
     model: str = "GenerativeModel"
     """p(z) p(x | z): a name, a call, module:Name or file.py:Name (so for every part)."""
     prior: str = "StandardNormal"
@@ -64,7 +71,9 @@ class Train:
     latent_dim: int = option(20, least=1)
     """Dimensions of z."""
     net: str = "MLP"
-    """The network of every part that names none itself, such as "MLP(hidden=(400, 400), activation=softplus)"."""
+    """The network of every part that names none itself, such as "MLP(hidden=(400, 400),
+    activation=softplus)".
+    """
     steps: int | None = option(None, least=1)
     """Optimiser steps; 10000 unless --epochs is given."""
     epochs: int | None = option(None, least=1)
@@ -80,13 +89,16 @@ class Train:
     kl_weight: float = option(1.0, least=0)
     """The weight of the KL term (β)."""
     kl_warmup: float | str = option(0.0, least=0)
-    """How that weight is reached: a number of epochs over which it rises from 0, or "Cyclical(cycles=4, ramp=0.5)"."""
+    """How that weight is reached: a number of epochs over which it rises from 0, or
+    "Cyclical(cycles=4, ramp=0.5)".
+    """
     grad_clip: float | None = option(None, above=0)
     """The largest norm of the gradient."""
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
-    """End when the validation ELBO has not risen for so many epochs, and keep the best parameters."""
+    """End when the validation ELBO has not risen for so many epochs, and keep the best parameters.
+    """
     num_samples: int = option(5000, least=1)
     """K, the importance samples an image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
@@ -96,7 +108,9 @@ class Train:
     seed: int = option(0, least=0, below=2**32)
     """Of the initial parameters, the order of the images and the noise."""
     data_seed: int = option(0, least=0, below=2**32)
-    """Of the random splits and of what is drawn once (the binarized test set): keep it, and runs are comparable."""
+    """Of the random splits and of what is drawn once (the binarized test set): keep it, and runs
+    are comparable.
+    """
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
@@ -104,7 +118,9 @@ class Train:
     config: Path | None = None
     """A TOML file of these options (a run's config.toml is one); what is given beside it wins."""
     on_divergence: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count it."""
+    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
+    it.
+    """
     checkpoint_minutes: float = option(5.0, least=0)
     """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
     resume: Path | None = None
@@ -123,13 +139,22 @@ class Train:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs}: give one of the two")
         if self.resume is not None and (self.config is not None or self.out is not None):
             other = "--config" if self.config is not None else "--out"
-            raise UserError(f"--resume {self.resume} goes on in that folder with its own options: leave {other} out")
+            raise UserError(
+                f"--resume {self.resume} goes on in that folder with its own options: leave "
+                f"{other} out"
+            )
         if self.early_stopping is not None and self.valid_fraction == 0:
-            raise UserError("--early-stopping watches the validation ELBO: give --valid-fraction a part above 0")
+            raise UserError(
+                "--early-stopping watches the validation ELBO: give --valid-fraction a part above 0"
+            )
 
     def decided(self) -> Train:
         """The same options with the default length written out."""
-        return dataclasses.replace(self, steps=DEFAULT_STEPS) if self.steps is self.epochs is None else self
+        return (
+            dataclasses.replace(self, steps=DEFAULT_STEPS)
+            if self.steps is self.epochs is None
+            else self
+        )
 
 
 Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -142,20 +167,27 @@ class Evaluate:
     run: Run
     """The run's folder."""
     method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
-    """Importance sampling, annealed importance sampling, bounds from both sides on simulated images, the two gaps of
-    the guide, or naive Monte Carlo from the prior."""
+    """Importance sampling, annealed importance sampling, bounds from both sides on simulated
+    images, the two gaps of the guide, or naive Monte Carlo from the prior.
+    """
     proposal: str | None = None
     """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
     precision: Literal["float32", "tf32", "bfloat16"] | None = None
-    """iw: of the matrix products; less than float32 is quicker, and its measured error is told with the number."""
+    """iw: of the matrix products; less than float32 is quicker, and its measured error is told with
+    the number.
+    """
     num_samples: int | None = option(None, least=1)
     """iw, refine, prior: K, the importance samples an image; by default 5000."""
     num_steps: int | None = option(None, least=1)
-    """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default 500."""
+    """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default
+    500.
+    """
     num_chains: int | None = option(None, least=1)
     """ais, bdmc: chains an image; by default 8."""
     num_images: int | None = option(None, least=1)
-    """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and refine."""
+    """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and
+    refine.
+    """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
     pictures: bool = True
@@ -180,7 +212,8 @@ class Evaluate:
             if getattr(self, name) is not None and self.method not in methods:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: leave it out"
+                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
+                    "leave it out"
                 )
         if self.method == "bdmc" and self.split != "test":
             raise UserError("--method bdmc simulates its images: leave --split out")
@@ -198,7 +231,9 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Audit:
-    """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without this package."""
+    """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without
+    this package.
+    """
 
     run: Run
     """The run's folder."""
@@ -210,16 +245,22 @@ class Audit:
 
 @dataclass(frozen=True)
 class Compare:
-    """Compare runs on the same images: paired differences of log p(x), from the runs' latest evaluations."""
+    """Compare runs on the same images: paired differences of log p(x), from the runs' latest
+    evaluations.
+    """
 
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
     num_samples: int | None = option(None, least=1)
-    """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where there is none."""
+    """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where
+    there is none.
+    """
     num_images: int | None = option(None, least=1)
-    """Evaluate afresh where a stored number of images is another one; by default that of the first stored."""
+    """Evaluate afresh where a stored number of images is another one; by default that of the first
+    stored.
+    """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
     data_root: Path | None = None
@@ -239,7 +280,9 @@ class Compare:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
         check_fields(self)
         if self.num_samples is not None and self.method not in OF_METHODS["num_samples"]:
-            raise UserError(f"--method {self.method} takes no --num-samples, which is for iw: leave it out")
+            raise UserError(
+                f"--method {self.method} takes no --num-samples, which is for iw: leave it out"
+            )
         if len(self.runs) < 2:
             raise UserError(f"compare takes two or more run folders, got {len(self.runs)}")
         if len({each.expanduser().resolve() for each in self.runs}) < len(self.runs):
@@ -266,13 +309,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class Plot:
-    """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored images."""
+    """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored
+    images.
+    """
 
     run: Run
     """The run's folder."""
     pages: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation, traversals, imputation
-    and denoising; by default all that fit the run."""
+    """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation,
+    traversals, imputation and denoising; by default all that fit the run.
+    """
     beside: tuple[Path, ...] = ()
     """Other runs' folders: one picture with a column for each run and a row for each page."""
     out: Path | None = None
@@ -285,11 +331,17 @@ class Plot:
     """auto, cpu, cuda or cuda:N."""
 
     def check(self) -> None:
-        """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture side by side."""
+        """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture
+        side by side.
+        """
         check_fields(self)
         if self.out is not None and not self.beside:
-            raise UserError("--out names the picture of runs side by side: give the other runs with --beside")
-        if len({each.expanduser().resolve() for each in (self.run, *self.beside)}) <= len(self.beside):
+            raise UserError(
+                "--out names the picture of runs side by side: give the other runs with --beside"
+            )
+        if len({each.expanduser().resolve() for each in (self.run, *self.beside)}) <= len(
+            self.beside
+        ):
             raise UserError("plot: a run folder is given twice")
 
 
@@ -309,10 +361,16 @@ SUITES = ("training", "epochs", "evaluation", "memory", "startup")
 
 @dataclass(frozen=True)
 class Bench:
-    """Time the package against hand-written PyTorch, Pyro's SVI, NumPyro and Pythae (in a checkout; extra: bench)."""
+    """Time the package against hand-written PyTorch, Pyro's SVI, NumPyro and Pythae (in a checkout;
+    extra: bench).
+    """
 
-    suites: tyro.conf.Positional[tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...]] = ()
-    """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default all."""
+    suites: tyro.conf.Positional[
+        tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...]
+    ] = ()
+    """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default
+    all.
+    """
     only: tuple[str, ...] = ()
     """Cases of the suites, such as "iwae b20"; by default all."""
     rounds: int | None = option(None, least=1)
@@ -322,7 +380,9 @@ class Bench:
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the contestants that are written in torch run."""
     quick: bool = False
-    """Short rounds that show whether everything runs; figures are printed, and kept only with --out."""
+    """Short rounds that show whether everything runs; figures are printed, and kept only with
+    --out.
+    """
     out: Path | None = None
     """The folder for the results' JSON; by default runs/bench, and with --quick none."""
     json: bool = False
@@ -354,7 +414,9 @@ Options = TypeVar("Options")
 
 
 def check_fields(options: Any) -> None:
-    """Raise a ``UserError`` for the first field whose value is not of its type, or out of its range."""
+    """Raise a ``UserError`` for the first field whose value is not of its type, or out of its
+    range.
+    """
     kind: Any = type(options)
     for each in fields(options):
         value = getattr(options, each.name)
@@ -362,7 +424,11 @@ def check_fields(options: Any) -> None:
         kinds = _kinds(kind, each.name)
         if not any(_is_a(value, kind) for kind in kinds):
             raise UserError(f"{flag} {value!r}: expected {_expected(kinds, each.metadata)}")
-        if isinstance(value, int | float) and not isinstance(value, bool) and not _in_range(value, each.metadata):
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and not _in_range(value, each.metadata)
+        ):
             raise UserError(f"{flag} {value}: expected {_expected(kinds, each.metadata)}")
 
 
@@ -392,13 +458,25 @@ def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
 
 
 def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", Path: "a path"}
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        bool: "true or false",
+        Path: "a path",
+    }
     kind = next(kind for kind in kinds if kind is not NoneType)
     words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
     least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
     if least is not None and below is not None:
         return f"{words} from {least:g} to below {below}"
-    return words + (f", {least:g} or more" if least is not None else f" above {above:g}" if above is not None else "")
+    return words + (
+        f", {least:g} or more"
+        if least is not None
+        else f" above {above:g}"
+        if above is not None
+        else ""
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -411,7 +489,9 @@ def stored_names() -> list[str]:
 
 
 def to_toml(options: Train) -> bytes:
-    """The stored options as a TOML file that `read_config` reads; an option that is not given is left out."""
+    """The stored options as a TOML file that `read_config` reads; an option that is not given is
+    left out.
+    """
     import tomli_w
 
     return tomli_w.dumps(plain(options)).encode()
@@ -420,11 +500,16 @@ def to_toml(options: Train) -> bytes:
 def plain(options: Train) -> dict[str, Any]:
     """The stored options that are given, as plain values."""
     values = {name: getattr(options, name) for name in stored_names()}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if value is not None}
+    return {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in values.items()
+        if value is not None
+    }
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The options in a TOML file, by their names (``batch_size`` or ``batch-size``), each of the right type.
+    """The options in a TOML file, by their names (``batch_size`` or ``batch-size``), each of the
+    right type.
 
     Raises:
         UserError: no such file, no TOML, an unknown option, or a value of another type.
@@ -434,9 +519,13 @@ def read_config(path: Path) -> dict[str, Any]:
         held = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"{path}: cannot be read ({why}); a configuration is a TOML file of options") from error
+        raise UserError(
+            f"{path}: cannot be read ({why}); a configuration is a TOML file of options"
+        ) from error
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML ({error}); write lines such as latent_dim = 20") from error
+        raise UserError(
+            f"{path}: not valid TOML ({error}); write lines such as latent_dim = 20"
+        ) from error
     values = {}
     for key, value in held.items():
         name = key.replace("-", "_")

@@ -1,4 +1,6 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, evaluations/, pictures."""
+"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
+evaluations/, pictures.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,17 @@ from pyro_vae.training.history import Record
 HOME = Path("runs")
 """Where runs without a name of their own go, in the current folder."""
 
-PACKAGES = ("pyro-vae", "torch", "torchvision", "pyro-ppl", "numpy", "arviz", "matplotlib", "scikit-learn", "tyro")
+PACKAGES = (
+    "pyro-vae",
+    "torch",
+    "torchvision",
+    "pyro-ppl",
+    "numpy",
+    "arviz",
+    "matplotlib",
+    "scikit-learn",
+    "tyro",
+)
 
 OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")
 """The options without which a checkpoint's tensors mean something else."""
@@ -112,10 +124,17 @@ class Run:
         try:
             held = json.loads(self.environment_file.read_text(encoding="utf-8"))
             before = list(held.get("resumed", []))
-        except (OSError, ValueError, AttributeError, TypeError):  # only a record of what was: never in the way
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+            TypeError,
+        ):  # only a record of what was: never in the way
             set_aside(self.environment_file, why="damaged")
             held, before = {}, []
-        _write_json(self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]})
+        _write_json(
+            self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]}
+        )
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""
@@ -128,7 +147,9 @@ class Run:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to metrics.jsonl.superseded."""
+        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to
+        metrics.jsonl.superseded.
+        """
         lines = [json.dumps(finite(row)).encode() for row in rows]
         gone = [line for line in _lines(self.metrics_file) if line not in lines]
         if gone:
@@ -144,8 +165,15 @@ class Run:
             _write_json(self.results_file, {**results, **entries, "evaluations": evaluations})
 
     def discard(self) -> None:
-        """Take back what `create` and `begin` made, for a training that was refused; nothing else is touched."""
-        for path in (self.config_file, self.environment_file, self.folder / LOCK, self.folder / HOLDER):
+        """Take back what `create` and `begin` made, for a training that was refused; nothing else
+        is touched.
+        """
+        for path in (
+            self.config_file,
+            self.environment_file,
+            self.folder / LOCK,
+            self.folder / HOLDER,
+        ):
             path.unlink(missing_ok=True)
         for folder in reversed(self.made):
             with suppress(OSError):  # not empty: it has come to hold something of someone else's
@@ -178,15 +206,22 @@ class Run:
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
-            raise UserError(f"{self.results_file}: damaged, not JSON; move it away, and evaluate again") from error
+            raise UserError(
+                f"{self.results_file}: damaged, not JSON; move it away, and evaluate again"
+            ) from error
         if not isinstance(held, dict) or not isinstance(held.get("evaluations", []), list):
-            raise UserError(f"{self.results_file}: not a results.json of pyro_vae; move it away, and evaluate again")
+            raise UserError(
+                f"{self.results_file}: not a results.json of pyro_vae; move it away, and evaluate "
+                "again"
+            )
         return held
 
     def load_pair(
         self, which: str = "last", tell: Callable[[str], None] = warnings.warn
     ) -> tuple[Any, Any, Checkpoint]:
-        """Model and guide as `load` gives them, and the checkpoint that they come from; ``tell`` hears of damaged ones."""
+        """Model and guide as `load` gives them, and the checkpoint that they come from; ``tell``
+        hears of damaged ones.
+        """
         from pyro_vae.runs.experiment import build_pair
 
         if which not in ("last", "best"):
@@ -198,23 +233,33 @@ class Run:
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
         if not isinstance(shape, list) or not isinstance(num_data, int):
-            raise UserError(f"{path}: not a checkpoint of a run (it does not tell the shape of its images)")
-        known = {name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata}
+            raise UserError(
+                f"{path}: not a checkpoint of a run (it does not tell the shape of its images)"
+            )
+        known = {
+            name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
+        }
         model, guide = build_pair(self.options(), shape, num_data, **known)
         checkpoint_files.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 
     def check_config(self, held: Checkpoint, path: Path, names: Iterable[str]) -> None:
-        """A ``UserError`` that names the fields in which config.toml is not what the checkpoint was written under."""
+        """A ``UserError`` that names the fields in which config.toml is not what the checkpoint was
+        written under.
+        """
         then, now = held.metadata.get("config"), plain(self.options())
         if not isinstance(then, Mapping):  # of an older version
             return
         differing = [name for name in names if then.get(name) != now.get(name)]
         if differing:
             words = "; ".join(
-                f"{name} is {now.get(name)!r} there and {then.get(name)!r} in the checkpoint" for name in differing
+                f"{name} is {now.get(name)!r} there and {then.get(name)!r} in the checkpoint"
+                for name in differing
             )
-            raise UserError(f"{self.config_file}: not the configuration of {path.name}: {words}; restore the file")
+            raise UserError(
+                f"{self.config_file}: not the configuration of {path.name}: {words}; restore the "
+                "file"
+            )
 
 
 class Unwritten(Run):
@@ -274,14 +319,17 @@ class Recorder(Checkpoints):
         return {**super().state_dict(), "rows": self.rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Write metrics.jsonl again: rows of epochs that the checkpoint has not seen will come again."""
+        """Write metrics.jsonl again: rows of epochs that the checkpoint has not seen will come
+        again.
+        """
         super().load_state_dict(state)
         self.rows = [dict(row) for row in state["rows"]]
         self.run.write_rows(self.rows)
 
 
 def create(out: Path | None, name: str) -> Run:
-    """A new run's folder: ``out``, or ``runs/NAME-N`` with the first free N. Nothing that exists is touched.
+    """A new run's folder: ``out``, or ``runs/NAME-N`` with the first free N. Nothing that exists is
+    touched.
 
     Raises:
         UserError: ``out`` is a file, or a folder with something in it; or it can't be written.
@@ -306,7 +354,8 @@ def _create(out: Path | None, name: str) -> Run:
                 return Run(folder, (*parents, folder))
     except OSError as error:
         raise UserError(
-            f"{shown(out or HOME)}: the run's folder can't be made there ({error.strerror}); give another --out"
+            f"{shown(out or HOME)}: the run's folder can't be made there ({error.strerror}); give "
+            "another --out"
         ) from error
     raise AssertionError("numbers do not end")
 
@@ -316,7 +365,9 @@ def refuse_taken(out: Path) -> None:
     path = out.expanduser()
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
-    if path.exists() and not (path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())):
+    if path.exists() and not (
+        path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())
+    ):
         what = "a folder with something in it" if path.is_dir() else "a file"
         raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
 
@@ -325,7 +376,11 @@ def open_run(folder: str | Path) -> Run:
     """The run in ``folder``; a ``UserError`` where there is none."""
     path = Path(folder).expanduser()
     if not path.is_dir():
-        known = [each.parent.name for each in path.parent.glob("*/config.toml")] if path.parent.is_dir() else []
+        known = (
+            [each.parent.name for each in path.parent.glob("*/config.toml")]
+            if path.parent.is_dir()
+            else []
+        )
         hint = f" ({did_you_mean('run', path.name, known)})" if known else ""
         raise UserError(f"{folder}: no such run folder{hint}")
     run = _as_here(Run(path))
@@ -335,13 +390,15 @@ def open_run(folder: str | Path) -> Run:
 
 
 def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
-    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml, then filled.
+    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml,
+    then filled.
 
-    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one is damaged or lacks its
-    SHA-256, the one before it is taken, with a warning.
+    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one
+    is damaged or lacks its SHA-256, the one before it is taken, with a warning.
 
     Raises:
-        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not fit.
+        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not
+            fit.
     """
     model, guide, _ = open_run(run_folder).load_pair(checkpoint)
     return model, guide
@@ -411,8 +468,12 @@ def _figures(record: Record) -> dict[str, float]:
 
 
 def _without_folders(word: str) -> str:
-    """A word of the command line with absolute folders left out: ``--data=/home/me/x.npz`` is ``--data=x.npz``."""
-    return re.sub(r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word)
+    """A word of the command line with absolute folders left out: ``--data=/home/me/x.npz`` is
+    ``--data=x.npz``.
+    """
+    return re.sub(
+        r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word
+    )
 
 
 def _write_json(path: Path, held: Mapping[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""One process trains in a run's folder at a time: a lock that the system releases when its holder dies."""
+"""One process trains in a run's folder at a time: a lock that the system releases when its holder
+dies.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def hold(folder: Path) -> Iterator[None]:
         raise UserError(in_use(folder)) from error
     try:
         # beside the lock, as opening the lock's own file may empty it
-        write_atomically(folder / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode())
+        write_atomically(
+            folder / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode()
+        )
         yield
     finally:
         with suppress(OSError):

@@ -1,4 +1,6 @@
-"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped without a loss."""
+"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped
+without a loss.
+"""
 
 from __future__ import annotations
 
@@ -20,36 +22,48 @@ from pyro_vae.training.history import History
 from pyro_vae.training.state import TrainingState
 
 
-def last_state(experiment: Experiment, run: Run, tell: Callable[[str], None]) -> TrainingState | None:
-    """What the run's newest sound checkpoint holds, or None where none was written; ``tell`` hears which one is taken.
+def last_state(
+    experiment: Experiment, run: Run, tell: Callable[[str], None]
+) -> TrainingState | None:
+    """What the run's newest sound checkpoint holds, or None where none was written; ``tell`` hears
+    which one is taken.
 
     Raises:
-        UserError: it is of another configuration or of other data, of a newer version, or all of them are damaged or gone.
+        UserError: it is of another configuration or of other data, of a newer version, or all of
+            them are damaged or gone.
     """
     if not any(checkpoint_files.listed(run.checkpoints, best) for best in (False, True)):
         epochs = len(run.rows())
-        if epochs > 1 or run.results().get("training"):  # the first epoch is the one that may end without a checkpoint
+        if epochs > 1 or run.results().get(
+            "training"
+        ):  # the first epoch is the one that may end without a checkpoint
             raise UserError(
-                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in {run.metrics_file.name}: restore the "
-                "folder from a copy, or train a run of its own"
+                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in "
+                f"{run.metrics_file.name}: restore the folder from a copy, or train a run of its "
+                "own"
             )
         tell(f"{run} has no checkpoint yet: its training begins at the first step")
         return None
     found = checkpoint_files.newest(run.checkpoints)
     state = TrainingState.from_checkpoint(found.held, str(found.path))
-    run.check_config(found.held, found.path, [name for name in stored_names() if name not in FREE_ON_RESUME])
+    run.check_config(
+        found.held, found.path, [name for name in stored_names() if name not in FREE_ON_RESUME]
+    )
     if found.held.metadata.get("data_sha256") != experiment.data.sha256:
         raise UserError(
-            f"{experiment.options.data}: not the data that {run} was trained on (their SHA-256 is another): name the folder of "
-            "its data with --data-root, or train a run of its own"
+            f"{experiment.options.data}: not the data that {run} was trained on (their SHA-256 is "
+            "another): name the folder of its data with --data-root, or train a run of its own"
         )
     if found.note:
         tell(found.note)
     return state
 
 
-def fit_run(experiment: Experiment, run: Run, device: torch.device, state: TrainingState | None) -> History:
-    """Train, from ``state`` where there is one, with checkpoints on the way; signals wait for the end of a step.
+def fit_run(
+    experiment: Experiment, run: Run, device: torch.device, state: TrainingState | None
+) -> History:
+    """Train, from ``state`` where there is one, with checkpoints on the way; signals wait for the
+    end of a step.
 
     Raises:
         UserError: what can't be trained; a run that was made for it is taken back.
@@ -89,12 +103,18 @@ def fit_run(experiment: Experiment, run: Run, device: torch.device, state: Train
         if not run.config_file.is_file():
             run.discard()
         where = f" ({error.filename})" if error.filename else ""
-        raise Failure(f"{run} can't be written: {error.strerror or error}{where}; {kept}") from error
+        raise Failure(
+            f"{run} can't be written: {error.strerror or error}{where}; {kept}"
+        ) from error
 
 
-def _fit(experiment: Experiment, recorder: Recorder, device: torch.device, state: TrainingState | None) -> History:
+def _fit(
+    experiment: Experiment, recorder: Recorder, device: torch.device, state: TrainingState | None
+) -> History:
     options = experiment.options
-    stopping: list[Any] = [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
+    stopping: list[Any] = (
+        [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
+    )
     try:
         return fit(
             experiment.model,

@@ -1,8 +1,10 @@
-"""What may run after each epoch: any callable of the training's state; returning True ends the training.
+"""What may run after each epoch: any callable of the training's state; returning True ends the
+training.
 
-A callback that has ``state_dict`` and ``load_state_dict`` is resumed with the training. One that has ``at_boundary(state,
-after)`` is called after each "step", and after each "epoch" once all callbacks have run ("end" after the last), with a
-function that gives the `TrainingState` there; its tensors are the living ones, to be written at once or copied.
+A callback that has ``state_dict`` and ``load_state_dict`` is resumed with the training. One that
+has ``at_boundary(state, after)`` is called after each "step", and after each "epoch" once all
+callbacks have run ("end" after the last), with a function that gives the `TrainingState` there; its
+tensors are the living ones, to be written at once or copied.
 """
 
 from __future__ import annotations
@@ -33,13 +35,17 @@ class EpochEnd:
     capture: Callable[[], TrainingState] = field(repr=False)
 
     def training_state(self) -> TrainingState:
-        """For ``fit(…, resume=state)``; callbacks later in the list have not seen this epoch in it, so be the last one."""
+        """For ``fit(…, resume=state)``; callbacks later in the list have not seen this epoch in it,
+        so be the last one.
+        """
         return self.capture().copy()
 
 
 @dataclass
 class EarlyStopping:
-    """End when the validation ELBO has not risen by ``min_delta`` nats for ``patience`` epochs; keep the best parameters."""
+    """End when the validation ELBO has not risen by ``min_delta`` nats for ``patience`` epochs;
+    keep the best parameters.
+    """
 
     patience: int = 10
     min_delta: float = 0.0
@@ -61,7 +67,10 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """The best epoch's record and tensors."""
-        return {"best": None if self.best is None else asdict(self.best), "tensors": list(self._state)}
+        return {
+            "best": None if self.best is None else asdict(self.best),
+            "tensors": list(self._state),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

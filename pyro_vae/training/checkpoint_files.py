@@ -1,6 +1,8 @@
-"""Checkpoints: named sections of tensors in one file, written whole or not at all, with a SHA-256 beside it.
+"""Checkpoints: named sections of tensors in one file, written whole or not at all, with a SHA-256
+beside it.
 
-A section is what a ``state_dict`` holds: a run's checkpoint has ``model`` and ``guide``, and what a training needs to go on.
+A section is what a ``state_dict`` holds: a run's checkpoint has ``model`` and ``guide``, and what a
+training needs to go on.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ MOST_NAMES = 5
 
 
 class Damaged(UserError):
-    """A checkpoint that can't be taken for what it was written as; an older one may serve. ``what`` leaves out the advice."""
+    """A checkpoint that can't be taken for what it was written as; an older one may serve. ``what``
+    leaves out the advice.
+    """
 
     aside = "damaged"
     """The ending of the name under which it is set aside."""
@@ -50,7 +54,9 @@ class Unchecked(Damaged):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file holds: sections of tensors, and plain values about them (epoch, step, shape of an image)."""
+    """What a file holds: sections of tensors, and plain values about them (epoch, step, shape of an
+    image).
+    """
 
     sections: Mapping[str, Mapping[str, Any]]
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -66,15 +72,17 @@ def state_of(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
     for role, program in (("model", model), ("guide", guide)):
         if not isinstance(program, nn.Module):
             raise UserError(
-                f"the {role} is a {type(program).__name__}, not an nn.Module, so a checkpoint can't tell which tensors are its "
-                "own: write it as a PyroModule, or keep its parameters yourself"
+                f"the {role} is a {type(program).__name__}, not an nn.Module, so a checkpoint "
+                "can't tell which tensors are its own: write it as a PyroModule, or keep its "
+                "parameters yourself"
             )
         sections[role] = dict(program.state_dict())
     return sections
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, guide: nn.Module, name: str) -> None:
-    """Copy the sections ``model`` and ``guide`` into the two modules; ``name`` is the file's, for the error.
+    """Copy the sections ``model`` and ``guide`` into the two modules; ``name`` is the file's, for
+    the error.
 
     Raises:
         UserError: the tensors are not those of the modules.
@@ -82,7 +90,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, guide: nn.Module, name: st
     restore_sections(checkpoint.sections, {"model": model, "guide": guide}, name)
 
 
-def restore_sections(sections: Mapping[str, Mapping[str, Any]], modules: Mapping[str, nn.Module], name: str) -> None:
+def restore_sections(
+    sections: Mapping[str, Mapping[str, Any]], modules: Mapping[str, nn.Module], name: str
+) -> None:
     """Copy to each module the section of its name."""
     for role, program in modules.items():
         try:
@@ -91,12 +101,15 @@ def restore_sections(sections: Mapping[str, Mapping[str, Any]], modules: Mapping
             lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
             raise UserError(
                 f"{name}: its tensors are not those of the {role} that the configuration describes "
-                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}); use the configuration and the code that it was trained with"
+                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}); use the configuration and "
+                "the code that it was trained with"
             ) from error
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the SHA-256 (as ``sha256sum`` does), then the file: one without its SHA-256 has lost it, by no kill of a process."""
+    """Write the SHA-256 (as ``sha256sum`` does), then the file: one without its SHA-256 has lost
+    it, by no kill of a process.
+    """
     buffer = io.BytesIO()
     held = {
         "format": FORMAT,
@@ -120,7 +133,9 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         if not path.is_file():
-            raise Damaged(f"{path}: {'not a file' if os.path.lexists(path) else 'no such checkpoint'}")
+            raise Damaged(
+                f"{path}: {'not a file' if os.path.lexists(path) else 'no such checkpoint'}"
+            )
         expected, content = digest_of(path), path.read_bytes()
     except OSError as error:
         raise Damaged(f"{path}: can't be read ({error.strerror})") from error
@@ -132,7 +147,8 @@ def load(path: Path) -> Checkpoint:
             held = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch's own text advises to load without the safeguard
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain values)"
+            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain "
+            "values)"
         ) from error
     if not isinstance(held, dict) or not _are_sections(held.get("sections")):
         raise Damaged(f"{path}: not a checkpoint of pyro_vae (it has no sections)")
@@ -146,9 +162,14 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
     if type(number) is not int or number < 1:
         raise Damaged(f"{path}: not a checkpoint of pyro_vae (its format is {number!r})")
     if number > FORMAT:
-        wanted = f"pyro-vae {writer} or later" if isinstance(writer, str) else "the version that wrote it"
+        wanted = (
+            f"pyro-vae {writer} or later"
+            if isinstance(writer, str)
+            else "the version that wrote it"
+        )
         raise UserError(
-            f"{path}: written in format {number}, and this version, {__version__}, reads format {FORMAT}: install {wanted}"
+            f"{path}: written in format {number}, and this version, {__version__}, reads format "
+            f"{FORMAT}: install {wanted}"
         )
 
 
@@ -178,7 +199,9 @@ def digest_of(path: Path) -> str:
         why = "is not a file" if os.path.lexists(beside) else "is missing"
     except OSError as error:
         why = f"can't be read ({error.strerror})"
-    raise Unchecked(f"{path}: its SHA-256 ({beside.name}) {why}, so it can't be checked", _write_it(path.name))
+    raise Unchecked(
+        f"{path}: its SHA-256 ({beside.name}) {why}, so it can't be checked", _write_it(path.name)
+    )
 
 
 def _write_it(name: str) -> str:
@@ -186,17 +209,24 @@ def _write_it(name: str) -> str:
 
 
 def listed(folder: Path, best: bool = False) -> list[Path]:
-    """All that is called a checkpoint (a best one), sound or not, the oldest first: in the order of the steps in the names.
+    """All that is called a checkpoint (a best one), sound or not, the oldest first: in the order of
+    the steps in the names.
 
     Raises:
         UserError: the folder can't be read, which is not to have none.
     """
     try:
-        found = [path for path in folder.iterdir() if path.suffix == SUFFIX and not path.name.startswith(".")]
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.suffix == SUFFIX and not path.name.startswith(".")
+        ]
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():
             return []
-        raise UserError(f"{folder}: no folder of checkpoints that can be read ({error.strerror}); {AGAIN}") from error
+        raise UserError(
+            f"{folder}: no folder of checkpoints that can be read ({error.strerror}); {AGAIN}"
+        ) from error
     return sorted((path for path in found if path.name.startswith(BEST) == best), key=_place_of)
 
 
@@ -213,7 +243,10 @@ def latest(folder: Path) -> Path:
     """
     found = complete(folder)
     if not found:
-        raise UserError(f"{folder}: no checkpoint in it (a training that was killed before its first one has none)")
+        raise UserError(
+            f"{folder}: no checkpoint in it (a training that was killed before its first one has "
+            "none)"
+        )
     return found[-1]
 
 
@@ -248,15 +281,20 @@ def newest(folder: Path, best: bool = False) -> Found:
             unsound[path] = error
     others = listed(folder, not best)
     if any(isinstance(error, Unchecked) for error in unsound.values()):
-        raise _unchecked(folder, [path for path in (*unsound, *others) if not _has_digest(path)] or list(unsound))
+        raise _unchecked(
+            folder, [path for path in (*unsound, *others) if not _has_digest(path)] or list(unsound)
+        )
     if unsound:
         raise next(iter(unsound.values()))
     if not others:
         latest(folder)
     if best:
-        raise UserError(f"{folder}: no best checkpoint in it (there is one where a validation set was scored)")
+        raise UserError(
+            f"{folder}: no best checkpoint in it (there is one where a validation set was scored)"
+        )
     raise UserError(
-        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, from which no training goes on"
+        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, from which no "
+        "training goes on"
     )
 
 
@@ -265,7 +303,9 @@ def _unchecked(folder: Path, paths: Sequence[Path]) -> Unchecked:
     names = sorted(path.name for path in paths)
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     number = (
-        "1 checkpoint without its SHA-256" if len(names) == 1 else f"{len(names)} checkpoints without their SHA-256"
+        "1 checkpoint without its SHA-256"
+        if len(names) == 1
+        else f"{len(names)} checkpoints without their SHA-256"
     )
     name = names[0] if len(names) == 1 else "NAME"
     return Unchecked(f"{folder}: {number}: {', '.join(names[:MOST_NAMES])}{more}", _write_it(name))
@@ -282,7 +322,9 @@ def add(folder: Path, checkpoint: Checkpoint, step: int, best: bool = False) -> 
     for each in listed(folder, best):
         if _place_of(each)[0] > step:
             set_files_aside(each, manifest(each))
-    while os.path.lexists(path) or os.path.lexists(manifest(path)):  # the same step may come again after a resume
+    while os.path.lexists(path) or os.path.lexists(
+        manifest(path)
+    ):  # the same step may come again after a resume
         path, again = folder / f"{stem}-{again}{SUFFIX}", again + 1
     save(path, checkpoint)
     return path
@@ -295,7 +337,9 @@ def remove(path: Path) -> None:
 
 
 def set_aside(unsound: Mapping[Path, Damaged]) -> None:
-    """Rename checkpoints to ``….damaged`` (``….superseded`` without a SHA-256): kept, and never taken for the last one again."""
+    """Rename checkpoints to ``….damaged`` (``….superseded`` without a SHA-256): kept, and never
+    taken for the last one again.
+    """
     for path, error in unsound.items():
         set_files_aside(path, manifest(path), why=error.aside)
 
@@ -309,7 +353,9 @@ def _has_digest(path: Path) -> bool:
 
 
 def _place_of(path: Path) -> tuple[int, int, str]:
-    """The step that a checkpoint's name gives, −1 where it is not such a name, and how many times it has come."""
+    """The step that a checkpoint's name gives, −1 where it is not such a name, and how many times
+    it has come.
+    """
     _, *words = path.stem.split("-")
     step, again = (int(word) if word.isdecimal() else None for word in (*words, "", "")[:2])
     return (-1 if step is None else step, again or 1, path.stem)

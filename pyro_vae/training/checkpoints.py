@@ -1,4 +1,6 @@
-"""Checkpoints of a training as it runs: a callback of `fit` that keeps the last, the one before, and the best."""
+"""Checkpoints of a training as it runs: a callback of `fit` that keeps the last, the one before,
+and the best.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +22,41 @@ from pyro_vae.training.checkpoint_files import Checkpoint
 from pyro_vae.training.state import TrainingState
 
 SHARE = 50
-"""At an epoch's end a checkpoint is written where it costs at most 1/50 of the time since the last one."""
+"""At an epoch's end a checkpoint is written where it costs at most 1/50 of the time since the last
+one.
+"""
 
 
 class Checkpoints:
-    """A callback of ``fit``: writes a checkpoint every so many minutes, within an epoch too, and at the end of an epoch.
+    """A callback of ``fit``: writes a checkpoint every so many minutes, within an epoch too, and at
+    the end of an epoch.
 
-    ``folder`` keeps the last one, the one before, and the parameters of the best validation ELBO: what
-    ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote them; those of another process
-    stay. Epochs that are short against a write are not each written. ``minutes=0`` writes after every step. Of several
-    processes the first one decides and writes.
+    ``folder`` keeps the last one, the one before, and the parameters of the best validation ELBO:
+    what ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote
+    them; those of another process stay. Epochs that are short against a write are not each written.
+    ``minutes=0`` writes after every step. Of several processes the first one decides and writes.
 
     Raises:
         UserError: ``minutes`` is negative.
         OSError: the folder can't be written; what it held stays.
     """
 
-    def __init__(self, folder: str | Path, minutes: float = 5.0, metadata: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, minutes: float = 5.0, metadata: Mapping[str, Any] | None = None
+    ) -> None:
         if not minutes >= 0:
             raise UserError(f"Checkpoints(minutes={minutes}): expected 0 or more")
         self.folder, self.minutes, self.metadata = Path(folder), minutes, dict(metadata or {})
-        self.waiting = Waiting()  # a signal that is to end the training, once a checkpoint is written
+        self.waiting = (
+            Waiting()
+        )  # a signal that is to end the training, once a checkpoint is written
         self.last = next(reversed(checkpoint_files.complete(self.folder)), None)
         self.best_elbo: float | None = None
         self._best: Checkpoint | None = None  # not written yet
-        self._written: dict[bool, list[Path]] = {True: [], False: []}  # and not removed: the best ones, and the others
+        self._written: dict[bool, list[Path]] = {
+            True: [],
+            False: [],
+        }  # and not removed: the best ones, and the others
         self._saved, self._cost = time.monotonic(), 0.0
         self.group = distributed.current()
         if self.group.first:
@@ -54,12 +66,19 @@ class Checkpoints:
         """Note the best epoch; never ends the training."""
         if end.valid is not None and (self.best_elbo is None or end.valid.elbo > self.best_elbo):
             self.best_elbo = end.valid.elbo
-            known = {**self.metadata, "epoch": end.valid.epoch, "step": end.valid.step, "elbo": end.valid.elbo}
+            known = {
+                **self.metadata,
+                "epoch": end.valid.epoch,
+                "step": end.valid.step,
+                "elbo": end.valid.elbo,
+            }
             tensors = training_state.tensors_of(end.pair)
             self._best = Checkpoint(training_state.mapped(tensors, Tensor.clone), known)
 
     def at_boundary(self, state: Callable[[], TrainingState], after: str) -> None:
-        """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised then."""
+        """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised
+        then.
+        """
         since, stopped = time.monotonic() - self._saved, self.waiting.signal
         due = since >= 60 * self.minutes or (after == "epoch" and since >= SHARE * self._cost)
         wanted = int(self.group.first and (due or after == "end"))
@@ -74,7 +93,9 @@ class Checkpoints:
     def kept(self) -> str:
         """Which checkpoint there is, for a training that ends."""
         self._look()
-        return f"checkpoint: {self.last}" if self.last is not None else "no checkpoint was written yet"
+        return (
+            f"checkpoint: {self.last}" if self.last is not None else "no checkpoint was written yet"
+        )
 
     def save(self, state: TrainingState) -> None:
         """Write this state, and the best parameters where they are new."""

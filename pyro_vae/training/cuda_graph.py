@@ -1,4 +1,6 @@
-"""A training step as one CUDA graph: gathering, binarization, gradients and optimiser, with no word from the host."""
+"""A training step as one CUDA graph: gathering, binarization, gradients and optimiser, with no word
+from the host.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ WARM_UPS = 3
 
 
 class Rows(Source):
-    """A resident source whose shuffled batches are row numbers, for a step that gathers its images itself."""
+    """A resident source whose shuffled batches are row numbers, for a step that gathers its images
+    itself.
+    """
 
     def __init__(self, source: Resident) -> None:
         self.source, self.batch_size, self.num_images = source, source.batch_size, source.num_images
@@ -41,10 +45,11 @@ class Rows(Source):
 
 
 class CapturedStep(TrainStep):
-    """A step on batches of one size as one CUDA graph: called with rows, it gathers their images in the graph.
+    """A step on batches of one size as one CUDA graph: called with rows, it gathers their images in
+    the graph.
 
-    The host copies the rows, the rate and the KL weight to where the graph reads them, and replays it. Noise goes on
-    from replay to replay, as torch's generator is part of the capture.
+    The host copies the rows, the rate and the KL weight to where the graph reads them, and replays
+    it. Noise goes on from replay to replay, as torch's generator is part of the capture.
     """
 
     def __init__(
@@ -58,7 +63,9 @@ class CapturedStep(TrainStep):
         self._rows = next(rows.shuffled(0, 0))[0].clone()
         with self.undone():
             try:
-                self._replay = (capture or capture_on_cuda)(lambda: inner(*rows.images((self._rows, {}))))
+                self._replay = (capture or capture_on_cuda)(
+                    lambda: inner(*rows.images((self._rows, {})))
+                )
             except Exception as error:
                 raise NotStageable(f"no CUDA graph ({first_line(error)})") from error
 

@@ -1,4 +1,6 @@
-"""Parts that start from the training data: a decoder's bias at their mean, a mixture's components at clusters of them."""
+"""Parts that start from the training data: a decoder's bias at their mean, a mixture's components
+at clusters of them.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ MOST_IMAGES = 20_000
 def start_from_data(pair: Pair, source: Source, observe: Observation | None, seed: int) -> None:
     """Call ``start_from_data(images)`` of every module of the pair that ``waits_for_data``.
 
-    A part with these two names starts so at the beginning of a training, and not where one is resumed; it says itself that it
-    waits no more.
+    A part with these two names starts so at the beginning of a training, and not where one is
+    resumed; it says itself that it waits no more.
     """
     data = TrainingImages(pair, source, observe, seed)
     for module in pair.modules:
@@ -30,14 +32,18 @@ def start_from_data(pair: Pair, source: Source, observe: Observation | None, see
 
 
 class TrainingImages:
-    """The images that are trained on, and none of those held out, as the model will see them; read when they are asked for."""
+    """The images that are trained on, and none of those held out, as the model will see them; read
+    when they are asked for.
+    """
 
     def __init__(self, pair: Pair, source: Source, observe: Observation | None, seed: int) -> None:
         self._pair, self._source, self._observe, self._seed = pair, source, observe, seed
 
     @cached_property
     def sample(self) -> Tensor:
-        """`MOST_IMAGES` of them or all, in a random order, as they are observed: ``(N, *event_shape)``."""
+        """`MOST_IMAGES` of them or all, in a random order, as they are observed: ``(N,
+        *event_shape)``.
+        """
         parts: list[Tensor] = []
         for x, _ in self._source.shuffled(self._seed, 1):
             parts.append(self._pair.cast(x if self._observe is None else self._observe(x)))
@@ -47,7 +53,9 @@ class TrainingImages:
 
     @cached_property
     def mean(self) -> Tensor:
-        """The mean of what is observed of all of them, ``event_shape``, float64 on the CPU; nothing is drawn."""
+        """The mean of what is observed of all of them, ``event_shape``, float64 on the CPU; nothing
+        is drawn.
+        """
         total: Any = 0.0
         number = 0
         for x, _ in self._source.in_order():

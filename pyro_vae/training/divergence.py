@@ -1,4 +1,6 @@
-"""Where a training stopped being finite: the very step, and the site or the gradient at which it begins."""
+"""Where a training stopped being finite: the very step, and the site or the gradient at which it
+begins.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,20 @@ if TYPE_CHECKING:
 
 
 class Diverged(RuntimeError):
-    """The loss, a gradient or a parameter became NaN or infinite; model and guide are as they were before that step.
+    """The loss, a gradient or a parameter became NaN or infinite; model and guide are as they were
+    before that step.
 
-    ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where it begins, in words),
-    and ``state``, from which a training can be resumed.
+    ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where
+    it begins, in words), and ``state``, from which a training can be resumed.
     """
 
     def __init__(
-        self, message: str, step: int | None = None, learning_rate: float = 0.0, site: str = "", state: Any = None
+        self,
+        message: str,
+        step: int | None = None,
+        learning_rate: float = 0.0,
+        site: str = "",
+        state: Any = None,
     ) -> None:
         super().__init__(message)
         self.step, self.learning_rate, self.site = step, learning_rate, site
@@ -35,7 +43,9 @@ class Diverged(RuntimeError):
 
 
 def largest(tensors: Iterable[Tensor]) -> Tensor:
-    """The largest absolute value in the tensors, 0-dim float64 and unread: NaN or infinite where any value is."""
+    """The largest absolute value in the tensors, 0-dim float64 and unread: NaN or infinite where
+    any value is.
+    """
     values = [t.detach().abs().amax().double() for t in tensors if t.numel()]
     return torch.stack(values).max()
 
@@ -46,7 +56,8 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
-    """Repeat the loop's steps one by one up to ``reached``: what is not finite, at which step, at which site; or None.
+    """Repeat the loop's steps one by one up to ``reached``: what is not finite, at which step, at
+    which site; or None.
 
     The loop is then at the state before that step.
     """
@@ -57,7 +68,9 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
                 health, step = loop.stepper.health.read(), loop.at.step
                 if health.first_bad is not None or not all_finite(loop.stepper.parameters):
                     what = f"a gradient or parameter is not finite in epoch {before.position.epoch}"
-                    loss = float((loop.at.sums - before.position.sums)[0]) / (loop.at.seen - before.position.seen)
+                    loss = float((loop.at.sums - before.position.sums)[0]) / (
+                        loop.at.seen - before.position.seen
+                    )
                     if not isfinite(loss):
                         what = f"the loss is {loss} in epoch {before.position.epoch}"
                     loop.restore(before)
@@ -77,14 +90,20 @@ def _site(loop: Loop, batch: Batch) -> str:
         observe = loop.stepper.observe
         seen = loop.loss.pair.cast(x if observe is None else observe(x))
         return find_site(loop.loss, loop.stepper.parameters, seen, named)
-    except Exception:  # the search is a service: a program that breaks on NaN must not hide the divergence
+    except (
+        Exception
+    ):  # the search is a service: a program that breaks on NaN must not hide the divergence
         return ""
 
 
-def find_site(loss: Loss, parameters: Sequence[Tensor], x: Tensor, fields: Mapping[str, Tensor]) -> str:
-    """Where the loss of this batch, run once eagerly, stops being finite: a site, or a parameter's gradient; "" if nowhere.
+def find_site(
+    loss: Loss, parameters: Sequence[Tensor], x: Tensor, fields: Mapping[str, Tensor]
+) -> str:
+    """Where the loss of this batch, run once eagerly, stops being finite: a site, or a parameter's
+    gradient; "" if nowhere.
 
-    In the order of the run: the guide's sites, then the model's, then the gradient of each site's log density.
+    In the order of the run: the guide's sites, then the model's, then the gradient of each site's
+    log density.
     """
     pair = loss.pair
     with torch.enable_grad():
@@ -100,13 +119,17 @@ def find_site(loss: Loss, parameters: Sequence[Tensor], x: Tensor, fields: Mappi
                 return f"site {name!r} of the {role}, {why}"
         for role, name, site in sites:
             if site.log_prob.requires_grad:
-                slopes = torch.autograd.grad(site.log_prob.sum(), parameters, retain_graph=True, allow_unused=True)
+                slopes = torch.autograd.grad(
+                    site.log_prob.sum(), parameters, retain_graph=True, allow_unused=True
+                )
                 if which := _first_bad(pair, parameters, slopes):
                     return f"site {name!r} of the {role}, the gradient of whose log density by {which} is not finite"
         estimate = loss.objective.estimate(terms, structure, loss.kl_weight)
         if not all_finite([estimate.loss]):
             return f"the objective {type(loss.objective).__name__} (every site's log density is finite)"
-        which = _first_bad(pair, parameters, torch.autograd.grad(estimate.loss, parameters, allow_unused=True))
+        which = _first_bad(
+            pair, parameters, torch.autograd.grad(estimate.loss, parameters, allow_unused=True)
+        )
         return f"the gradient by {which}" if which else ""
 
 
@@ -116,15 +139,17 @@ def _not_finite(site: Site) -> str:
         fn = fn.base_dist
     for name in getattr(fn, "arg_constraints", {}):
         parameter = getattr(fn, name, None)
-        if isinstance(parameter, Tensor) and parameter.is_floating_point() and not all_finite([parameter]):
+        if (
+            isinstance(parameter, Tensor)
+            and parameter.is_floating_point()
+            and not all_finite([parameter])
+        ):
             return f"whose distribution has a {name} that is not finite"
     if value.is_floating_point() and not all_finite([value]):
         return "whose value is not finite"
     if not all_finite([log_prob]):
         bad = ~torch.isfinite(log_prob)
-        return (
-            f"whose log density is {float(log_prob[bad][0])} for {int(bad.any(0).sum())} of {log_prob.shape[-1]} images"
-        )
+        return f"whose log density is {float(log_prob[bad][0])} for {int(bad.any(0).sum())} of {log_prob.shape[-1]} images"
     return ""
 
 

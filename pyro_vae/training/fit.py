@@ -1,4 +1,6 @@
-"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built, then the loop runs."""
+"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built,
+then the loop runs.
+"""
 
 from __future__ import annotations
 
@@ -74,30 +76,39 @@ def fit(
 ) -> History:
     """Train a model and a guide by SVI; both are changed in place and left on ``device``.
 
-    Where torch.distributed is initialised (under torchrun), every process calls this with the same arguments: R of them take
-    ``batch_size`` images each, and the gradient is that of one process with R times as many.
+    Where torch.distributed is initialised (under torchrun), every process calls this with the same
+    arguments: R of them take ``batch_size`` images each, and the gradient is that of one process
+    with R times as many.
 
     Args:
-        x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader, which streams.
-        objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of Pyro's own, such as
-            ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs eagerly.
+        x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader,
+            which streams.
+        objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of
+            Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
+            eagerly.
         num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
-        schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``, ``geometric``, or a Schedule.
-        kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup`` epochs, or by a warm-up
-            such as ``"Cyclical(cycles=4, ramp=0.5)"``.
+        schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
+            ``geometric``, or a Schedule.
+        kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
+            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``.
         grad_clip: the largest norm of the gradient of the mean loss per image.
-        callbacks: called with an ``EpochEnd`` after each epoch; True ends the training. ``Checkpoints`` is one.
+        callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
+            ``Checkpoints`` is one.
         freeze: ``"model"`` or ``"guide"``: leave its parameters as they are.
-        binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``), ``threshold``, ``none``; or an
-            ``Observation``. A validation set is drawn once.
-        x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each epoch.
-        seed: of the noise, the order and the binarization. The caller's random state is left as it was.
-        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace them once, and are your word
-            that Python decides nothing in them (docs/tracing.md); ``auto`` traces parts of this package, and no other's.
-        on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted (the device is then read at
-            each step).
-        resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all other arguments as they
-            were; on the CPU, in the same tier and with as many threads, bit for bit as if it had never been stopped.
+        binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``),
+            ``threshold``, ``none``; or an ``Observation``. A validation set is drawn once.
+        x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each
+            epoch.
+        seed: of the noise, the order and the binarization. The caller's random state is left as it
+            was.
+        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace
+            them once, and are your word that Python decides nothing in them (docs/tracing.md);
+            ``auto`` traces parts of this package, and no other's.
+        on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
+            (the device is then read at each step).
+        resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
+            other arguments as they were; on the CPU, in the same tier and with as many threads, bit
+            for bit as if it had never been stopped.
         **fields: tensors with one row an image, passed to the programs that name them.
 
     Returns:
@@ -105,7 +116,8 @@ def fit(
 
     Raises:
         UserError: what can't be trained, in one sentence, before anything is.
-        Diverged: something is not finite; it names the step and the site, and the parameters are those of the step before.
+        Diverged: something is not finite; it names the step and the site, and the parameters are
+            those of the step before.
     """
     options = FitOptions.of(locals())
     with turn(), torch.enable_grad(), casts_anew():
@@ -113,7 +125,11 @@ def fit(
 
 
 def _fit(
-    model: Callable[..., Any], guide: Callable[..., Any], x_train: Any, fields: dict[str, Any], options: FitOptions
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x_train: Any,
+    fields: dict[str, Any],
+    options: FitOptions,
 ) -> History:
     seed = options.seed
     after_epoch = check_callbacks(options.callbacks)
@@ -123,12 +139,18 @@ def _fit(
     pair, group = Pair.of(model, guide).to(place), distributed.current()
     observe, once = observations(options.binarize, x_train)
     part = group.rank, group.size
-    source = make_source(draw_once(x_train, once, seed, "train"), fields, options.batch_size, place, "x_train", part)
+    source = make_source(
+        draw_once(x_train, once, seed, "train"), fields, options.batch_size, place, "x_train", part
+    )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
     valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
-    total_steps = options.num_steps if options.num_steps is not None else options.num_epochs * source.num_batches
+    total_steps = (
+        options.num_steps
+        if options.num_steps is not None
+        else options.num_epochs * source.num_batches
+    )
     settings = {
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
         "objective": _words(goal), "optimizer": _words(options.optimizer), "learning_rate": options.learning_rate,
@@ -146,7 +168,9 @@ def _fit(
         group.broadcast(pair.tensors())
         if valid is not None:
             _check_data(pair, valid, None, *_first_batch(valid, None, pair))
-        if begun is not None and options.compile == "auto":  # the tier that it ran in, for the same bits
+        if (
+            begun is not None and options.compile == "auto"
+        ):  # the tier that it ran in, for the same bits
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
         checked = check_training(stepper, next(source.in_order()))
@@ -161,7 +185,19 @@ def _fit(
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
         loop = Loop(
-            loss, stepper, options, decay, warmup, total_steps, valid, after_epoch, history, at, settings, here, group
+            loss,
+            stepper,
+            options,
+            decay,
+            warmup,
+            total_steps,
+            valid,
+            after_epoch,
+            history,
+            at,
+            settings,
+            here,
+            group,
         )
         return loop.run()
 
@@ -172,7 +208,10 @@ def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
     if begun is None:
         return None
     if not isinstance(begun, TrainingState):
-        raise UserError(f"resume is a {type(begun).__name__}: expected a TrainingState, or the path of checkpoints")
+        raise UserError(
+            f"resume is a {type(begun).__name__}: expected a TrainingState, or the path of "
+            "checkpoints"
+        )
     begun.check_settings(settings)
     return begun
 
@@ -185,7 +224,9 @@ def _take_up(
     stepper: Stepper,
     callbacks: Sequence[Any],
 ) -> tuple[History, Position]:
-    """Put a stopped training's state into what has been built afresh, and say in one line where it goes on."""
+    """Put a stopped training's state into what has been built afresh, and say in one line where it
+    goes on.
+    """
     begun.restore_callbacks(callbacks)
     at = begun.snapshot.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
     stepper.health.begin(at.step, at.skipped)
@@ -204,10 +245,14 @@ def _take_up(
 def _words(value: Any) -> str:
     """A choice in words that are the same in another process."""
     words = value if isinstance(value, str) else repr(value)
-    return words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
+    return (
+        words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
+    )
 
 
-def _first_batch(source: Source, observe: Observation | None, pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+def _first_batch(
+    source: Source, observe: Observation | None, pair: Pair
+) -> tuple[Tensor, dict[str, Tensor]]:
     x, named = next(source.in_order())
     x, named = x[:5], {name: value[:5] for name, value in named.items()}
     return pair.cast(observe(x) if observe is not None else x), named
@@ -220,7 +265,8 @@ def _check_data(
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(
-                f"the {program.role} wants the field 'index', which a DataLoader does not tell: give its Dataset instead"
+                f"the {program.role} wants the field 'index', which a DataLoader does not tell: "
+                "give its Dataset instead"
             )
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Record:
-    """Means per image, in nats. ``elbo = reconstruction − kl`` at KL weight 1, whatever the objective."""
+    """Means per image, in nats. ``elbo = reconstruction − kl`` at KL weight 1, whatever the
+    objective.
+    """
 
     epoch: int
     step: int
@@ -29,7 +31,9 @@ class History:
     note: str = ""  # why it was chosen
     stopped: str = ""  # which callback ended it early, and where
     skipped: int = 0  # steps taken back because something was not finite (on_divergence="skip")
-    resumed: tuple[str, ...] = ()  # where it was resumed, and what is not as it was; empty where it never was
+    resumed: tuple[
+        str, ...
+    ] = ()  # where it was resumed, and what is not as it was; empty where it never was
 
     def __str__(self) -> str:
         if not self.train:

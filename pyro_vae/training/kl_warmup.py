@@ -16,7 +16,9 @@ __all__ = ["Cyclical", "Linear"]
 
 @dataclass(frozen=True)
 class Warmup(ABC):
-    """``warmup(step, total_steps, steps_per_epoch)`` multiplies the KL weight (β) of that step, the first being step 0."""
+    """``warmup(step, total_steps, steps_per_epoch)`` multiplies the KL weight (β) of that step, the
+    first being step 0.
+    """
 
     slot: ClassVar[str] = "warmup"
 
@@ -35,7 +37,11 @@ class Linear(Warmup):
     epochs: float = 10.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int | float) or not 0 <= self.epochs < inf:
+        if (
+            isinstance(self.epochs, bool)
+            or not isinstance(self.epochs, int | float)
+            or not 0 <= self.epochs < inf
+        ):
             raise UserError(f"kl_warmup={self.epochs!r}: expected a number of epochs, 0 or more")
 
     def __call__(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
@@ -47,7 +53,8 @@ class Linear(Warmup):
 class Cyclical(Warmup):
     """min(1, τ / R) at step t of T, τ = (t mod T/M) / (T/M) (Fu et al. 2019).
 
-    M = ``cycles`` over the whole training, each a rise from 0 over a share R = ``ramp`` of it, and then 1 ("Cyclical Annealing
+    M = ``cycles`` over the whole training, each a rise from 0 over a share R = ``ramp`` of it, and
+    then 1 ("Cyclical Annealing
     Schedule: A Simple Approach to Mitigating KL Vanishing", with M = 4 and R = 0.5).
     """
 
@@ -57,7 +64,9 @@ class Cyclical(Warmup):
     def __post_init__(self) -> None:
         check_whole("Cyclical(cycles={!r})", self.cycles, "cycles")
         if type(self.ramp) not in (int, float) or not 0 < self.ramp <= 1:
-            raise UserError(f"Cyclical(ramp={self.ramp!r}): expected a share of a cycle, above 0 and at most 1")
+            raise UserError(
+                f"Cyclical(ramp={self.ramp!r}): expected a share of a cycle, above 0 and at most 1"
+            )
 
     def __call__(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """A line from 0 to 1 in each cycle, then 1 until the next."""
@@ -66,12 +75,15 @@ class Cyclical(Warmup):
 
 
 def make_warmup(spec: float | str | Warmup) -> Warmup:
-    """A number of epochs is `Linear`; else a warm-up, its name, or a call such as ``"Cyclical(cycles=4, ramp=0.5)"``."""
+    """A number of epochs is `Linear`; else a warm-up, its name, or a call such as
+    ``"Cyclical(cycles=4, ramp=0.5)"``.
+    """
     if isinstance(spec, int | float):
         return Linear(spec)
     built = registry.build("warmup", spec)
     if not isinstance(built, Warmup):
         raise UserError(
-            f"kl_warmup is a {type(built).__name__}: expected a number of epochs, or a warm-up such as 'Cyclical(cycles=4)'"
+            f"kl_warmup is a {type(built).__name__}: expected a number of epochs, or a warm-up "
+            "such as 'Cyclical(cycles=4)'"
         )
     return built

@@ -24,11 +24,19 @@ from pyro_vae.training.history import History, Record
 from pyro_vae.training.kl_warmup import Warmup
 from pyro_vae.training.options import FitOptions
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.state import Position, Snapshot, TrainingState, callback_states, history_state
+from pyro_vae.training.state import (
+    Position,
+    Snapshot,
+    TrainingState,
+    callback_states,
+    history_state,
+)
 from pyro_vae.training.stepper import Stepper
 
 SHARE_OF_MEMORY, SHARE_OF_CHECK = 300, 100
-"""At an epoch's end the state is copied, and a staged step checked, where it costs at most such a part of the time since."""
+"""At an epoch's end the state is copied, and a staged step checked, where it costs at most such a
+part of the time since.
+"""
 
 
 @dataclass
@@ -72,7 +80,9 @@ class Loop:
         """Epochs until the steps are done, or a callback ends them."""
         history, at = self.history, self.at
         self.started = time.perf_counter() - history.seconds
-        self.boundaries = [each.at_boundary for each in self.callbacks if hasattr(each, "at_boundary")]
+        self.boundaries = [
+            each.at_boundary for each in self.callbacks if hasattr(each, "at_boundary")
+        ]
         self.memory, self.checks = Occasional(SHARE_OF_MEMORY), Occasional(SHARE_OF_CHECK)
         self.remember()
         shown = self.options.progress and self.group.first
@@ -82,7 +92,9 @@ class Loop:
                 history.train.append(record)
                 checked = self.validate(record)
                 figure = f", valid {checked.elbo:.2f}" if checked else ""
-                bar.set_postfix_str(f"epoch {record.epoch}, ELBO {record.elbo:.2f}{figure}", refresh=False)
+                bar.set_postfix_str(
+                    f"epoch {record.epoch}, ELBO {record.elbo:.2f}{figure}", refresh=False
+                )
                 self.note_progress()
                 at.begin_epoch(record.epoch + 1)
                 last = at.step >= self.total_steps
@@ -93,26 +105,40 @@ class Loop:
         return history
 
     def epoch(self, bar: Any) -> Record:
-        """One pass, with what is left of the steps where that is no whole pass; the device is read once, at its end."""
+        """One pass, with what is left of the steps where that is no whole pass; the device is read
+        once, at its end.
+        """
         with self.loss.pair.active(training=True):
-            for _ in self.steps(self.step_or_skip if self.stepper.health.skip else self.stepper.step):
+            for _ in self.steps(
+                self.step_or_skip if self.stepper.health.skip else self.stepper.step
+            ):
                 bar.update()
                 for boundary in self.boundaries:
                     boundary(self.state, "step")
-        self.group.broadcast(buffer for module in self.loss.pair.modules for buffer in module.buffers(False))
+        self.group.broadcast(
+            buffer for module in self.loss.pair.modules for buffer in module.buffers(False)
+        )
         if not self.at.seen:
-            raise self.give_up(f"every step of epoch {self.at.epoch} was skipped, for it was not finite")
+            raise self.give_up(
+                f"every step of epoch {self.at.epoch} was skipped, for it was not finite"
+            )
         *means, _ = self.read()
         return as_record(means, self.at.epoch, self.at.step)
 
-    def steps(self, take: Callable[[Tensor, Mapping[str, Tensor]], Tensor | None]) -> Iterator[Batch]:
-        """The steps of this epoch that are left, one at a time, each after it was taken; nothing is read."""
+    def steps(
+        self, take: Callable[[Tensor, Mapping[str, Tensor]], Tensor | None]
+    ) -> Iterator[Batch]:
+        """The steps of this epoch that are left, one at a time, each after it was taken; nothing is
+        read.
+        """
         at, update = self.at, self.stepper.update
         rate = risen = None  # what has been told already is not told again
         for x, named in self.batches():
             if rate != (rate := self.decay(at.step / self.total_steps)):
                 update.set_rate(rate)
-            if risen != (risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)):
+            if risen != (
+                risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)
+            ):
                 self.loss.kl_weight.fill_(self.options.kl_weight * risen)
             self.group.begin_step(self.options.seed, at.step)
             sums = take(x, named)
@@ -125,7 +151,9 @@ class Loop:
             yield x, named
 
     def batches(self) -> Iterator[Batch]:
-        """What is left of this pass; a last one that is cut short belongs to it, as its few batches would make a noisy record."""
+        """What is left of this pass; a last one that is cut short belongs to it, as its few batches
+        would make a noisy record.
+        """
         source, at = self.stepper.source, self.at
         left, done = self.total_steps - at.first_step, at.step - at.first_step
         passes = 2 if source.num_batches < left < 2 * source.num_batches else 1
@@ -133,7 +161,9 @@ class Loop:
             skip = min(done, source.num_batches)
             wanted = min(left - done, source.num_batches - skip)
             if wanted > 0:
-                yield from islice(source.shuffled(self.options.seed, at.epoch + number, skip), wanted)
+                yield from islice(
+                    source.shuffled(self.options.seed, at.epoch + number, skip), wanted
+                )
             left, done = left - skip - max(wanted, 0), done - skip
 
     def validate(self, record: Record) -> Record | None:
@@ -164,7 +194,9 @@ class Loop:
     # ---- what a checkpoint holds
 
     def state(self) -> TrainingState:
-        """All that the rest depends on, its tensors the living ones. Reads the device; what is not finite is never saved."""
+        """All that the rest depends on, its tensors the living ones. Reads the device; what is not
+        finite is never saved.
+        """
         self.read()
         self.note_progress()
         return self.as_state(self.snapshot(copy=False))
@@ -198,17 +230,25 @@ class Loop:
     # ---- steps that are not finite
 
     def read(self) -> list[float]:
-        """The one host read: this epoch's means and the largest parameter, all of them finite; else the training ends here."""
+        """The one host read: this epoch's means and the largest parameter, all of them finite; else
+        the training ends here.
+        """
         means, first_bad = self.at.sums / max(self.at.seen, 1), self.stepper.health.first_bad
         size = largest(self.stepper.parameters)
         *figures, bad = torch.cat((means, torch.stack((size, first_bad.double())))).tolist()
-        if not (isfinite(figures[0]) and isfinite(figures[-1])) or (bad >= 0 and not self.stepper.health.skip):
+        if not (isfinite(figures[0]) and isfinite(figures[-1])) or (
+            bad >= 0 and not self.stepper.health.skip
+        ):
             self.end_diverged()
         return figures
 
     def step_or_skip(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
         """A step, or None where it was left out because something was not finite; reads the device."""
-        buffers = [(buffer, buffer.clone()) for module in self.loss.pair.modules for buffer in module.buffers(False)]
+        buffers = [
+            (buffer, buffer.clone())
+            for module in self.loss.pair.modules
+            for buffer in module.buffers(False)
+        ]
         sums = self.stepper.step(x, named)
         if self.stepper.health.read().num_bad == self.at.skipped:
             return sums
@@ -225,8 +265,14 @@ class Loop:
         if found is not None:
             raise self.give_up(*found)
         self.restore(self.safe)
-        why = "a DataLoader can't repeat its order" if own_order else "repeated, these steps were finite"
-        raise self.give_up(f"a loss or parameter is not finite in steps {first} to {reached} ({why})")
+        why = (
+            "a DataLoader can't repeat its order"
+            if own_order
+            else "repeated, these steps were finite"
+        )
+        raise self.give_up(
+            f"a loss or parameter is not finite in steps {first} to {reached} ({why})"
+        )
 
     def give_up(self, what: str, step: int | None = None, site: str = "") -> Diverged:
         """The error, with the present state, which is finite, to be kept."""
@@ -237,8 +283,8 @@ class Loop:
         place = f"step {step}" if step is not None else f"after step {at.step}"
         begins = f"; it begins at {site}" if site else ""
         message = (
-            f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set grad_clip, or look for "
-            "infinities in the data"
+            f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set "
+            "grad_clip, or look for infinities in the data"
         )
         return Diverged(message, step, rate, site, self.as_state(self.snapshot()))
 
@@ -249,7 +295,10 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
     device, group = loss.kl_weight.device, distributed.current()
     sums, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
     weight = loss.kl_weight.clone()
-    with loss.pair.active(training=False), own_randomness(group.seed_of(mix(seed, 1) % 2**32), device):
+    with (
+        loss.pair.active(training=False),
+        own_randomness(group.seed_of(mix(seed, 1) % 2**32), device),
+    ):
         loss.kl_weight.fill_(1.0)
         for x, named in group.share(source.in_order()):
             sums += loss.step(loss.pair.cast(x), named).figures()

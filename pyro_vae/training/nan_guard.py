@@ -1,4 +1,6 @@
-"""Which training steps were not finite, remembered on the device: nothing is read until somebody asks."""
+"""Which training steps were not finite, remembered on the device: nothing is read until somebody
+asks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the device remembers, read at once: the first step that was not finite (or None), and how many there were."""
+    """What the device remembers, read at once: the first step that was not finite (or None), and
+    how many there were.
+    """
 
     first_bad: int | None
     num_bad: int
@@ -21,9 +25,10 @@ class Verdict:
 class Health:
     """A step that is not finite leaves no trace in parameters and optimiser.
 
-    ``skip=False``: from the first step on whose loss is not finite, nothing changes any more. Gradients are not looked at,
-    which would cost a tenth of a small net's step: one that is not finite under a finite loss shows in the next loss.
-    ``skip=True``: steps whose loss or gradient is not finite are left out, and counted. `read` is the one host read.
+    ``skip=False``: from the first step on whose loss is not finite, nothing changes any more.
+    Gradients are not looked at, which would cost a tenth of a small net's step: one that is not
+    finite under a finite loss shows in the next loss. ``skip=True``: steps whose loss or gradient
+    is not finite are left out, and counted. `read` is the one host read.
     """
 
     step: Tensor  # 0-dim int64: steps that were tried
@@ -34,11 +39,16 @@ class Health:
     @staticmethod
     def on(device: torch.device, *, skip: bool = False) -> Health:
         """The memory of a training that begins."""
-        first, none = torch.tensor(-1, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        first, none = (
+            torch.tensor(-1, device=device),
+            torch.zeros((), dtype=torch.int64, device=device),
+        )
         return Health(none.clone(), first, none.clone(), skip)
 
     def begin(self, step: int, num_bad: int) -> None:
-        """Remember no more than that so many steps were tried, and so many left out: where a training goes on."""
+        """Remember no more than that so many steps were tried, and so many left out: where a
+        training goes on.
+        """
         for tensor, value in zip(self.tensors, (step, -1, num_bad), strict=True):
             tensor.fill_(value)
 
@@ -48,7 +58,8 @@ class Health:
         return self.step, self.first_bad, self.num_bad
 
     def observe(self, sums: Tensor, norm: Tensor | None) -> Tensor:
-        """1 where this step must leave no trace, else 0: float32, 0-dim, the fused optimisers' own ``found_inf``.
+        """1 where this step must leave no trace, else 0: float32, 0-dim, the fused optimisers' own
+        ``found_inf``.
 
         ``norm``, the gradients' 2-norm, is looked at where it is given.
         """

@@ -1,4 +1,6 @@
-"""The options of ``fit``: one dataclass that checks their ranges, and what is made of its data arguments."""
+"""The options of ``fit``: one dataclass that checks their ranges, and what is made of its data
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ class FitOptions:
         if self.freeze not in (None, "model", "guide"):
             raise UserError(did_you_mean("part to freeze", str(self.freeze), ["model", "guide"]))
         if self.on_divergence not in ("stop", "skip"):
-            raise UserError(did_you_mean("way with a divergence", str(self.on_divergence), ["stop", "skip"]))
+            raise UserError(
+                did_you_mean("way with a divergence", str(self.on_divergence), ["stop", "skip"])
+            )
         check_seed(self.seed)
 
     def _positive(self, name: str, kind: Any, what: str) -> None:
@@ -84,7 +88,9 @@ class FitOptions:
             raise UserError(f"{name}={value!r}: expected {what}")
 
 
-def observations(binarize: str | Observation | None, x: Any) -> tuple[Observation | None, Observation | None]:
+def observations(
+    binarize: str | Observation | None, x: Any
+) -> tuple[Observation | None, Observation | None]:
     """What is applied at each visit, and what once before the training."""
     if binarize is None or isinstance(binarize, Observation):
         return binarize, None
@@ -93,21 +99,30 @@ def observations(binarize: str | Observation | None, x: Any) -> tuple[Observatio
         levels = 2 if len(x) and int(x.max()) <= 1 else 256
     if binarize == "dynamic":
         return Dynamic(levels), None
-    choices: dict[str, Observation] = {"static": Dynamic(levels), "threshold": Threshold(levels), "none": Grey(levels)}
+    choices: dict[str, Observation] = {
+        "static": Dynamic(levels),
+        "threshold": Threshold(levels),
+        "none": Grey(levels),
+    }
     if binarize not in choices:
         raise UserError(did_you_mean("binarization", str(binarize), ["dynamic", *choices]))
     return None, choices[binarize]
 
 
 def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> Any:
-    """A whole set observed before the training, from a stream of its own; as it is where there is nothing to draw."""
+    """A whole set observed before the training, from a stream of its own; as it is where there is
+    nothing to draw.
+    """
     if observation is None:
         return x
     if isinstance(x, Dataset | DataLoader):
         raise UserError(
-            f"the {part} set is to be binarized once, and a Dataset can't be: give a tensor, or binarized items"
+            f"the {part} set is to be binarized once, and a Dataset can't be: give a tensor, or "
+            "binarized items"
         )
-    return observation.fixed(as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part)
+    return observation.fixed(
+        as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part
+    )
 
 
 def _is_float(x: Any) -> bool:
@@ -115,11 +130,14 @@ def _is_float(x: Any) -> bool:
 
 
 def refuse_unseen(guide: Any) -> None:
-    """A ``UserError`` for a guide that has no q(z | x) of images that it was not fitted on (its ``amortized`` is False)."""
+    """A ``UserError`` for a guide that has no q(z | x) of images that it was not fitted on (its
+    ``amortized`` is False).
+    """
     if not getattr(guide, "amortized", True):
         raise UserError(
-            f"{type(guide).__name__} has a q(z) for each training image and none for others, so there is no ELBO of x_valid: leave "
-            "x_valid out, and call refine(model, guide, x) on images that it was not fitted on"
+            f"{type(guide).__name__} has a q(z) for each training image and none for others, so "
+            "there is no ELBO of x_valid: leave x_valid out, and call refine(model, guide, x) on "
+            "images that it was not fitted on"
         )
 
 
@@ -140,14 +158,25 @@ def validation_source(
     if x is None or (resident and named.keys() != fields.keys()):
         raise UserError(
             f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set "
-            f"has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' and the same fields"
+            f"has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' and the "
+            "same fields"
         )
-    if observation is not None and isinstance(train, Resident) and not train.x.is_floating_point() and _is_float(x):
+    if (
+        observation is not None
+        and isinstance(train, Resident)
+        and not train.x.is_floating_point()
+        and _is_float(x)
+    ):
         raise UserError(
-            "x_valid is floating point where x_train holds integer levels: give it as stored, for fit observes it itself, once"
+            "x_valid is floating point where x_train holds integer levels: give it as stored, for "
+            "fit observes it itself, once"
         )
     return make_source(
-        draw_once(x, observation, seed, "validation"), named, max(train.batch_size, 500), device, "x_valid"
+        draw_once(x, observation, seed, "validation"),
+        named,
+        max(train.batch_size, 500),
+        device,
+        "x_valid",
     )
 
 
@@ -156,5 +185,7 @@ def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], 
     listed = tuple(callbacks) if isinstance(callbacks, Iterable) else (callbacks,)
     for callback in listed:
         if not callable(callback):
-            raise UserError(f"callbacks holds a {type(callback).__name__}: expected functions of an EpochEnd")
+            raise UserError(
+                f"callbacks holds a {type(callback).__name__}: expected functions of an EpochEnd"
+            )
     return listed

@@ -1,4 +1,6 @@
-"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what was held, in words."""
+"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what
+was held, in words.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +42,14 @@ MOST_IMAGES = 8
 """Of the first batch: enough for BatchNorm, and a small part of an epoch's work."""
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE, STEP_TOLERANCE = 1e3, 1e4, 1e3
-"""In units of the last place of the largest value; a gradient is a long sum, which is added in another order."""
+"""In units of the last place of the largest value; a gradient is a long sum, which is added in
+another order.
+"""
 
 
 def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
-    """Hold the training step against `pyro.infer` and torch's unfused optimiser; what is changed is put back.
+    """Hold the training step against `pyro.infer` and torch's unfused optimiser; what is changed is
+    put back.
 
     Args:
         batch: of images as they are stored, with their fields.
@@ -56,7 +61,10 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
         UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
     """
     loss, pair = stepper.loss, stepper.loss.pair
-    x, fields = batch[0][:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in batch[1].items()}
+    x, fields = (
+        batch[0][:MOST_IMAGES],
+        {name: value[:MOST_IMAGES] for name, value in batch[1].items()},
+    )
     with _own_randomness(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
         structure = pair.structure(seen, fields)
@@ -69,32 +77,42 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             found = [_held_loss(pair, loss.objective, structure, seen, fields, stepper.parameters)]
             if step := _held_step(stepper, x, fields):
                 found.append(step)
-    words = f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
+    words = (
+        f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
+    )
     if alone.site:
         notes += (
-            f"site {alone.site} depends on the other images of a batch, so this pair has no log p(x) of an image",
+            f"site {alone.site} depends on the other images of a batch, so this pair has no log "
+            "p(x) of an image",
         )
     return words, *notes
 
 
-def check_scores(pair: Pair, x: Tensor, fields: Fields, *, supports: bool = True) -> tuple[str, tuple[str, ...]]:
-    """Hold the log weights of the first images against stock Pyro's, and each image's against another batch's.
+def check_scores(
+    pair: Pair, x: Tensor, fields: Fields, *, supports: bool = True
+) -> tuple[str, tuple[str, ...]]:
+    """Hold the log weights of the first images against stock Pyro's, and each image's against
+    another batch's.
 
     Args:
-        supports: whether the two programs' supports matter, as they do where the guide is drawn from.
+        supports: whether the two programs' supports matter, as they do where the guide is drawn
+            from.
 
     Returns:
         What was held, for the protocol; and warnings.
 
     Raises:
-        UserError: images depend on each other; the guide draws where the prior has no density; the weights are not Pyro's.
+        UserError: images depend on each other; the guide draws where the prior has no density; the
+            weights are not Pyro's.
     """
     with _own_randomness():
         alone = refuse_interacting(pair, x, fields)
         notes = support_notes(pair, x, fields) if supports else ()
         few = _own(x[:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in fields.items()})
         with pair.active(training=False), torch.no_grad():
-            found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace("loss", "log weights", 1)
+            found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace(
+                "loss", "log weights", 1
+            )
     return f"against pyro.infer {pyro.__version__}: {', '.join([found, *_in_words(alone)])}", notes
 
 
@@ -116,7 +134,9 @@ def _held_loss(
     if not objective.stageable:
         return "loss and gradient are its own"
     ours, theirs = _counterparts(objective, structure)
-    watched = [] if any(map(hooked, parameters)) else list(parameters)  # a hook is the user's, and may count
+    watched = (
+        [] if any(map(hooked, parameters)) else list(parameters)
+    )  # a hook is the user's, and may count
     one = torch.ones((), dtype=x.dtype, device=x.device)
 
     def stock() -> Tensor:
@@ -126,7 +146,9 @@ def _held_loss(
             model = infer.config_enumerate(model, default="parallel")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.as_tensor(stock_loss(theirs, model, lambda: pair.guide(*batch)), device=x.device)
+            return torch.as_tensor(
+                stock_loss(theirs, model, lambda: pair.guide(*batch)), device=x.device
+            )
 
     def differentiated(run: Callable[[], Tensor]) -> list[Tensor]:
         pyro.set_rng_seed(0)
@@ -135,7 +157,9 @@ def _held_loss(
         if not (watched and value.requires_grad):
             return [value.detach()]
         gradients = torch.autograd.grad(value, watched, allow_unused=True)
-        filled = (torch.zeros_like(p) if g is None else g for p, g in zip(watched, gradients, strict=True))
+        filled = (
+            torch.zeros_like(p) if g is None else g for p, g in zip(watched, gradients, strict=True)
+        )
         return [value.detach(), *(gradient.detach() for gradient in filled)]
 
     own = differentiated(lambda: ours.estimate(pair.run(*_own(x, fields)), structure, one).loss)
@@ -154,26 +178,38 @@ def _held_loss(
             if _apart(differentiated(stock)[rows], judge[rows], tolerance):
                 return f"no {name}, as the programs give another one at each run in the same noise"
             raise UserError(
-                f"the {name}{of} of this pair at its first images differs from pyro.infer's by {apart}: this is a mistake of "
-                "pyro_vae, and a number of it would be wrong; train by pyro.infer.SVI, and report the pair"
+                f"the {name}{of} of this pair at its first images differs from pyro.infer's by "
+                f"{apart}: this is a mistake of pyro_vae, and a number of it would be wrong; "
+                "train by pyro.infer.SVI, and report the pair"
             )
     return f"loss{of}, gradient" if watched else f"loss{of}"
 
 
 def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective, ELBO]:
-    """The objective at one draw an image, and Pyro's own of the same loss; where Pyro has none, Trace_ELBO of both."""
+    """The objective at one draw an image, and Pyro's own of the same loss; where Pyro has none,
+    Trace_ELBO of both.
+    """
     if structure.summed:
-        return Trace_ELBO(), infer.TraceEnum_ELBO(max_plate_nesting=-structure.geometry.particle_dim - 1)
+        return Trace_ELBO(), infer.TraceEnum_ELBO(
+            max_plate_nesting=-structure.geometry.particle_dim - 1
+        )
     # of a KL that is sampled here Pyro's mean-field ELBO may take a closed form that is wrong
-    if objective.stock is None or (objective.stock is infer.TraceMeanField_ELBO and structure.sampled):
+    if objective.stock is None or (
+        objective.stock is infer.TraceMeanField_ELBO and structure.sampled
+    ):
         return Trace_ELBO(), infer.Trace_ELBO()
     return replace(objective, num_particles=1), objective.stock()  # type: ignore[call-arg]
 
 
 def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
-    """One eager step by copies of the optimiser: in its own form, and neither fused nor batched over parameters."""
+    """One eager step by copies of the optimiser: in its own form, and neither fused nor batched
+    over parameters.
+    """
     update, parameters = stepper.update, stepper.parameters
-    kind, hooks = type(update.optim), (update.optim._optimizer_step_pre_hooks, update.optim._optimizer_step_post_hooks)
+    kind, hooks = (
+        type(update.optim),
+        (update.optim._optimizer_step_pre_hooks, update.optim._optimizer_step_post_hooks),
+    )
     if (
         not kind.__module__.startswith("torch.optim")
         or update.reduce is not None
@@ -184,10 +220,15 @@ def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
     outcomes = []
     for form in ({}, {"fused": False, "foreach": False}):
         optim = copy(update.optim)
-        optim.state = defaultdict(dict, {p: deepcopy(state) for p, state in update.optim.state.items()})
+        optim.state = defaultdict(
+            dict, {p: deepcopy(state) for p, state in update.optim.state.items()}
+        )
         optim.param_groups = [{**group, **form} for group in update.optim.param_groups]
         step = TrainStep(
-            stepper.loss, parameters, Update(optim, parameters, update.health, update.grad_clip), stepper.observe
+            stepper.loss,
+            parameters,
+            Update(optim, parameters, update.health, update.grad_clip),
+            stepper.observe,
         )
         with stepper.step.undone():
             pyro.set_rng_seed(0)
@@ -198,14 +239,17 @@ def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
             outcomes.append([parameter.detach().clone() for parameter in parameters])
     if bool(sums.isfinite().all()) and (apart := _apart(outcomes[0], outcomes[1], STEP_TOLERANCE)):
         raise UserError(
-            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is a mistake of a fused kernel; give "
-            f"optimizer=lambda ps: torch.optim.{kind.__name__}(ps, fused=False, foreach=False), and report the pair"
+            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is a "
+            "mistake of a fused kernel; give optimizer=lambda ps: "
+            f"torch.optim.{kind.__name__}(ps, fused=False, foreach=False), and report the pair"
         )
     return "step"
 
 
 def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> str:
-    """The largest difference in words, where it is above the tolerance; what is NaN in both is equal."""
+    """The largest difference in words, where it is above the tolerance; what is NaN in both is
+    equal.
+    """
     worst, size = 0.0, 0.0
     for a, b in zip(own, judge, strict=True):
         if not b.numel():

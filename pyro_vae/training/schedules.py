@@ -1,4 +1,6 @@
-"""Learning-rate schedules: a factor for the learning rate, as a function of the share of the steps that is done."""
+"""Learning-rate schedules: a factor for the learning rate, as a function of the share of the steps
+that is done.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["Constant", "Cosine", "Geometric", "Linear"]
 
 @dataclass(frozen=True)
 class Schedule(ABC):
-    """``schedule(done)`` multiplies the learning rate; ``done`` runs from 0 at the first step to 1 after the last."""
+    """``schedule(done)`` multiplies the learning rate; ``done`` runs from 0 at the first step to 1
+    after the last.
+    """
 
     slot: ClassVar[str] = "schedule"
 
@@ -34,14 +38,18 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From 1 to ``final`` along half a cosine (Loshchilov & Hutter 2017), after a linear rise over ``warmup`` of the steps."""
+    """From 1 to ``final`` along half a cosine (Loshchilov & Hutter 2017), after a linear rise over
+    ``warmup`` of the steps.
+    """
 
     final: float = 0.0
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.warmup < 1.0:
-            raise UserError(f"Cosine(warmup={self.warmup}): expected a share of the steps in [0, 1)")
+            raise UserError(
+                f"Cosine(warmup={self.warmup}): expected a share of the steps in [0, 1)"
+            )
 
     def __call__(self, done: float) -> float:
         """Half a cosine."""
@@ -64,7 +72,9 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class Geometric(Schedule):
-    """From 1 to 1/10 in stages, stage i lasting 3^i passes at 10^(−i/7): the IWAE paper's schedule at 8 stages."""
+    """From 1 to 1/10 in stages, stage i lasting 3^i passes at 10^(−i/7): the IWAE paper's schedule
+    at 8 stages.
+    """
 
     stages: int = 8
 

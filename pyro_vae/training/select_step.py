@@ -12,7 +12,9 @@ from pyro_vae.training.cuda_graph import CapturedStep, Rows
 from pyro_vae.training.train_step import StagedStep, TrainStep
 
 WORTH_COMPILING = 90.0
-"""Estimated seconds of training from which inductor's compile time (about 15 s, cold) is worth a fifth of them."""
+"""Estimated seconds of training from which inductor's compile time (about 15 s, cold) is worth a
+fifth of them.
+"""
 _SECONDS_PER_NODE, _FLOPS_PER_SECOND = 6e-6, 2e11
 
 PURE = ("torch.nn.", "pyro.", "zuko.", "pyro_vae.")
@@ -22,9 +24,11 @@ PURE = ("torch.nn.", "pyro.", "zuko.", "pyro_vae.")
 def select_step(
     eager: TrainStep, compile: str, total_steps: int, source: Source, seed: int = 0
 ) -> tuple[TrainStep, Source, str]:
-    """The step in the tier asked for, or in the best one that the work is worth; where its batches come from; why.
+    """The step in the tier asked for, or in the best one that the work is worth; where its batches
+    come from; why.
 
-    An estimate decides, not a timing: the same training takes the same tier again, and so gives the same numbers.
+    An estimate decides, not a timing: the same training takes the same tier again, and so gives the
+    same numbers.
     """
     check_tier(compile)
     keep_freed_memory()
@@ -35,8 +39,9 @@ def select_step(
         return eager, source, "eager Pyro, as asked for"
     if compile == "auto" and (what := foreign(eager.loss)):
         note = (
-            f"eager Pyro, as {what} is not a part of this package; compile='graph' or 'inductor' traces the programs once, "
-            "which is several times quicker for small networks, if Python decides nothing in them (docs/tracing.md)"
+            f"eager Pyro, as {what} is not a part of this package; compile='graph' or 'inductor' "
+            "traces the programs once, which is several times quicker for small networks, if "
+            "Python decides nothing in them (docs/tracing.md)"
         )
         return eager, source, note
     if any(map(hooked, eager.parameters)):
@@ -47,7 +52,12 @@ def select_step(
         step.prepare(*batches)
     except NotStageable as reason:
         return eager, source, f"eager Pyro ({reason})"
-    flops = 6.0 * sum(p.numel() for p in eager.parameters) * len(batches[0][0]) * objective.num_particles
+    flops = (
+        6.0
+        * sum(p.numel() for p in eager.parameters)
+        * len(batches[0][0])
+        * objective.num_particles
+    )
     seconds = total_steps * (_SECONDS_PER_NODE * step.num_nodes + flops / _FLOPS_PER_SECOND)
     why = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
     note = f"traced graph, replayed ({why})"
@@ -72,11 +82,14 @@ def select_step(
 
 def hooked(parameter: nn.Parameter) -> bool:
     """Whether a hook runs where this parameter's gradient is made."""
-    return bool(getattr(parameter, "_post_accumulate_grad_hooks", None) or parameter._backward_hooks)
+    return bool(
+        getattr(parameter, "_post_accumulate_grad_hooks", None) or parameter._backward_hooks
+    )
 
 
 def foreign(loss: Loss) -> str:
-    """The first program or module of a pair in which Python may decide something between steps, or nothing.
+    """The first program or module of a pair in which Python may decide something between steps, or
+    nothing.
 
     A class of one's own says ``pure = True`` where its Python reads nothing that changes.
     """
@@ -87,6 +100,11 @@ def foreign(loss: Loss) -> str:
     for module in pair.modules:
         kind = type(module)
         known = kind.__module__.startswith(PURE) or kind.__dict__.get("pure", False)
-        if not known or "forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks:
+        if (
+            not known
+            or "forward" in vars(module)
+            or module._forward_hooks
+            or module._forward_pre_hooks
+        ):
             return kind.__name__
     return ""

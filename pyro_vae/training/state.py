@@ -1,4 +1,6 @@
-"""A training between two steps: all that its rest depends on, taken from it, put back into it, and held by a checkpoint."""
+"""A training between two steps: all that its rest depends on, taken from it, put back into it, and
+held by a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ PROGRAMS = ("model", "guide")
 
 @dataclass
 class Position:
-    """How far a training is: ``step`` steps, the epoch under way having begun after ``first_step`` of them."""
+    """How far a training is: ``step`` steps, the epoch under way having begun after ``first_step``
+    of them.
+    """
 
     sums: Tensor  # (3,) float64, this epoch's so far: loss, reconstruction, KL
     epoch: int = 1
@@ -40,21 +44,34 @@ class Position:
 
     def begin_epoch(self, epoch: int) -> None:
         """This epoch begins here."""
-        self.epoch, self.first_step, self.seen, self.sums = epoch, self.step, 0, torch.zeros_like(self.sums)
+        self.epoch, self.first_step, self.seen, self.sums = (
+            epoch,
+            self.step,
+            0,
+            torch.zeros_like(self.sums),
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What the next steps depend on: position, parameters and buffers, the optimiser's state, torch's random numbers."""
+    """What the next steps depend on: position, parameters and buffers, the optimiser's state,
+    torch's random numbers.
+    """
 
     position: Position
-    tensors: Mapping[str, Mapping[str, Any]]  # ``model`` and ``guide`` as their state_dicts, ``other`` for the rest
+    tensors: Mapping[
+        str, Mapping[str, Any]
+    ]  # ``model`` and ``guide`` as their state_dicts, ``other`` for the rest
     optimizer: Mapping[str, Any]
     random: Mapping[str, Tensor]
 
     @staticmethod
-    def take(pair: Pair, optimizer: torch.optim.Optimizer, position: Position, *, copy: bool = True) -> Snapshot:
-        """The present state; without ``copy`` its tensors are the living ones, for a file that is written at once."""
+    def take(
+        pair: Pair, optimizer: torch.optim.Optimizer, position: Position, *, copy: bool = True
+    ) -> Snapshot:
+        """The present state; without ``copy`` its tensors are the living ones, for a file that is
+        written at once.
+        """
         device = position.sums.device
         random = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
@@ -62,18 +79,24 @@ class Snapshot:
         taken = Snapshot(replace(position), tensors_of(pair), optimizer.state_dict(), random)
         return mapped(taken, torch.clone) if copy else taken
 
-    def restore(self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device) -> Position:
-        """Put everything back into the very tensors that are there, on ``device``, and give the position.
+    def restore(
+        self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> Position:
+        """Put everything back into the very tensors that are there, on ``device``, and give the
+        position.
 
         Raises:
-            UserError: the tensors are not the pair's, or the optimiser's state is not such an optimiser's.
+            UserError: the tensors are not the pair's, or the optimiser's state is not such an
+                optimiser's.
         """
         checkpoint_files.restore_sections(self.tensors, _owners(pair), "the state")
         other, held = _other(pair), self.tensors.get("other", {})
-        if other.keys() != held.keys() or any(other[name].shape != held[name].shape for name in other):
+        if other.keys() != held.keys() or any(
+            other[name].shape != held[name].shape for name in other
+        ):
             raise UserError(
-                f"the state has {_counted(held)} beside those of model and guide, the pair has {_counted(other)}: resume with the "
-                "very programs that were trained"
+                f"the state has {_counted(held)} beside those of model and guide, the pair has "
+                f"{_counted(other)}: resume with the very programs that were trained"
             )
         with torch.no_grad():
             for name, tensor in other.items():
@@ -87,7 +110,9 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training between two steps, as ``fit(…, resume=state)`` takes it up again; plain values and tensors alone."""
+    """A training between two steps, as ``fit(…, resume=state)`` takes it up again; plain values and
+    tensors alone.
+    """
 
     snapshot: Snapshot
     history: Mapping[str, Any] = field(default_factory=dict)
@@ -110,8 +135,14 @@ class TrainingState:
         return mapped(self, torch.clone)
 
     def to_checkpoint(self, metadata: Mapping[str, Any]) -> Checkpoint:
-        """As sections of a checkpoint, its tensors on the CPU: ``model`` and ``guide`` first, which are all that `load` needs."""
-        sections = {**self.snapshot.tensors, "optimizer": self.snapshot.optimizer, "random": self.snapshot.random}
+        """As sections of a checkpoint, its tensors on the CPU: ``model`` and ``guide`` first, which
+        are all that `load` needs.
+        """
+        sections = {
+            **self.snapshot.tensors,
+            "optimizer": self.snapshot.optimizer,
+            "random": self.snapshot.random,
+        }
         rest = {
             "position": asdict(self.snapshot.position),
             "history": self.history,
@@ -121,7 +152,10 @@ class TrainingState:
         }
         moved: dict[tuple[Any, ...], Tensor] = {}  # one copy of what several names share
         return mapped(
-            Checkpoint({**sections, "training": rest}, {**metadata, "step": self.step, "epoch": self.epochs}),
+            Checkpoint(
+                {**sections, "training": rest},
+                {**metadata, "step": self.step, "epoch": self.epochs},
+            ),
             lambda tensor: moved.setdefault(_place(tensor), tensor.detach().cpu()),
         )
 
@@ -135,19 +169,29 @@ class TrainingState:
         rest = held.sections.get("training")
         if rest is None:
             raise UserError(
-                f"{name}: holds parameters and no state of a training (it was written by an older version, or as the best of a "
-                "training), so it can be evaluated and not resumed"
+                f"{name}: holds parameters and no state of a training (it was written by an older "
+                "version, or as the best of a training), so it can be evaluated and not resumed"
             )
         try:
             position = Position(**rest["position"])
-            if not isinstance(position.sums, Tensor) or not all(type(n) is int for n in (position.step, position.seen)):
+            if not isinstance(position.sums, Tensor) or not all(
+                type(n) is int for n in (position.step, position.seen)
+            ):
                 raise TypeError("position")
-            tensors = {role: held.sections[role] for role in (*PROGRAMS, "other") if role in held.sections}
-            snapshot = Snapshot(position, tensors, held.sections["optimizer"], held.sections["random"])
-            state = TrainingState(snapshot, rest["history"], rest["callbacks"], rest["settings"], rest["place"])
+            tensors = {
+                role: held.sections[role] for role in (*PROGRAMS, "other") if role in held.sections
+            }
+            snapshot = Snapshot(
+                position, tensors, held.sections["optimizer"], held.sections["random"]
+            )
+            state = TrainingState(
+                snapshot, rest["history"], rest["callbacks"], rest["settings"], rest["place"]
+            )
             state.records()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{name}: its state of a training is incomplete; {checkpoint_files.AGAIN}") from error
+            raise UserError(
+                f"{name}: its state of a training is incomplete; {checkpoint_files.AGAIN}"
+            ) from error
         return state
 
     def save(self, path: str | Path) -> None:
@@ -156,10 +200,12 @@ class TrainingState:
 
     @staticmethod
     def load(path: str | Path) -> TrainingState:
-        """Read what `save` wrote, or the newest sound checkpoint of a folder that ``Checkpoints`` keeps.
+        """Read what `save` wrote, or the newest sound checkpoint of a folder that ``Checkpoints``
+        keeps.
 
         Raises:
-            UserError: nothing there, damaged, of a newer version, or without the state of a training.
+            UserError: nothing there, damaged, of a newer version, or without the state of a
+                training.
         """
         if Path(path).is_dir():
             found = checkpoint_files.newest(Path(path))
@@ -172,28 +218,38 @@ class TrainingState:
 
     def records(self) -> History:
         """The history so far."""
-        parts: dict[str, Any] = {name: [Record(**each) for each in self.history[name]] for name in ("train", "valid")}
+        parts: dict[str, Any] = {
+            name: [Record(**each) for each in self.history[name]] for name in ("train", "valid")
+        }
         rest = {name: value for name, value in self.history.items() if name not in parts}
         return History(**parts, **{**rest, "resumed": tuple(rest.get("resumed", ()))})
 
     def check_settings(self, settings: Mapping[str, Any]) -> None:
-        """A ``UserError`` that names what differs between the training that was stopped and the one that would go on."""
+        """A ``UserError`` that names what differs between the training that was stopped and the one
+        that would go on.
+        """
         names = [*self.settings, *(name for name in settings if name not in self.settings)]
         differing = [name for name in names if self.settings.get(name) != settings.get(name)]
         if differing:
             words = "; ".join(
-                f"{name} {self.settings.get(name)} there, {settings.get(name)} here" for name in differing
+                f"{name} {self.settings.get(name)} there, {settings.get(name)} here"
+                for name in differing
             )
-            raise UserError(f"resume: the state is of another training: {words}; give the same, or train anew")
+            raise UserError(
+                f"resume: the state is of another training: {words}; give the same, or train anew"
+            )
 
     def restore_callbacks(self, callbacks: Sequence[Any]) -> None:
         """Give each callback its state back; a ``UserError`` where they are not the same ones."""
         stateful = [each for each in callbacks if hasattr(each, "load_state_dict")]
-        kept, here = [name for name, _ in self.callbacks], [type(each).__name__ for each in stateful]
+        kept, here = (
+            [name for name, _ in self.callbacks],
+            [type(each).__name__ for each in stateful],
+        )
         if kept != here:
             raise UserError(
-                f"resume: the state holds that of the callbacks {', '.join(kept) or 'none'}, and those given are "
-                f"{', '.join(here) or 'none'}: give the same ones in the same order"
+                f"resume: the state holds that of the callbacks {', '.join(kept) or 'none'}, and "
+                f"those given are {', '.join(here) or 'none'}: give the same ones in the same order"
             )
         for callback, (_, state) in zip(stateful, self.callbacks, strict=True):
             callback.load_state_dict(state)
@@ -201,7 +257,11 @@ class TrainingState:
 
 def callback_states(callbacks: Sequence[Any]) -> list[list[Any]]:
     """(class name, state) of the callbacks that have ``state_dict`` and ``load_state_dict``."""
-    return [[type(each).__name__, each.state_dict()] for each in callbacks if hasattr(each, "load_state_dict")]
+    return [
+        [type(each).__name__, each.state_dict()]
+        for each in callbacks
+        if hasattr(each, "load_state_dict")
+    ]
 
 
 def history_state(history: History) -> dict[str, Any]:
@@ -224,9 +284,13 @@ def this_place(device: torch.device, tier: str) -> dict[str, Any]:
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In one clause, why the bits may not be those of a training that was never stopped; or nothing."""
+    """In one clause, why the bits may not be those of a training that was never stopped; or
+    nothing.
+    """
     changed = [
-        f"{name} {then[name]} there, {now[name]} here" for name in now if name in then and then[name] != now[name]
+        f"{name} {then[name]} there, {now[name]} here"
+        for name in now
+        if name in then and then[name] != now[name]
     ]
     if changed:
         return f"not bit for bit what it would have been ({'; '.join(changed)})"
@@ -236,13 +300,17 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds on to those.
+    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds
+    on to those.
 
     Its rate and other numbers are its own: those that it was made with today.
 
     A parameter that no step had reached has no saved state: an Adam's own begins at zero.
     """
-    present, state = optimizer.state_dict()["state"], saved["state"]  # state_dict gives the living tensors
+    present, state = (
+        optimizer.state_dict()["state"],
+        saved["state"],
+    )  # state_dict gives the living tensors
     if not state and not isinstance(optimizer, torch.optim.Adam):
         optimizer.state.clear()
         return
@@ -255,15 +323,20 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         return
     try:
         pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-        optimizer.load_state_dict({**saved, "param_groups": [{**own, "params": was["params"]} for own, was in pairs]})
+        optimizer.load_state_dict(
+            {**saved, "param_groups": [{**own, "params": was["params"]} for own, was in pairs]}
+        )
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"resume: the optimiser's state is not one of this optimiser ({error})") from error
+        raise UserError(
+            f"resume: the optimiser's state is not one of this optimiser ({error})"
+        ) from error
 
 
 def _fits(present: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
     """Whether these are the same tensors, each of the same shape."""
     return present.keys() == saved.keys() and all(
-        isinstance(value, Tensor) and value.shape == saved[name].shape for name, value in present.items()
+        isinstance(value, Tensor) and value.shape == saved[name].shape
+        for name, value in present.items()
     )
 
 
@@ -273,14 +346,20 @@ def _owners(pair: Pair) -> dict[str, torch.nn.Module]:
 
 
 def tensors_of(pair: Pair) -> dict[str, dict[str, Any]]:
-    sections: dict[str, dict[str, Any]] = {role: dict(owner.state_dict()) for role, owner in _owners(pair).items()}
+    sections: dict[str, dict[str, Any]] = {
+        role: dict(owner.state_dict()) for role, owner in _owners(pair).items()
+    }
     other = {name: tensor.detach() for name, tensor in _other(pair).items()}
     return {**sections, "other": other} if other else sections
 
 
 def _other(pair: Pair) -> dict[str, Tensor]:
-    """Parameters and buffers that no state_dict of the programs has: in closures, or made by ``pyro.param``."""
-    known = {id(t) for owner in _owners(pair).values() for t in owner.state_dict(keep_vars=True).values()}
+    """Parameters and buffers that no state_dict of the programs has: in closures, or made by
+    ``pyro.param``.
+    """
+    known = {
+        id(t) for owner in _owners(pair).values() for t in owner.state_dict(keep_vars=True).values()
+    }
     private = {f"pyro.param {name}": parameter for name, parameter in pair.store.parameters.items()}
     known |= {id(parameter) for parameter in private.values()}
     hidden = [tensor for tensor in pair.tensors() if id(tensor) not in known]

@@ -1,4 +1,6 @@
-"""What is trained, by which optimiser and in which form: found at the start, and anew where a callback (un)freezes."""
+"""What is trained, by which optimiser and in which form: found at the start, and anew where a
+callback (un)freezes.
+"""
 
 from __future__ import annotations
 
@@ -45,18 +47,24 @@ class Stepper:
         """The parameters that training reaches now, the optimiser of these, and the step."""
         x, fields = next(self._source.in_order())
         pair, options = self.loss.pair, self.options
-        most = 5 if self.loss.objective.stageable else len(x)  # Pyro's moving baselines have the size of their batch
+        most = (
+            5 if self.loss.objective.stageable else len(x)
+        )  # Pyro's moving baselines have the size of their batch
         few = x[:most].clone(), {name: value[:most].clone() for name, value in fields.items()}
         self.parameters = trainable(self.loss, *few, options.freeze, self.observe)
         if self.optim is None:
             self.optim = make_optimizer(options.optimizer, self.parameters, options.learning_rate)
         else:  # at the rate of the first group, with a state that begins at zero
             known = {id(p) for group in self.optim.param_groups for p in group["params"]}
-            self.optim.param_groups[0]["params"] += [p for p in self.parameters if id(p) not in known]
+            self.optim.param_groups[0]["params"] += [
+                p for p in self.parameters if id(p) not in known
+            ]
             for group in self.optim.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # a frozen one would be moved by its last gradient
-        self.update = Update(self.optim, self.parameters, self.health, options.grad_clip, self.group.reduce)
+        self.update = Update(
+            self.optim, self.parameters, self.health, options.grad_clip, self.group.reduce
+        )
         eager = TrainStep(self.loss, self.parameters, self.update, self.observe)
         with pair.active(training=True):
             chosen = select_step(eager, self.tier, self._total_steps, self._source, options.seed)
@@ -65,7 +73,9 @@ class Stepper:
         self._seen = self._signature()
 
     def follow(self) -> bool:
-        """Find everything anew where a parameter was frozen, freed or replaced since; whether it was."""
+        """Find everything anew where a parameter was frozen, freed or replaced since; whether it
+        was.
+        """
         changed = self._signature() != self._seen
         if changed:
             self.find()
@@ -82,8 +92,9 @@ class Stepper:
                 self.step.check(self._source.drawn(seed))
             except NotStageable as reason:
                 raise UserError(
-                    f"the {self.tier} step no longer is that of the programs ({reason}): a Python value that they read has changed "
-                    "since they were traced, so the steps since then are not what the programs say; train with compile='off'"
+                    f"the {self.tier} step no longer is that of the programs ({reason}): a Python "
+                    "value that they read has changed since they were traced, so the steps since "
+                    "then are not what the programs say; train with compile='off'"
                 ) from None
 
     def _signature(self) -> list[tuple[int, bool]]:
@@ -91,7 +102,9 @@ class Stepper:
 
 
 def parameters_of(pair: Pair) -> list[nn.Parameter]:
-    """Every parameter of the modules that the programs are known to run, and of ``pyro.param`` statements."""
+    """Every parameter of the modules that the programs are known to run, and of ``pyro.param``
+    statements.
+    """
     found = {id(p): p for module in pair.modules for p in module.parameters(recurse=False)}
     return [*found.values(), *pair.store.parameters.values()]
 
@@ -103,9 +116,11 @@ def trainable(
     freeze: str | None = None,
     observe: Observation | None = None,
 ) -> list[nn.Parameter]:
-    """What a training step may change: the leaves of the loss, and what the programs' modules have besides.
+    """What a training step may change: the leaves of the loss, and what the programs' modules have
+    besides.
 
-    Train mode may reach more than a dry run does; a parameter that a step does not reach gets no update there.
+    Train mode may reach more than a dry run does; a parameter that a step does not reach gets no
+    update there.
     """
     pair = loss.pair
     with pair.probing(), torch.enable_grad():
@@ -114,6 +129,13 @@ def trainable(
     every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
     kept = {i: p for i, p in every.items() if freeze is None or pair.name_of(p)[0] != freeze}
     if not any(id(p) in kept for p in reached):
-        why = f"freeze={freeze!r} leaves none" if freeze else "the loss depends on no tensor that requires a gradient"
-        raise UserError(f"there is nothing to train: {why}; register networks with pyro.module, or use PyroModules")
+        why = (
+            f"freeze={freeze!r} leaves none"
+            if freeze
+            else "the loss depends on no tensor that requires a gradient"
+        )
+        raise UserError(
+            f"there is nothing to train: {why}; register networks with pyro.module, or use "
+            "PyroModules"
+        )
     return sorted(kept.values(), key=pair.name_of)

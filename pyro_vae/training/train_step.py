@@ -1,4 +1,6 @@
-"""The training step: plain Pyro, ``backward`` and the optimiser; or all of it traced once, and replayed or compiled."""
+"""The training step: plain Pyro, ``backward`` and the optimiser; or all of it traced once, and
+replayed or compiled.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,30 @@ from pyro_vae.compile.trace import NotStageable, TensorFunction, agree, restored
 from pyro_vae.data.loaders import Batch
 from pyro_vae.data.transforms import Observation
 from pyro_vae.objectives import Loss
-from pyro_vae.training.updates import Apply, Update, adam_state, fused_adam, is_plain_adam, make_state, written_adam
+from pyro_vae.training.updates import (
+    Apply,
+    Update,
+    adam_state,
+    fused_adam,
+    is_plain_adam,
+    make_state,
+    written_adam,
+)
 
 _MOST_SHAPES = 4
 
 MOST_PARAMETERS = 1_000_000
-"""Above it the optimiser's kernel beside a compiled program is quicker than inside (benchmarks/training_step.py: conv)."""
+"""Above it the optimiser's kernel beside a compiled program is quicker than inside
+(benchmarks/training_step.py: conv).
+"""
 
 Gradients: TypeAlias = tuple[Tensor, list[Tensor | None] | None]
 """(sums, one gradient a parameter), or (sums, None) where the update is done already."""
 
 
 class TrainStep:
-    """Plain Pyro at every step. Called on a batch it leaves new parameters, and returns what is unread:
+    """Plain Pyro at every step. Called on a batch it leaves new parameters, and returns what is
+    unread:
 
     (loss, reconstruction, KL) summed over the batch, ``(3,)`` float64.
     """
@@ -35,9 +48,18 @@ class TrainStep:
     apply: Apply | None = None  # a quicker form of the optimiser's step
 
     def __init__(
-        self, loss: Loss, parameters: Sequence[nn.Parameter], update: Update, observe: Observation | None = None
+        self,
+        loss: Loss,
+        parameters: Sequence[nn.Parameter],
+        update: Update,
+        observe: Observation | None = None,
     ) -> None:
-        self.loss, self.parameters, self.update, self.observe = loss, list(parameters), update, observe
+        self.loss, self.parameters, self.update, self.observe = (
+            loss,
+            list(parameters),
+            update,
+            observe,
+        )
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Gradients, then the update."""
@@ -47,7 +69,8 @@ class TrainStep:
         return sums
 
     def gradients(self, x: Tensor, fields: Mapping[str, Tensor]) -> Gradients:
-        """The sums, and each parameter's gradient of the mean loss of an image: None where the step does not reach it.
+        """The sums, and each parameter's gradient of the mean loss of an image: None where the step
+        does not reach it.
 
         ``backward`` accumulates into the parameters' ``grad``, as torch's own users have it.
         """
@@ -70,13 +93,29 @@ class TrainStep:
 
     @contextmanager
     def undone(self) -> Iterator[None]:
-        """Steps inside leave no trace: not in parameters, optimiser, buffers and health, nor in the random numbers."""
-        state = [each for own in self.update.optim.state.values() for each in own.values() if isinstance(each, Tensor)]
+        """Steps inside leave no trace: not in parameters, optimiser, buffers and health, nor in the
+        random numbers.
+        """
+        state = [
+            each
+            for own in self.update.optim.state.values()
+            for each in own.values()
+            if isinstance(each, Tensor)
+        ]
         pair, device = self.loss.pair, self.update.rate.device
-        tensors = [*pair.tensors(), *self.parameters, *state, *self.update.health.tensors, self.update.rate]
+        tensors = [
+            *pair.tensors(),
+            *self.parameters,
+            *state,
+            *self.update.health.tensors,
+            self.update.rate,
+        ]
         buffers = [(module._buffers, dict(module._buffers)) for module in pair.modules]
         try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), restored(tensors):
+            with (
+                torch.random.fork_rng([device] if device.type == "cuda" else []),
+                restored(tensors),
+            ):
                 yield
         finally:
             for own, kept in buffers:
@@ -85,10 +124,12 @@ class TrainStep:
 
 
 class StagedStep(TrainStep):
-    """The same as one function of tensors: parameters, optimiser state, buffers, KL weight, rate and batch.
+    """The same as one function of tensors: parameters, optimiser state, buffers, KL weight, rate
+    and batch.
 
-    Traced once for each shape of a batch, and replayed; in the tier ``inductor`` compiled for the first shape. Adam and AdamW
-    are inside. Any other optimiser, or one that waits for an all-reduce, steps beside the program of the gradients.
+    Traced once for each shape of a batch, and replayed; in the tier ``inductor`` compiled for the
+    first shape. Adam and AdamW are inside. Any other optimiser, or one that waits for an
+    all-reduce, steps beside the program of the gradients.
     """
 
     def __init__(self, eager: TrainStep, tier: str) -> None:
@@ -102,12 +143,18 @@ class StagedStep(TrainStep):
         self.apply = fused_adam if self.adam else None
 
     def _pays_inside(self) -> bool:
-        """Whether Adam is quicker inside a compiled program, which has one number of steps for all parameters."""
+        """Whether Adam is quicker inside a compiled program, which has one number of steps for all
+        parameters.
+        """
         steps, *_ = adam_state(self.update.optim, self.parameters)
-        return len(set(map(float, steps))) == 1 and sum(p.numel() for p in self.parameters) <= MOST_PARAMETERS
+        return (
+            len(set(map(float, steps))) == 1
+            and sum(p.numel() for p in self.parameters) <= MOST_PARAMETERS
+        )
 
     def prepare(self, *batches: Batch) -> None:
-        """Trace (and compile) the step for batches like the first one, and `check` it on all of them.
+        """Trace (and compile) the step for batches like the first one, and `check` it on all of
+        them.
 
         Raises:
             NotStageable: the reason, in one clause.
@@ -135,7 +182,9 @@ class StagedStep(TrainStep):
         self.check(*batches)
 
     def gradients(self, x: Tensor, fields: Mapping[str, Tensor]) -> Gradients:
-        """One run of the program for this shape: a new one is traced, and eager Pyro serves where that can't be."""
+        """One run of the program for this shape: a new one is traced, and eager Pyro serves where
+        that can't be.
+        """
         key = x.shape, x.dtype
         if key not in self._programs:
             self._programs[key] = None
@@ -154,10 +203,12 @@ class StagedStep(TrainStep):
         return sums, None if self.inside else [next(given) if each else None for each in reached]
 
     def check(self, *batches: Batch) -> None:
-        """Hold the step against eager Pyro and torch's own optimiser, in its plain form, on each batch; all is put back.
+        """Hold the step against eager Pyro and torch's own optimiser, in its plain form, on each
+        batch; all is put back.
 
-        Adam begins from second moments of one and takes a large step: from zeros the step is the gradient's sign, which
-        rounding decides. Of another optimiser, whose own ``step`` runs in either form, the gradients are compared.
+        Adam begins from second moments of one and takes a large step: from zeros the step is the
+        gradient's sign, which rounding decides. Of another optimiser, whose own ``step`` runs in
+        either form, the gradients are compared.
 
         Raises:
             NotStageable: they differ, and by how much.
@@ -168,7 +219,12 @@ class StagedStep(TrainStep):
         update = Update(plain, self.parameters, self.update.health, self.update.grad_clip)
         eager = TrainStep(self.loss, self.parameters, update, self.observe)
         states = [plain.state[parameter] for parameter in self.parameters] if self.adam else []
-        buffers = [b for m in self.loss.pair.modules for b in m.buffers(recurse=False) if b.is_floating_point()]
+        buffers = [
+            b
+            for m in self.loss.pair.modules
+            for b in m.buffers(recurse=False)
+            if b.is_floating_point()
+        ]
 
         def outcome(step: TrainStep) -> TensorFunction:
             def run(x: Tensor, *values: Tensor) -> list[Tensor]:
@@ -176,38 +232,61 @@ class StagedStep(TrainStep):
                 with self.undone():
                     self.update.rate.fill_(rate)
                     for state in states:
-                        state["step"].fill_(1.0), state["exp_avg"].fill_(0.0), state["exp_avg_sq"].fill_(1.0)
+                        (
+                            state["step"].fill_(1.0),
+                            state["exp_avg"].fill_(0.0),
+                            state["exp_avg_sq"].fill_(1.0),
+                        )
                     if self.adam:
                         sums, found = step(x, fields), [state["exp_avg"] for state in states]
                     else:
                         sums, gradients = step.gradients(x, fields)
                         pairs = zip(self.parameters, gradients or (), strict=True)
                         found = [torch.zeros_like(p) if g is None else g for p, g in pairs]
-                    return [each.detach().clone() for each in (sums, *found, *self.parameters, *buffers)]
+                    return [
+                        each.detach().clone() for each in (sums, *found, *self.parameters, *buffers)
+                    ]
 
             return run
 
         arguments = [[x, *(fields[name] for name in names)] for x, fields in batches]
-        agree(outcome(self), outcome(eager), arguments, [1, len(self.parameters), len(self.parameters)])
+        agree(
+            outcome(self),
+            outcome(eager),
+            arguments,
+            [1, len(self.parameters), len(self.parameters)],
+        )
 
 
 @contextmanager
 def buffers_in_place(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A buffer that a program assigns anew inside is the same tensor with new values on leaving: a traced step's state."""
-    before = [(m._buffers, name, buffer) for m in modules for name, buffer in m._buffers.items() if buffer is not None]
+    """A buffer that a program assigns anew inside is the same tensor with new values on leaving: a
+    traced step's state.
+    """
+    before = [
+        (m._buffers, name, buffer)
+        for m in modules
+        for name, buffer in m._buffers.items()
+        if buffer is not None
+    ]
     yield
     with torch.no_grad():
         for own, name, buffer in before:
             new = own.get(name)
-            if new is not None and new is not buffer and (new.shape, new.dtype) == (buffer.shape, buffer.dtype):
+            if (
+                new is not None
+                and new is not buffer
+                and (new.shape, new.dtype) == (buffer.shape, buffer.dtype)
+            ):
                 own[name] = buffer.copy_(new)
 
 
 def _own(parameter: Tensor, gradient: Tensor | None, memory: set[int]) -> Tensor | None:
-    """What ``backward`` does for a parameter's ``grad``: memory of its own, in the parameter's layout.
+    """What ``backward`` does for a parameter's ``grad``: memory of its own, in the parameter's
+    layout.
 
-    A gradient may come in another layout (einsum, a transposed weight, an expanded number), and fused kernels read raw
-    memory; or two parameters may share one (a + b).
+    A gradient may come in another layout (einsum, a transposed weight, an expanded number), and
+    fused kernels read raw memory; or two parameters may share one (a + b).
     """
     if gradient is None:
         return None

@@ -35,34 +35,52 @@ class Update:
         self.grad_clip, self.reduce = grad_clip, reduce
         self.rate = torch.zeros((), dtype=torch.float64, device=health.step.device)
         for group in optim.param_groups:
-            group.setdefault("initial_lr", group["lr"])  # torch's own name for it, kept in its state_dict
+            group.setdefault(
+                "initial_lr", group["lr"]
+            )  # torch's own name for it, kept in its state_dict
         self.set_rate(1.0)
 
     def set_rate(self, factor: float) -> None:
-        """Multiply the learning rates that the optimiser was made with; ``rate`` is where a program reads it."""
+        """Multiply the learning rates that the optimiser was made with; ``rate`` is where a program
+        reads it.
+        """
         for group in self.optim.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self.rate.fill_(self.optim.param_groups[0]["lr"])
 
-    def __call__(self, sums: Tensor, gradients: Sequence[Tensor | None], apply: Apply | None = None) -> None:
-        """Change the parameters that have a gradient: by the optimiser's own ``step``, or by ``apply``."""
+    def __call__(
+        self, sums: Tensor, gradients: Sequence[Tensor | None], apply: Apply | None = None
+    ) -> None:
+        """Change the parameters that have a gradient: by the optimiser's own ``step``, or by
+        ``apply``.
+        """
         with torch.no_grad():
             if self.reduce is not None:  # every process must reduce the same list
                 filled = zip(self.parameters, gradients, strict=True)
                 gradients = [torch.zeros_like(p) if g is None else g for p, g in filled]
                 self.reduce([g for g in gradients if g is not None], sums)
-            reached = [p for p, gradient in zip(self.parameters, gradients, strict=True) if gradient is not None]
+            reached = [
+                p
+                for p, gradient in zip(self.parameters, gradients, strict=True)
+                if gradient is not None
+            ]
             given = [gradient for gradient in gradients if gradient is not None]
             watched = given and (self.health.skip or self.grad_clip is not None)
             norm = gradient_norm(given) if watched else None
             left_out = self.health.observe(sums, norm)
-            if norm is not None and self.grad_clip is not None:  # as torch.nn.utils.clip_grad_norm_ does
-                given = list(torch._foreach_mul(given, torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0)))
+            if (
+                norm is not None and self.grad_clip is not None
+            ):  # as torch.nn.utils.clip_grad_norm_ does
+                given = list(
+                    torch._foreach_mul(given, torch.clamp(self.grad_clip / (norm + 1e-6), max=1.0))
+                )
             if given:
                 (apply or own_step)(self, reached, given, left_out)
 
 
-def own_step(update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor) -> None:
+def own_step(
+    update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor
+) -> None:
     """The optimiser's own ``step``."""
     optim: Any = update.optim
     optim.zero_grad()
@@ -84,7 +102,11 @@ def is_plain_adam(optim: torch.optim.Optimizer) -> bool:
     (group, *others) = optim.param_groups
     hooks = optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks
     plain = type(optim) in KERNELS and bool(group.get("fused")) and not hooks
-    return plain and not others and not any(group.get(o) for o in ("amsgrad", "maximize", "differentiable"))
+    return (
+        plain
+        and not others
+        and not any(group.get(o) for o in ("amsgrad", "maximize", "differentiable"))
+    )
 
 
 def make_state(optim: torch.optim.Optimizer) -> None:
@@ -92,36 +114,67 @@ def make_state(optim: torch.optim.Optimizer) -> None:
     for parameter in optim.param_groups[0]["params"]:
         if not optim.state[parameter]:
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+            moments = {
+                name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")
+            }
             optim.state[parameter] = {"step": step, **moments}
 
 
-def adam_state(optim: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-    """(steps, first moments, second moments) of Adam, one tensor a parameter each: the optimiser's own."""
-    return tuple([optim.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq"))
-
-
-def fused_adam(update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor) -> None:
-    """Adam and AdamW by the kernel that their ``step`` calls, without the bookkeeping."""
-    steps, means, squares = adam_state(update.optim, parameters)
-    torch._foreach_add_(steps, [1 - left_out] * len(steps))  # as a list: a lone tensor would be read by the host
-    group = update.optim.param_groups[0]
-    beta1, beta2 = group["betas"]
-    fixed = {name: group[name] for name in ("weight_decay", "eps", "amsgrad", "maximize")}
-    rate = update.rate if left_out.device.type == "cpu" else update.rate.float()  # as each kernel reads it
-    kernel: Any = getattr(torch, KERNELS[type(update.optim)])
-    kernel(
-        parameters, gradients, means, squares, [], steps, lr=rate, beta1=beta1, beta2=beta2, found_inf=left_out, **fixed
+def adam_state(
+    optim: torch.optim.Optimizer, parameters: Sequence[Tensor]
+) -> tuple[list[Tensor], ...]:
+    """(steps, first moments, second moments) of Adam, one tensor a parameter each: the optimiser's
+    own.
+    """
+    return tuple(
+        [optim.state[p][name] for p in parameters] for name in ("step", "exp_avg", "exp_avg_sq")
     )
 
 
-def written_adam(update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor) -> None:
-    """Adam (Kingma & Ba 2015, algorithm 1) or AdamW (Loshchilov & Hutter 2019, algorithm 2), in place.
+def fused_adam(
+    update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor
+) -> None:
+    """Adam and AdamW by the kernel that their ``step`` calls, without the bookkeeping."""
+    steps, means, squares = adam_state(update.optim, parameters)
+    torch._foreach_add_(
+        steps, [1 - left_out] * len(steps)
+    )  # as a list: a lone tensor would be read by the host
+    group = update.optim.param_groups[0]
+    beta1, beta2 = group["betas"]
+    fixed = {name: group[name] for name in ("weight_decay", "eps", "amsgrad", "maximize")}
+    rate = (
+        update.rate if left_out.device.type == "cpu" else update.rate.float()
+    )  # as each kernel reads it
+    kernel: Any = getattr(torch, KERNELS[type(update.optim)])
+    kernel(
+        parameters,
+        gradients,
+        means,
+        squares,
+        [],
+        steps,
+        lr=rate,
+        beta1=beta1,
+        beta2=beta2,
+        found_inf=left_out,
+        **fixed,
+    )
 
-    In operations that a compiler fuses with the gradients'; the learning rate and the step's number, which is one for all
-    parameters, are tensors. Where ``left_out`` is 1 nothing changes.
+
+def written_adam(
+    update: Update, parameters: Sequence[Tensor], gradients: Sequence[Tensor], left_out: Tensor
+) -> None:
+    """Adam (Kingma & Ba 2015, algorithm 1) or AdamW (Loshchilov & Hutter 2019, algorithm 2), in
+    place.
+
+    In operations that a compiler fuses with the gradients'; the learning rate and the step's
+    number, which is one for all parameters, are tensors. Where ``left_out`` is 1 nothing changes.
     """
-    group, rate, decoupled = update.optim.param_groups[0], update.rate, type(update.optim) is torch.optim.AdamW
+    group, rate, decoupled = (
+        update.optim.param_groups[0],
+        update.rate,
+        type(update.optim) is torch.optim.AdamW,
+    )
     (beta1, beta2), decay, eps = group["betas"], group["weight_decay"], group["eps"]
     steps, means, squares = adam_state(update.optim, parameters)
     for step in steps:
@@ -131,7 +184,9 @@ def written_adam(update: Update, parameters: Sequence[Tensor], gradients: Sequen
     sizes = _each(rate / (1 - beta1**number), parameters)
     inverse_roots = _each((1 - beta2**number).rsqrt(), parameters)
     shrinks = _each(1 - rate * decay, parameters)
-    for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
+    for parameter, gradient, mean, square in zip(
+        parameters, gradients, means, squares, strict=True
+    ):
         dtype, value = parameter.dtype, parameter.detach()
         if decay and decoupled:
             value = value * shrinks[dtype]
@@ -147,9 +202,13 @@ def written_adam(update: Update, parameters: Sequence[Tensor], gradients: Sequen
 
 def _each(number: Tensor, parameters: Sequence[Tensor]) -> dict[torch.dtype, Tensor]:
     """The number in each dtype of the parameters."""
-    return {dtype: _once(number.to(dtype)) for dtype in {parameter.dtype for parameter in parameters}}
+    return {
+        dtype: _once(number.to(dtype)) for dtype in {parameter.dtype for parameter in parameters}
+    }
 
 
 def _once(number: Tensor) -> Tensor:
-    """The same number as a maximum, which a compiler computes once: what is pointwise it would compute at every element."""
+    """The same number as a maximum, which a compiler computes once: what is pointwise it would
+    compute at every element.
+    """
     return number.expand(16).amax()

@@ -23,7 +23,9 @@ MISSING = torch.tensor([True, True, False, False, False, True])
 
 
 def within(found: Tensor, expected: Tensor, error: Tensor, most: float = 5.0) -> bool:
-    """Whether all figures are within ``most`` standard errors, and not by errors that are far too large."""
+    """Whether all figures are within ``most`` standard errors, and not by errors that are far too
+    large.
+    """
     scores = (found - expected) / error
     return bool((scores.abs() < most).all()) and bool(scores.square().mean() > 0.1)
 
@@ -36,7 +38,10 @@ def sd_agrees(found: Restored, expected: Tensor, rows: Any = ...) -> bool:
 def gaussian_law() -> tuple[Tensor, Tensor]:
     """Mean and covariance of x under `ppca`'s six pixels, from its own generator."""
     random = torch.Generator().manual_seed(11)
-    weight, bias = torch.randn(6, 3, generator=random, **DOUBLE), torch.randn(6, generator=random, **DOUBLE)
+    weight, bias = (
+        torch.randn(6, 3, generator=random, **DOUBLE),
+        torch.randn(6, generator=random, **DOUBLE),
+    )
     return bias, weight @ weight.T + 0.49 * torch.eye(6, **DOUBLE)
 
 
@@ -45,14 +50,18 @@ def conditional(x: Tensor) -> tuple[Tensor, Tensor]:
     bias, cov = gaussian_law()
     seen = ~MISSING
     gain = cov[MISSING][:, seen] @ torch.linalg.inv(cov[seen][:, seen])
-    return bias[MISSING] + (x[:, seen] - bias[seen]) @ gain.T, cov[MISSING][:, MISSING] - gain @ cov[seen][:, MISSING]
+    return bias[MISSING] + (x[:, seen] - bias[seen]) @ gain.T, cov[MISSING][
+        :, MISSING
+    ] - gain @ cov[seen][:, MISSING]
 
 
 # ---- missing pixels
 
 
 @pytest.mark.parametrize(("widen", "shift"), [(1.0, 0.0), (1.3, 0.5)])
-def test_a_linear_gaussian_model_has_its_conditional_whatever_the_guide(widen: float, shift: float) -> None:
+def test_a_linear_gaussian_model_has_its_conditional_whatever_the_guide(
+    widen: float, shift: float
+) -> None:
     pair = ppca(num_images=5, widen=widen, shift=shift)
     found = pv.impute(pair.model, pair.guide, pair.x, MISSING, num_samples=200, num_steps=100)
     mean, cov = conditional(pair.x)
@@ -63,14 +72,18 @@ def test_a_linear_gaussian_model_has_its_conditional_whatever_the_guide(widen: f
     centred = draws - mean
     correlation = torch.corrcoef(centred.flatten(0, 1).T)
     scale = cov.diagonal().sqrt()
-    assert (correlation - cov / scale / scale[:, None]).abs().max() < 5 / centred[..., 0].numel() ** 0.5
+    assert (correlation - cov / scale / scale[:, None]).abs().max() < 5 / centred[
+        ..., 0
+    ].numel() ** 0.5
     assert (found.acceptance > 0.3).all() and not found.warnings
 
 
 def test_pseudo_gibbs_has_it_with_the_exact_guide_alone() -> None:
     for widen, shift, exact in ((1.0, 0.0, True), (1.3, 0.5, False)):
         pair = ppca(num_images=5, widen=widen, shift=shift)
-        found = pv.impute(pair.model, pair.guide, pair.x, MISSING, num_samples=200, num_steps=60, method="gibbs")
+        found = pv.impute(
+            pair.model, pair.guide, pair.x, MISSING, num_samples=200, num_steps=60, method="gibbs"
+        )
         scores = (found.mean[:, MISSING] - conditional(pair.x)[0]) / found.se[:, MISSING]
         assert bool((scores.abs() < 5).all()) is exact
         assert (found.acceptance == 1).all() and "pseudo-Gibbs" in str(found)
@@ -85,7 +98,9 @@ def test_binary_pixels_against_all_images_enumerated() -> None:
     for i, image in enumerate(x):
         same = (every_image(6)[:, ~MISSING] == image[~MISSING]).all(1)
         weights = joint * same / (joint * same).sum()
-        assert within(found.mean[i, MISSING], weights @ every_image(6)[:, MISSING], found.se[i, MISSING])
+        assert within(
+            found.mean[i, MISSING], weights @ every_image(6)[:, MISSING], found.se[i, MISSING]
+        )
         codes = (found.samples[:, i].long() * powers).sum(1)
         counts = torch.bincount(codes, minlength=64).double()
         assert counts[~same].sum() == 0
@@ -116,11 +131,20 @@ def test_a_discrete_latent_against_its_sum() -> None:
 
 def test_with_nothing_seen_it_is_the_models_own_law() -> None:
     pair = two_levels(3)
-    found = pv.impute(pair.model, pair.guide, pair.x, torch.ones(1, dtype=torch.bool), num_samples=1000, num_steps=60)
+    found = pv.impute(
+        pair.model,
+        pair.guide,
+        pair.x,
+        torch.ones(1, dtype=torch.bool),
+        num_samples=1000,
+        num_steps=60,
+    )
     sd = (1.0 + 0.8**2 + 0.5**2) ** 0.5
     assert within(found.mean, torch.zeros(3, 1), found.se) and sd_agrees(found, torch.tensor(sd))
     counts = gamma_poisson(2)
-    found = pv.impute(counts.model, counts.guide, counts.x, torch.ones(2, 1, dtype=torch.bool), 1000, 60)
+    found = pv.impute(
+        counts.model, counts.guide, counts.x, torch.ones(2, 1, dtype=torch.bool), 1000, 60
+    )
     law = stats.nbinom(2.5, 1.5 / 2.5)
     assert within(found.mean, torch.full((2, 1), float(law.mean())), found.se)
     assert sd_agrees(found, torch.tensor(float(law.std())))
@@ -134,7 +158,9 @@ def test_seen_pixels_stay_and_what_lies_under_the_mask_is_not_looked_at() -> Non
     assert torch.equal(found.samples[..., ~MISSING], pair.x[:, ~MISSING].expand(3, -1, -1))
     assert (found.sd[:, ~MISSING] < 1e-6).all()
     holes = torch.where(MISSING, torch.nan, pair.x)
-    again = pv.impute(pair.model, pair.guide, holes.numpy(), MISSING.numpy(), num_samples=3, num_steps=4)
+    again = pv.impute(
+        pair.model, pair.guide, holes.numpy(), MISSING.numpy(), num_samples=3, num_steps=4
+    )
     assert torch.equal(found.samples, again.samples) and torch.equal(found.mean, again.mean)
     other = pv.impute(pair.model, pair.guide, pair.x, MISSING, num_samples=3, num_steps=4, seed=1)
     assert not torch.equal(found.samples, other.samples)
@@ -147,8 +173,12 @@ def test_seen_pixels_stay_and_what_lies_under_the_mask_is_not_looked_at() -> Non
 
 def test_gaussian_noise_on_a_linear_gaussian_model() -> None:
     pair = ppca(num_images=5, widen=1.3, shift=0.5)
-    y = pair.x + 0.5 * torch.randn(pair.x.shape, generator=torch.Generator().manual_seed(1), **DOUBLE)
-    found = pv.denoise(pair.model, pair.guide, y, lambda x: dist.Normal(x, 0.5), num_samples=200, num_steps=100)
+    y = pair.x + 0.5 * torch.randn(
+        pair.x.shape, generator=torch.Generator().manual_seed(1), **DOUBLE
+    )
+    found = pv.denoise(
+        pair.model, pair.guide, y, lambda x: dist.Normal(x, 0.5), num_samples=200, num_steps=100
+    )
     bias, cov = gaussian_law()
     gain = cov @ torch.linalg.inv(cov + 0.25 * torch.eye(6, **DOUBLE))
     assert within(found.mean, bias + (y - bias) @ gain.T, found.se)
@@ -171,7 +201,9 @@ def test_counts_under_gaussian_noise_that_lies_between_them() -> None:
     """x is a whole number, y is not: x is never taken for y."""
     pair = gamma_poisson(4)
     y = torch.tensor([[0.3], [2.6], [-0.5], [4.4]], **DOUBLE)
-    found = pv.denoise(pair.model, pair.guide, y, lambda x: dist.Normal(x, 0.8), num_samples=400, num_steps=150)
+    found = pv.denoise(
+        pair.model, pair.guide, y, lambda x: dist.Normal(x, 0.8), num_samples=400, num_steps=150
+    )
     counts = np.arange(80)
     joint = stats.nbinom.logpmf(counts, 2.5, 1.5 / 2.5) + stats.norm.logpdf(y.numpy(), counts, 0.8)
     weights = np.exp(joint - joint.max(1, keepdims=True))
@@ -224,7 +256,16 @@ def test_what_has_no_such_chain_is_told_in_one_sentence() -> None:
         ({"model": halves}, "left, right"),
     ):
         with pytest.raises(UserError, match=words) as caught:
-            pv.impute(**{"model": model, "guide": guide, "x": x, "missing": MISSING, "num_steps": 2, **change})
+            pv.impute(
+                **{
+                    "model": model,
+                    "guide": guide,
+                    "x": x,
+                    "missing": MISSING,
+                    "num_steps": 2,
+                    **change,
+                }
+            )
         assert "\n" not in str(caught.value)
     assert pv.impute(model, planar, x, MISSING, num_steps=3, method="gibbs").mean.isfinite().all()
     for noise, words in (

@@ -1,4 +1,6 @@
-"""Encode, reconstruct, sample and decode: exact on probabilistic PCA, the same for every way of writing a pair."""
+"""Encode, reconstruct, sample and decode: exact on probabilistic PCA, the same for every way of
+writing a pair.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +94,9 @@ def test_what_a_model_lacks_is_said() -> None:
 def pair_of(net: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden": (8,)} if net == "MLP" else {"channels": (4, 8)}
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, shape, net=net, **sizes))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, shape, net=net, **sizes)
+    )
     return model, guides.MeanField(shape, 2, net=net, **sizes)
 
 
@@ -114,7 +118,9 @@ def test_our_pairs_have_the_images_shape(net: str, shape: tuple[int, ...]) -> No
 
 def hidden_in_closures() -> tuple[Callable[..., Any], Callable[..., Any], list[nn.Module]]:
     """Functions whose modules no attribute tells, in train mode, with BatchNorm and dropout."""
-    encoder = nn.Sequential(nn.Linear(PIXELS, 2 * LATENT), nn.BatchNorm1d(2 * LATENT), nn.Dropout(0.5))
+    encoder = nn.Sequential(
+        nn.Linear(PIXELS, 2 * LATENT), nn.BatchNorm1d(2 * LATENT), nn.Dropout(0.5)
+    )
     decoder = nn.Sequential(nn.Linear(LATENT, PIXELS), nn.BatchNorm1d(PIXELS))
 
     def model(x: Tensor) -> None:
@@ -147,7 +153,9 @@ def test_nothing_of_the_callers_is_touched(call: str) -> None:
     torch.manual_seed(8)
     state = torch.get_rng_state()
     first, second = calls[call](23), calls[call](4)
-    if call != "sample":  # in train mode the batch's own statistics, and dropout, would make them differ
+    if (
+        call != "sample"
+    ):  # in train mode the batch's own statistics, and dropout, would make them differ
         torch.testing.assert_close(first, second)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(module.training for top in hidden for module in top.modules())
@@ -171,7 +179,16 @@ def test_parameters_of_functions_are_those_that_were_fitted() -> None:
     x = torch.full((32, PIXELS), 5.0)
     with pytest.raises(UserError, match="fit this very pair"):
         encode(model, guide, x)
-    fit(model, guide, x, num_steps=300, learning_rate=0.1, progress=False, compile="off", device="cpu")
+    fit(
+        model,
+        guide,
+        x,
+        num_steps=300,
+        learning_rate=0.1,
+        progress=False,
+        compile="off",
+        device="cpu",
+    )
     drawn = sample(model, 10, like=x, guide=guide)["x"]
     assert ((drawn - 5).abs() < 0.1).all()
     with pytest.raises(UserError, match=r"'shift'.*guide=…"):
@@ -212,13 +229,18 @@ def test_a_distribution_without_a_mean_is_averaged_and_a_discrete_latent_is_draw
         with pyro.plate("rows", len(x)):
             which = pyro.sample("which", dist.Categorical(logits=x.new_zeros(2)))
             shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(torch.tensor([0.0, 10.0])[which] + 0 * shift, 1.0), obs=x[:, 0])
+            pyro.sample(
+                "x", dist.Normal(torch.tensor([0.0, 10.0])[which] + 0 * shift, 1.0), obs=x[:, 0]
+            )
 
     def guide(x: Tensor) -> None:
         affine = AffineTransform(x[:, 1], 2.0)
         with pyro.plate("rows", len(x)):
             pyro.sample("which", dist.Categorical(probs=torch.tensor([0.75, 0.25])))
-            pyro.sample("shift", dist.TransformedDistribution(dist.Normal(torch.zeros(len(x)), 1.0), [affine]))
+            pyro.sample(
+                "shift",
+                dist.TransformedDistribution(dist.Normal(torch.zeros(len(x)), 1.0), [affine]),
+            )
 
     x = IMAGES.float()
     latents = encode(model, guide, x)
@@ -228,10 +250,14 @@ def test_a_distribution_without_a_mean_is_averaged_and_a_discrete_latent_is_draw
 
 
 def test_the_average_of_constant_draws_is_the_constant() -> None:
-    """As of a flow, which says no mean: codes and reconstructions of one whose draws are a number each."""
+    """As of a flow, which says no mean: codes and reconstructions of one whose draws are a number
+    each.
+    """
 
     def known(x: Tensor) -> Any:
-        return dist.TransformedDistribution(dist.Normal(torch.zeros_like(x), 1.0), [AffineTransform(x, 1e-9)])
+        return dist.TransformedDistribution(
+            dist.Normal(torch.zeros_like(x), 1.0), [AffineTransform(x, 1e-9)]
+        )
 
     def model(x: Tensor) -> None:
         with pyro.plate("rows", len(x)):
@@ -244,14 +270,20 @@ def test_the_average_of_constant_draws_is_the_constant() -> None:
 
     x = IMAGES.double()
     torch.testing.assert_close(encode(model, guide, x)["z"], x[:, :3] + 5, rtol=1e-7, atol=1e-7)
-    torch.testing.assert_close(reconstruct(model, guide, x)["x"], 2 * x[:, :3] + 10, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(
+        reconstruct(model, guide, x)["x"], 2 * x[:, :3] + 10, rtol=1e-7, atol=1e-7
+    )
 
 
 def test_fields_reach_the_programs_that_name_them() -> None:
     def model(x: Tensor, y: Tensor) -> None:
         with pyro.plate("rows", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(0 * z + y[:, None], 1.0).expand([len(x), PIXELS]).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(0 * z + y[:, None], 1.0).expand([len(x), PIXELS]).to_event(1),
+                obs=x,
+            )
 
     def guide(x: Tensor, index: Tensor) -> None:
         with pyro.plate("rows", len(x)):
@@ -259,7 +291,10 @@ def test_fields_reach_the_programs_that_name_them() -> None:
 
     y = torch.arange(23.0, dtype=torch.float64)
     assert encode(model, guide, IMAGES, 5, y=y)["z"][:, 0].tolist() == y.tolist()
-    for decoded in (reconstruct(model, guide, IMAGES, 5, y=y), sample(model, 23, like=IMAGES, batch_size=5, y=y)):
+    for decoded in (
+        reconstruct(model, guide, IMAGES, 5, y=y),
+        sample(model, 23, like=IMAGES, batch_size=5, y=y),
+    ):
         assert torch.equal(decoded["x"], y[:, None].expand(-1, PIXELS))
     with pytest.raises(UserError, match="requires the field 'y'"):
         sample(model, 23, like=IMAGES)

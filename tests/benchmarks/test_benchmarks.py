@@ -1,4 +1,6 @@
-"""The benchmarks' contestants do the same work, and a compiled epoch reads the device once. Nothing is timed."""
+"""The benchmarks' contestants do the same work, and a compiled epoch reads the device once. Nothing
+is timed.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_contestants_arrive_at_the_same_loss_of_a_step() -> None:
     x = TINY.images(TINY.batch_size)
     makers = training_step.contestants(TINY, x)
     runners = {name: training_step.Runner(makers[name]()) for name in quick(list(makers))}
-    found = training_step.same_training(TINY, x, {name: each.last_loss for name, each in runners.items()}, 100)
+    found = training_step.same_training(
+        TINY, x, {name: each.last_loss for name, each in runners.items()}, 100
+    )
     assert len(found) >= 4
 
 
@@ -68,10 +72,14 @@ def test_contestants_arrive_at_the_same_loss_of_an_epoch() -> None:
     makers = epochs.contestants(TINY, images)
 
     def train(name: str, seed: int, num_epochs: int) -> Epochs:
-        """Made where it is run: of two SVIs in one process the second would train what the first left in the store."""
+        """Made where it is run: of two SVIs in one process the second would train what the first
+        left in the store.
+        """
         return epochs.Runner(makers[name]()).train(seed, num_epochs)
 
-    found = epochs.same_training(TINY, images, {name: partial(train, name) for name in quick(list(makers))}, 3)
+    found = epochs.same_training(
+        TINY, images, {name: partial(train, name) for name in quick(list(makers))}, 3
+    )
     assert len(found) >= 4
 
 
@@ -83,7 +91,9 @@ def test_a_contestant_that_does_other_work_is_found() -> None:
 
 def test_a_seated_contestant_is_the_one_in_this_process() -> None:
     x = TINY.images(TINY.batch_size)
-    here = training_step.Runner(training_step.contestants(TINY, x)[training_step.BASE]()).last_loss(3, 20)
+    here = training_step.Runner(training_step.contestants(TINY, x)[training_step.BASE]()).last_loss(
+        3, 20
+    )
     with seats.seated([training_step.BASE], training_step.runner, TINY, "cpu") as seated:
         seat = seated[training_step.BASE]
         assert seat.ask("last_loss", 3, 20) == here and seat.ask("seconds", 1) > 0
@@ -114,13 +124,22 @@ def test_the_numpyro_networks_are_the_torch_networks(name: str) -> None:
     at = ARCHITECTURES[name]
     encoder, decoder = at.networks()
     x, z = at.images(4), torch.randn(4, at.latent_dim)
-    for network, given, pictures_in, pictures_out in ((encoder, x, True, False), (decoder, z, False, True)):
+    for network, given, pictures_in, pictures_out in (
+        (encoder, x, True, False),
+        (decoder, z, False, True),
+    ):
         init, apply = numpyro_svi._network(network)
         found = torch.from_numpy(
-            np.array(apply(init(None, ())[1], numpyro_svi._images(given) if pictures_in else given.numpy()))
+            np.array(
+                apply(
+                    init(None, ())[1], numpyro_svi._images(given) if pictures_in else given.numpy()
+                )
+            )
         )
         expected = network(given).detach()
-        torch.testing.assert_close(found.movedim(-1, 1) if pictures_out else found, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(
+            found.movedim(-1, 1) if pictures_out else found, expected, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_reads_are_counted_by_operator_and_by_method() -> None:
@@ -145,7 +164,9 @@ def test_a_compiled_epoch_reads_the_device_once() -> None:
     if reason := missing_compiler(torch.device("cpu")):
         pytest.skip(reason)
     images = TINY.images(5 * TINY.batch_size)
-    assert reads_per_epoch(lambda num_epochs: ours.epochs(TINY, images, "inductor")(num_epochs)) == 1
+    assert (
+        reads_per_epoch(lambda num_epochs: ours.epochs(TINY, images, "inductor")(num_epochs)) == 1
+    )
 
 
 # ---- the command
@@ -184,7 +205,9 @@ def test_rounds_with_the_cores_apart_are_repeated_and_left_out(
 
 def test_a_turn_waits_and_is_taken_again_until_the_cores_are_close() -> None:
     waited = team.Team()
-    regions = iter([2.0, 1.0, 2.0, 1.0, 1.0])  # apart, close: the turn; apart after it; close: again; close after it
+    regions = iter(
+        [2.0, 1.0, 2.0, 1.0, 1.0]
+    )  # apart, close: the turn; apart after it; close: again; close after it
     waited.least, waited.now = 1.0, lambda: next(regions)  # type: ignore[method-assign]
     turns = count(1)
     assert waited.turn(lambda: float(next(turns))) == (2.0, 1.0)
@@ -200,7 +223,16 @@ def test_the_command_hands_its_options_on(tmp_path: Path) -> None:
     options = parse(["bench", "epochs", "--only", "iwae b20", "--rounds", "3", "--quick"])
     assert isinstance(options, Bench) and options.suites == ("epochs",)
     given = bench._arguments(options, tmp_path)
-    assert given == ["iwae b20", "--rounds", "3", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    assert given == [
+        "iwae b20",
+        "--rounds",
+        "3",
+        "--quick",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
 
 
 def test_outside_a_checkout_the_command_says_what_to_do(
@@ -216,7 +248,10 @@ def test_outside_a_checkout_the_command_says_what_to_do(
 # ---- commands as they are printed
 
 COMMANDS: dict[str, type[Any]] = {
-    **{each.__name__.rpartition(".")[2]: harness.Options for each in (epochs, equality, evaluation, memory, startup)},
+    **{
+        each.__name__.rpartition(".")[2]: harness.Options
+        for each in (epochs, equality, evaluation, memory, startup)
+    },
     "training_step": harness.Options,
     "coverage": coverage.Coverage,
     "estimators": estimators.Estimators,
@@ -234,18 +269,24 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PRINTED = [
     (path.name, line)
     for path in [*PAGES, *FOLDER.rglob("*.py")]
-    for line in re.findall(r"((?:python3?|pyro-vae bench)\b[^`\n]*)", path.read_text(encoding="utf-8"))
+    for line in re.findall(
+        r"((?:python3?|pyro-vae bench)\b[^`\n]*)", path.read_text(encoding="utf-8")
+    )
     if line.startswith("pyro-vae bench") or "benchmarks" in line
 ]
 
 
 def test_every_program_has_its_options() -> None:
-    programs = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    programs = {
+        path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+    }
     assert programs | {"reproduce"} == set(COMMANDS)
 
 
 def test_printed_commands_are_understood() -> None:
-    """Modules, options and cases exist; brackets and dots in a command's description stand for what is left out."""
+    """Modules, options and cases exist; brackets and dots in a command's description stand for what
+    is left out.
+    """
     assert len(PRINTED) > 20
     for page, line in PRINTED:
         words = shlex.split(re.split(r"\s{2,}|, |\)|#|…|\[", line)[0])
@@ -264,19 +305,36 @@ EVERY_DAY = ("reproduce", "coverage")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in COMMANDS]
+    "name",
+    [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in COMMANDS],
 )
 def test_help_is_printed_and_nothing_is_started(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
-    found = subprocess.run(command, check=False, cwd=ROOT, timeout=120, capture_output=True, text=True)
+    found = subprocess.run(
+        command, check=False, cwd=ROOT, timeout=120, capture_output=True, text=True
+    )
     assert found.returncode == 0 and found.stdout.startswith("usage:"), found.stderr
 
 
-def test_figures_go_where_nothing_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options in (coverage.Coverage(), estimators.Estimators(Path("RUN")), gradient_snr.GradientSNR()):
+def test_figures_go_where_nothing_is_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for options in (
+        coverage.Coverage(),
+        estimators.Estimators(Path("RUN")),
+        gradient_snr.GradientSNR(),
+    ):
         assert options.out == Path("runs/bench")
-    assert grid.Grid().results == reproduce.Reproduce().results == harness.Options().folder == Path("runs/bench")
-    assert harness.Options(quick=True).folder is None and harness.Options(quick=True, out=tmp_path).folder == tmp_path
+    assert (
+        grid.Grid().results
+        == reproduce.Reproduce().results
+        == harness.Options().folder
+        == Path("runs/bench")
+    )
+    assert (
+        harness.Options(quick=True).folder is None
+        and harness.Options(quick=True, out=tmp_path).folder == tmp_path
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(coverage, "rows", lambda repetitions: iter(()))
     coverage.main(coverage.Coverage())
@@ -291,9 +349,15 @@ def test_what_was_measured_on_this_machine_is_kept(tmp_path: Path) -> None:
     assert (held["one"], held["two"]) == (1, 2) and held["machine"] == harness.machine()
 
 
-def test_a_mistake_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mistake_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["training_step", "digits"])
     with pytest.raises(SystemExit) as ended:
         harness.run_cli(training_step.main, harness.Options, "")
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and said.startswith("error: unknown case 'digits'") and said.count("\n") == 1
+    assert (
+        ended.value.code == 2
+        and said.startswith("error: unknown case 'digits'")
+        and said.count("\n") == 1
+    )

@@ -1,4 +1,6 @@
-"""The grid's one command: its table is that of the cells' own runs, and what is done is not done again."""
+"""The grid's one command: its table is that of the cells' own runs, and what is done is not done
+again.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def test_a_grid_on_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert held["budget"] == 15 and held["num_images"] == 30 and len(held["cells"]) == 6
     baseline, other, *rest = held["cells"]
     assert (
-        "difference" not in baseline and "unknown guide" in rest[0]["refused"] and "no log p(x)" in rest[2]["refused"]
+        "difference" not in baseline
+        and "unknown guide" in rest[0]["refused"]
+        and "no log p(x)" in rest[2]["refused"]
     )
     estimates = []
     for cell in (baseline, other):
@@ -55,7 +59,10 @@ def test_a_grid_on_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert other["difference"] == pytest.approx(float(differences.mean()))
     assert other["se_difference"] == pytest.approx(float(differences.std() / 30**0.5))
     assert isinstance(estimates[0], pv.LogMarginal)
-    assert printed.startswith("| guide |") and f"| {other['difference']:+.2f}".replace("-", "−") in printed
+    assert (
+        printed.startswith("| guide |")
+        and f"| {other['difference']:+.2f}".replace("-", "−") in printed
+    )
     assert (tmp_path / "figures" / "grid.md").read_text().strip() == printed.strip()
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").rglob("*.pt")}
     grid.main(tiny)
@@ -69,6 +76,8 @@ def test_a_grid_on_the_digits(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_data_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "benchmarks.grid", "--data", "nowhere.npz"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(words, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        words, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert found.returncode == 2 and found.stderr.startswith("error: nowhere.npz: no such file")
     assert found.stderr.count("\n") == 1 and not any(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""The harness of published results: configurations, budgets, verdicts and resuming, on the embedded digits. Nothing is timed."""
+"""The harness of published results: configurations, budgets, verdicts and resuming, on the embedded
+digits. Nothing is timed.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def dense(*widths: int) -> int:
 def parameters(cell: str, *shape: int) -> tuple[int, int]:
     """Of the model and the guide."""
     model, guide = build_pair(train_from(CONFIGS / f"{cell}.toml"), shape, 1000, levels=2)
-    return sum(each.numel() for each in model.parameters()), sum(each.numel() for each in guide.parameters())
+    return sum(each.numel() for each in model.parameters()), sum(
+        each.numel() for each in guide.parameters()
+    )
 
 
 # ---- configurations
@@ -53,7 +57,16 @@ def test_every_configuration_is_a_cell_and_every_cell_has_one() -> None:
 def test_every_configuration_is_read_and_names_parts_that_exist(cell: str) -> None:
     options = train_from(CONFIGS / f"{cell}.toml")
     assert options.seed == options.data_seed == 0
-    for slot in ("model", "prior", "likelihood", "guide", "objective", "net", "optimizer", "schedule"):
+    for slot in (
+        "model",
+        "prior",
+        "likelihood",
+        "guide",
+        "objective",
+        "net",
+        "optimizer",
+        "schedule",
+    ):
         registry.resolve(slot, registry.parse(getattr(options, slot)).name)
 
 
@@ -65,7 +78,10 @@ def test_one_layer_has_the_published_parameters(cell: str) -> None:
 @pytest.mark.parametrize("cell", [cell for cell in IWAE.cells if "-l2-" in cell])
 def test_two_layers_have_the_published_parameters(cell: str) -> None:
     model = dense(50, 100, 100, 200) + dense(100, 200, 200, 784)
-    assert parameters(cell, 1, 28, 28) == (model, dense(784, 200, 200, 200) + dense(100, 100, 100, 100))
+    assert parameters(cell, 1, 28, 28) == (
+        model,
+        dense(784, 200, 200, 200) + dense(100, 100, 100, 100),
+    )
 
 
 @pytest.mark.parametrize("z", tables.MNIST_LATENTS)
@@ -75,7 +91,10 @@ def test_aevb_on_mnist_has_the_published_parameters(z: int) -> None:
 
 @pytest.mark.parametrize("z", tables.FREY_LATENTS)
 def test_aevb_on_frey_faces_has_the_published_parameters(z: int) -> None:
-    assert parameters(f"aevb-frey-z{z}", 1, 28, 20) == (dense(z, 200, 2 * 560), dense(560, 200, 2 * z))
+    assert parameters(f"aevb-frey-z{z}", 1, 28, 20) == (
+        dense(z, 200, 2 * 560),
+        dense(560, 200, 2 * z),
+    )
 
 
 def test_the_other_architectures_have_the_published_parameters() -> None:
@@ -83,7 +102,10 @@ def test_the_other_architectures_have_the_published_parameters() -> None:
     decoder = 2 * dense(40, 300) + 2 * dense(300, 300) + dense(300, 784)
     assert parameters("vamp-standard", 1, 28, 28) == (decoder, gated)
     assert parameters("vamp-vampprior", 1, 28, 28) == (decoder + 500 * 784, gated)
-    assert parameters("altosaar-mean-field", 1, 28, 28) == (dense(128, 256, 256, 784), dense(784, 256, 256, 256))
+    assert parameters("altosaar-mean-field", 1, 28, 28) == (
+        dense(128, 256, 256, 784),
+        dense(784, 256, 256, 256),
+    )
 
 
 def test_vae_and_iwae_share_the_cells_of_one_draw() -> None:
@@ -94,12 +116,16 @@ def test_vae_and_iwae_share_the_cells_of_one_draw() -> None:
 def test_an_iwae_cell_starts_as_published() -> None:
     options = train_from(CONFIGS / "burda-l2-iwae-k50.toml")
     model, guide = build_pair(options, (1, 28, 28), MNIST)
-    assert [each.waits_for_data for each in model.modules() if hasattr(each, "waits_for_data")] == [True]
+    assert [each.waits_for_data for each in model.modules() if hasattr(each, "waits_for_data")] == [
+        True
+    ]
     for layer in (*model.modules(), *guide.modules()):
         if isinstance(layer, torch.nn.Linear):
             limit = (6 / (layer.in_features + layer.out_features)) ** 0.5
             assert not layer.bias.any() and 0.9 * limit < layer.weight.abs().max() <= limit
-    optimizer: Any = registry.build("optimizer", options.optimizer, params=list(model.parameters()), lr=1e-3)
+    optimizer: Any = registry.build(
+        "optimizer", options.optimizer, params=list(model.parameters()), lr=1e-3
+    )
     assert optimizer.defaults["betas"] == (0.9, 0.999) and optimizer.defaults["eps"] == 1e-4
 
 
@@ -151,7 +177,13 @@ def test_a_bad_budget_is_refused(text: str) -> None:
 
 def test_every_budget_has_a_label_of_its_own() -> None:
     each = [
-        *(Budget(), Budget(seed=1), Budget(passes=2), Budget(steps=2), Budget(passes=2, num_samples=5)),
+        *(
+            Budget(),
+            Budget(seed=1),
+            Budget(passes=2),
+            Budget(steps=2),
+            Budget(passes=2, num_samples=5),
+        ),
         *(
             Budget(passes=2, num_images=5),
             Budget(passes=2, seed=5),
@@ -164,9 +196,16 @@ def test_every_budget_has_a_label_of_its_own() -> None:
 
 
 def test_a_budget_shortens_the_schedule_and_the_warmup_in_proportion() -> None:
-    published = Train(data="mnist", epochs=100, batch_size=100, kl_warmup=20.0, valid_fraction=1 / 6)
+    published = Train(
+        data="mnist", epochs=100, batch_size=100, kl_warmup=20.0, valid_fraction=1 / 6
+    )
     options = Budget(passes=10, num_samples=7).options(published, MNIST, 10_000)
-    assert (options.steps, options.epochs, options.kl_warmup, options.num_samples) == (5000, None, 2.0, 7)
+    assert (options.steps, options.epochs, options.kl_warmup, options.num_samples) == (
+        5000,
+        None,
+        2.0,
+        7,
+    )
     assert Budget(steps=500).options(published, MNIST, 10_000).steps == 500
     assert Budget(percent=3).options(published, MNIST, 10_000).steps == 1500
     assert Budget(seed=3).options(published, MNIST, 10_000) == replace(published, seed=3)
@@ -204,7 +243,9 @@ def test_the_full_schedule_takes_no_shorter_evaluation() -> None:
         (-99.0, False, None),
     ],
 )
-def test_a_verdict_is_the_tolerance_and_only_of_the_full_schedule(mean: float, full: bool, passed: bool | None) -> None:
+def test_a_verdict_is_the_tolerance_and_only_of_the_full_schedule(
+    mean: float, full: bool, passed: bool | None
+) -> None:
     found = results.verdict(mean, Published(-86.0, 0.75), full)
     assert found["passed"] is passed and found["published"] == -86.0
     assert bool(found["why"]) == (passed is not True)
@@ -265,9 +306,15 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
     """A table of three rows over two cells of the digits, and the command for it."""
     configs = tmp_path / "configs"
     configs.mkdir()
-    (configs / "plain.toml").write_text(TINY.format(guide="MeanField", objective="Trace_ELBO", epochs=4))
-    (configs / "tight.toml").write_text(TINY.format(guide="MeanField", objective="IWAE(num_particles=3)", epochs=4))
-    (configs / "auto.toml").write_text(TINY.format(guide="PointEstimate", objective="Trace_ELBO", epochs=4))
+    (configs / "plain.toml").write_text(
+        TINY.format(guide="MeanField", objective="Trace_ELBO", epochs=4)
+    )
+    (configs / "tight.toml").write_text(
+        TINY.format(guide="MeanField", objective="IWAE(num_particles=3)", epochs=4)
+    )
+    (configs / "auto.toml").write_text(
+        TINY.format(guide="PointEstimate", objective="Trace_ELBO", epochs=4)
+    )
     rows = (
         Row("VAE", "plain", Published(-25.0, 20.0)),
         Row("VAE again", "plain", Published(25.0, 1.0)),
@@ -276,9 +323,18 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reproduce:
     table = Table("tiny", "Digits", "nobody", rows, better=(("IWAE", "VAE"),), units=True)
     monkeypatch.setattr(tables, "CONFIGS", configs)
     for module in (tables, run_cells, command):
-        monkeypatch.setattr(module, "TABLES", {"tiny": table, "other": Table("other", "AE", "", (Row("AE", "auto"),))})
+        monkeypatch.setattr(
+            module,
+            "TABLES",
+            {"tiny": table, "other": Table("other", "AE", "", (Row("AE", "auto"),))},
+        )
     return Reproduce(
-        ("tiny",), out=tmp_path / "runs", results=tmp_path / "results", device="cpu", compile="off", quiet=True
+        ("tiny",),
+        out=tmp_path / "runs",
+        results=tmp_path / "results",
+        device="cpu",
+        compile="off",
+        quiet=True,
     )
 
 
@@ -288,7 +344,9 @@ def held(options: Reproduce, name: str) -> dict[str, Any]:
     return found
 
 
-def test_cells_are_trained_scored_judged_and_not_run_again(tiny: Reproduce, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cells_are_trained_scored_judged_and_not_run_again(
+    tiny: Reproduce, capsys: pytest.CaptureFixture[str]
+) -> None:
     start = Counting()
     assert run(tiny, start) == 0
     assert [each[0] for each in start.commands] == ["train", "train"]
@@ -297,11 +355,16 @@ def test_cells_are_trained_scored_judged_and_not_run_again(tiny: Reproduce, caps
     assert (found["budget"], found["done"], found["judged"], found["passed"]) == ("full", 3, 2, 1)
     assert vae["passed"] is True and again["passed"] is False and iwae["passed"] is None
     assert vae["steps"] == vae["steps_published"] == 4 * 8 and vae["schedule"] == "published"
-    assert again["log_px"] == vae["log_px"] and again["miss"] == pytest.approx(vae["log_px"]["mean"] - 25)
+    assert again["log_px"] == vae["log_px"] and again["miss"] == pytest.approx(
+        vae["log_px"]["mean"] - 25
+    )
     assert set(vae["active_units"]) == {"z"} and vae["hardware"]["device"].startswith("cpu")
     assert vae["protocol"]["num_samples"] == 20 and "data_root" not in vae["config"]
     (pair,) = found["differences"]
-    assert pair["difference"] == pytest.approx(iwae["log_px"]["mean"] - vae["log_px"]["mean"]) and pair["se"] > 0
+    assert (
+        pair["difference"] == pytest.approx(iwae["log_px"]["mean"] - vae["log_px"]["mean"])
+        and pair["se"] > 0
+    )
     shown = capsys.readouterr().out
     assert "MISSED" in shown and "2 of 3" not in shown and "1 of 2 within the tolerance" in shown
     assert run(tiny, start) == 0 and len(start.commands) == 2
@@ -309,13 +372,22 @@ def test_cells_are_trained_scored_judged_and_not_run_again(tiny: Reproduce, caps
 
 
 def test_budgets_have_folders_files_and_no_verdict_of_their_own(tiny: Reproduce) -> None:
-    start, short = Counting(), replace(tiny, names=("plain",), budget="1 pass", samples=5, images=10)
+    start, short = (
+        Counting(),
+        replace(tiny, names=("plain",), budget="1 pass", samples=5, images=10),
+    )
     assert run(short, start) == 0 and len(start.commands) == 1
     label = "1-passes-K5-N10"
     found = held(tiny, f"reproduce_tiny.{label}.json")
-    assert not (tiny.results / "reproduce_tiny.json").exists() and (tiny.out / label / "plain").is_dir()
+    assert (
+        not (tiny.results / "reproduce_tiny.json").exists()
+        and (tiny.out / label / "plain").is_dir()
+    )
     assert found["budget"] == label and found["judged"] == 0
-    assert found["rows"][0]["schedule"] == "shortened to 8 of 32 steps" and found["rows"][0]["passed"] is None
+    assert (
+        found["rows"][0]["schedule"] == "shortened to 8 of 32 steps"
+        and found["rows"][0]["passed"] is None
+    )
     assert [each["state"] for each in found["rows"]] == ["done", "done", "not run"]
 
 
@@ -333,7 +405,9 @@ def test_a_folder_with_a_run_of_other_options_is_refused(tiny: Reproduce) -> Non
     short = replace(tiny, names=("plain",), budget="3 steps", samples=5, images=10)
     assert run(short, Counting()) == 0
     folder = tiny.out / "3-steps-K5-N10" / "plain"
-    (folder / "config.toml").write_bytes(to_toml(replace(train_from(folder / "config.toml"), latent_dim=3)))
+    (folder / "config.toml").write_bytes(
+        to_toml(replace(train_from(folder / "config.toml"), latent_dim=3))
+    )
     start = Counting()
     with pytest.raises(UserError, match="latent_dim = 3, not 2"):
         run(short, start)
@@ -341,8 +415,13 @@ def test_a_folder_with_a_run_of_other_options_is_refused(tiny: Reproduce) -> Non
 
 
 def test_a_stopped_cell_goes_on_where_it_was(tiny: Reproduce) -> None:
-    """The first command is stopped after its first epoch, as by a signal; the second resumes, and nothing is trained twice."""
-    whole, short = Counting(), replace(tiny, names=("plain",), budget="3 passes", samples=5, images=10)
+    """The first command is stopped after its first epoch, as by a signal; the second resumes, and
+    nothing is trained twice.
+    """
+    whole, short = (
+        Counting(),
+        replace(tiny, names=("plain",), budget="3 passes", samples=5, images=10),
+    )
     assert run(replace(short, out=tiny.out / "whole", results=tiny.results / "whole"), whole) == 0
 
     class Interrupted(Counting):
@@ -370,7 +449,9 @@ def test_a_stopped_cell_goes_on_where_it_was(tiny: Reproduce) -> None:
     assert run(short, start) == 0
     assert [each[:2] for each in start.commands] == [["train", "--resume"]]
     done = held(tiny, "reproduce_tiny.3-passes-K5-N10.json")["rows"][0]
-    expected = held(replace(tiny, results=tiny.results / "whole"), "reproduce_tiny.3-passes-K5-N10.json")["rows"][0]
+    expected = held(
+        replace(tiny, results=tiny.results / "whole"), "reproduce_tiny.3-passes-K5-N10.json"
+    )["rows"][0]
     assert done["resumed"] == 1 and done["log_px"] == expected["log_px"]
 
 
@@ -383,18 +464,25 @@ def test_rows_of_earlier_runs_stay_in_the_table(tiny: Reproduce) -> None:
 
 
 def test_an_autoencoder_stays_in_its_table_without_log_px(tiny: Reproduce) -> None:
-    assert run(replace(tiny, names=("other",), budget="3 steps", samples=5, images=10), Counting()) == 0
+    assert (
+        run(replace(tiny, names=("other",), budget="3 steps", samples=5, images=10), Counting())
+        == 0
+    )
     (found,) = held(tiny, "reproduce_other.3-steps-K5-N10.json")["rows"]
     assert found["reconstruction_error"] > 0 and "log_px" not in found and found["passed"] is None
 
 
-def test_data_that_are_not_there_leave_a_row_with_the_reason(tiny: Reproduce, tmp_path: Path) -> None:
+def test_data_that_are_not_there_leave_a_row_with_the_reason(
+    tiny: Reproduce, tmp_path: Path
+) -> None:
     text = (tables.CONFIGS / "tight.toml").read_text().replace('"digits"', '"static-mnist"')
     (tables.CONFIGS / "tight.toml").write_text(text)
     short = replace(tiny, budget="3 steps", samples=5, images=10, data_root=tmp_path)
     assert run(short, Counting()) == 1
     rows = held(tiny, "reproduce_tiny.3-steps-K5-N10.json")["rows"]
-    assert [each["state"] for each in rows] == ["done", "done", "not run"] and "static" in rows[2]["why"]
+    assert [each["state"] for each in rows] == ["done", "done", "not run"] and "static" in rows[2][
+        "why"
+    ]
     assert "DATA_ROOT" in rows[2]["why"] and str(tmp_path) not in json.dumps(rows)
 
 
@@ -436,7 +524,18 @@ def test_a_child_writes_a_checkpoint_when_it_is_stopped(tmp_path: Path) -> None:
 
     folder = tmp_path / "run"
     child = Child(
-        ["train", "--steps", "1000000", "--out", str(folder), "--device", "cpu", "--compile", "graph", "--quiet"]
+        [
+            "train",
+            "--steps",
+            "1000000",
+            "--out",
+            str(folder),
+            "--device",
+            "cpu",
+            "--compile",
+            "graph",
+            "--quiet",
+        ]
     )
     for _ in range(600):
         if (folder / "metrics.jsonl").is_file():

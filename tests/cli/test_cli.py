@@ -1,4 +1,6 @@
-"""The command line as its users meet it: what is printed where, exit codes, one clear line for a mistake, nothing left behind."""
+"""The command line as its users meet it: what is printed where, exit codes, one clear line for a
+mistake, nothing left behind.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,17 @@ from pyro_vae.registry import NAMESPACES
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.options import COMMANDS, Train
 
-TINY = ["--net", "MLP(hidden=16)", "--latent-dim", "2", "--num-samples", "20", "--eval-images", "40", "--quiet"]
+TINY = [
+    "--net",
+    "MLP(hidden=16)",
+    "--latent-dim",
+    "2",
+    "--num-samples",
+    "20",
+    "--eval-images",
+    "40",
+    "--quiet",
+]
 SHORT = [*TINY, "--steps", "20", "--compile", "off", "--no-pictures"]
 
 PROGRAMS = """
@@ -83,11 +95,14 @@ def run(trained: Path, here: Path) -> Path:
     return Path(shutil.copytree(trained, here / "run"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- help
+# ----------------------------------------------------------------------------------------------------------------
+# help
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], *([name, "--help"] for name in COMMANDS)])
-def test_help_and_checks_need_no_torch(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_help_and_checks_need_no_torch(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     code = f"import sys; from pyro_vae.cli.entry import main; code = main({arguments})"
     code += "; assert 'torch' not in sys.modules; sys.exit(code)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -103,13 +118,16 @@ def test_every_option_of_train_has_a_line_of_help(capsys: pytest.CaptureFixture[
 
 
 def test_the_module_is_the_command(here: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "pyro_vae", "trian"], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_vae", "trian"], check=False, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown command 'trian'; did you mean 'train'?")
     assert done.stderr.count("\n") == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
+# ------------------------------------------------------------------------------------------------------------
+# mistakes
 
 
 def files_for_mistakes(folder: Path) -> None:
@@ -212,7 +230,10 @@ OTHER_MISTAKES = [
 
 @pytest.mark.parametrize(
     ("line", "words"),
-    [*((f"train --quiet --steps 2 {line}", words) for line, words in TRAIN_MISTAKES), *OTHER_MISTAKES],
+    [
+        *((f"train --quiet --steps 2 {line}", words) for line, words in TRAIN_MISTAKES),
+        *OTHER_MISTAKES,
+    ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
     line: str, words: str, here: Path, capsys: pytest.CaptureFixture[str]
@@ -231,7 +252,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 @pytest.mark.parametrize("command", ["train", "evaluate run", "sample run", "plot run"])
-def test_cuda_where_there_is_none(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cuda_where_there_is_none(
+    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*command.split(), "--device", "cuda"]) == 2
     assert "cuda" in capsys.readouterr().err
     assert not list(here.iterdir())
@@ -250,30 +273,51 @@ def test_a_download_that_fails_says_what_to_put_where(
     assert not (here / "runs").exists()
 
 
-@pytest.mark.parametrize("line", ["train --lerning-rate 1", "train --steps many", "train --compile fast", "evaluate"])
-def test_what_the_parser_refuses_ends_with_2(line: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "line", ["train --lerning-rate 1", "train --steps many", "train --compile fast", "evaluate"]
+)
+def test_what_the_parser_refuses_ends_with_2(
+    line: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(line.split()) == 2
     out, err = capsys.readouterr()
     assert out == "" and err and "Traceback" not in err
     assert not list(here.iterdir())
 
 
-# --------------------------------------------------------------------------------------------------------------- train
+# ---------------------------------------------------------------------------------------------------------------
+# train
 
 
-def test_train_ends_with_the_headline_and_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_ends_with_the_headline_and_the_run(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["train", *SHORT]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    assert lines[0].startswith("log p(x) ≥ −") and "IW-20, N = 40" in lines[0] and "k̂ > 0.7" in lines[0]
-    for words in ("data digits", "dynamic binarization", "guide MeanField", "40 of 359 test images", "steps 20"):
+    assert (
+        lines[0].startswith("log p(x) ≥ −")
+        and "IW-20, N = 40" in lines[0]
+        and "k̂ > 0.7" in lines[0]
+    )
+    for words in (
+        "data digits",
+        "dynamic binarization",
+        "guide MeanField",
+        "40 of 359 test images",
+        "steps 20",
+    ):
         assert words in lines[1]
     assert lines[-1] == "run: runs/digits-MeanField-1"
-    assert len(run_folder.open_run("runs/digits-MeanField-1").rows()) == 1  # 20 steps of 11 an epoch: one record
+    assert (
+        len(run_folder.open_run("runs/digits-MeanField-1").rows()) == 1
+    )  # 20 steps of 11 an epoch: one record
 
 
-def test_progress_goes_to_stderr_and_json_alone_to_stdout(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_goes_to_stderr_and_json_alone_to_stdout(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [word for word in SHORT if word != "--quiet"]
     assert main(["train", *arguments, "--json", "--out", "a/b"]) == 0
     out, err = capsys.readouterr()
@@ -284,10 +328,14 @@ def test_progress_goes_to_stderr_and_json_alone_to_stdout(here: Path, capsys: py
         assert isinstance(result[name], float)
     assert "training step" in err and "20/20" in err
     held = json.loads(Path("a/b/results.json").read_text())
-    assert held["evaluations"] == [{"split": "test", **{k: v for k, v in result.items() if k != "run"}}]
+    assert held["evaluations"] == [
+        {"split": "test", **{k: v for k, v in result.items() if k != "run"}}
+    ]
 
 
-def test_the_same_seed_gives_the_same_number(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_seed_gives_the_same_number(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     means = []
     for seed in ("1", "1", "2"):
         assert main(["train", *SHORT, "--json", "--seed", seed]) == 0
@@ -296,8 +344,18 @@ def test_the_same_seed_gives_the_same_number(here: Path, capsys: pytest.CaptureF
 
 
 def test_a_swap_is_one_word(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [*SHORT, "--json", "--likelihood", "Gaussian(scale=learned)", "--objective", "Trace_ELBO"]
-    assert main(["train", *arguments, "--optimizer", "SGD(momentum=0.9)", "--schedule", "constant"]) == 0
+    arguments = [
+        *SHORT,
+        "--json",
+        "--likelihood",
+        "Gaussian(scale=learned)",
+        "--objective",
+        "Trace_ELBO",
+    ]
+    assert (
+        main(["train", *arguments, "--optimizer", "SGD(momentum=0.9)", "--schedule", "constant"])
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["protocol"]["kind"] == "density"
     assert "dequantization" in result["protocol"]["observation"]
@@ -306,7 +364,9 @@ def test_a_swap_is_one_word(here: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_users_own_file_serves_as_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files_for_mistakes(here)
-    assert main(["train", *SHORT, "--model", "parts.py:Own", "--binarize", "threshold", "--json"]) == 0
+    assert (
+        main(["train", *SHORT, "--model", "parts.py:Own", "--binarize", "threshold", "--json"]) == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert "likelihood" not in result["protocol"]
     model, guide = pv.load(result["run"])
@@ -314,9 +374,19 @@ def test_a_users_own_file_serves_as_model(here: Path, capsys: pytest.CaptureFixt
     assert pv.log_weights(model, guide, x, num_particles=3).shape == (3, 2)
 
 
-def test_a_point_mass_has_a_reconstruction_error_and_no_log_px(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_point_mass_has_a_reconstruction_error_and_no_log_px(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     files_for_mistakes(here)
-    arguments = [*SHORT, "--guide", "parts.py:Point", "--objective", "Trace_ELBO", "--kl-weight", "0"]
+    arguments = [
+        *SHORT,
+        "--guide",
+        "parts.py:Point",
+        "--objective",
+        "Trace_ELBO",
+        "--kl-weight",
+        "0",
+    ]
     assert main(["train", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("reconstruction error") and "nats" in lines[0]
@@ -326,7 +396,9 @@ def test_a_point_mass_has_a_reconstruction_error_and_no_log_px(here: Path, capsy
     assert "point mass" in capsys.readouterr().err
 
 
-def test_the_configuration_of_a_run_repeats_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_configuration_of_a_run_repeats_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     options = parse(["train", "--config", "run/config.toml", "--seed", "3", "--epochs", "4"])
     assert isinstance(options, Train)
     assert (options.seed, options.epochs, options.steps, options.latent_dim) == (3, 4, None, 2)
@@ -338,13 +410,28 @@ def test_the_configuration_of_a_run_repeats_it(run: Path, capsys: pytest.Capture
 
 def test_early_stopping_ends_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = [word for word in SHORT if word not in ("--steps", "20", "--quiet", "--num-samples")]
-    arguments = [*short, "--num-samples", "9", "--epochs", "30", "--early-stopping", "1", "--learning-rate", "1e-30"]
+    arguments = [
+        *short,
+        "--num-samples",
+        "9",
+        "--epochs",
+        "30",
+        "--early-stopping",
+        "1",
+        "--learning-rate",
+        "1e-30",
+    ]
     assert main(["train", *arguments]) == 0
     assert "EarlyStopping after epoch" in capsys.readouterr().err
-    assert "EarlyStopping" in run_folder.open_run("runs/digits-MeanField-1").results()["training"]["stopped"]
+    assert (
+        "EarlyStopping"
+        in run_folder.open_run("runs/digits-MeanField-1").results()["training"]["stopped"]
+    )
 
 
-def test_a_loss_that_diverges_is_a_failure_in_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_diverges_is_a_failure_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [*SHORT, "--optimizer", "SGD", "--learning-rate", "1e30", "--schedule", "constant"]
     assert main(["train", *arguments]) == 1
     out, err = capsys.readouterr()
@@ -352,12 +439,17 @@ def test_a_loss_that_diverges_is_a_failure_in_one_line(here: Path, capsys: pytes
     assert "learning rate" in err
 
 
-# ------------------------------------------------------------------------------------------------------------- signals
+# -------------------------------------------------------------------------------------------------------------
+# signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_a_checkpoint(
-    number: signal.Signals, code: int, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    code: int,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = run_folder.Recorder.__call__
 
@@ -372,16 +464,43 @@ def test_a_signal_leaves_a_checkpoint(
     assert signal.getsignal(number) is before
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert number.name in err and "--resume run" in err and "run/checkpoints/step-000000022.pt" in err
+    assert (
+        number.name in err and "--resume run" in err and "run/checkpoints/step-000000022.pt" in err
+    )
     model, guide = pv.load("run")
     assert not model.training and not guide.training
-    assert main(["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--compile", "off"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "run",
+                "--num-samples",
+                "5",
+                "--num-images",
+                "5",
+                "--quiet",
+                "--compile",
+                "off",
+            ]
+        )
+        == 0
+    )
 
 
 def test_a_process_that_is_terminated_ends_with_143_and_a_checkpoint(here: Path) -> None:
     arguments = [word for word in SHORT if word != "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "pyro_vae", "train", *arguments, "--steps", "1000000", "--out", "run"]
+    command = [
+        sys.executable,
+        "-m",
+        "pyro_vae",
+        "train",
+        *arguments,
+        "--steps",
+        "1000000",
+        "--out",
+        "run",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     for line in process.stderr:
@@ -395,24 +514,58 @@ def test_a_process_that_is_terminated_ends_with_143_and_a_checkpoint(here: Path)
     pv.load("run")
 
 
-# ----------------------------------------------------------------------------------------- evaluate, sample, plot, list
+# -----------------------------------------------------------------------------------------
+# evaluate, sample, plot, list
 
 
 def test_evaluate_adds_to_the_results(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = json.loads((run / "results.json").read_text())
     for split, number in (("test", 30), ("valid", 144)):
-        arguments = ["evaluate", "run", "--split", split, "--num-samples", "10", "--compile", "off", "--quiet"]
-        assert main([*arguments, "--json", *(["--num-images", "30"] if split == "test" else [])]) == 0
+        arguments = [
+            "evaluate",
+            "run",
+            "--split",
+            split,
+            "--num-samples",
+            "10",
+            "--compile",
+            "off",
+            "--quiet",
+        ]
+        assert (
+            main([*arguments, "--json", *(["--num-images", "30"] if split == "test" else [])]) == 0
+        )
         result = json.loads(capsys.readouterr().out)
-        assert result["run"] == "run" and result["num_images"] == number and result["num_samples"] == 10
+        assert (
+            result["run"] == "run"
+            and result["num_images"] == number
+            and result["num_samples"] == 10
+        )
     after = json.loads((run / "results.json").read_text())
     assert after["training"] == before["training"]
     assert after["evaluations"][0] == before["evaluations"][0]
     assert [each["split"] for each in after["evaluations"]] == ["test", "test", "valid"]
 
 
-def test_evaluate_repeats_the_number_of_the_training(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "run", "--num-samples", "20", "--num-images", "40", "--quiet", "--compile", "off"]) == 0
+def test_evaluate_repeats_the_number_of_the_training(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "evaluate",
+                "run",
+                "--num-samples",
+                "20",
+                "--num-images",
+                "40",
+                "--quiet",
+                "--compile",
+                "off",
+            ]
+        )
+        == 0
+    )
     assert "IW-20, N = 40" in capsys.readouterr().out
     first, again = json.loads((run / "results.json").read_text())["evaluations"]
     assert first == again
@@ -421,7 +574,11 @@ def test_evaluate_repeats_the_number_of_the_training(run: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("change", "arguments", "words"),
     [
-        (("valid_fraction = 0.1", "valid_fraction = 0.0"), "evaluate run --split valid", "held out"),
+        (
+            ("valid_fraction = 0.1", "valid_fraction = 0.0"),
+            "evaluate run --split valid",
+            "held out",
+        ),
         (("", ""), "evaluate run --num-images 400", "359"),
         (('data = "digits"', 'data = "other.npz"'), "evaluate run", "shape (1, 4, 4)"),
         (("", ""), "sample run --out taken.png", "exists"),
@@ -430,7 +587,11 @@ def test_evaluate_repeats_the_number_of_the_training(run: Path, capsys: pytest.C
     ],
 )
 def test_mistakes_about_a_run(
-    change: tuple[str, str], arguments: str, words: str, run: Path, capsys: pytest.CaptureFixture[str]
+    change: tuple[str, str],
+    arguments: str,
+    words: str,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = run / "config.toml"
     config.write_text(config.read_text().replace(*change) if change[0] else config.read_text())
@@ -478,7 +639,12 @@ def test_list_shows_every_slot(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     parts = json.loads(capsys.readouterr().out)
     assert parts.keys() == NAMESPACES.keys()
-    for slot, name in (("guide", "MeanField"), ("likelihood", "Bernoulli"), ("data", "digits"), ("optimizer", "Adam")):
+    for slot, name in (
+        ("guide", "MeanField"),
+        ("likelihood", "Bernoulli"),
+        ("data", "digits"),
+        ("optimizer", "Adam"),
+    ):
         found = {part["name"]: part for part in parts[slot]}
         assert found[name]["summary"] and set(found[name]) == {"name", "summary", "arguments"}
     assert main(["list", "guide"]) == 0

@@ -1,4 +1,6 @@
-"""`pyro-vae evaluate --method …` and `pyro-vae compare`, on digits, tiny; what they print, keep, and refuse."""
+"""`pyro-vae evaluate --method …` and `pyro-vae compare`, on digits, tiny; what they print, keep,
+and refuse.
+"""
 
 from __future__ import annotations
 
@@ -65,11 +67,14 @@ def evaluate(line: str, number: int = 9) -> int:
     return main([*f"evaluate a --num-images {number} --quiet --compile off {line}".split()])
 
 
-# ------------------------------------------------------------------------------------------------------------- evaluate
+# -------------------------------------------------------------------------------------------------------------
+# evaluate
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_prints_and_adds_its_result(method: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_method_prints_and_adds_its_result(
+    method: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate(f"--method {method} {METHODS[method]} --json") == 0
     out, err = capsys.readouterr()
     result = strict(out)
@@ -89,7 +94,11 @@ def test_every_method_prints_and_adds_its_result(method: str, here: Path, capsys
 def test_the_headline_is_printed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--method bdmc --num-steps 3 --num-chains 2", 4) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "≤ log p(x) ≤" in lines[0] and "N = 4 simulated images" in lines[0] and lines[-1] == "run: a"
+    assert (
+        "≤ log p(x) ≤" in lines[0]
+        and "N = 4 simulated images" in lines[0]
+        and lines[-1] == "run: a"
+    )
     assert "guide MeanField" in lines[2] and "data simulated from the model" in lines[2]
 
 
@@ -99,14 +108,19 @@ def test_the_table_of_methods_is_that_of_the_options() -> None:
     from pyro_vae.runs.options import OF_METHODS, Compare, Evaluate
 
     assert tuple(evaluation_methods.METHODS) == get_args(get_type_hints(Evaluate)["method"])
-    assert {name for known in OF_METHODS.values() for name in known} <= evaluation_methods.METHODS.keys()
+    assert {
+        name for known in OF_METHODS.values() for name in known
+    } <= evaluation_methods.METHODS.keys()
     assert set(get_args(get_type_hints(Compare)["method"])) <= evaluation_methods.METHODS.keys()
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("evaluate a --method iw --num-steps 3", "takes no --num-steps, which is for ais, bdmc, refine"),
+        (
+            "evaluate a --method iw --num-steps 3",
+            "takes no --num-steps, which is for ais, bdmc, refine",
+        ),
         ("evaluate a --method ais --num-samples 3", "takes no --num-samples"),
         ("evaluate a --method prior --proposal guide", "takes no --proposal"),
         ("evaluate a --method bdmc --split valid", "simulates"),
@@ -137,7 +151,13 @@ def test_a_mistake_is_one_line_and_adds_nothing(
 def test_a_number_that_json_lacks_is_null(
     method: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main(f"evaluate a --method {method} --num-images 1 --num-steps 2 --num-chains 2 --json --quiet".split()) == 0
+    assert (
+        main(
+            f"evaluate a --method {method} --num-images 1 --num-steps 2 --num-chains 2 --json "
+            "--quiet".split()
+        )
+        == 0
+    )
     result = strict(capsys.readouterr().out)
     assert result.get("se_total") is None and result.get("se_gap") is None
     strict((here / "a/results.json").read_text())
@@ -161,21 +181,30 @@ def test_an_interruption_leaves_what_was_written(
     assert len(strict((here / "a/results.json").read_text())["evaluations"]) == 2
 
 
-# -------------------------------------------------------------------------------------------------------------- compare
+# --------------------------------------------------------------------------------------------------------------
+# compare
 
 
 def test_compare_reads_what_the_runs_have_stored(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation_methods, "log_marginal", lambda *_, **__: pytest.fail("evaluated again"))
+    monkeypatch.setattr(
+        evaluation_methods, "log_marginal", lambda *_, **__: pytest.fail("evaluated again")
+    )
     before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
     assert main(["compare", "a", "b", "--json"]) == 0
     result = strict(capsys.readouterr().out)
-    means = {name: strict((here / name / "results.json").read_text())["evaluations"][0]["mean"] for name in "ab"}
+    means = {
+        name: strict((here / name / "results.json").read_text())["evaluations"][0]["mean"]
+        for name in "ab"
+    }
     assert {row["name"]: row["mean"] for row in result["rows"]} == pytest.approx(means, abs=1e-12)
     best, worst = result["rows"]
     assert (best["difference"], best["z"]) == (0.0, None)
-    assert worst["difference"] == pytest.approx(-abs(means["a"] - means["b"])) and worst["se_difference"] > 0
+    assert (
+        worst["difference"] == pytest.approx(-abs(means["a"] - means["b"]))
+        and worst["se_difference"] > 0
+    )
     assert (result["num_images"], result["protocol"]["data"]) == (12, "digits")
     assert main(["compare", "a", "b"]) == 0
     out, err = capsys.readouterr()
@@ -183,7 +212,9 @@ def test_compare_reads_what_the_runs_have_stored(
     assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
 
 
-def test_compare_evaluates_where_nothing_is_stored(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_evaluates_where_nothing_is_stored(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree("b/evaluations")
     shutil.copytree("b", "c")
     checkpoint = next(Path("c/checkpoints").glob("*.pt"))
@@ -202,15 +233,25 @@ def test_compare_evaluates_where_nothing_is_stored(here: Path, capsys: pytest.Ca
     assert result["num_images"] == 5 and result["protocol"]["estimator"] == "IW-7"
 
 
-def test_compare_reads_what_stored_results_score(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Other digests or another quantity are refused by name; a result of before is compared, with a word."""
+def test_compare_reads_what_stored_results_score(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other digests or another quantity are refused by name; a result of before is compared, with a
+    word.
+    """
     run = run_folder.open_run("b")
     path = run.estimate_file("iw", "test")
     ll = result_files.load_estimate(path, run.trained())
-    assert ll is not None and ll.protocol["scored"] == {"x": ll.protocol["sha256"]} and not ll.protocol["conditions"]
+    assert (
+        ll is not None
+        and ll.protocol["scored"] == {"x": ll.protocol["sha256"]}
+        and not ll.protocol["conditions"]
+    )
 
     def compared(**changed: Any) -> tuple[int, str]:
-        protocol = {key: value for key, value in {**ll.protocol, **changed}.items() if value is not None}
+        protocol = {
+            key: value for key, value in {**ll.protocol, **changed}.items() if value is not None
+        }
         result_files.save_estimate(path, replace(ll, protocol=protocol), run.trained())
         code = main(["compare", "a", "b", "--quiet"])
         return code, "".join(capsys.readouterr())
@@ -225,7 +266,9 @@ def test_compare_reads_what_stored_results_score(here: Path, capsys: pytest.Capt
     assert code == 2 and "'a' scores at site 'x'" in text
 
 
-def test_compare_refuses_different_numbers_of_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_refuses_different_numbers_of_images(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert evaluate("--num-samples 5", 5) == 0
     capsys.readouterr()
     assert main(["compare", "a", "b"]) == 2
@@ -247,7 +290,11 @@ def test_a_stored_estimate_is_the_estimate(here: Path, capsys: pytest.CaptureFix
         again = result_files.load_estimate(path, "these")
         assert again is not None and type(again) is type(ll)
         assert str(again) == str(ll) and again.to_dict().keys() == ll.to_dict().keys()
-        assert torch.equal(again.log_px, ll.log_px) and again.curve == ll.curve and again.notes == ll.notes
+        assert (
+            torch.equal(again.log_px, ll.log_px)
+            and again.curve == ll.curve
+            and again.notes == ll.notes
+        )
         assert torch.equal(again.khat.nan_to_num(nan=9.0), ll.khat.nan_to_num(nan=9.0))
         assert result_files.load_estimate(path, "others") is None
     path.write_bytes(path.read_bytes()[:100])
@@ -255,7 +302,8 @@ def test_a_stored_estimate_is_the_estimate(here: Path, capsys: pytest.CaptureFix
         result_files.load_estimate(path, "these")
 
 
-# ------------------------------------------------------------------------------------------------ the result's own ways
+# ------------------------------------------------------------------------------------------------
+# the result's own ways
 
 
 def test_the_results_methods_are_the_exports(here: Path) -> None:
@@ -268,7 +316,9 @@ def test_the_results_methods_are_the_exports(here: Path) -> None:
     assert ll.per_image().equals(arviz_export.per_image_table(ll))
     assert ll.to_csv("x.csv").read_text() == arviz_export.per_image_table(ll).to_csv(index=False)
     assert str(ll.to_elpd()) == str(arviz_export.to_elpd(ll))
-    assert ll.to_inference_data(model, guide, x, num_images=2, num_draws=3).posterior["z"].shape == (1, 3, 2, 2)
+    assert ll.to_inference_data(model, guide, x, num_images=2, num_draws=3).posterior[
+        "z"
+    ].shape == (1, 3, 2, 2)
     assert ll.plot("x.png", x).stat().st_size > 10_000
 
 
@@ -278,8 +328,14 @@ def test_the_kind_is_known_and_the_caller_may_say_another(here: Path) -> None:
         model, guide = pv.load(folder)
         options: dict[str, Any] = {"num_samples": 5, "compile": "off"}
         assert pv.log_marginal(model, guide, x, **options).protocol["kind"] == kind
-        assert pv.log_marginal(model, guide, x, protocol={"kind": "mine"}, **options).protocol["kind"] == "mine"
-        assert pv.ais(model, guide, x, num_steps=2, num_chains=1, compile="off").protocol["kind"] == kind
+        assert (
+            pv.log_marginal(model, guide, x, protocol={"kind": "mine"}, **options).protocol["kind"]
+            == "mine"
+        )
+        assert (
+            pv.ais(model, guide, x, num_steps=2, num_chains=1, compile="off").protocol["kind"]
+            == kind
+        )
 
 
 def test_a_gaussian_narrower_than_the_grain_is_told(here: Path) -> None:
@@ -293,7 +349,9 @@ def test_a_gaussian_narrower_than_the_grain_is_told(here: Path) -> None:
         )
         for bits in (8.0, None):
             ll = pv.log_marginal(model, guide, x, num_samples=5, compile="off", bits_offset=bits)
-            assert any("dequantization noise" in text for text in ll.warnings) == (told and bits is not None)
+            assert any("dequantization noise" in text for text in ll.warnings) == (
+                told and bits is not None
+            )
 
 
 def test_a_refined_guide_on_other_images_is_refused_in_one_sentence(here: Path) -> None:

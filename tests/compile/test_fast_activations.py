@@ -19,7 +19,12 @@ def calls(graph: torch.fx.Graph) -> list[str]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tanh_by_one_exponential_is_tanh(dtype: torch.dtype) -> None:
-    x = torch.cat((torch.linspace(-20, 20, 4001), torch.tensor([-1e30, 1e30, torch.inf, -torch.inf, torch.nan])))
+    x = torch.cat(
+        (
+            torch.linspace(-20, 20, 4001),
+            torch.tensor([-1e30, 1e30, torch.inf, -torch.inf, torch.nan]),
+        )
+    )
     x = x.to(dtype)
     program = trace(lambda x: [x.tanh()], [x])
     quicken(program.graph)
@@ -31,9 +36,13 @@ def test_tanh_by_one_exponential_is_tanh(dtype: torch.dtype) -> None:
     assert float(error) <= (2 * torch.finfo(torch.float32).eps if dtype == torch.float32 else 0.0)
 
 
-@pytest.mark.skipif(bool(missing_compiler(torch.device("cpu"))), reason=missing_compiler(torch.device("cpu")))
+@pytest.mark.skipif(
+    bool(missing_compiler(torch.device("cpu"))), reason=missing_compiler(torch.device("cpu"))
+)
 @pytest.mark.slow
-def test_log_px_by_compiled_tanh_layers_is_that_of_the_programs_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_px_by_compiled_tanh_layers_is_that_of_the_programs_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     torch.manual_seed(0)
     likelihood = models.Bernoulli(4, (1, 8, 8), hidden=(32, 32), activation="tanh")
     model = models.GenerativeModel(models.StandardNormal(4), likelihood)

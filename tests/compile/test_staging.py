@@ -1,4 +1,6 @@
-"""A traced program is the function that was traced: on other batches, in other noise, with other parameters."""
+"""A traced program is the function that was traced: on other batches, in other noise, with other
+parameters.
+"""
 
 import logging
 from collections.abc import Callable
@@ -47,7 +49,9 @@ def test_noise_is_drawn_at_each_replay_and_follows_the_seed() -> None:
         (lambda x: [x * 2 if x.sum() > 0 else x], "tracing failed"),
     ],
 )
-def test_what_depends_on_the_batch_is_not_staged(function: Callable[[Tensor], list[Tensor]], word: str) -> None:
+def test_what_depends_on_the_batch_is_not_staged(
+    function: Callable[[Tensor], list[Tensor]], word: str
+) -> None:
     with pytest.raises(trace.NotStageable, match=word):
         trace.trace(function, [torch.randn(6)])
 
@@ -101,8 +105,12 @@ def added(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", [filled, filled_in_part, added])
-def test_what_a_draw_is_written_into_is_fresh_in_each_tile_of_draws(function: Callable[[Tensor], Tensor]) -> None:
-    """Three tiles of draws at the same images, as by the program itself: nothing is left of the tile before."""
+def test_what_a_draw_is_written_into_is_fresh_in_each_tile_of_draws(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    """Three tiles of draws at the same images, as by the program itself: nothing is left of the
+    tile before.
+    """
     x = torch.randn(3, generator=torch.Generator().manual_seed(0))
     tile = SplitProgram(trace.trace(lambda x: [function(x)], [x]), [x], "graph").tile(x)
     torch.manual_seed(4)
@@ -126,11 +134,17 @@ def test_what_varies_is_written_into_what_is_fresh() -> None:
         assert torch.equal(tile(torch.full((3,), value))[0], x.exp() + value)
 
 
-@pytest.mark.parametrize("tier", ["graph", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])])
+@pytest.mark.parametrize(
+    "tier", ["graph", pytest.param("inductor", marks=[pytest.mark.slow, needs_compiler])]
+)
 def test_a_decoder_that_writes_in_place_has_the_log_px_of_one_that_does_not(tier: str) -> None:
-    """Fifteen tiles of draws of each image: importance sampling, and AIS, whose chains visit many z."""
+    """Fifteen tiles of draws of each image: importance sampling, and AIS, whose chains visit many
+    z.
+    """
     case = ppca(6, widen=1.3)
-    weight, shift = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weight, shift = torch.randn(
+        2, 3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
 
     def model(x: Tensor, in_place: bool) -> None:
         with pyro.plate("images", len(x)):
@@ -148,9 +162,13 @@ def test_a_decoder_that_writes_in_place_has_the_log_px_of_one_that_does_not(tier
     options = {"device": "cpu", "compile": tier}
     for estimate in (
         lambda model: log_marginal(model, case.guide, case.x, num_samples=5000, **options),
-        lambda model: ais(model, case.guide, case.x, num_steps=10, num_chains=4, num_leapfrog=3, **options),
+        lambda model: ais(
+            model, case.guide, case.x, num_steps=10, num_chains=4, num_leapfrog=3, **options
+        ),
     ):
-        torch.testing.assert_close(estimate(in_place).log_px, estimate(plain).log_px, rtol=0, atol=1e-8)
+        torch.testing.assert_close(
+            estimate(in_place).log_px, estimate(plain).log_px, rtol=0, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("net", ["MLP", "Conv"])
@@ -159,7 +177,9 @@ def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
     staged = StagedStep(eager, "graph")
     with eager.loss.pair.active(training=True):
         staged.prepare((x, fields))
-        for seed, batch in enumerate((images(16, 5), images(16, 6), images(9, 7))):  # the last one is ragged
+        for seed, batch in enumerate(
+            (images(16, 5), images(16, 6), images(9, 7))
+        ):  # the last one is ragged
             named = {"index": torch.arange(len(batch))}
             buffers = [b.clone() for m in eager.loss.pair.modules for b in m.buffers(recurse=False)]
             results = []
@@ -175,7 +195,9 @@ def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
 
 
 @needs_compiler
-def test_compiled_log_weights_are_the_eager_ones_in_the_same_noise(caplog: pytest.LogCaptureFixture) -> None:
+def test_compiled_log_weights_are_the_eager_ones_in_the_same_noise(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     pair = Pair.of(*small_pair())
     x, fields = images(6), {"index": torch.arange(6)}
 
@@ -198,27 +220,39 @@ def _draw(draw: Callable[[int], Tensor], k: int) -> Tensor:
 
 
 def test_a_program_that_is_not_its_own_eager_self_is_refused() -> None:
-    """State outside the tensors (here a Python counter) makes the trace stale: found on the second batch."""
+    """State outside the tensors (here a Python counter) makes the trace stale: found on the second
+    batch.
+    """
     eager, x, fields = step_of("MLP")
     calls = iter(range(1000))
     original = eager.loss.step
 
     def drifting(images: Tensor, named: dict[str, Tensor]) -> object:
         estimate = original(images, named)
-        return type(estimate)(estimate.loss * (1.0 + next(calls)), *(estimate.reconstruction, estimate.kl, 1.0))
+        return type(estimate)(
+            estimate.loss * (1.0 + next(calls)), *(estimate.reconstruction, estimate.kl, 1.0)
+        )
 
     eager.loss.step = drifting  # type: ignore[method-assign, assignment]
-    with eager.loss.pair.active(training=True), pytest.raises(trace.NotStageable, match="differs from the eager one"):
+    with (
+        eager.loss.pair.active(training=True),
+        pytest.raises(trace.NotStageable, match="differs from the eager one"),
+    ):
         StagedStep(eager, "graph").prepare((x, fields))
 
 
 def test_no_program_outlives_its_evaluation() -> None:
-    """Weights changed in place or replaced, a layer swapped, other strides: each evaluation is of the pair as it is."""
+    """Weights changed in place or replaced, a layer swapped, other strides: each evaluation is of
+    the pair as it is.
+    """
     model, guide = small_pair()
     x = images(6)
 
     def compare(what: str, seen: Tensor = x) -> Tensor:
-        found, expected = (log_marginal(model, guide, seen, num_samples=40, compile=c).log_px for c in ("graph", "off"))
+        found, expected = (
+            log_marginal(model, guide, seen, num_samples=40, compile=c).log_px
+            for c in ("graph", "off")
+        )
         assert torch.allclose(found, expected, atol=1e-4), what
         return found
 
@@ -226,7 +260,9 @@ def test_no_program_outlives_its_evaluation() -> None:
     with torch.no_grad():
         model.likelihood.net.layers[0].bias.add_(0.5)
     second = compare("a bias changed in place")
-    model.likelihood.net.layers[0].bias = nn.Parameter(model.likelihood.net.layers[0].bias.detach() - 1.0)
+    model.likelihood.net.layers[0].bias = nn.Parameter(
+        model.likelihood.net.layers[0].bias.detach() - 1.0
+    )
     third = compare("a bias replaced")
     model.likelihood.net.layers[1] = nn.Tanh()
     fourth = compare("a layer swapped")

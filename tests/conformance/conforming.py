@@ -1,7 +1,9 @@
-"""What the conformance suite stands on: every part by its slot, built by the command line's own builder.
+"""What the conformance suite stands on: every part by its slot, built by the command line's own
+builder.
 
-No part is named here or in the tests beside it. The parts are those of `registry.members`; what a test needs to know of
-one (its support, its kind, whether its draws are pathwise, which partner it works with) is asked of the part itself.
+No part is named here or in the tests beside it. The parts are those of `registry.members`; what a
+test needs to know of one (its support, its kind, whether its draws are pathwise, which partner it
+works with) is asked of the part itself.
 """
 
 from __future__ import annotations
@@ -49,15 +51,24 @@ def swaps(*slots: str) -> list[str]:
 
 
 def build(
-    *, event_shape: tuple[int, ...] = EVENT_SHAPE, dtype: torch.dtype = torch.float32, **options: Any
+    *,
+    event_shape: tuple[int, ...] = EVENT_SHAPE,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
 ) -> tuple[nn.Module, nn.Module]:
-    """A fresh model and guide, as ``train`` would build them with these options beside tiny defaults."""
-    model, guide = build_pair(replace(DEFAULTS, **options), event_shape, NUM_IMAGES, LEVELS, NUM_CLASSES)
+    """A fresh model and guide, as ``train`` would build them with these options beside tiny
+    defaults.
+    """
+    model, guide = build_pair(
+        replace(DEFAULTS, **options), event_shape, NUM_IMAGES, LEVELS, NUM_CLASSES
+    )
     return model.to(dtype), guide.to(dtype)
 
 
 def shaken(module: nn.Module, seed: int = 1) -> nn.Module:
-    """The module away from its initial point, at which a flow may be the identity and a scale may be 1."""
+    """The module away from its initial point, at which a flow may be the identity and a scale may
+    be 1.
+    """
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -72,7 +83,9 @@ def images(model: nn.Module, number: int = NUM_IMAGES, seed: int = 2) -> Tensor:
     training = model.training
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        named = {k: v for k, v in labels(number).items() if k in Program("model", model).field_names}
+        named = {
+            k: v for k, v in labels(number).items() if k in Program("model", model).field_names
+        }
         x: Tensor = model.eval()(None, size=number, **named)
     model.train(training)
     return x
@@ -84,7 +97,9 @@ def labels(number: int) -> dict[str, Tensor]:
 
 
 def rows(x: Tensor) -> dict[str, Tensor]:
-    """All fields of these images: ``index``, which the engine adds where it is not given, and the labels."""
+    """All fields of these images: ``index``, which the engine adds where it is not given, and the
+    labels.
+    """
     named = {"index": torch.arange(len(x)), **labels(len(x))}
     return {name: value.to(x.device) for name, value in named.items()}
 
@@ -105,7 +120,9 @@ def verdict(model: str, guide: str) -> Structure | Exception:
 
 @cache
 def choices_for(swap: str) -> dict[str, str]:
-    """The choices of an experiment with one part swapped in: the defaults where they work with it, else the first that do."""
+    """The choices of an experiment with one part swapped in: the defaults where they work with it,
+    else the first that do.
+    """
     slot, name = swap.split("=", 1)
     guides = [name] if slot == "guide" else [DEFAULTS.guide, *names("guide")]
     models = [name] if slot == "model" else [DEFAULTS.model, *names("model")]
@@ -155,7 +172,9 @@ def mean_loss(loss: Loss, x: Tensor, times: int = 8) -> float:
 
 def one_line(error: BaseException) -> str:
     """The sentence of a refusal: one line, what is wrong and what to do."""
-    assert isinstance(error, UserError), f"a mistake of the user's raised {type(error).__name__}: {error}"
+    assert isinstance(error, UserError), (
+        f"a mistake of the user's raised {type(error).__name__}: {error}"
+    )
     text = str(error)
     assert len(text.splitlines()) == 1, f"not one line: {text}"
     assert len(text) > 40, f"says too little: {text}"

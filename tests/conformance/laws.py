@@ -1,4 +1,6 @@
-"""Distributions held against what they are not made of: sums and integrals over the support, and SciPy."""
+"""Distributions held against what they are not made of: sums and integrals over the support, and
+SciPy.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def base_of(law: Any) -> Any:
 
 
 def log_mass(law: Any) -> Tensor:
-    """log Σ p(x) or log ∫ p(x) dx over the support of a law with batch shape () and event shape (2,)."""
+    """log Σ p(x) or log ∫ p(x) dx over the support of a law with batch shape () and event shape
+    (2,).
+    """
     nodes, log_volumes = zip(*axes(law), strict=True)
     x = torch.cartesian_prod(*nodes)
     log_volume = torch.cartesian_prod(*log_volumes).sum(-1)
@@ -42,7 +46,9 @@ def log_mass(law: Any) -> Tensor:
 
 
 def axes(law: Any) -> list[tuple[Tensor, Tensor]]:
-    """For each entry of the event, the values to sum over and the log of the volume that each stands for."""
+    """For each entry of the event, the values to sum over and the log of the volume that each
+    stands for.
+    """
     support = pixel_support(law)
     draws = law.sample(torch.Size([400])).double()
     if support.is_discrete:
@@ -59,12 +65,21 @@ def axes(law: Any) -> list[tuple[Tensor, Tensor]]:
             at = at.clamp(-36, 36)  # further out, float64 rounds a value onto the support's edge
         x = to_support(at)
         log_volume = (FINE * s).log() + t.cosh().log() + to_support.log_abs_det_jacobian(at, x)
-        found.append((x, torch.where(at.abs() < 36, log_volume, -torch.inf) if at.abs().max() <= 36 else log_volume))
+        found.append(
+            (
+                x,
+                torch.where(at.abs() < 36, log_volume, -torch.inf)
+                if at.abs().max() <= 36
+                else log_volume,
+            )
+        )
     return found
 
 
 def grid(center: Tensor, spread: Tensor, nodes: int = 2001) -> tuple[Tensor, Tensor]:
-    """A trapezoid in arcsinh about each image's draws, ``(nodes^d, B, d)``, and log volumes, ``(nodes^d, B)``."""
+    """A trapezoid in arcsinh about each image's draws, ``(nodes^d, B, d)``, and log volumes,
+    ``(nodes^d, B)``.
+    """
     t = torch.linspace(-4.2, 4.2, nodes, dtype=torch.float64)
     axes = torch.cartesian_prod(*[t] * center.shape[-1]).reshape(-1, 1, center.shape[-1])
     volume = (axes.cosh() * (t[1] - t[0]) * spread).log().sum(-1)
@@ -72,11 +87,16 @@ def grid(center: Tensor, spread: Tensor, nodes: int = 2001) -> tuple[Tensor, Ten
 
 
 def every_value(support: Any, draws: Tensor) -> Tensor:
-    """The values of one entry: all of them, or, where they have no end, those that are not out of reach."""
+    """The values of one entry: all of them, or, where they have no end, those that are not out of
+    reach.
+    """
     if support is constraints.boolean:
         low, high = 0.0, 1.0
     elif isinstance(support, type(constraints.integer_interval(0, 1))):
-        low, high = float(torch.as_tensor(support.lower_bound).min()), float(torch.as_tensor(support.upper_bound).max())
+        low, high = (
+            float(torch.as_tensor(support.lower_bound).min()),
+            float(torch.as_tensor(support.upper_bound).max()),
+        )
     else:
         low = float(torch.as_tensor(support.lower_bound).min())
         high = min(float(draws.mean() + 60 * draws.std()) + 40, MOST)
@@ -84,7 +104,8 @@ def every_value(support: Any, draws: Tensor) -> Tensor:
 
 
 def assert_mean_ratio_is_one(pilot: Tensor, z: Tensor, log_q: Tensor) -> None:
-    """E_q[h(z) / q(z)] = 1 over the draws ``z`` ``(K, *rows, d)`` of q, within 4.5 of its own standard errors.
+    """E_q[h(z) / q(z)] = 1 over the draws ``z`` ``(K, *rows, d)`` of q, within 4.5 of its own
+    standard errors.
 
     h is a normal about the pilot draws, narrower than q, so that the ratio's variance is finite.
     """
@@ -101,7 +122,9 @@ def assert_mean_ratio_is_one(pilot: Tensor, z: Tensor, log_q: Tensor) -> None:
 
 
 def scipy_log_prob(law: Any, x: Tensor) -> np.ndarray | None:
-    """log p(x) by SciPy's own implementation, summed over the event; None where SciPy lacks the distribution."""
+    """log p(x) by SciPy's own implementation, summed over the event; None where SciPy lacks the
+    distribution.
+    """
     base = base_of(law)
     log_prob = _entries(base, x.detach().numpy())
     if log_prob is None:
@@ -159,4 +182,6 @@ SCIPY: dict[type, Callable[[Any, np.ndarray], Any]] = {
     td.MultivariateNormal: _multivariate_normal,
     td.LowRankMultivariateNormal: _multivariate_normal,
 }
-"""By the distribution, so that a part which is made of one of these has its check. ``log p`` of each entry."""
+"""By the distribution, so that a part which is made of one of these has its check. ``log p`` of
+each entry.
+"""

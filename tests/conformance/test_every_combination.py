@@ -1,4 +1,6 @@
-"""Two parts swapped at once: every combination trains, or is refused in one sentence before anything is trained."""
+"""Two parts swapped at once: every combination trains, or is refused in one sentence before
+anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ from pyro_vae.errors import UserError
 pytestmark = pytest.mark.slow
 
 QUIET: dict[str, Any] = {"batch_size": 4, "device": "cpu", "compile": "off", "progress": False}
-TRAINS, REFUSED = "trains, with finite figures", "refused in one line, with all parameters as they were"
+TRAINS, REFUSED = (
+    "trains, with finite figures",
+    "refused in one line, with all parameters as they were",
+)
 LAWFUL = {TRAINS, REFUSED}
 
 
@@ -33,21 +38,31 @@ def outcome(objective: str = DEFAULTS.objective, num_steps: int = 2, **choices: 
     except UserError as error:
         one_line(error)
         pairs = zip((*model.parameters(), *guide.parameters()), before, strict=True)
-        return REFUSED if all(torch.equal(*each) for each in pairs) else f"refused after a parameter moved: {error}"
-    finite = all(isfinite(value) for r in history.train for value in (r.loss, r.elbo, r.reconstruction, r.kl))
+        return (
+            REFUSED
+            if all(torch.equal(*each) for each in pairs)
+            else f"refused after a parameter moved: {error}"
+        )
+    finite = all(
+        isfinite(value) for r in history.train for value in (r.loss, r.elbo, r.reconstruction, r.kl)
+    )
     return TRAINS if finite else f"trains to {history.train}"
 
 
 @every("objective")
 @every("guide")
 def test_every_objective_with_every_guide(objective: str, guide: str) -> None:
-    assert outcome(objective, 3, model=choices_for(f"guide={guide}")["model"], guide=guide) in LAWFUL
+    assert (
+        outcome(objective, 3, model=choices_for(f"guide={guide}")["model"], guide=guide) in LAWFUL
+    )
 
 
 @every("objective")
 @every("model")
 def test_every_objective_with_every_model(objective: str, model: str) -> None:
-    assert outcome(objective, 3, model=model, guide=choices_for(f"model={model}")["guide"]) in LAWFUL
+    assert (
+        outcome(objective, 3, model=model, guide=choices_for(f"model={model}")["guide"]) in LAWFUL
+    )
 
 
 @every("likelihood")
@@ -76,4 +91,6 @@ def test_every_guide_with_every_prior(guide: str, prior: str) -> None:
 def test_every_model_with_every_part(model: str, swap: str) -> None:
     choices = choices_for(f"model={model}")
     slot, name = swap.split("=", 1)
-    assert outcome(choices["objective"], model=model, guide=choices["guide"], **{slot: name}) in LAWFUL
+    assert (
+        outcome(choices["objective"], model=model, guide=choices["guide"], **{slot: name}) in LAWFUL
+    )

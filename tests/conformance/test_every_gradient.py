@@ -1,4 +1,6 @@
-"""Gradients: against finite differences under fixed noise, and their mean against quadrature over z."""
+"""Gradients: against finite differences under fixed noise, and their mean against quadrature over
+z.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def direction(module: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
     return [(p, torch.randn(p.shape, generator=random, dtype=p.dtype)) for p in trained]
 
 
-def slope(function: Callable[[], Tensor], along: list[tuple[nn.Parameter, Tensor]], step: float) -> Any:
+def slope(
+    function: Callable[[], Tensor], along: list[tuple[nn.Parameter, Tensor]], step: float
+) -> Any:
     """The central difference of ``function`` along the direction."""
     values = []
     for sign in (1.0, -2.0, 1.0):  # there, back past the start, and home
@@ -46,7 +50,9 @@ def gradient_along(loss: Tensor, along: list[tuple[nn.Parameter, Tensor]]) -> tu
 
 
 def defects(loss: Loss, along: list[tuple[nn.Parameter, Tensor]], x: Tensor, times: int) -> Tensor:
-    """Gradient less finite difference, both along one direction and under the same noise, over a size: ``(times,)``."""
+    """Gradient less finite difference, both along one direction and under the same noise, over a
+    size: ``(times,)``.
+    """
     found = []
     for seed in range(times):
 
@@ -62,7 +68,9 @@ def defects(loss: Loss, along: list[tuple[nn.Parameter, Tensor]], x: Tensor, tim
 
 @pytest.mark.parametrize("swap", swaps(*SWAPPED))
 def test_gradient_is_the_finite_difference(swap: str) -> None:
-    """Under fixed noise where the draws are pathwise; an objective's may differ in each noise, if not on average."""
+    """Under fixed noise where the draws are pathwise; an objective's may differ in each noise, if
+    not on average.
+    """
     model, guide = (shaken(module) for module in programs(swap, dtype=DOUBLE))
     x = images(model)
     structure = Pair.of(model, guide).structure(x, rows(x))
@@ -72,7 +80,9 @@ def test_gradient_is_the_finite_difference(swap: str) -> None:
     if getattr(guide, "first_order", False):
         along = direction(model) + direction(fixed_parameters(guide, x))
     found = defects(loss, along, x, 2)
-    if swap.startswith("objective=") and found.abs().max() > 1e-5:  # a surrogate: unbiased, not the value's own slope
+    if (
+        swap.startswith("objective=") and found.abs().max() > 1e-5
+    ):  # a surrogate: unbiased, not the value's own slope
         found = defects(loss, along, x, 60)
         error = found.std() / len(found) ** 0.5
         assert found.mean().abs() < 4.5 * error and error < 0.1
@@ -81,7 +91,9 @@ def test_gradient_is_the_finite_difference(swap: str) -> None:
 
 
 def fixed_parameters(guide: Any, x: Tensor) -> nn.ParameterList:
-    """η as a parameter of its own, in place of ``local(x)``, whose own gradient is an approximation by design."""
+    """η as a parameter of its own, in place of ``local(x)``, whose own gradient is an approximation
+    by design.
+    """
     eta = nn.Parameter(guide.local(x, **rows(x)).detach())
     guide.local = lambda x, **fields: eta
     return nn.ParameterList([eta])
@@ -89,7 +101,9 @@ def fixed_parameters(guide: Any, x: Tensor) -> nn.ParameterList:
 
 @pytest.mark.parametrize("swap", swaps("guide"))
 def test_mean_gradient_is_quadratures(swap: str) -> None:
-    """The mean loss and gradient over many draws are −ELBO and its slope, integrated over a z of one dimension."""
+    """The mean loss and gradient over many draws are −ELBO and its slope, integrated over a z of
+    one dimension.
+    """
     structure = verdict(choices_for(swap)["model"], choices_for(swap)["guide"])
     assert isinstance(structure, Structure)
     if structure.point_masses:
@@ -114,18 +128,25 @@ def test_mean_gradient_is_quadratures(swap: str) -> None:
         def integral() -> Tensor:
             log_q, log_p = on_grid.terms(nodes, x, fields)
             mass = (log_q + log_volume).exp()
-            torch.testing.assert_close(mass.sum(0), torch.ones(len(x), dtype=DOUBLE), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                mass.sum(0), torch.ones(len(x), dtype=DOUBLE), rtol=1e-5, atol=1e-5
+            )
             return (mass * (log_q - log_p)).sum()
 
         with torch.no_grad():
             expected = torch.stack([integral(), slope(integral, along, 1e-4)])
         found = []
         loss, many = loss_of(swap, model, guide), 100
-        repeated, again = x.repeat(many, *(1 for _ in x.shape[1:])), {n: v.repeat(many) for n, v in fields.items()}
+        repeated, again = (
+            x.repeat(many, *(1 for _ in x.shape[1:])),
+            {n: v.repeat(many) for n, v in fields.items()},
+        )
         for seed in range(20):
             torch.manual_seed(seed)
             value = loss(repeated, **again) / many
             found.append([value.item(), gradient_along(value, along)[0]])
     each = torch.tensor(found, dtype=DOUBLE)
     error = each.std(0) / len(each) ** 0.5
-    assert ((each.mean(0) - expected).abs() < 5 * error + 1e-3 * expected.abs().clamp(min=1.0)).all()
+    assert (
+        (each.mean(0) - expected).abs() < 5 * error + 1e-3 * expected.abs().clamp(min=1.0)
+    ).all()

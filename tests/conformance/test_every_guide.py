@@ -1,4 +1,6 @@
-"""Every guide and model as programs: densities of their own draws, foreign values, a pair with everything else."""
+"""Every guide and model as programs: densities of their own draws, foreign values, a pair with
+everything else.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_shapes(guide: str, num_particles: int) -> None:
 
 @every("guide")
 def test_the_mean_density_ratio_at_draws_is_one(guide: str) -> None:
-    """E_q[h(z) / q(z | x)] = 1 for a fixed density h of light tails, q being scored at its own draws."""
+    """E_q[h(z) / q(z | x)] = 1 for a fixed density h of light tails, q being scored at its own
+    draws.
+    """
     if structure_of(guide).point_masses:
         pytest.skip("a point mass has no density")
     if not structure_of(guide).latents:
@@ -68,7 +72,9 @@ def drawn(model: Any, guide: Any, x: Tensor, number: int) -> tuple[Tensor, Tenso
     """All latents of ``number`` draws joined, ``(K, B, d)``, and log q, ``(K, B)``."""
     sites = log_densities(model, guide, x, num_particles=number, **rows(x)).guide.values()
     values = [site.value.reshape(number, len(x), -1) for site in sites]
-    return torch.cat(values, -1), sum((site.log_prob for site in sites), torch.zeros(number, len(x), dtype=DOUBLE))
+    return torch.cat(values, -1), sum(
+        (site.log_prob for site in sites), torch.zeros(number, len(x), dtype=DOUBLE)
+    )
 
 
 @every("guide")
@@ -79,7 +85,9 @@ def test_log_prob_is_scipys(guide: str) -> None:
     for site in sites:
         expected = scipy_log_prob(site.fn, site.value)
         if expected is not None:
-            np.testing.assert_allclose(site.log_prob.detach().numpy().ravel(), expected.ravel(), rtol=1e-8, atol=1e-8)
+            np.testing.assert_allclose(
+                site.log_prob.detach().numpy().ravel(), expected.ravel(), rtol=1e-8, atol=1e-8
+            )
             checked = True
     if not checked:
         pytest.skip("SciPy has no such distribution")
@@ -87,7 +95,9 @@ def test_log_prob_is_scipys(guide: str) -> None:
 
 @every("guide")
 def test_an_amortized_guides_parameters_are_a_function_of_the_image(guide: str) -> None:
-    """``build(local(x))`` is q(z | x): deterministic given x, one law an image, for any batch of parameters."""
+    """``build(local(x))`` is q(z | x): deterministic given x, one law an image, for any batch of
+    parameters.
+    """
     _, program, x = pair_with(guide)
     if not hasattr(program, "build"):
         pytest.skip("not an amortized guide: a program of its own")
@@ -97,7 +107,10 @@ def test_an_amortized_guides_parameters_are_a_function_of_the_image(guide: str) 
     torch.manual_seed(0)
     for lead in ((), (3,)):
         law = program.build(eta.expand(*lead, *eta.shape))
-        assert law.batch_shape == (*lead, len(x)) and law.sample().shape == law.batch_shape + law.event_shape
+        assert (
+            law.batch_shape == (*lead, len(x))
+            and law.sample().shape == law.batch_shape + law.event_shape
+        )
 
 
 @every("guide")
@@ -110,7 +123,9 @@ def test_a_guide_trains_no_parameter_of_the_model(guide: str) -> None:
 
 @every("model")
 def test_a_models_density_is_that_of_what_it_generates(model: str) -> None:
-    """What ``model(None, size=n)`` draws has a finite density under some guide, and the plate is the data's."""
+    """What ``model(None, size=n)`` draws has a finite density under some guide, and the plate is
+    the data's.
+    """
     program, guide = programs(f"model={model}")
     x = images(program, 5)
     assert x.shape[0] == 5

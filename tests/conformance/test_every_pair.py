@@ -1,4 +1,6 @@
-"""Every part, swapped alone into an experiment: it trains, stages, saves, loads, generates and is evaluated."""
+"""Every part, swapped alone into an experiment: it trains, stages, saves, loads, generates and is
+evaluated.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +33,27 @@ from pyro_vae.training import checkpoint_files
 from pyro_vae.training.checkpoint_files import Checkpoint
 
 each = pytest.mark.parametrize("swap", swaps(*SWAPPED))
-each_pair = pytest.mark.parametrize("swap", [swap for swap in swaps(*SWAPPED) if not swap.startswith("objective=")])
-AS_TRAIN: dict[str, Any] = {"batch_size": 4, "progress": False, "schedule": "constant", "device": "cpu"}
+each_pair = pytest.mark.parametrize(
+    "swap", [swap for swap in swaps(*SWAPPED) if not swap.startswith("objective=")]
+)
+AS_TRAIN: dict[str, Any] = {
+    "batch_size": 4,
+    "progress": False,
+    "schedule": "constant",
+    "device": "cpu",
+}
 
 
 def train(swap: str, model: nn.Module, guide: nn.Module, x: Tensor, **options: Any) -> Any:
     """A short training by the objective that goes with the swapped part."""
-    return fit(model, guide, x, objective=choices_for(swap)["objective"], **labels(len(x)), **{**AS_TRAIN, **options})
+    return fit(
+        model,
+        guide,
+        x,
+        objective=choices_for(swap)["objective"],
+        **labels(len(x)),
+        **{**AS_TRAIN, **options},
+    )
 
 
 @each
@@ -59,7 +75,9 @@ def test_the_staged_step_is_the_eager_one(swap: str) -> None:
     trained = []
     for tier in ("graph", "off"):
         model, guide = programs(swap)
-        history = train(swap, model, guide, images(model), num_steps=5, learning_rate=0.01, compile=tier)
+        history = train(
+            swap, model, guide, images(model), num_steps=5, learning_rate=0.01, compile=tier
+        )
         assert history.compile == tier, history.note
         trained.append([history.train[-1].loss, *Pair.of(model, guide).tensors()])
     assert trained[0][0] == trained[1][0]
@@ -69,7 +87,9 @@ def test_the_staged_step_is_the_eager_one(swap: str) -> None:
 
 @each_pair
 def test_save_and_load(swap: str, tmp_path: Path) -> None:
-    """What is loaded into a pair from another seed is the pair that was saved, to the last bit of its loss."""
+    """What is loaded into a pair from another seed is the pair that was saved, to the last bit of
+    its loss.
+    """
     saved, fresh = programs(swap), programs(swap, seed=7)
     for module in saved:
         shaken(module)
@@ -82,7 +102,9 @@ def test_save_and_load(swap: str, tmp_path: Path) -> None:
 
 @each
 def test_the_loss_moves_every_parameter_of_the_part(swap: str) -> None:
-    """No parameter is dead: each has a gradient that is finite, and is not 0 in every entry for every noise."""
+    """No parameter is dead: each has a gradient that is finite, and is not 0 in every entry for
+    every noise.
+    """
     model, guide = programs(swap)
     loss, x = loss_of(swap, shaken(model), shaken(guide)), images(model)
     moved: dict[str, float] = {}
@@ -101,7 +123,9 @@ def test_the_loss_moves_every_parameter_of_the_part(swap: str) -> None:
 @pytest.mark.slow
 @each_pair
 def test_log_marginal(swap: str) -> None:
-    """log p(x) ≥ ELBO from the same draws, staged as eager, and comparable; or one sentence where there is no log p(x)."""
+    """log p(x) ≥ ELBO from the same draws, staged as eager, and comparable; or one sentence where
+    there is no log p(x).
+    """
     model, guide = programs(swap)
     x = images(model)
     try:
@@ -113,7 +137,9 @@ def test_log_marginal(swap: str) -> None:
         assert "log p(x)" in one_line(error)
         return
     assert isfinite(staged.mean) and staged.log_px.shape == (len(x),)
-    torch.testing.assert_close(staged.log_px, eager.log_px, rtol=1e-5, atol=1e-5)  # encoded in other tiles
+    torch.testing.assert_close(
+        staged.log_px, eager.log_px, rtol=1e-5, atol=1e-5
+    )  # encoded in other tiles
     assert staged.elbo <= staged.mean + 1e-5 * abs(staged.mean)
     assert "staged" in str(compare({"staged": staged, "eager": eager}))
 
@@ -132,7 +158,9 @@ def test_generation(swap: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @each
 def test_on_a_gpu(swap: str) -> None:
-    """The pair follows its device, all tensors of it; its mean loss there is the CPU's, within the errors of the noise."""
+    """The pair follows its device, all tensors of it; its mean loss there is the CPU's, within the
+    errors of the noise.
+    """
     model, guide = programs(swap)
     x = images(model)
     expected = mean_loss(loss_of(swap, model, guide), x, 64)

@@ -1,4 +1,6 @@
-"""Every part of every slot: it is described, listed and built; networks, schedules, optimisers and proposals do their work."""
+"""Every part of every slot: it is described, listed and built; networks, schedules, optimisers and
+proposals do their work.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from conforming import DEFAULTS, SWAPPED, build, every, goal, images, mean_loss, names, one_line, rows, swaps
+from conforming import (
+    DEFAULTS,
+    SWAPPED,
+    build,
+    every,
+    goal,
+    images,
+    mean_loss,
+    names,
+    one_line,
+    rows,
+    swaps,
+)
 from laws import grid
 
 from pyro_vae import fit, log_marginal, registry
@@ -23,7 +37,9 @@ from pyro_vae.registry import NAMESPACES
 
 @pytest.mark.parametrize("part", swaps(*NAMESPACES))
 def test_a_part_says_what_it_is(part: str) -> None:
-    """The first line of its own docstring, which `pyro-vae list` shows: a sentence, not a signature."""
+    """The first line of its own docstring, which `pyro-vae list` shows: a sentence, not a
+    signature.
+    """
     slot, name = part.split("=", 1)
     (found,) = [line for line in registry.describe(slot) if line.name == name]
     assert len(found.summary) > 20 and not found.summary.startswith(f"{name}("), found.summary
@@ -33,7 +49,9 @@ def test_a_part_says_what_it_is(part: str) -> None:
 def test_list_shows_each_part_whole(
     columns: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """First line, arguments and defaults, wrapped to the terminal's width; to 120 columns where there is no terminal."""
+    """First line, arguments and defaults, wrapped to the terminal's width; to 120 columns where
+    there is no terminal.
+    """
     monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # what shutil asks for its terminal
     if columns is None:
         monkeypatch.delenv("COLUMNS", raising=False)
@@ -51,7 +69,9 @@ def test_list_shows_each_part_whole(
 def test_a_misspelt_argument_is_a_sentence(part: str) -> None:
     slot, name = part.split("=", 1)
     with pytest.raises(UserError) as refusal:
-        registry.build(slot, f"{name}(no_such_argument=1)", latent_dim=2, event_shape=(1, 4, 4), num_data=8)
+        registry.build(
+            slot, f"{name}(no_such_argument=1)", latent_dim=2, event_shape=(1, 4, 4), num_data=8
+        )
     assert "no_such_argument" in one_line(refusal.value)
 
 
@@ -61,7 +81,9 @@ def test_a_misspelt_argument_is_a_sentence(part: str) -> None:
 @every("net")
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 def test_a_network_keeps_the_batch_dimensions(net: str, batch: tuple[int, ...]) -> None:
-    """From ``(*batch, *in_shape)`` to ``(*batch, *out_shape)`` in both directions, each row a function of its own input."""
+    """From ``(*batch, *in_shape)`` to ``(*batch, *out_shape)`` in both directions, each row a
+    function of its own input.
+    """
     part: Any = registry.resolve("net", net)
     torch.manual_seed(0)
     for module, in_shape, out_shape in (
@@ -109,7 +131,9 @@ def test_a_proposals_weights_average_to_px(proposal: str) -> None:
     with pair.active(training=False), torch.no_grad():
         zeros = torch.zeros(len(x), 2, dtype=torch.float64)
         nodes, log_volume = grid(zeros, zeros + 1.0, 81)
-        exact = torch.logsumexp(Unconstrained(pair, x, rows(x), len(nodes)).terms(nodes, x, rows(x))[1] + log_volume, 0)
+        exact = torch.logsumexp(
+            Unconstrained(pair, x, rows(x), len(nodes)).terms(nodes, x, rows(x))[1] + log_volume, 0
+        )
     found = log_marginal(model, guide, x, 4000, proposal=proposal, device="cpu", compile="off")
     assert ((found.log_px - exact).abs() < 5 * found.se + 1e-6).all()
 
@@ -136,7 +160,9 @@ def test_the_suite_names_no_part(slot: str) -> None:
     """What is listed is what is tested: no table of names here, so none to be forgotten in."""
     words: set[str] = set()
     for path in (Path(__file__).parent / name for name in ("conforming.py", *TESTS)):
-        words |= set("".join(c if c.isalnum() or c == "_" else " " for c in path.read_text()).split())
+        words |= set(
+            "".join(c if c.isalnum() or c == "_" else " " for c in path.read_text()).split()
+        )
     assert not words & set(names(slot))
 
 

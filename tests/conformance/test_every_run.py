@@ -1,4 +1,6 @@
-"""Every part by the command line alone, on the embedded digits: train, evaluate the stored run, draw from it."""
+"""Every part by the command line alone, on the embedded digits: train, evaluate the stored run,
+draw from it.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,22 @@ QUICK = ["--num-samples", "5", "--device", "cpu", "--compile", "off", "--quiet",
 @pytest.mark.stress
 @pytest.mark.parametrize("swap", swaps(*SWAPPED))
 def test_a_run(swap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run's folder holds all that is needed to score it again, to the same figure; or why not is one line."""
+    """A run's folder holds all that is needed to score it again, to the same figure; or why not is
+    one line.
+    """
     run = str(tmp_path / "run")
     chosen = [word for slot, name in choices_for(swap).items() for word in (f"--{slot}", name)]
-    short = ["--latent-dim", "2", "--epochs", "1", "--batch-size", "256", "--eval-images", "20", "--no-pictures"]
+    short = [
+        "--latent-dim",
+        "2",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "256",
+        "--eval-images",
+        "20",
+        "--no-pictures",
+    ]
     assert main(["train", *chosen, *short, *QUICK, "--out", run]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert any(isinstance(value, float) and isfinite(value) for value in figures.values())

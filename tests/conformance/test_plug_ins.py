@@ -1,4 +1,6 @@
-"""Parts of another package: an installed entry point, ``module:Name`` and ``file.py:Name`` do what a listed part does."""
+"""Parts of another package: an installed entry point, ``module:Name`` and ``file.py:Name`` do what
+a listed part does.
+"""
 
 from __future__ import annotations
 
@@ -116,8 +118,12 @@ PARTS = {slot: f"Lab{slot.capitalize()}" for slot in NAMESPACES}
 
 
 @pytest.fixture(params=["entry point", "module:Name", "file.py:Name"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
-    """How the laboratory's part of a slot is named, where its package is installed, importable, or a file."""
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], str]:
+    """How the laboratory's part of a slot is named, where its package is installed, importable, or
+    a file.
+    """
     name = f"lab_{request.node.name.translate(str.maketrans('[]-:. ', '______'))}"[:60]
     (tmp_path / f"{name}.py").write_text(LAB)
     if request.param == "file.py:Name":
@@ -141,7 +147,17 @@ def test_a_part_of_another_package_trains(slot: str, place: Callable[[str], str]
     model, guide = build(**swapped)
     x = datasets.load(part).train.float() if slot == "data" else images(model)
     options = {slot: part} if slot in ("objective", "optimizer", "schedule") else {}
-    history = fit(model, guide, x, num_steps=2, batch_size=4, progress=False, device="cpu", compile="off", **options)
+    history = fit(
+        model,
+        guide,
+        x,
+        num_steps=2,
+        batch_size=4,
+        progress=False,
+        device="cpu",
+        compile="off",
+        **options,
+    )
     assert history.num_steps == 2
     proposal = part if slot == "proposal" else "guide"
     assert (
@@ -159,7 +175,18 @@ def test_a_whole_experiment_of_another_package(
     slots = ("data", "model", "prior", "likelihood", "guide", "objective", "optimizer", "schedule")
     chosen = [word for slot in slots for word in (f"--{slot}", place(slot))]
     net = ["--net", f"{place('net')}(hidden=(4,))"]
-    short = ["--steps", "2", "--batch-size", "4", "--num-samples", "5", "--device", "cpu", "--quiet", "--no-pictures"]
+    short = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--num-samples",
+        "5",
+        "--device",
+        "cpu",
+        "--quiet",
+        "--no-pictures",
+    ]
     run = str(tmp_path / "run")
     assert main(["train", *chosen, *net, *short, "--latent-dim", "2", "--json", "--out", run]) == 0
     trained = json.loads(capsys.readouterr().out)
@@ -192,7 +219,9 @@ class Shrunk(dist.Normal):  # type: ignore[misc]
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, law: type) -> str:
-    """A new prior in the namespace of models: its class, and its name in ``__all__``; as the suite calls it."""
+    """A new prior in the namespace of models: its class, and its name in ``__all__``; as the suite
+    calls it.
+    """
 
     class Added(models.StandardNormal):
         """p(z) = N(0, I), once more."""
@@ -204,13 +233,18 @@ def listed(monkeypatch: pytest.MonkeyPatch, law: type) -> str:
     vars(namespace).update({name: getattr(models, name) for name in models.__all__}, Added=Added)
     namespace.__all__ = [*models.__all__, "Added"]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "with_one_more", namespace)
-    changed = {slot: "with_one_more" if place == "pyro_vae.models" else place for slot, place in NAMESPACES.items()}
+    changed = {
+        slot: "with_one_more" if place == "pyro_vae.models" else place
+        for slot, place in NAMESPACES.items()
+    }
     monkeypatch.setattr(registry, "NAMESPACES", changed)
     return "prior=Added"
 
 
 def test_a_listed_part_is_in_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By its line in the namespace alone, it is one of those that every test runs over; and it passes."""
+    """By its line in the namespace alone, it is one of those that every test runs over; and it
+    passes.
+    """
     assert "prior=Added" not in swaps("prior")
     swap = listed(monkeypatch, dist.Normal)
     assert swap in swaps(*conforming.SWAPPED)
@@ -221,7 +255,9 @@ def test_a_listed_part_is_in_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("mistake", [Tilted, Shrunk])
 def test_a_listed_part_with_a_mistake_fails(mistake: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lost constant is found by the mass, by SciPy and by the ratio of densities, false draws by the last of these."""
+    """A lost constant is found by the mass, by SciPy and by the ratio of densities, false draws by
+    the last of these.
+    """
     swap = listed(monkeypatch, mistake)
     laws = [lambda: test_every_density.test_the_mean_density_ratio_at_draws_is_one("Added")]
     if mistake is Tilted:

@@ -1,4 +1,6 @@
-"""Data are read exactly or refused in one sentence that names the culprit; nothing here needs a network."""
+"""Data are read exactly or refused in one sentence that names the culprit; nothing here needs a
+network.
+"""
 
 import gzip
 import os
@@ -17,7 +19,12 @@ from pyro_vae.data.datasets import DATASETS, ImageData, load, own_split, random_
 from pyro_vae.errors import UserError, did_you_mean
 
 MNIST_ROOT = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).parents[3] / "shared" / "data")
-IDX_STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+IDX_STEMS = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def levels(*shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -25,7 +32,9 @@ def levels(*shape: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def refused(call: Any, *words: str) -> str:
-    """The one line with which a call is refused; it has these words, and never advises to allow pickles."""
+    """The one line with which a call is refused; it has these words, and never advises to allow
+    pickles.
+    """
     with pytest.raises(UserError) as caught:
         call()
     message = str(caught.value)
@@ -46,20 +55,28 @@ def idx_root(tmp_path: Path) -> Path:
     """A small set in MNIST's layout, packed only."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    arrays = (levels(6, 5, 4), np.arange(6, dtype=np.uint8), levels(3, 5, 4)[::-1], np.arange(3, dtype=np.uint8))
+    arrays = (
+        levels(6, 5, 4),
+        np.arange(6, dtype=np.uint8),
+        levels(3, 5, 4)[::-1],
+        np.arange(3, dtype=np.uint8),
+    )
     for stem, array in zip(IDX_STEMS, arrays, strict=True):
         (raw / f"{stem}.gz").write_bytes(gzip.compress(idx(array)))
     return tmp_path
 
 
-# ------------------------------------------------------------------------------------------------------ named sets
+# ------------------------------------------------------------------------------------------------------
+# named sets
 
 
 def test_digits_are_embedded_with_17_levels() -> None:
     digits = load("digits")
     assert digits.event_shape == (1, 8, 8)
     assert len(digits.train) + len(digits.test) == 1797
-    assert digits.levels == 17 and int(digits.train.max()) == 16 and digits.train.dtype == torch.uint8
+    assert (
+        digits.levels == 17 and int(digits.train.max()) == 16 and digits.train.dtype == torch.uint8
+    )
     assert digits.train_labels is not None and digits.train_labels.dtype == torch.int64
     assert load("digits").sha256 == digits.sha256 == sha256(digits.train, digits.test)
     assert load("digits", seed=1).sha256 != digits.sha256
@@ -79,8 +96,21 @@ def test_mnist_is_the_published_one() -> None:
     assert mnist.train.shape == (60000, 1, 28, 28) and mnist.test.shape == (10000, 1, 28, 28)
     assert mnist.levels == 256 and mnist.split == "the set's own split"
     assert mnist.test_labels is not None
-    assert torch.bincount(mnist.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    assert mnist.train.float().mean() / 255 == pytest.approx(0.1307, abs=5e-5)  # the constant in PyTorch's examples
+    assert torch.bincount(mnist.test_labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
+    assert mnist.train.float().mean() / 255 == pytest.approx(
+        0.1307, abs=5e-5
+    )  # the constant in PyTorch's examples
     assert sorted(path.name for path in MNIST_ROOT.rglob("*")) == before
 
 
@@ -99,10 +129,15 @@ def test_idx_files_are_read_in_place(idx_root: Path, unpacked: bool) -> None:
 
 
 def test_idx_root_may_be_the_sets_own_folder(idx_root: Path) -> None:
-    assert load("mnist", idx_root / "MNIST", download=False).sha256 == load("mnist", idx_root, download=False).sha256
+    assert (
+        load("mnist", idx_root / "MNIST", download=False).sha256
+        == load("mnist", idx_root, download=False).sha256
+    )
 
 
-def test_data_root_comes_from_the_environment(idx_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_root_comes_from_the_environment(
+    idx_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYRO_VAE_DATA", str(idx_root))
     assert len(load("mnist", download=False).test) == 3
 
@@ -132,7 +167,8 @@ def test_damaged_idx_files_are_named(idx_root: Path, content: bytes, words: str)
 
 
 @pytest.mark.parametrize(
-    ("name", "folder"), [("mnist", "MNIST"), ("kmnist", "KMNIST"), ("fashion-mnist", "FashionMNIST")]
+    ("name", "folder"),
+    [("mnist", "MNIST"), ("kmnist", "KMNIST"), ("fashion-mnist", "FashionMNIST")],
 )
 def test_absent_files_are_listed(tmp_path: Path, name: str, folder: str) -> None:
     raw = str(tmp_path / folder / "raw")
@@ -165,7 +201,9 @@ def test_a_damaged_cifar_archive_is_neither_used_nor_overwritten(tmp_path: Path)
     assert archive.read_bytes() == b"half a download"
 
 
-def test_cifar_is_unpacked_outside_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_is_unpacked_outside_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import hashlib
     import tarfile
 
@@ -188,8 +226,12 @@ def test_cifar_is_unpacked_outside_the_root(tmp_path: Path, monkeypatch: pytest.
 
     cifar = datasets.CIFAR10
     monkeypatch.setattr(cifar, "tgz_md5", md5(archive))
-    monkeypatch.setattr(cifar, "train_list", [[name, md5(folder / name)] for name, _ in cifar.train_list])
-    monkeypatch.setattr(cifar, "test_list", [[name, md5(folder / name)] for name, _ in cifar.test_list])
+    monkeypatch.setattr(
+        cifar, "train_list", [[name, md5(folder / name)] for name, _ in cifar.train_list]
+    )
+    monkeypatch.setattr(
+        cifar, "test_list", [[name, md5(folder / name)] for name, _ in cifar.test_list]
+    )
     monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": md5(folder / "batches.meta")})
     read = load("cifar10", root)
     assert read.train.shape == (20, 3, 32, 32) and read.test.shape == (4, 3, 32, 32)
@@ -197,7 +239,9 @@ def test_cifar_is_unpacked_outside_the_root(tmp_path: Path, monkeypatch: pytest.
     assert [path.name for path in root.iterdir()] == [archive.name]
 
 
-def test_a_torchvision_that_does_not_match_is_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_torchvision_that_does_not_match_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import builtins
 
     real = builtins.__import__
@@ -211,7 +255,8 @@ def test_a_torchvision_that_does_not_match_is_a_sentence(monkeypatch: pytest.Mon
     refused(lambda: load("kmnist", tmp_path), "torchvision does not match torch", "pip install")
 
 
-# -------------------------------------------------------------------------------------------------- arrays and files
+# --------------------------------------------------------------------------------------------------
+# arrays and files
 
 
 @pytest.mark.parametrize(
@@ -260,11 +305,21 @@ def test_dtypes(images: Any, dtype: torch.dtype, number: int | None) -> None:
 
 def test_npz_with_its_own_split_and_labels(tmp_path: Path) -> None:
     train, test = levels(6, 5, 4), levels(3, 5, 4)
-    np.savez(tmp_path / "set.npz", train=train, test=test, train_labels=np.arange(6), other=np.array([{}]))
+    np.savez(
+        tmp_path / "set.npz",
+        train=train,
+        test=test,
+        train_labels=np.arange(6),
+        other=np.array([{}]),
+    )
     read = load(tmp_path / "set.npz")
     assert torch.equal(read.train[:, 0], torch.from_numpy(train))
     assert torch.equal(read.test[:, 0], torch.from_numpy(test))
-    assert read.train_labels is not None and read.train_labels.tolist() == list(range(6)) and read.test_labels is None
+    assert (
+        read.train_labels is not None
+        and read.train_labels.tolist() == list(range(6))
+        and read.test_labels is None
+    )
 
 
 def test_a_random_split_keeps_labels_with_images_and_loses_none(tmp_path: Path) -> None:
@@ -300,7 +355,10 @@ NAN = np.where(np.arange(9)[:, None] == 4, np.nan, np.ones((9, 5)))
         ({"images": GOOD.astype(np.int16) - 300}, ["image 0", "-"]),
         ({"images": GOOD.astype(np.int64) * 300}, ["integers are levels 0 to 255"]),
         ({"train": np.ones((9, 5)), "test": NAN}, ["'test'", "image 4", "nan"]),
-        ({"train": np.where(np.isnan(NAN), np.inf, 1), "test": np.ones((9, 5))}, ["'train'", "image 4", "inf"]),
+        (
+            {"train": np.where(np.isnan(NAN), np.inf, 1), "test": np.ones((9, 5))},
+            ["'train'", "image 4", "inf"],
+        ),
         ({"images": np.full((9, 5), 1e300)}, ["image 0", "1e+300"]),
         ({"train": GOOD, "test": GOOD[:, :4]}, ["(1, 5, 4)", "(1, 4, 4)"]),
         ({"train": GOOD, "test": GOOD / 255}, ["uint8", "float64"]),
@@ -309,7 +367,9 @@ NAN = np.where(np.arange(9)[:, None] == 4, np.nan, np.ones((9, 5)))
         ({"images": np.array([{}] * 9)}, ["plain arrays"]),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(tmp_path: Path, arrays: dict[str, Any], words: list[str]) -> None:
+def test_arrays_that_are_no_images_are_refused(
+    tmp_path: Path, arrays: dict[str, Any], words: list[str]
+) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
     refused(lambda: load(tmp_path / "bad.npz"), "bad.npz", *words)
 
@@ -365,7 +425,9 @@ def test_a_damaged_member_of_a_zip_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", ["(1000000000000000, 1000)", "(9, 5", "(9, 5, 4), 'more': 1"])
 def test_a_header_that_is_wrong_is_refused(tmp_path: Path, shape: str) -> None:
     path = tmp_path / "set.npy"
-    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
+    text = (
+        f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}".encode().ljust(117) + b"\n"
+    )
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(180))
     refused(lambda: load(path), str(path), "damaged")
 
@@ -379,7 +441,9 @@ def test_a_header_that_is_wrong_is_refused(tmp_path: Path, shape: str) -> None:
         ("images.npy", ["no such file"]),
     ],
 )
-def test_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str]) -> None:
+def test_unknown_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     refused(lambda: load(name), name, ".npz", *words)
 
@@ -396,7 +460,8 @@ def test_did_you_mean() -> None:
     assert did_you_mean("guide", "zzz", ["MeanField"]) == "unknown guide 'zzz'; choices: MeanField"
 
 
-# ------------------------------------------------------------------------------------------------ folders of images
+# ------------------------------------------------------------------------------------------------
+# folders of images
 
 
 def picture(path: Path, *shape: int, mode: str = "L") -> Path:
@@ -406,7 +471,9 @@ def picture(path: Path, *shape: int, mode: str = "L") -> Path:
 
 
 @pytest.mark.parametrize(("shape", "event_shape"), [((5, 4), (1, 5, 4)), ((5, 4, 3), (3, 5, 4))])
-def test_class_folders_give_labels(tmp_path: Path, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+def test_class_folders_give_labels(
+    tmp_path: Path, shape: tuple[int, ...], event_shape: tuple[int, ...]
+) -> None:
     for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.PNG"):
         picture(tmp_path / name, *shape, mode="L" if len(shape) == 2 else "RGB")
     (tmp_path / "cat" / "notes.txt").write_text("not an image")
@@ -472,7 +539,8 @@ def test_opaque_alpha_and_palettes_are_read_as_the_colours_they_are(tmp_path: Pa
     assert all(torch.equal(each, expected) for each in torch.cat([read.train, read.test]))
 
 
-# ---------------------------------------------------------------------------------------------------- splits, SHA-256
+# ----------------------------------------------------------------------------------------------------
+# splits, SHA-256
 
 
 def small(number: int = 20) -> ImageData:
@@ -546,12 +614,15 @@ def test_an_unpacked_file_wins_over_the_packed_one(idx_root: Path) -> None:
     assert len(datasets.load("mnist", idx_root).test) == 2
 
 
-# ------------------------------------------------------------------------------- sets whose files are placed by hand
+# ------------------------------------------------------------------------------- sets whose files
+# are placed by hand
 
 
 @pytest.fixture
 def amat_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Larochelle's three files with a few made-up images in them, and their SHA-256 in the place of the published."""
+    """Larochelle's three files with a few made-up images in them, and their SHA-256 in the place of
+    the published.
+    """
     import hashlib
 
     from pyro_vae.data import static_mnist
@@ -569,8 +640,14 @@ def amat_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_static_mnist_is_read_in_order(amat_root: Path) -> None:
     read = load("static-mnist", amat_root)
-    assert read.train.shape == (8, 1, 28, 28) and read.test.shape == (2, 1, 28, 28) and read.levels == 2
-    assert torch.equal(read.train[:5].flatten(1)[:, 1:], torch.from_numpy(levels(5, 784)[:, 1:] > 127).byte())
+    assert (
+        read.train.shape == (8, 1, 28, 28)
+        and read.test.shape == (2, 1, 28, 28)
+        and read.levels == 2
+    )
+    assert torch.equal(
+        read.train[:5].flatten(1)[:, 1:], torch.from_numpy(levels(5, 784)[:, 1:] > 127).byte()
+    )
     assert read.train[:, 0, 0, 0].tolist() == [1] * 8 and read.test[:, 0, 0, 0].tolist() == [0, 0]
     assert read.train_labels is None and "validation images last" in read.split
     assert load("static-mnist", amat_root / "static-mnist").sha256 == read.sha256
@@ -579,7 +656,10 @@ def test_static_mnist_is_read_in_order(amat_root: Path) -> None:
 def test_static_mnist_says_where_to_put_its_files(amat_root: Path) -> None:
     (amat_root / "static-mnist" / "binarized_mnist_valid.amat").unlink()
     message = refused(
-        lambda: load("static-mnist", amat_root), "binarized_mnist_valid.amat not found", "--data-root", "SHA-256"
+        lambda: load("static-mnist", amat_root),
+        "binarized_mnist_valid.amat not found",
+        "--data-root",
+        "SHA-256",
     )
     assert str(amat_root / "static-mnist") in message and "train.amat" not in message
 
@@ -588,7 +668,9 @@ def test_the_published_hashes_are_those_of_whole_files() -> None:
     """64 hexadecimal digits each, all different."""
     from pyro_vae.data.static_mnist import SHA256
 
-    assert len(set(SHA256.values())) == 3 and all(len(bytes.fromhex(each)) == 32 for each in SHA256.values())
+    assert len(set(SHA256.values())) == 3 and all(
+        len(bytes.fromhex(each)) == 32 for each in SHA256.values()
+    )
 
 
 @pytest.mark.parametrize(
@@ -598,7 +680,9 @@ def test_the_published_hashes_are_those_of_whole_files() -> None:
         (lambda content: b"<!DOCTYPE html><html>404</html>", "web page"),
         (lambda content: b"", "truncated or damaged, 0 digits"),
         (
-            lambda content: content.replace(b"0", b"1", 1) if content[:1] == b"0" else b"0" + content[1:],
+            lambda content: (
+                content.replace(b"0", b"1", 1) if content[:1] == b"0" else b"0" + content[1:]
+            ),
             "not the published file",
         ),
         (lambda content: content[: 2 * 784], "not the published file"),
@@ -613,7 +697,9 @@ def test_damaged_amat_files_are_named(amat_root: Path, spoil: Any, words: str) -
 
 @pytest.fixture
 def chardata(tmp_path: Path) -> Path:
-    """A file as the IWAE paper's: pixels in columns, each image column by column; one-hot alphabets."""
+    """A file as the IWAE paper's: pixels in columns, each image column by column; one-hot
+    alphabets.
+    """
     from scipy.io import savemat
 
     random = np.random.default_rng(0)
@@ -632,13 +718,22 @@ def test_omniglot_of_the_iwae_paper(chardata: Path) -> None:
     read = load("omniglot", chardata.parents[1], download=False)
     held = loadmat(chardata)["data"].T.astype(np.float32)
     expected = held.reshape(-1, 28, 28).reshape(-1, 784, order="F")
-    assert torch.equal(read.train.flatten(1), torch.from_numpy(expected)) and read.event_shape == (1, 28, 28)
+    assert torch.equal(read.train.flatten(1), torch.from_numpy(expected)) and read.event_shape == (
+        1,
+        28,
+        28,
+    )
     assert read.train_labels is not None and read.train_labels.tolist() == [0, 1, 2, 3, 4, 0]
     assert read.test_labels is not None and read.test_labels.tolist() == [4, 3, 2, 1]
-    assert read.levels is None and read.split == "the IWAE paper's split (another file than the published one)"
+    assert (
+        read.levels is None
+        and read.split == "the IWAE paper's split (another file than the published one)"
+    )
 
 
-def test_a_git_object_name_tells_the_published_file(chardata: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_git_object_name_tells_the_published_file(
+    chardata: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SHA-1 of ``blob``, the size and the bytes, as `git hash-object` prints it."""
     import hashlib
 
@@ -661,7 +756,12 @@ def test_a_git_object_name_tells_the_published_file(chardata: Path, monkeypatch:
 )
 def test_damaged_omniglot_files_are_named(chardata: Path, spoil: Any, words: str) -> None:
     chardata.write_bytes(spoil(chardata.read_bytes()))
-    refused(lambda: load("omniglot", chardata.parents[1], download=False), str(chardata), words, "get it again")
+    refused(
+        lambda: load("omniglot", chardata.parents[1], download=False),
+        str(chardata),
+        words,
+        "get it again",
+    )
 
 
 def test_a_matlab_file_of_something_else_is_named(chardata: Path) -> None:
@@ -695,11 +795,19 @@ def drawings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def test_omniglots_drawings_are_resized_by_area(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Strokes are white, in order of their names; the mean grey level is the share of ink; a block keeps its place."""
+def test_omniglots_drawings_are_resized_by_area(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strokes are white, in order of their names; the mean grey level is the share of ink; a block
+    keeps its place.
+    """
     drawings(tmp_path, monkeypatch)
     read = load("omniglot", tmp_path, download=False)
-    assert read.train.shape == read.test.shape == (3, 1, 28, 28) and read.levels == 256 and "not the IWAE" in read.split
+    assert (
+        read.train.shape == read.test.shape == (3, 1, 28, 28)
+        and read.levels == 256
+        and "not the IWAE" in read.split
+    )
     for part, images in enumerate((read.train, read.test)):
         for number, image in enumerate(images[:, 0]):
             assert float(image.float().mean()) / 255 == pytest.approx(15 * 15 / 105**2, rel=0.02)
@@ -707,7 +815,9 @@ def test_omniglots_drawings_are_resized_by_area(tmp_path: Path, monkeypatch: pyt
             assert int(block.sum()) == int(image.sum()) and int(block.max()) == 255
 
 
-def test_a_damaged_or_absent_omniglot_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_or_absent_omniglot_archive_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     home = drawings(tmp_path, monkeypatch)
     archive = home / "images_evaluation.zip"
     archive.write_bytes(archive.read_bytes()[:-20])
@@ -722,7 +832,9 @@ def test_a_damaged_or_absent_omniglot_archive_is_named(tmp_path: Path, monkeypat
     )
 
 
-def test_an_omniglot_download_that_fails_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_omniglot_download_that_fails_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from urllib.error import URLError
 
     from torchvision import datasets
@@ -731,4 +843,9 @@ def test_an_omniglot_download_that_fails_is_a_sentence(tmp_path: Path, monkeypat
         raise URLError("no route\nto host")
 
     monkeypatch.setattr(datasets.Omniglot, "download", offline)
-    refused(lambda: load("omniglot", tmp_path), "no route to host", "chardata.mat", "images_background.zip")
+    refused(
+        lambda: load("omniglot", tmp_path),
+        "no route to host",
+        "chardata.mat",
+        "images_background.zip",
+    )

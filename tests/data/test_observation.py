@@ -1,4 +1,6 @@
-"""What a model observes: the laws of each observation, and what `observe` decides, says and leaves alone."""
+"""What a model observes: the laws of each observation, and what `observe` decides, says and leaves
+alone.
+"""
 
 import math
 from typing import Any
@@ -10,12 +12,24 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.data.datasets import ImageData, own_split, sha256
-from pyro_vae.data.transforms import MODES, OBSERVES, Dequantize, Dynamic, Grey, Levels, Observation, Threshold, observe
+from pyro_vae.data.transforms import (
+    MODES,
+    OBSERVES,
+    Dequantize,
+    Dynamic,
+    Grey,
+    Levels,
+    Observation,
+    Threshold,
+    observe,
+)
 from pyro_vae.errors import UserError
 
 
 def images(name: str = "grey", number: int = 40) -> ImageData:
-    """Small sets of the kinds that differ: 8-bit grey, 17 levels, binary, floats in [0, 1], real floats."""
+    """Small sets of the kinds that differ: 8-bit grey, 17 levels, binary, floats in [0, 1], real
+    floats.
+    """
     random = np.random.default_rng(0)
     shape = (2 * number, 3, 4)
     arrays: dict[str, Any] = {
@@ -27,7 +41,9 @@ def images(name: str = "grey", number: int = 40) -> ImageData:
         "real": random.normal(size=shape),
     }
     pixels = arrays[name]
-    return own_split(name, pixels[:number], pixels[number:], levels=17 if name == "digits" else None)
+    return own_split(
+        name, pixels[:number], pixels[number:], levels=17 if name == "digits" else None
+    )
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
@@ -37,13 +53,19 @@ def test_dynamic_has_the_grey_level_as_its_mean(levels: int) -> None:
     probability = stored / (levels - 1)
     assert set(x.unique().tolist()) == {0.0, 1.0}
     error = (x.mean(0) - probability).abs()
-    assert (error <= 4 * (probability * (1 - probability) / draws).sqrt()).all()  # at 0 and 1: exactly
+    assert (
+        error <= 4 * (probability * (1 - probability) / draws).sqrt()
+    ).all()  # at 0 and 1: exactly
     assert x.dtype == torch.float32
 
 
 def test_dynamic_takes_floats_as_probabilities() -> None:
-    x = Dynamic(None)(torch.tensor([0.0, 0.25, 1.0]).expand(4000, 3), torch.Generator().manual_seed(1))
-    assert x.mean(0).tolist() == pytest.approx([0.0, 0.25, 1.0], abs=4 * math.sqrt(0.25 * 0.75 / 4000))
+    x = Dynamic(None)(
+        torch.tensor([0.0, 0.25, 1.0]).expand(4000, 3), torch.Generator().manual_seed(1)
+    )
+    assert x.mean(0).tolist() == pytest.approx(
+        [0.0, 0.25, 1.0], abs=4 * math.sqrt(0.25 * 0.75 / 4000)
+    )
 
 
 @pytest.mark.parametrize("levels", [2, 3, 10, 17, 100, 255, 256])
@@ -56,9 +78,13 @@ def test_dequantized_images_floor_back_to_their_levels(levels: int, edge: float)
 
 
 def test_dequantization_noise_is_uniform() -> None:
-    """Kolmogorov and Smirnov: √n times the largest distance from the uniform law is above 1.95 once in 1000."""
+    """Kolmogorov and Smirnov: √n times the largest distance from the uniform law is above 1.95 once
+    in 1000.
+    """
     number = 20000
-    x = Dequantize(256)(torch.full((number,), 77, dtype=torch.uint8), torch.Generator().manual_seed(1))
+    x = Dequantize(256)(
+        torch.full((number,), 77, dtype=torch.uint8), torch.Generator().manual_seed(1)
+    )
     noise = (x * 256 - 77).sort().values
     assert (noise - (torch.arange(number) + 0.5) / number).abs().max() * math.sqrt(number) < 1.95
 
@@ -77,7 +103,9 @@ def test_threshold_grey_and_levels() -> None:
     assert Grey(256)(stored).tolist() == (stored.double() / 255).float().tolist()
     assert Levels(256)(stored).tolist() == [0, 127, 128, 255]
     assert torch.equal(Grey(None)(torch.tensor([-3.5, 7.0])), torch.tensor([-3.5, 7.0]))
-    assert all(each(stored).dtype == torch.float32 for each in (Threshold(256), Grey(256), Levels(256)))
+    assert all(
+        each(stored).dtype == torch.float32 for each in (Threshold(256), Grey(256), Levels(256))
+    )
 
 
 @pytest.mark.parametrize("levels", [3, 5, 17, None])
@@ -85,12 +113,15 @@ def test_a_grey_level_of_exactly_a_half_is_not_above_it(levels: int | None) -> N
     half = 0.5 if levels is None else (levels - 1) // 2
     least = 2.0**-24 if levels is None else 1
     stored = torch.tensor(
-        [half - least, half, half + 2 * least], dtype=torch.float32 if levels is None else torch.uint8
+        [half - least, half, half + 2 * least],
+        dtype=torch.float32 if levels is None else torch.uint8,
     )
     assert Threshold(levels)(stored).tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("observation", [Dynamic(256), Dequantize(256), Threshold(256), Grey(256), Levels(256)])
+@pytest.mark.parametrize(
+    "observation", [Dynamic(256), Dequantize(256), Threshold(256), Grey(256), Levels(256)]
+)
 def test_observations_trace_and_replay(observation: Observation) -> None:
     batch = images().train
     graph = make_fx(observation)(batch)
@@ -110,7 +141,9 @@ def test_fixed_draws_have_their_own_stream(observation: Observation) -> None:
         torch.manual_seed(99)
         assert torch.equal(observation.fixed(stored, 0, "test"), first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(observation.fixed(stored[:70], 0, "test"), first[:70])  # not of the images that follow
+    assert torch.equal(
+        observation.fixed(stored[:70], 0, "test"), first[:70]
+    )  # not of the images that follow
     assert not torch.equal(observation.fixed(stored, 1, "test"), first)
     assert not torch.equal(observation.fixed(stored, 0, "validation"), first)
 
@@ -136,7 +169,10 @@ AUTO: list[tuple[str, str, str]] = [
 def test_auto_goes_by_the_likelihood_and_says_so(name: str, observes: str, words: str) -> None:
     data = images(name)
     result = observe(data, "auto", observes)
-    assert result.protocol["observation"].startswith(words) and "auto" in result.protocol["observation"]
+    assert (
+        result.protocol["observation"].startswith(words)
+        and "auto" in result.protocol["observation"]
+    )
     assert result.protocol["sha256"] == sha256(result.x_test)
     assert result.protocol["data_sha256"] == data.sha256
     assert result.protocol["data"] == name and result.protocol["split"] == "the set's own split"
@@ -147,7 +183,10 @@ def test_auto_goes_by_the_likelihood_and_says_so(name: str, observes: str, words
     if result.observe is None:
         assert result.x_train.dtype == torch.float32
     else:
-        assert result.x_train is data.train and "test drawn once, seed 0" in result.protocol["observation"]
+        assert (
+            result.x_train is data.train
+            and "test drawn once, seed 0" in result.protocol["observation"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +203,9 @@ def test_auto_goes_by_the_likelihood_and_says_so(name: str, observes: str, words
         ("grey", "Dynmic", "binary", ["did you mean 'dynamic'"]),
     ],
 )
-def test_what_cannot_be_observed_is_refused(name: str, mode: str, observes: str, words: list[str]) -> None:
+def test_what_cannot_be_observed_is_refused(
+    name: str, mode: str, observes: str, words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         observe(images(name), mode, observes)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -183,7 +224,9 @@ def test_the_first_offending_value_is_the_one_named() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("observes", OBSERVES)
-def test_every_mode_is_reproducible_and_leaves_the_global_generator_alone(mode: str, observes: str) -> None:
+def test_every_mode_is_reproducible_and_leaves_the_global_generator_alone(
+    mode: str, observes: str
+) -> None:
     data = images("black and white")
     state = torch.get_rng_state()
     first, second = (observe(data, mode, observes, seed=3) for _ in range(2))
@@ -198,8 +241,12 @@ def test_static_draws_train_once_and_apart_from_test() -> None:
     assert static.observe is None and set(static.x_train.unique().tolist()) == {0.0, 1.0}
     assert not torch.equal(static.x_train, static.x_test)  # same images, different streams
     assert not torch.equal(observe(data, "static", "binary", seed=1).x_train, static.x_train)
-    assert static.protocol["observation"] == "static binarization; train and test drawn once, seed 0"
-    assert torch.equal(static.x_test, observe(data, "dynamic", "binary").x_test)  # the same test set
+    assert (
+        static.protocol["observation"] == "static binarization; train and test drawn once, seed 0"
+    )
+    assert torch.equal(
+        static.x_test, observe(data, "dynamic", "binary").x_test
+    )  # the same test set
 
 
 def test_dynamic_draws_train_afresh() -> None:
@@ -210,7 +257,8 @@ def test_dynamic_draws_train_afresh() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "observes"), [("dynamic", "binary"), ("auto", "real"), ("static", "binary"), ("none", "real")]
+    ("mode", "observes"),
+    [("dynamic", "binary"), ("auto", "real"), ("static", "binary"), ("none", "real")],
 )
 def test_validation_rows_are_observed_once(mode: str, observes: str) -> None:
     data = images()

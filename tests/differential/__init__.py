@@ -1,1 +1,3 @@
-"""Random small Pyro pairs, held against stock Pyro and torch: ``python -m tests.differential SEED``."""
+"""Random small Pyro pairs, held against stock Pyro and torch: ``python -m tests.differential
+SEED``.
+"""

@@ -1,4 +1,6 @@
-"""How programs are trained: optimisers, tiers, clipping and objectives, each two of them together in one of few rows."""
+"""How programs are trained: optimisers, tiers, clipping and objectives, each two of them together
+in one of few rows.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,15 @@ import random
 from itertools import combinations
 from typing import Any
 
-OPTIMIZERS = ("Adam", "AdamW", "SGD", "SGD(momentum=0.9)", "Adagrad", "RMSprop", "AdamW(weight_decay=0.1)")
+OPTIMIZERS = (
+    "Adam",
+    "AdamW",
+    "SGD",
+    "SGD(momentum=0.9)",
+    "Adagrad",
+    "RMSprop",
+    "AdamW(weight_decay=0.1)",
+)
 FACTORS: dict[str, tuple[Any, ...]] = {
     "optimizer": OPTIMIZERS,
     "by": ("name", "factory", "fused factory"),

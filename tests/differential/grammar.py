@@ -1,9 +1,10 @@
 """Small random Pyro pairs as source text: ``generate(seed)``.
 
-A program's text defines ``model``, ``guide``, ``x``, ``fields``, ``v`` (the module that has all parameters), ``seen`` (the
-values of its ``pyro.param`` statements, when they last ran), ``dims`` (the data plate's dimension at each site), ``no_log_px``
-and ``moves`` (why no log p(x) of one image exists, how Python state moves, or ""), ``on_epoch_end``, ``alter`` (what happens
-between two evaluations), ``settings`` (how it is trained and scored) and ``tags`` (what the text is made of).
+A program's text defines ``model``, ``guide``, ``x``, ``fields``, ``v`` (the module that has all
+parameters), ``seen`` (the values of its ``pyro.param`` statements, when they last ran), ``dims``
+(the data plate's dimension at each site), ``no_log_px`` and ``moves`` (why no log p(x) of one image
+exists, how Python state moves, or ""), ``on_epoch_end``, ``alter`` (what happens between two
+evaluations), ``settings`` (how it is trained and scored) and ``tags`` (what the text is made of).
 """
 
 from __future__ import annotations
@@ -16,25 +17,30 @@ from typing import Any
 from .cover import COVER, RATES
 
 Law = namedtuple("Law", "priors guides width features num_features path", defaults=(True,))
-# a latent in both programs: {p} is the guide's slice of the encoder's outputs, {z} the value, ``path`` is reparameterised
+# a latent in both programs: {p} is the guide's slice of the encoder's outputs, {z} the value,
+# ``path`` is reparameterised
 
 
 def _law(prior: str, guide: str, *rest: Any) -> Law:
-    """A Law in one spelling; ``{1}`` is a positive number from the encoder's second output, ``{0}`` the first one."""
+    """A Law in one spelling; ``{1}`` is a positive number from the encoder's second output, ``{0}``
+    the first one.
+    """
     first, second = "{p}[..., 0]", "F.softplus({p}[..., 1])"
     return Law((f"dist.{prior}",), (f"dist.{guide.format(first, second, p='{p}')}",), *rest)
 
 
 NORMALS = (
     "dist.Normal({p}[..., :2], F.softplus({p}[..., 2:]) + .3).to_event(1)",
-    "dist.MultivariateNormal({p}[..., :2], scale_tril=torch.diag_embed(F.softplus({p}[..., 2:]) + .3))",
+    "dist.MultivariateNormal({p}[..., :2], scale_tril=torch.diag_embed(F.softplus({p}[..., 2:]) + "
+    ".3))",
 )
 PRIORS = (
     "dist.Normal(x.new_zeros(2), 1.).to_event(1)", "dist.Normal(0., 1.).expand([2]).to_event(1)",
     "dist.Independent(dist.Normal(x.new_zeros(2), x.new_ones(2)), 1)", "dist.MultivariateNormal(x.new_zeros(2), torch.eye(2))",
 )  # fmt: skip
 SCALARS = ("dist.Normal(0., 1.)", "dist.Normal(x.new_zeros(()), 1.)", "dist.Normal(s.prior, 1.)")
-CIRCLE = "VonMises({0}.clamp(-9., 9.), {1}.clamp(max=20.) + .7)"  # its sampler never ends where it is huge
+# its sampler never ends where it is huge
+CIRCLE = "VonMises({0}.clamp(-9., 9.), {1}.clamp(max=20.) + .7)"
 ONE_HOT = "OneHotCategorical(x.new_ones(3) / 3)"
 LAWS = {
     "normal": Law(PRIORS, NORMALS, 4, "{z}", 2),
@@ -57,8 +63,14 @@ LATENTS = ("normal",) * 7 + ("scalar",) * 3 + tuple(LAWS) + ("vonmises",)
 DECODERS = {
     "linear": ("s.dec = nn.Linear({K}, {D})", "s.dec(h)"),
     "mlp": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Tanh(), nn.Linear(4, {D}))", "s.dec(h)"),
-    "dropout": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Dropout(.3), nn.Linear(4, {D}))", "s.dec(h)"),
-    "batchnorm": ("s.dec = nn.Sequential(nn.Linear({K}, 4), nn.BatchNorm1d(4), nn.Linear(4, {D}))", "s.dec(h)"),
+    "dropout": (
+        "s.dec = nn.Sequential(nn.Linear({K}, 4), nn.Dropout(.3), nn.Linear(4, {D}))",
+        "s.dec(h)",
+    ),
+    "batchnorm": (
+        "s.dec = nn.Sequential(nn.Linear({K}, 4), nn.BatchNorm1d(4), nn.Linear(4, {D}))",
+        "s.dec(h)",
+    ),
     "einsum": ("s.W = P({D}, {K})", 'torch.einsum("bi,di->bd", h, s.W)'),
     "einsum dots": ("s.W = P({D}, {K})", 'torch.einsum("...i,di->...d", h, s.W)'),
     "einsum 3": ("s.W = P(2, {D}, {K})", 'torch.einsum("...i,kdi->...d", h, s.W)'),
@@ -85,8 +97,9 @@ ENCODERS = {
 }
 
 
-# what a program may have besides: its chance, lines of v's constructor, of the programs (``add`` changes o) and of the
-# callback; ``moves``: Python state moves, so that compile="graph" is no one's word
+# what a program may have besides: its chance, lines of v's constructor, of the programs (``add``
+# changes o) and of the callback; ``moves``: Python state moves, so that compile="graph" is no one's
+# word
 FEATURES: dict[str, tuple[float, dict[str, str]]] = {
     "pyro.param": (0.2, {"init": "s.b0 = torch.randn(D)", "add": 'o = o + param("b", s.b0)'}),
     "buffer": (0.1, {"init": 's.register_buffer("shift", torch.randn(D))', "add": "o = o + s.shift"}),
@@ -140,7 +153,17 @@ SCALES = {
     "both": ".5", "both, a tensor": "torch.tensor(.5)", "both, an image's own": "w", "one": "1.", "annealed": "s.beta",
     "model": ".5", "observed": None,
 }  # fmt: skip
-UNLIKE_ROWS = ("size", "noise on", "counter", "moving", "dropout", "batchnorm", "spectral", "depend", "whole set")
+UNLIKE_ROWS = (
+    "size",
+    "noise on",
+    "counter",
+    "moving",
+    "dropout",
+    "batchnorm",
+    "spectral",
+    "depend",
+    "whole set",
+)
 
 HEAD = """\
 import functools
@@ -166,7 +189,9 @@ class Program:
         self.seed, self.r, self.without = seed, random.Random(seed), without
         self.settings = dict(COVER[seed % len(COVER)])
         self.tags: list[str] = []
-        self.lines: defaultdict[str, list[str]] = defaultdict(list)  # of v, of the programs, of the callback
+        self.lines: defaultdict[str, list[str]] = defaultdict(
+            list
+        )  # of v, of the programs, of the callback
         self.fields: dict[str, str] = {}
         self.no_log_px = self.moves = ""  # why there is none; how Python state moves
 
@@ -186,7 +211,9 @@ class Program:
     def text(self) -> str:
         """The module's text."""
         self.N, self.D = self.r.choice((12, 16, 21)), self.r.choice((2, 3, 4))
-        self.plates = self.one("plate", ("dim -1", "dim -2", "pixels", "two", "unsized", "sequential"), "plain", 0.45)
+        self.plates = self.one(
+            "plate", ("dim -1", "dim -2", "pixels", "two", "unsized", "sequential"), "plain", 0.45
+        )
         self.back = self.plates in ("dim -2", "pixels")  # the data plate at dim -2
         self.up = ".unsqueeze(-2)" if self.back else ""
         data = self.data()
@@ -196,12 +223,30 @@ class Program:
         self.features()
         model, guide = self.programs()
         programs = _wrap(form, model, guide, self.one("pyro.module", ("none",), "v", 0.15))
-        dim, known = -2 if self.back else -1, ", ".join(f'"{k}": {value}' for k, value in self.fields.items())
+        dim, known = (
+            -2 if self.back else -1,
+            ", ".join(f'"{k}": {value}' for k, value in self.fields.items()),
+        )
         lines = ["class V(nn.Module):", "    def __init__(s):", "        super().__init__()"]
-        lines += [*(f"        {line}" for line in self.lines["init"]), *programs, *data, f"fields = {{{known}}}"]
-        dims = dict.fromkeys((*self.names, "y", "c"), dim) | {"x": -2 if self.plates == "two" else dim}
-        lines += [f"dims = {dims}", "def on_epoch_end(epoch):", *(f"    {e}" for e in self.lines["epoch"] or ["pass"])]
-        lines += ["def alter():", f"    {self.alter()}", f"no_log_px, moves = {self.no_log_px!r}, {self.moves!r}"]
+        lines += [
+            *(f"        {line}" for line in self.lines["init"]),
+            *programs,
+            *data,
+            f"fields = {{{known}}}",
+        ]
+        dims = dict.fromkeys((*self.names, "y", "c"), dim) | {
+            "x": -2 if self.plates == "two" else dim
+        }
+        lines += [
+            f"dims = {dims}",
+            "def on_epoch_end(epoch):",
+            *(f"    {e}" for e in self.lines["epoch"] or ["pass"]),
+        ]
+        lines += [
+            "def alter():",
+            f"    {self.alter()}",
+            f"no_log_px, moves = {self.no_log_px!r}, {self.moves!r}",
+        ]
         lines += [f"settings = {self.how()!r}", f"tags = {tuple(self.tags)!r}"]
         return HEAD.format(seed=self.seed, N=self.N, D=self.D) + "\n".join(lines) + "\n"
 
@@ -209,13 +254,24 @@ class Program:
         """x, its likelihood, its memory and dtype."""
         self.kind = self.r.choice(("bernoulli", "bernoulli", "normal", "normal", "poisson"))
         values = {"bernoulli": "(torch.rand({}) < .4)", "normal": "torch.randn({})"}
-        stores = {"plain": ("N, D", ""), "transposed": ("D, N", ".t()"), "every other column": ("N, 2 * D", "[:, ::2]")}
+        stores = {
+            "plain": ("N, D", ""),
+            "transposed": ("D, N", ".t()"),
+            "every other column": ("N, 2 * D", "[:, ::2]"),
+        }
         shape, tail = stores[self.one("x stored", list(stores)[1:], "plain", 0.25)]
-        whole = {"bernoulli": ("float", "long", "int", "bool"), "normal": ("float",), "poisson": ("float", "long")}
+        whole = {
+            "bernoulli": ("float", "long", "int", "bool"),
+            "normal": ("float",),
+            "poisson": ("float", "long"),
+        }
         dtype = self.one("x dtype", whole[self.kind], "double", 0.2)
         if dtype != "double":
             self.lines["model"], self.lines["guide"] = ["x = x.double()"], ["x = x.double()"]
-        return [f"x = {values.get(self.kind, 'torch.poisson(2 * torch.rand({}))').format(shape)}{tail}.{dtype}()"]
+        return [
+            "x = "
+            f"{values.get(self.kind, 'torch.poisson(2 * torch.rand({}))').format(shape)}{tail}.{dtype}()"
+        ]
 
     def latents(self) -> None:
         """One or two latents, and perhaps a class that is summed out."""
@@ -226,14 +282,24 @@ class Program:
         self.summed = self.path and self.plates != "two" and self.has("latent: summed out", 0.12)
         self.lines["init"] += ["s.codes, s.prior = P(3, D), P()"]
         self.reversed = number > 1 and self.has("guide's order reversed", 0.15)
-        self.depends = number > 1 and self.laws[1] is LAWS["scalar"] and self.has("depends on another latent", 0.5)
+        self.depends = (
+            number > 1
+            and self.laws[1] is LAWS["scalar"]
+            and self.has("depends on another latent", 0.5)
+        )
 
     def decoder(self) -> None:
         """o = decoder(h), and the guide's a = encoder(x)."""
         width, K = sum(law.width for law in self.laws), sum(law.num_features for law in self.laws)
-        self.dec = self.one("decoder", [d for d in DECODERS if not self.back or d not in FLAT], "linear", 0.85)
+        self.dec = self.one(
+            "decoder", [d for d in DECODERS if not self.back or d not in FLAT], "linear", 0.85
+        )
         enc = self.one("encoder", list(ENCODERS), "linear", 0.5 if self.dec != "tied" else 0)
-        self.condition = self.one("y", ("condition", "observed"), "none", 0.2) if self.plates != "two" else "none"
+        self.condition = (
+            self.one("y", ("condition", "observed"), "none", 0.2)
+            if self.plates != "two"
+            else "none"
+        )
         inputs = self.D + (self.condition == "condition" and self.dec != "tied")
         line, self.o = (text.format(K=K, D=self.D) for text in DECODERS[self.dec])
         self.lines["init"] += [f"s.enc = {ENCODERS[enc].format(I=inputs, O=width)}", line]
@@ -264,7 +330,13 @@ class Program:
         masks = ("rows", "True", "elements")[: 3 if self.plates in ("pixels", "two") else 2]
         self.mask = self.one("mask", masks, "none", 0.12)
         if self.mask in ("rows", "elements"):
-            columns = ", D" if self.mask == "elements" else ", 1" if self.back or self.plates == "two" else ""
+            columns = (
+                ", D"
+                if self.mask == "elements"
+                else ", 1"
+                if self.back or self.plates == "two"
+                else ""
+            )
             self.fields["known"] = f"torch.rand(N{columns}) < .7"
 
     def programs(self) -> tuple[list[str], list[str]]:
@@ -272,11 +344,25 @@ class Program:
         default = ["not_given=None"] if self.has("argument with a default", 0.04) else []
         signature = ", ".join(["s", "x", *self.fields, *default])
         scale = SCALES.get(self.scale)
-        dim = {"dim -1": ", dim=-1", "dim -2": ", dim=-2", "pixels": ", dim=-2", "two": ", dim=-1"}.get(self.plates, "")
-        plate = 'pyro.plate("data")' if self.plates == "unsized" else f'pyro.plate("data", len(x){dim})'
-        sized = ".expand([len(x)])" if self.plates == "unsized" else ""  # for this plate expands nothing
+        dim = {
+            "dim -1": ", dim=-1",
+            "dim -2": ", dim=-2",
+            "pixels": ", dim=-2",
+            "two": ", dim=-1",
+        }.get(self.plates, "")
+        plate = (
+            'pyro.plate("data")' if self.plates == "unsized" else f'pyro.plate("data", len(x){dim})'
+        )
+        sized = (
+            ".expand([len(x)])" if self.plates == "unsized" else ""
+        )  # for this plate expands nothing
         model = [f"def model({signature}):", *self.lines["model"], f"with {plate}:"]
-        guide = [f"def guide({signature}):", *self.lines["guide"], f"a = {self.a}{self.up}", f"with {plate}:"]
+        guide = [
+            f"def guide({signature}):",
+            *self.lines["guide"],
+            f"a = {self.a}{self.up}",
+            f"with {plate}:",
+        ]
         draws, features, first = [], [], 0
         for name, law in zip(self.names, self.laws, strict=True):
             prior = self.r.choice(law.priors) + sized
@@ -285,7 +371,10 @@ class Program:
             own = self.r.choice(law.guides).format(p=f"a[..., {first}:{first + law.width}]")
             scaled = "" if scale is None else f"with poutine.scale(scale={scale}): "
             model.append(f'    {scaled}{name} = pyro.sample("{name}", {prior})')
-            draws.append(f'    {scaled if self.scale != "model" else ""}{name} = pyro.sample("{name}", {own})')
+            draws.append(
+                f'    {scaled if self.scale != "model" else ""}{name} = pyro.sample("{name}", '
+                f"{own})"
+            )
             features.append(law.features.format(z=name))
             first += law.width
         guide += draws[:: -1 if self.reversed else 1]
@@ -298,18 +387,28 @@ class Program:
             law = f"dist.Categorical(torch.tensor([.5, .3, .2])){sized}"
             model += [f'    c = pyro.sample("c", {law})', "    o = o + s.codes[c]"]
         if self.condition == "observed":
-            model += [f'    pyro.sample("y", dist.Normal(h.sum(-1), 1.), obs={"y" if self.back else "y[..., 0]"})']
+            model += [
+                '    pyro.sample("y", dist.Normal(h.sum(-1), 1.), '
+                f"obs={'y' if self.back else 'y[..., 0]'})"
+            ]
         return model + self.observed(), guide
 
     def observed(self) -> list[str]:
         """The observed site, in one of its spellings."""
-        law = {"bernoulli": "dist.Bernoulli(logits={})", "poisson": "dist.Poisson({}.exp().clamp(max=50.))"}
+        law = {
+            "bernoulli": "dist.Bernoulli(logits={})",
+            "poisson": "dist.Poisson({}.exp().clamp(max=50.))",
+        }
         fn = law.get(self.kind, "dist.Normal({}, sigma)")
         body = []
         if self.kind == "normal":
             sigma = 'param("sigma", torch.tensor(.7), constraint=dist.constraints.positive)'
             body += [f"    sigma = {self.one('sigma', (sigma,), '.7', 0.3)}"]
-        handlers = [f"poutine.mask(mask={'True' if self.mask == 'True' else 'known'})"] if self.mask != "none" else []
+        handlers = (
+            [f"poutine.mask(mask={'True' if self.mask == 'True' else 'known'})"]
+            if self.mask != "none"
+            else []
+        )
         handlers += ["poutine.scale(scale=.5)"] if self.scale == "observed" else []
         indent = "" if self.plates == "two" else "    "
         if self.plates == "pixels":
@@ -317,19 +416,28 @@ class Program:
             body += ["    o = o.squeeze(-2)"]
         if self.plates == "two":
             body = [line[4:] for line in body]
-            handlers = ['pyro.plate("images", len(x), dim=-2)', 'pyro.plate("pixels", D, dim=-1)', *handlers]
+            handlers = [
+                'pyro.plate("images", len(x), dim=-2)',
+                'pyro.plate("pixels", D, dim=-1)',
+                *handlers,
+            ]
         if handlers:
             body += [f"{indent}with {', '.join(handlers)}:"]
             indent += "    "
         if self.plates == "sequential":
             each = fn.format("o[..., i]")
-            body += [f'{indent}for i in pyro.plate("pixels", D): pyro.sample(f"x_{{i}}", {each}, obs=x[..., i])']
+            body += [
+                f'{indent}for i in pyro.plate("pixels", D): pyro.sample(f"x_{{i}}", {each}, '
+                "obs=x[..., i])"
+            ]
         elif self.plates in ("pixels", "two"):
             body += [f'{indent}pyro.sample("x", {fn.format("o")}, obs=x)']
         elif self.one("observed", ("factor",), "sample", 0.04) == "factor":
             body += [f'{indent}pyro.factor("x", {fn.format("o")}.log_prob(x{self.up}).sum(-1))']
         else:
-            event = self.r.choice((f"{fn.format('o')}.to_event(1)", f"dist.Independent({fn.format('o')}, 1)"))
+            event = self.r.choice(
+                (f"{fn.format('o')}.to_event(1)", f"dist.Independent({fn.format('o')}, 1)")
+            )
             body += [f'{indent}pyro.sample("x", {event}, obs=x{self.up})']
         return body
 
@@ -353,15 +461,25 @@ class Program:
             told["objective"] = "Trace_ELBO"
         if self.moves and told["compile"] == "graph":
             told["compile"] = "auto"
-        batch = self.N if self.one("batches", ("one",), "several", 0.2) == "one" else self.r.choice((6, 8))
-        told.update(batch_size=batch, num_epochs=-(-50 // -(-self.N // batch)), seed=self.r.choice((0, 1)))
+        batch = (
+            self.N
+            if self.one("batches", ("one",), "several", 0.2) == "one"
+            else self.r.choice((6, 8))
+        )
+        told.update(
+            batch_size=batch, num_epochs=-(-50 // -(-self.N // batch)), seed=self.r.choice((0, 1))
+        )
         told["learning_rate"] = RATES[told["optimizer"].partition("(")[0]]
         told["proposal"] = self.one("proposal", ("Defensive", "prior"), "guide", 0.25)
         told["evaluate"] = self.r.choice(("auto", "auto", "off", "graph"))
         told["num_samples"] = 5000 if "dose" in self.fields else 1000
         told["kl_weight"] = self.one("kl_weight", (0.5,), 1.0, 0.1 if not self.summed else 0)
-        plain = not any(word in tag for tag in self.tags for word in UNLIKE_ROWS)  # several particles are more rows
-        told["num_particles"] = self.one("num_particles", (3,), 1, 0.2 if plain and self.plates != "two" else 0)
+        plain = not any(
+            word in tag for tag in self.tags for word in UNLIKE_ROWS
+        )  # several particles are more rows
+        told["num_particles"] = self.one(
+            "num_particles", (3,), 1, 0.2 if plain and self.plates != "two" else 0
+        )
         told["again"] = self.has("trained again", 0.15)
         return told
 
@@ -380,7 +498,11 @@ def _wrap(form: str, model: list[str], guide: list[str], register: str) -> list[
         elif form == "partial":
             lines += [f"def _{name}(s, {given}):", *code]
         elif form == "pyromodules":
-            head = [f"class {name.title()}(PyroModule):", "    def __init__(self, v):", "        super().__init__()"]
+            head = [
+                f"class {name.title()}(PyroModule):",
+                "    def __init__(self, v):",
+                "        super().__init__()",
+            ]
             head += ["        self.v = v", f"    def forward(self, {given}):", "        s = self.v"]
             lines += head + [f"    {line}" for line in code]
         else:

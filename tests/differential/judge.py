@@ -28,7 +28,8 @@ LEAST_NATS = 2e-3  # of log p(x): what quadrature and the bias of few draws may 
 
 @dataclass
 class Verdict:
-    """``equal``, ``refused``, ``different`` or ``traceback``; ``untrainable`` where stock Pyro can't train it.
+    """``equal``, ``refused``, ``different`` or ``traceback``; ``untrainable`` where stock Pyro
+    can't train it.
 
     Or ``own word``: Python state moves, and the user has asked for a tier that traces once.
     """
@@ -38,8 +39,12 @@ class Verdict:
     stage: str = ""  # fit, score or "score again"
     what: str = ""  # which figure differs, or the sentence
     mended_by: str = ""  # the change under which it is equal: another tier, an unfused optimiser
-    least: tuple[str, ...] | None = None  # the tags that are left where any other is dropped, and it still fails
-    kinds: dict[str, str] = field(default_factory=dict)  # what differs with this suspect alone, by tag
+    least: tuple[str, ...] | None = (
+        None  # the tags that are left where any other is dropped, and it still fails
+    )
+    kinds: dict[str, str] = field(
+        default_factory=dict
+    )  # what differs with this suspect alone, by tag
     tags: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     refused_scores: list[str] = field(default_factory=list)
@@ -55,7 +60,9 @@ def quiet() -> Iterator[None]:
 
 
 @lru_cache
-def epochs_of(num_images: int, batch_size: int, num_epochs: int, seed: int) -> list[list[torch.Tensor]]:
+def epochs_of(
+    num_images: int, batch_size: int, num_epochs: int, seed: int
+) -> list[list[torch.Tensor]]:
     """The rows of each step of each epoch of ``fit``, told by a pair that names ``index``."""
     epochs: list[list[torch.Tensor]] = [[]]
     last = [torch.empty(0)]
@@ -85,12 +92,38 @@ def epochs_of(num_images: int, batch_size: int, num_epochs: int, seed: int) -> l
 
 SUSPECTS = (
     *(f"decoder: {name}" for name in DECODERS),
-    *(tag for tag, (_, parts) in FEATURES.items() if not set(parts) <= {"init", "add"} or "hook" in tag),
-    *("branch on the batch's size", "buffer", "plate: two", "plate: unsized", "latent: relaxed", "latent: vonmises"),
-    *("scale: annealed", "scale: both, a tensor", "scale: both, an image's own", "latent: summed out"),
+    *(
+        tag
+        for tag, (_, parts) in FEATURES.items()
+        if not set(parts) <= {"init", "add"} or "hook" in tag
+    ),
+    *(
+        "branch on the batch's size",
+        "buffer",
+        "plate: two",
+        "plate: unsized",
+        "latent: relaxed",
+        "latent: vonmises",
+    ),
+    *(
+        "scale: annealed",
+        "scale: both, a tensor",
+        "scale: both, an image's own",
+        "latent: summed out",
+    ),
     *("guide's order reversed", "observed: factor", "form: lambda", "latent that the guide lacks"),
-    *("between evaluations: replaced", "between evaluations: in place", "between evaluations: loaded"),
-    *("encoder: spectral norm", "encoder: weight norm", "mask: rows", "mask: elements", "mask: True"),
+    *(
+        "between evaluations: replaced",
+        "between evaluations: in place",
+        "between evaluations: loaded",
+    ),
+    *(
+        "encoder: spectral norm",
+        "encoder: weight norm",
+        "mask: rows",
+        "mask: elements",
+        "mask: True",
+    ),
 )
 """Features that may be a failure's reason by themselves."""
 
@@ -103,10 +136,11 @@ def judge(
     without: Collection[str] = (),
     **changed: Any,
 ) -> Verdict:
-    """The verdict on program number ``seed``, with settings changed as told; where it fails, what it is due to.
+    """The verdict on program number ``seed``, with settings changed as told; where it fails, what
+    it is due to.
 
-    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate`` leaves one suspect a time;
-    ``without`` drops features from the start.
+    ``why`` tries changed settings, ``shrink`` drops what the failure does not need, ``isolate``
+    leaves one suspect a time; ``without`` drops features from the start.
     """
     with quiet(), float64():
         found = _judge(seed, changed, without)
@@ -124,7 +158,9 @@ def _isolate(seed: int, found: Verdict, changed: dict[str, Any]) -> dict[str, st
     for suspect in suspects or [""]:
         others = {tag for tag in suspects if tag != suspect}
         # what is dropped may let something else in
-        while new := {tag for tag in build(generate(seed, others)).tags if tag in SUSPECTS} - {suspect}:
+        while new := {tag for tag in build(generate(seed, others)).tags if tag in SUSPECTS} - {
+            suspect
+        }:
             others |= new
         other = _judge(seed, changed, others) if others else found
         if other.verdict in (*FAILURES, "refused"):
@@ -187,7 +223,9 @@ def _judge(seed: int, changed: dict[str, Any], without: Collection[str] = ()) ->
         """Whether to go on."""
         verdict.stage, before = stage, surroundings(own)
         try:
-            verdict.what = action() or surroundings_changed(before, surroundings(own)) or verdict.what
+            verdict.what = (
+                action() or surroundings_changed(before, surroundings(own)) or verdict.what
+            )
         except pv.UserError as error:
             if "score" in stage:
                 verdict.refused_scores.append(str(error).splitlines()[0])
@@ -236,7 +274,10 @@ def surroundings(program: SimpleNamespace) -> dict[str, Any]:
     return {
         "modes": [module.training for module in program.v.modules()],
         "random state": torch.get_rng_state().tolist(),
-        "validation": (torch.distributions.Distribution._validate_args, pyro.poutine.util.is_validation_enabled()),
+        "validation": (
+            torch.distributions.Distribution._validate_args,
+            pyro.poutine.util.is_validation_enabled(),
+        ),
         "parameter store": sorted(pyro.get_param_store().keys()),
     }
 
@@ -250,8 +291,12 @@ def _fit(own: SimpleNamespace, stock: SimpleNamespace | None, figures: Any) -> s
     """Train by ours; what differs from the oracle's, in words."""
     how = own.settings
     spec, rate = how["optimizer"], how["learning_rate"]
-    more = {"fused": True} if how["by"] == "fused factory" and not spec.startswith("RMSprop") else {}
-    optimizer = spec if how["by"] == "name" else lambda ps: make_optimizer(spec, ps, rate, **_fused(more))
+    more = (
+        {"fused": True} if how["by"] == "fused factory" and not spec.startswith("RMSprop") else {}
+    )
+    optimizer = (
+        spec if how["by"] == "name" else lambda ps: make_optimizer(spec, ps, rate, **_fused(more))
+    )
     history = pv.fit(
         own.model, own.guide, own.x, objective=f"{how['objective']}(num_particles={how['num_particles']})",
         optimizer=optimizer, learning_rate=rate, schedule="constant", num_epochs=how["num_epochs"],
@@ -306,12 +351,19 @@ def _score(own: SimpleNamespace, stock: SimpleNamespace, state: dict[str, Any]) 
 
     def off(result: Any) -> str:
         for image, (value, se) in right.items():
-            found, own_se, khat = (float(column[image]) for column in (result.log_px, result.se, result.khat))
+            found, own_se, khat = (
+                float(column[image]) for column in (result.log_px, result.se, result.khat)
+            )
             allowed = STANDARD_ERRORS * (own_se + se) + own_se**2 + LEAST_NATS
             if told and found <= value + allowed:
-                continue  # the result says that it lacks what the guide never draws; it may not have too much
-            if (khat > 0.7 or own_se == 0) and found < value - allowed:  # so few draws are low in Pyro's hands as well
-                few = [log_px(stock, image, state, result.num_samples, seed)[0] for seed in range(8)]
+                # the result says that it lacks what the guide never draws; it may not have too much
+                continue
+            if (
+                khat > 0.7 or own_se == 0
+            ) and found < value - allowed:  # so few draws are low in Pyro's hands as well
+                few = [
+                    log_px(stock, image, state, result.num_samples, seed)[0] for seed in range(8)
+                ]
                 value, allowed = min(few), max(few) - min(few) + allowed
             if not abs(found - value) <= allowed:
                 return f"log p(x) of image {image}: {found:.5f} ± {own_se:.5f}, right {value:.5f} ± {se:.5f}"
@@ -319,6 +371,7 @@ def _score(own: SimpleNamespace, stock: SimpleNamespace, state: dict[str, Any]) 
 
     if not (said := off(result)):
         return ""
-    # heavy tails: as many draws afresh, by the very programs that are judged, against more draws of the oracle
+    # heavy tails: as many draws afresh, by the very programs that are judged, against more draws of
+    # the oracle
     right = {image: log_px(stock, image, state, 100_000) for image in images}
     return said if all(off(ours(how["num_samples"], seed)) for seed in (1, 2)) else ""

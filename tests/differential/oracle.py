@@ -1,4 +1,6 @@
-"""What stock Pyro and torch make of a program: its training, its figures, log p(x) of one image. Nothing here is ours."""
+"""What stock Pyro and torch make of a program: its training, its figures, log p(x) of one image.
+Nothing here is ours.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from torch import Tensor
 
 Epochs = Sequence[Sequence[Tensor]]  # the rows of each step of each epoch
 MAX_NODES = 170_000
-UNSURE = 0.1  # a standard error from which a few of the draws are all of it, and the figure says nothing
+UNSURE = (
+    0.1  # a standard error from which a few of the draws are all of it, and the figure says nothing
+)
 LEAST_ROWS = 16  # a program may have a branch on the batch's size
 NODES = {1: 401, 2: 121}  # of a quadrature, by the number of dimensions
 
@@ -29,7 +33,9 @@ class Untrainable(Exception):
 
 
 class Diverges(Untrainable):
-    """Something is not finite: what a sampler does next (VonMises rejects for ever) is no one's business."""
+    """Something is not finite: what a sampler does next (VonMises rejects for ever) is no one's
+    business.
+    """
 
 
 @contextmanager
@@ -69,7 +75,9 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def make_optimizer(spec: str, parameters: Sequence[Tensor], lr: float, **more: Any) -> torch.optim.Optimizer:
+def make_optimizer(
+    spec: str, parameters: Sequence[Tensor], lr: float, **more: Any
+) -> torch.optim.Optimizer:
     """``"SGD(momentum=0.9)"`` of torch's, unfused unless said otherwise."""
     name, _, rest = spec.partition("(")
     options = eval(f"dict({rest}", {"dict": dict}) if rest else {}
@@ -93,7 +101,9 @@ class Weighted(Messenger):
 def objective(program: SimpleNamespace) -> tuple[Any, Callable[..., Any]]:
     """Pyro's estimator, which notes down its traces, and the model as it wants it."""
     summed = 'sample("c"' in program.text
-    kind: Any = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO}[program.settings["objective"]]
+    kind: Any = {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO}[
+        program.settings["objective"]
+    ]
     if summed:
         kind = TraceEnum_ELBO
 
@@ -108,8 +118,11 @@ def objective(program: SimpleNamespace) -> tuple[Any, Callable[..., Any]]:
     return elbo, config_enumerate(program.model, default="parallel") if summed else program.model
 
 
-def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> list[tuple[float, float | None]]:
-    """Train as ``svi_torch`` does, in place; (loss, ELBO without scales), an image's mean of each epoch.
+def train(
+    program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]
+) -> list[tuple[float, float | None]]:
+    """Train as ``svi_torch`` does, in place; (loss, ELBO without scales), an image's mean of each
+    epoch.
 
     ``state`` keeps Pyro's parameters between two trainings.
     """
@@ -118,7 +131,9 @@ def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> li
     with pyros_own():
         store = pyro.get_param_store()
         store.set_state(state) if state else None
-        optimizer = make_optimizer(how["optimizer"], list(program.v.parameters()), how["learning_rate"])
+        optimizer = make_optimizer(
+            how["optimizer"], list(program.v.parameters()), how["learning_rate"]
+        )
         program.v.train()
         torch.manual_seed(how["seed"])
         for number, steps in enumerate(epochs, 1):
@@ -128,7 +143,9 @@ def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> li
                 fields = {name: value[rows] for name, value in program.fields.items()}
                 try:
                     with Weighted(how["kl_weight"]):
-                        loss = elbo.differentiable_loss(model, program.guide, program.x[rows], **fields) / len(rows)
+                        loss = elbo.differentiable_loss(
+                            model, program.guide, program.x[rows], **fields
+                        ) / len(rows)
                     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
                     if new := [p for _, p in store.named_parameters() if id(p) not in trained]:
                         optimizer.add_param_group({"params": new})
@@ -136,8 +153,17 @@ def train(program: SimpleNamespace, epochs: Epochs, state: dict[str, Any]) -> li
                     if not loss.requires_grad:
                         raise Untrainable("the loss depends on no parameter")
                     loss.backward()
-                except (RuntimeError, ValueError, NotImplementedError, AssertionError, KeyError, TypeError) as error:
-                    raise Untrainable(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+                except (
+                    RuntimeError,
+                    ValueError,
+                    NotImplementedError,
+                    AssertionError,
+                    KeyError,
+                    TypeError,
+                ) as error:
+                    raise Untrainable(
+                        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                    ) from error
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 if how["grad_clip"] is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, how["grad_clip"])
@@ -166,7 +192,9 @@ def unscaled(traces: tuple[Any, Any]) -> Tensor:
             ):
                 log_prob = node["fn"].log_prob(node["value"]).detach()
                 mask = node["mask"]
-                total += sign * (log_prob if mask is None or mask is True else log_prob * mask).sum()
+                total += (
+                    sign * (log_prob if mask is None or mask is True else log_prob * mask).sum()
+                )
     return total
 
 
@@ -185,9 +213,14 @@ def run_once(program: SimpleNamespace, state: dict[str, Any]) -> None:
 
 
 def log_px(
-    program: SimpleNamespace, image: int, state: dict[str, Any], draws: int = 20_000, seed: int | None = None
+    program: SimpleNamespace,
+    image: int,
+    state: dict[str, Any],
+    draws: int = 20_000,
+    seed: int | None = None,
 ) -> tuple[float, float]:
-    """log p(x) of one image alone and its standard error: quadrature and sums over all values, or draws of the guide.
+    """log p(x) of one image alone and its standard error: quadrature and sums over all values, or
+    draws of the guide.
 
     Where a seed is given, by draws of the guide in any case.
     """
@@ -203,21 +236,30 @@ def log_px(
 
         model = poutine.trace(program.model)
         x, fields = rows(8)
-        latents = {n: node for n, node in _sites(model.get_trace(x, **fields)) if not node["is_observed"]}
+        latents = {
+            n: node for n, node in _sites(model.get_trace(x, **fields)) if not node["is_observed"]
+        }
         if seed is None and (grid := _grid(latents)) is not None:
             values, log_measure = grid
             again = -(-LEAST_ROWS // len(log_measure))
             log_measure = log_measure.repeat(again) - math.log(again)
             values = {n: v.repeat(again, *[1] * (v.dim() - 1)) for n, v in values.items()}
-            values = {n: v.unsqueeze(1) if program.dims[n] == -2 else v for n, v in values.items()}  # plate, event
+            values = {
+                n: v.unsqueeze(1) if program.dims[n] == -2 else v for n, v in values.items()
+            }  # plate, event
             weights = log_measure + _joint(program, model, values, *rows(len(log_measure)))
             return float(weights.logsumexp(0)), 0.0
         x, fields = rows(draws)
         guide = poutine.trace(program.guide).get_trace(x, **fields)
         values = {name: node["value"] for name, node in _sites(guide)}
         summed, _ = _grid({n: node for n, node in latents.items() if n not in values}) or ({}, None)
-        summed = {n: v.reshape(-1, 1, *[1] * (program.dims[n] == -2)) for n, v in summed.items()}  # value, row, plate
-        places = [{n: v[i].expand(draws, *v.shape[2:]) for n, v in summed.items()} for i in range(_values(summed))]
+        summed = {
+            n: v.reshape(-1, 1, *[1] * (program.dims[n] == -2)) for n, v in summed.items()
+        }  # value, row, plate
+        places = [
+            {n: v[i].expand(draws, *v.shape[2:]) for n, v in summed.items()}
+            for i in range(_values(summed))
+        ]
         joint = torch.stack([_joint(program, model, values | place, x, fields) for place in places])
         weights = joint.logsumexp(0) - _total(program, guide, len(x))
         w = (weights - weights.max()).exp()
@@ -241,12 +283,18 @@ def _sites(trace: Any) -> list[tuple[str, Any]]:
 
 
 def _joint(
-    program: SimpleNamespace, model: Any, values: dict[str, Tensor], x: Tensor, fields: dict[str, Tensor]
+    program: SimpleNamespace,
+    model: Any,
+    values: dict[str, Tensor],
+    x: Tensor,
+    fields: dict[str, Tensor],
 ) -> Tensor:
     """log p(x, z) of each row, at these latents."""
     drawn = poutine.Trace()
     for name, value in values.items():
-        drawn.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None)
+        drawn.add_node(
+            name, name=name, type="sample", value=value, is_observed=False, infer={}, fn=None
+        )
     trace = poutine.trace(poutine.replay(model.fn, trace=drawn)).get_trace(x, **fields)
     return _total(program, trace, len(x))
 
@@ -266,7 +314,9 @@ def _total(program: SimpleNamespace, trace: Any, number: int) -> Tensor:
 
 
 def _grid(latents: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor] | None:
-    """Values of all latents, rows first, and the log of each row's measure; None where they are too many."""
+    """Values of all latents, rows first, and the log of each row's measure; None where they are too
+    many.
+    """
     axes = []
     for name, node in latents.items():
         axis = _axis(node["fn"])
@@ -282,13 +332,19 @@ def _grid(latents: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor] | None:
 
 
 def _axis(fn: Any) -> tuple[Tensor, Tensor] | None:
-    """A site's values and their log measure: all values of a discrete one, a trapezoid rule for a continuous one."""
+    """A site's values and their log measure: all values of a discrete one, a trapezoid rule for a
+    continuous one.
+    """
     if fn.has_enumerate_support:
         every = fn.enumerate_support(expand=False)
         every = every.reshape(len(every), *fn.event_shape)
         return every, torch.zeros(len(every))
     dims = fn.event_shape.numel() if fn.event_dim else 1
-    support = fn.support.base_constraint if isinstance(fn.support, constraints.independent) else fn.support
+    support = (
+        fn.support.base_constraint
+        if isinstance(fn.support, constraints.independent)
+        else fn.support
+    )
     if type(fn).__name__ == "VonMises":
         nodes = 401
         points = -math.pi + 2 * math.pi * (torch.arange(nodes) + 0.5) / nodes
@@ -299,7 +355,10 @@ def _axis(fn: Any) -> tuple[Tensor, Tensor] | None:
     line = torch.linspace(-wide, wide, NODES[dims])
     log_step = math.log(2 * wide / (NODES[dims] - 1))
     if support is constraints.unit_interval:
-        points, jacobian = line.sigmoid(), torch.nn.functional.logsigmoid(line) + torch.nn.functional.logsigmoid(-line)
+        points, jacobian = (
+            line.sigmoid(),
+            torch.nn.functional.logsigmoid(line) + torch.nn.functional.logsigmoid(-line),
+        )
     elif support in (constraints.positive, constraints.nonnegative):
         points, jacobian = (line / 2).exp(), line / 2 - math.log(2)
     elif support in (constraints.real, constraints.real_vector):

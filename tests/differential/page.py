@@ -1,4 +1,6 @@
-"""The page of a sweep's figures: how many programs are equal, refused in which sentence, different by which feature."""
+"""The page of a sweep's figures: how many programs are equal, refused in which sentence, different
+by which feature.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ Pyro's own hands. A pair that stock Pyro itself can't train is counted apart.
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """The lines of these files, by seed; a later line of a seed is the one that counts."""
-    lines = (json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines())
+    lines = (
+        json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()
+    )
     return [line for _, line in sorted({line["seed"]: line for line in lines}.items())]
 
 
@@ -45,13 +49,19 @@ def page(sweep: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], at
     parts = [HEAD, f"## Measured at {at}: {_range(sweep)}", ""]
     parts += ["| verdict | programs |", "|---|---|"]
     parts += [
-        f"| {name} | {verdicts[name]} |" for name in ("equal", "refused", "different", "traceback", "untrainable")
+        f"| {name} | {verdicts[name]} |"
+        for name in ("equal", "refused", "different", "traceback", "untrainable")
     ]
     share = 100 * verdicts["refused"] / max(trained, 1)
     parts += ["", f"Refused: {share:.1f}% of the {trained} that stock Pyro trains.", ""]
-    scores = Counter(_plain(each) for line in sweep if not line["no_log_px"] for each in line["refused_scores"])
+    scores = Counter(
+        _plain(each) for line in sweep if not line["no_log_px"] for each in line["refused_scores"]
+    )
     refused = Counter(_plain(line["what"]) for line in sweep if line["verdict"] == "refused")
-    for title, counted in (("A training is refused", refused), ("log p(x) is refused though there is one", scores)):
+    for title, counted in (
+        ("A training is refused", refused),
+        ("log p(x) is refused though there is one", scores),
+    ):
         parts += [f"| programs | {title} |", "|---|---|"]
         parts += [f"| {number} | {sentence} |" for sentence, number in counted.most_common()]
         parts += [""]
@@ -63,10 +73,14 @@ def page(sweep: Sequence[dict[str, Any]], isolated: Sequence[dict[str, Any]], at
     if kinds:
         parts += ["## Which feature is different by itself", ""]
         parts += [
-            "Programs with this one of all suspects; beside it, those of the sweep that have it among others.",
+            "Programs with this one of all suspects; beside it, those of the sweep that have it "
+            "among others.",
             "",
         ]
-        parts += ["| feature | seeds | the first one's figure | in the sweep | of these failing | refused |"]
+        parts += [
+            "| feature | seeds | the first one's figure | in the sweep | of these failing | "
+            "refused |"
+        ]
         parts += ["|---|---|---|---|---|---|"]
         for suspect, found in sorted(kinds.items(), key=lambda item: item[1][0]):
             seeds = ", ".join(str(seed) for seed, _ in found[:6])

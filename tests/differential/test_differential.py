@@ -50,7 +50,9 @@ def test_at_most_a_tenth_of_what_pyro_trains_is_refused() -> None:
 def test_each_two_settings_meet() -> None:
     pairs = {pair for row in COVER for pair in met(row)}
     names = sorted(FACTORS)
-    wanted = {(a, u, b, w) for a in names for b in names if a < b for u in FACTORS[a] for w in FACTORS[b]}
+    wanted = {
+        (a, u, b, w) for a in names for b in names if a < b for u in FACTORS[a] for w in FACTORS[b]
+    }
     assert pairs == wanted
     assert pairwise_cover(FACTORS) == COVER
 
@@ -65,9 +67,9 @@ def test_the_oracles_quadrature_is_exact() -> None:
     with float64():
         program = build(LINEAR_GAUSSIAN)
         W = program.v.dec.weight.detach()
-        exact = dist.MultivariateNormal(program.v.dec.bias.detach(), W @ W.t() + 0.49 * torch.eye(3)).log_prob(
-            program.x
-        )
+        exact = dist.MultivariateNormal(
+            program.v.dec.bias.detach(), W @ W.t() + 0.49 * torch.eye(3)
+        ).log_prob(program.x)
         for image in (0, 4):
             value, se = log_px(program, image, {})
             assert se == 0

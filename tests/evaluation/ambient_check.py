@@ -1,4 +1,6 @@
-"""Run by `test_ambient.py` in an interpreter of its own: evaluations and trainings, each in a fork that has set something."""
+"""Run by `test_ambient.py` in an interpreter of its own: evaluations and trainings, each in a fork
+that has set something.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ OTHER: dict[str, Callable[[], object]] = {
 
 
 def state() -> dict[str, Any]:
-    """All that may be set, as torch's new names and its old ones have it; an old one may not be readable."""
+    """All that may be set, as torch's new names and its old ones have it; an old one may not be
+    readable.
+    """
     found: dict[str, Any] = {str(i): each.fp32_precision for i, each in enumerate(SETTINGS)}
     old = (
         torch.get_float32_matmul_precision,
@@ -68,7 +72,9 @@ def state() -> dict[str, Any]:
 
 
 class Model(nn.Module):
-    """A decoder that writes down what is set while it runs in eval mode, and fails where it is told to."""
+    """A decoder that writes down what is set while it runs in eval mode, and fails where it is told
+    to.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,7 +115,9 @@ X = (torch.rand(30, 40, generator=torch.Generator().manual_seed(2)) < 0.3).float
 
 
 def evaluated(everything: bool = True) -> dict[str, Any]:
-    """The numbers of each evaluation, the settings before and after, and those that the programs ran under."""
+    """The numbers of each evaluation, the settings before and after, and those that the programs
+    ran under.
+    """
     before, model, guide = state(), Model(), Guide()
     found: dict[str, Any] = {}
     for tier in ("off", "graph"):
@@ -125,21 +133,31 @@ def evaluated(everything: bool = True) -> dict[str, Any]:
         pv.log_marginal(model, guide, X, num_samples=40, compile="off", device="cpu")
     except pv.UserError as error:
         found["error"] = str(error)
-    return {**found, "restored": state() == before, "seen": [[cast, sorted(at)] for cast, at in model.seen]}
+    return {
+        **found,
+        "restored": state() == before,
+        "seen": [[cast, sorted(at)] for cast, at in model.seen],
+    }
 
 
 def long_ones(model: Model, guide: Guide) -> dict[str, Any]:
     """The numbers of the evaluations that take seconds."""
     found = {"reconstruct": pv.reconstruct(model, guide, X, device="cpu")["x"].tolist()}
-    found["ais"] = pv.ais(model, guide, X[:4], num_steps=5, num_chains=3, device="cpu").log_px.tolist()
-    found["bdmc"] = pv.bdmc(model, guide, 3, num_steps=4, num_chains=2, like=X, device="cpu").lower_px.tolist()
+    found["ais"] = pv.ais(
+        model, guide, X[:4], num_steps=5, num_chains=3, device="cpu"
+    ).log_px.tolist()
+    found["bdmc"] = pv.bdmc(
+        model, guide, 3, num_steps=4, num_chains=2, like=X, device="cpu"
+    ).lower_px.tolist()
     return found
 
 
 def trained() -> dict[str, Any]:
     """What `fit` notes, and the settings before and after."""
     before, model = state(), Model()
-    history = pv.fit(model, Guide(), X, num_steps=6, batch_size=10, compile="graph", device="cpu", progress=False)
+    history = pv.fit(
+        model, Guide(), X, num_steps=6, batch_size=10, compile="graph", device="cpu", progress=False
+    )
     return {
         "note": history.note,
         "tier": history.compile,
@@ -149,7 +167,9 @@ def trained() -> dict[str, Any]:
 
 
 def histories(length: int) -> dict[str, Any]:
-    """Whether after `exact` all is as without it, whatever was set before and is set after, in words where it is not."""
+    """Whether after `exact` all is as without it, whatever was set before and is set after, in
+    words where it is not.
+    """
     acts = NEW | OLD
 
     def after(names: tuple[str, ...], entered: bool) -> list[dict[str, Any]]:
@@ -165,7 +185,9 @@ def histories(length: int) -> dict[str, Any]:
 
     differing = []
     for names in product(acts, repeat=length):
-        if forked(lambda names=names: after(names, True)) != forked(lambda names=names: after(names, False)):
+        if forked(lambda names=names: after(names, True)) != forked(
+            lambda names=names: after(names, False)
+        ):
             differing.append(names)
     return {"histories": len(acts) ** length, "differing": differing}
 
@@ -208,7 +230,11 @@ if __name__ == "__main__":
     if word == "histories":
         print(json.dumps(histories(int(arguments[0]))))
     else:
-        work = {"briefly": lambda: evaluated(everything=False), "evaluated": evaluated, "trained": trained}[word]
+        work = {
+            "briefly": lambda: evaluated(everything=False),
+            "evaluated": evaluated,
+            "trained": trained,
+        }[word]
         for module in (
             "torch._dynamo",
             "torch.fx.experimental.symbolic_shapes",

@@ -1,4 +1,6 @@
-"""Annealed importance sampling where log p(x) is known: unbiased, a bound from either side, nearer with more steps."""
+"""Annealed importance sampling where log p(x) is known: unbiased, a bound from either side, nearer
+with more steps.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from tests.support import pairs
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
 from tests.support.spaces import SPACES
 
-EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two sites": two_levels, "gamma": gamma_poisson}
+EXACT: dict[str, Callable[[], Exact]] = {
+    "ppca": ppca,
+    "two sites": two_levels,
+    "gamma": gamma_poisson,
+}
 INEXACT: dict[str, Callable[[int], Exact]] = {
     "wide": lambda n: ppca(n, widen=1.4, shift=0.3),
     "narrow": lambda n: ppca(n, widen=0.7),
@@ -85,7 +91,9 @@ def test_the_mean_weight_is_px(name: str, num_steps: int) -> None:
 
 @pytest.mark.parametrize("name", ["wide", "two sites", "gamma", "inner plate"])
 def test_the_truth_lies_between(name: str) -> None:
-    """Forward ≤ exact ≤ reverse, each E[w⁻¹ …] = 1, on the very images that were simulated; and the gap falls with T."""
+    """Forward ≤ exact ≤ reverse, each E[w⁻¹ …] = 1, on the very images that were simulated; and the
+    gap falls with T.
+    """
     case = INEXACT[name](40)
     exact = EXACT.get({"wide": "ppca"}.get(name, name), lambda: case)()
     few, many = both_ways(case, 3), both_ways(case, 60)
@@ -161,7 +169,9 @@ def test_one_seed_one_number_and_the_callers_state_is_left_alone() -> None:
 
 
 def test_step_sizes_are_an_images_own() -> None:
-    """A posterior of a tenth of the guide's width needs a tenth of the step; the acceptance is the target's."""
+    """A posterior of a tenth of the guide's width needs a tenth of the step; the acceptance is the
+    target's.
+    """
     num_images = 60
     width = torch.where(torch.arange(num_images) % 2 == 0, 1.0, 0.1).double().unsqueeze(-1)
 
@@ -206,12 +216,27 @@ def test_the_headline_and_the_dictionary() -> None:
     result = anneal(ppca(20, widen=0.8), 10, protocol={"data": "pPCA"})
     assert isinstance(result, LogMarginal)
     first, second, third, *_ = str(result).splitlines()
-    assert first.startswith("log p(x) ≥ −") and "(AIS, T = 10, 4 chains, N = 20)" in first and "acceptance 0." in first
+    assert (
+        first.startswith("log p(x) ≥ −")
+        and "(AIS, T = 10, 4 chains, N = 20)" in first
+        and "acceptance 0." in first
+    )
     assert "lower bound in expectation" in second and "no such upper bound" in second
     assert "data pPCA" in third and "schedule sigmoid" in third
     figures = result.to_dict()
-    for name in ("mean", "se_mc", "se_total", "bias", "lower95", "elbo", "num_samples", "acceptance"):
-        assert figures[name] == pytest.approx(float(torch.as_tensor(getattr(result, name)).double().mean()))
+    for name in (
+        "mean",
+        "se_mc",
+        "se_total",
+        "bias",
+        "lower95",
+        "elbo",
+        "num_samples",
+        "acceptance",
+    ):
+        assert figures[name] == pytest.approx(
+            float(torch.as_tensor(getattr(result, name)).double().mean())
+        )
     assert result.num_samples == 4 and result.acceptance.shape == result.log_px.shape
     assert "one chain an image" in str(anneal(ppca(20, widen=0.8), 10, num_chains=1))
 
@@ -226,7 +251,9 @@ def test_bdmc_says_that_its_images_are_simulated() -> None:
 
 @pytest.mark.parametrize("num_steps", [2, 3, 20])
 def test_the_acceptance_is_the_mean_over_the_moves(num_steps: int) -> None:
-    """1 where every proposal is accepted, and where a share of them is, that share; NaN where nothing moves."""
+    """1 where every proposal is accepted, and where a share of them is, that share; NaN where
+    nothing moves.
+    """
     still = Point(torch.zeros(4, 2, 3), *torch.zeros(2, 4, 2), *torch.zeros(2, 4, 2, 3))
     for share in (1.0, 0.25):
 
@@ -288,18 +315,24 @@ def test_a_model_that_takes_a_size_needs_no_images() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net: dict[str, Any] = {"hidden": (8,)}
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (1, 3, 4), **net))
+        model = models.GenerativeModel(
+            models.StandardNormal(2), models.Bernoulli(2, (1, 3, 4), **net)
+        )
         guide = guides.MeanField((1, 3, 4), 2, **net)
         nn.init.normal_(next(model.likelihood.parameters()), std=2.0)
     result = bdmc(model, guide, 50, num_steps=30, num_leapfrog=3, device="cpu")
     assert result.x.shape == (50, 1, 3, 4)
     truth = log_marginal(model, guide, result.x, num_samples=5000, device="cpu")
-    assert z_score(result.lower_px - truth.log_px) < 4 and z_score(result.upper_px - truth.log_px) > -4
+    assert (
+        z_score(result.lower_px - truth.log_px) < 4 and z_score(result.upper_px - truth.log_px) > -4
+    )
 
 
 @pytest.mark.slow
 def test_ten_dimensions_from_a_poor_guide() -> None:
-    """evaluation.md: d = 10 and a guide of half the width, where IW-5000 is 0.45 nats low; AIS is not."""
+    """evaluation.md: d = 10 and a guide of half the width, where IW-5000 is 0.45 nats low; AIS is
+    not.
+    """
     zeros = torch.zeros(10, dtype=torch.float64)
 
     def model(x: Tensor) -> None:
@@ -311,7 +344,9 @@ def test_ten_dimensions_from_a_poor_guide() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 0.5 * 0.5**0.5).to_event(1))
 
-    x = 2**0.5 * torch.randn(50, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 2**0.5 * torch.randn(
+        50, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
     exact = dist.Normal(zeros, 2**0.5).to_event(1).log_prob(x)
     sampled = log_marginal(model, guide, x, num_samples=5000, device="cpu")
     annealed = ais(model, guide, x, num_steps=1000, device="cpu")

@@ -1,4 +1,6 @@
-"""State of the process: evaluations do without what changes a number, trainings take it and say so; one thread at a time."""
+"""State of the process: evaluations do without what changes a number, trainings take it and say so;
+one thread at a time.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def pair() -> tuple[models.GenerativeModel, guides.MeanField]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = {"hidden": (16,)}
-        model = models.GenerativeModel(models.StandardNormal(3), models.Bernoulli(3, (1, 6, 6), **net))
+        model = models.GenerativeModel(
+            models.StandardNormal(3), models.Bernoulli(3, (1, 6, 6), **net)
+        )
         return model, guides.MeanField((1, 6, 6), 3, **net)
 
 
@@ -47,24 +51,53 @@ def check(*arguments: str) -> Any:
 
 
 def evaluations_are_the_defaults(word: str, settings: list[str]) -> None:
-    """Equal numbers, nothing seen by the programs but float32, everything as it was afterwards; after an error too."""
+    """Equal numbers, nothing seen by the programs but float32, everything as it was afterwards;
+    after an error too.
+    """
     found = check(word, "nothing", *settings)
     plain = found["nothing"]
-    assert plain["restored"] and "told to fail" in plain["error"] and plain["protocol"] | DEFAULTS == plain["protocol"]
+    assert (
+        plain["restored"]
+        and "told to fail" in plain["error"]
+        and plain["protocol"] | DEFAULTS == plain["protocol"]
+    )
     for setting in settings:
         assert found[setting] == plain, setting
     assert plain["seen"] == [[False, ["ieee"]]]
 
 
 def test_autocast_and_reduced_products_never_reach_an_evaluation() -> None:
-    evaluations_are_the_defaults("briefly", ["autocast", "medium", "all tf32", "allow_tf32+mkldnn.matmul bf16"])
+    evaluations_are_the_defaults(
+        "briefly", ["autocast", "medium", "all tf32", "allow_tf32+mkldnn.matmul bf16"]
+    )
 
 
 @pytest.mark.slow
 def test_no_setting_of_precision_by_torch_s_old_names_or_new_reaches_any_evaluation() -> None:
-    alone = ["autocast", "medium", "high", "highest", "allow_tf32", "cudnn without tf32", "all tf32", "all bf16"]
-    alone += ["all ieee", "cuda tf32", "cuda.matmul tf32", "cudnn.conv tf32", "mkldnn.matmul bf16", "mkldnn.conv tf32"]
-    mixed = ["medium+all tf32", "all tf32+medium", "allow_tf32+cuda ieee", "autocast+high+mkldnn.matmul bf16"]
+    alone = [
+        "autocast",
+        "medium",
+        "high",
+        "highest",
+        "allow_tf32",
+        "cudnn without tf32",
+        "all tf32",
+        "all bf16",
+    ]
+    alone += [
+        "all ieee",
+        "cuda tf32",
+        "cuda.matmul tf32",
+        "cudnn.conv tf32",
+        "mkldnn.matmul bf16",
+        "mkldnn.conv tf32",
+    ]
+    mixed = [
+        "medium+all tf32",
+        "all tf32+medium",
+        "allow_tf32+cuda ieee",
+        "autocast+high+mkldnn.matmul bf16",
+    ]
     evaluations_are_the_defaults("evaluated", alone + mixed)
 
 
@@ -84,7 +117,9 @@ def test_dtype_determinism_and_threads_are_taken_as_they_are_and_said() -> None:
 
 @pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_settings_come_back_with_all_that_follows_from_them(length: int) -> None:
-    """Whatever was set before, by torch's old names or new, and whatever is set after: as if nothing had been."""
+    """Whatever was set before, by torch's old names or new, and whatever is set after: as if
+    nothing had been.
+    """
     assert check("histories", str(length)) == {"histories": 15**length, "differing": []}
 
 
@@ -98,7 +133,9 @@ def test_a_callback_s_evaluation_is_in_float32_and_the_training_goes_on_in_bfloa
     trained = pair()
     with torch.autocast("cpu", torch.bfloat16):
         pv.fit(*trained, X, callbacks=[score], **QUICK)
-    assert torch.equal(numbers[-1], pv.log_marginal(*trained, X, num_samples=20, device="cpu").log_px)
+    assert torch.equal(
+        numbers[-1], pv.log_marginal(*trained, X, num_samples=20, device="cpu").log_px
+    )
     assert set(dtypes) == {torch.bfloat16}
 
 
@@ -106,14 +143,28 @@ def test_a_callback_s_evaluation_is_in_float32_and_the_training_goes_on_in_bfloa
 
 
 def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> None:
-    settings = ["nothing", "autocast", "medium", "all tf32+float64", "deterministic", "autocast+warn only"]
+    settings = [
+        "nothing",
+        "autocast",
+        "medium",
+        "all tf32+float64",
+        "deterministic",
+        "autocast+warn only",
+    ]
     found = check("trained", *settings)
     notes = {each: found[each]["note"].split("; ") for each in settings}
-    assert {each: [phrase for phrase in note if phrase not in notes["nothing"]] for each, note in notes.items()} == {
+    assert {
+        each: [phrase for phrase in note if phrase not in notes["nothing"]]
+        for each, note in notes.items()
+    } == {
         "nothing": [],
         "autocast": ["autocast bfloat16"],
         "medium": ["matmul precision bf16"],
-        "all tf32+float64": ["matmul precision tf32", "conv precision tf32", "default dtype float64"],
+        "all tf32+float64": [
+            "matmul precision tf32",
+            "conv precision tf32",
+            "default dtype float64",
+        ],
         "deterministic": ["deterministic on"],
         "autocast+warn only": ["autocast bfloat16", "deterministic warn only"],
     }
@@ -123,20 +174,28 @@ def test_a_training_says_what_it_takes_that_is_unusual_and_nothing_else() -> Non
 
 @pytest.mark.parametrize("tier", ["off", "graph"])
 def test_under_autocast_every_step_casts_the_parameters_as_they_are(tier: str) -> None:
-    """As SVI with a block of autocast for each step: within one block torch's kept casts never follow the optimiser."""
+    """As SVI with a block of autocast for each step: within one block torch's kept casts never
+    follow the optimiser.
+    """
     ours, theirs, start = pair(), pair(), pair()
     with torch.autocast("cpu", torch.bfloat16):
         pv.fit(*ours, X, objective="Trace_ELBO", schedule="constant", compile=tier, **QUICK)
     source = make_source(X, {}, 20, torch.device("cpu"))
     batches = [x for epoch in range(1, 5) for x, _ in source.shuffled(0, epoch)]
-    svi = SVI(*(poutine.scale(each, scale=1 / 20) for each in theirs), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    svi = SVI(
+        *(poutine.scale(each, scale=1 / 20) for each in theirs),
+        pyro.optim.Adam({"lr": 1e-3}),
+        Trace_ELBO(),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for x in batches:
             with torch.autocast("cpu", torch.bfloat16):
                 svi.step(x)
     for program, other, before in zip(ours, theirs, start, strict=True):
-        for own, their, first in zip(program.parameters(), other.parameters(), before.parameters(), strict=True):
+        for own, their, first in zip(
+            program.parameters(), other.parameters(), before.parameters(), strict=True
+        ):
             torch.testing.assert_close(own, their, rtol=1e-4, atol=1e-6)
             assert not torch.allclose(own, first, atol=2e-3)
 
@@ -156,7 +215,9 @@ def test_fit_and_refine_serve_under_no_grad() -> None:
     expected = pv.fit(*plain, X, **QUICK).train[-1].loss
     with torch.no_grad():
         assert pv.fit(*within, X, **QUICK).train[-1].loss == expected
-        refined = pv.refine(*within, X[:6], num_steps=5, num_samples=20, num_particles=2, device="cpu")
+        refined = pv.refine(
+            *within, X[:6], num_steps=5, num_samples=20, num_particles=2, device="cpu"
+        )
     assert refined.elbo_refined > refined.elbo_amortized
     with torch.inference_mode(), pytest.raises(pv.UserError, match="nothing to train"):
         pv.fit(*pair(), X, **QUICK)
@@ -198,7 +259,10 @@ def test_a_second_thread_is_refused_and_leaves_the_first_as_it_was(call: Callabl
         thread.join()
 
     before = flags()
-    alone, disturbed = pv.fit(*pair(), X, **QUICK), pv.fit(*pair(), X, callbacks=[in_a_thread], **QUICK)
+    alone, disturbed = (
+        pv.fit(*pair(), X, **QUICK),
+        pv.fit(*pair(), X, callbacks=[in_a_thread], **QUICK),
+    )
     assert len(said) == len(disturbed.train) and all("use processes" in text for text in said)
     assert disturbed.train == alone.train
     assert flags() == before == (True, True)
@@ -210,7 +274,9 @@ def test_threads_at_once_give_serial_numbers_or_the_refusal_and_the_flags_stay()
     expected = [record.loss for record in pv.fit(*pair(), X, **QUICK).train]
     before, results = flags(), []
 
-    def work(own: Any) -> None:  # built beforehand: what a thread draws would be missing from another's noise
+    def work(
+        own: Any,
+    ) -> None:  # built beforehand: what a thread draws would be missing from another's noise
         try:
             results.append([record.loss for record in pv.fit(*own, X, **QUICK).train])
         except pv.UserError as error:

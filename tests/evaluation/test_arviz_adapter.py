@@ -1,4 +1,6 @@
-"""The adapter against figures computed by hand, under whichever ArviZ is installed: `.ci/run` has 0.23 and 1.x."""
+"""The adapter against figures computed by hand, under whichever ArviZ is installed: `.ci/run` has
+0.23 and 1.x.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def test_a_paired_error_is_the_sd_of_the_differences() -> None:
     found = arviz_compat.paired_differences(values)
     difference = values["a"] - values["b"]
     assert list(found) == ["b", "a"] and found["b"] == (0.0, 0.0)
-    np.testing.assert_allclose(found["a"], (difference.mean(), difference.std(ddof=1) / 20), rtol=1e-9)
+    np.testing.assert_allclose(
+        found["a"], (difference.mean(), difference.std(ddof=1) / 20), rtol=1e-9
+    )
 
 
 def test_stacking_is_the_best_mixture() -> None:
@@ -42,7 +46,9 @@ def test_stacking_is_the_best_mixture() -> None:
 
 @pytest.mark.parametrize("apart", [800.0, 5000.0])
 def test_stacking_bears_images_that_only_one_model_can_explain(apart: float) -> None:
-    """Half of the images are hopeless for each model: the mixture is half and half, and no denominator is 0."""
+    """Half of the images are hopeless for each model: the mixture is half and half, and no
+    denominator is 0.
+    """
     first = np.where(np.arange(100) % 2 == 0, 0.0, -apart)
     found = arviz_compat.stacking_weights({"even": first, "odd": -apart - first})
     assert abs(found["even"] - 0.5) < 1e-3
@@ -51,7 +57,10 @@ def test_stacking_bears_images_that_only_one_model_can_explain(apart: float) -> 
 def test_an_elpd_is_the_sum_with_its_error_and_khat() -> None:
     log_px, khat = two()["a"], np.linspace(-0.2, 1.0, 400)
     elpd = arviz_compat.elpd_data(log_px, khat, 5000)
-    values = {name: getattr(elpd, name) for name in ("n_samples", "n_data_points", "warning", "scale", "good_k", "se")}
+    values = {
+        name: getattr(elpd, name)
+        for name in ("n_samples", "n_data_points", "warning", "scale", "good_k", "se")
+    }
     assert values == {
         **{"n_samples": 5000, "n_data_points": 400, "warning": True, "scale": "log", "good_k": 0.7},
         "se": pytest.approx(np.sqrt(400 * log_px.var())),

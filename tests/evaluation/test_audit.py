@@ -1,4 +1,6 @@
-"""`pyro-vae audit`: its script has the engine's log weights by stock Pyro, where this package is not installed."""
+"""`pyro-vae audit`: its script has the engine's log weights by stock Pyro, where this package is
+not installed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,18 @@ import torch
 
 from pyro_vae.cli.entry import main
 
-SHORT = ["--net", "MLP(hidden=16)", "--latent-dim", "3", "--num-samples", "20", "--eval-images", "30", "--steps", "20"]
+SHORT = [
+    "--net",
+    "MLP(hidden=16)",
+    "--latent-dim",
+    "3",
+    "--num-samples",
+    "20",
+    "--eval-images",
+    "30",
+    "--steps",
+    "20",
+]
 SHORT += ["--compile", "off", "--no-pictures", "--quiet"]
 
 FOREIGN = """
@@ -72,7 +85,9 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def audited(run: Path) -> subprocess.CompletedProcess[str]:
-    """The script, run where torch and Pyro can be imported and nothing that this environment has installed besides."""
+    """The script, run where torch and Pyro can be imported and nothing that this environment has
+    installed besides.
+    """
     folders = sorted({str(Path(str(package.__file__)).parents[1]) for package in (torch, pyro)})
     code = WITHOUT_THE_PACKAGE.format(folders=folders, copies=str(run / "audit"))
     command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code, str(run / "audit.py")]
@@ -88,8 +103,13 @@ def check(run: Path) -> None:
     lines = done.stdout.splitlines()
     images = [line.split() for line in lines if line.startswith("image ")]
     data = torch.load(run / "audit" / "data.pt", weights_only=True)
-    assert [int(words[1]) for words in images] == list(range(20)) and data["log_weights"].shape == (20, 5)
-    assert [float(words[2]) for words in images] == pytest.approx(data["log_weights"][:, 0].tolist(), abs=1e-5)
+    assert [int(words[1]) for words in images] == list(range(20)) and data["log_weights"].shape == (
+        20,
+        5,
+    )
+    assert [float(words[2]) for words in images] == pytest.approx(
+        data["log_weights"][:, 0].tolist(), abs=1e-5
+    )
     assert all(abs(float(words[2]) - float(words[3])) < 1e-3 for words in images)
     assert lines[-1].startswith("largest difference") and float(lines[-1].split()[2]) < 1e-3
 
@@ -98,7 +118,9 @@ def test_a_run_s_log_weights_are_stock_pyro_s_where_the_package_is_not_installed
     check(run)
     tree = ast.parse((run / "audit.py").read_text())
     imported = {each.module or "" for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
-    imported |= {name.name for each in ast.walk(tree) if isinstance(each, ast.Import) for name in each.names}
+    imported |= {
+        name.name for each in ast.walk(tree) if isinstance(each, ast.Import) for name in each.names
+    }
     parts = {name for name in imported if name.startswith("pyro_vae.")}
     assert imported - parts == {"sys", "pathlib", "pyro", "torch"}
     assert all(name.split(".")[1] in ("models", "guides", "nn") for name in parts)
@@ -106,18 +128,28 @@ def test_a_run_s_log_weights_are_stock_pyro_s_where_the_package_is_not_installed
     assert "pyro_vae/models/bernoulli.py" in copies and len(copies) < 20
 
 
-def test_a_foreign_pair_with_its_own_plates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_pair_with_its_own_plates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my pair.py").write_text(FOREIGN)
     pair = ["--model", "my pair.py:Model", "--guide", "my pair.py:Guide", "--binarize", "threshold"]
-    assert main(["train", *SHORT, *pair, "--objective", "Trace_ELBO", "--out", "run"]) == 0 == main(["audit", "run"])
+    assert (
+        main(["train", *SHORT, *pair, "--objective", "Trace_ELBO", "--out", "run"])
+        == 0
+        == main(["audit", "run"])
+    )
     assert Path("run/audit/file_my_pair.py").read_text() == FOREIGN
     check(tmp_path / "run")
 
 
 @pytest.mark.parametrize("what", ["weights", "log weights", "draws"])
 def test_what_was_tampered_with_is_found(what: str, run: Path) -> None:
-    path = next((run / "checkpoints").glob("step-*.pt")) if what == "weights" else run / "audit" / "data.pt"
+    path = (
+        next((run / "checkpoints").glob("step-*.pt"))
+        if what == "weights"
+        else run / "audit" / "data.pt"
+    )
     held = torch.load(path, weights_only=True)
     if what == "weights":
         held["sections"]["model"]["likelihood.net.layers.2.bias"][40] += 0.02
@@ -151,7 +183,10 @@ def test_what_can_t_be_audited_is_said_in_a_line(
 
 
 def test_no_run_no_checkpoint_no_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["audit", str(run.parent / "gone")]) == 2 and "no such run folder" in capsys.readouterr().err
+    assert (
+        main(["audit", str(run.parent / "gone")]) == 2
+        and "no such run folder" in capsys.readouterr().err
+    )
     config = run / "config.toml"
     whole = config.read_text()
     config.write_text(whole.replace('data = "digits"', 'data = "gone.npz"'))
@@ -168,7 +203,14 @@ def test_no_run_no_checkpoint_no_data(run: Path, capsys: pytest.CaptureFixture[s
         ["--guide", "IAF(depth=2)"],
         ["--guide", "Householder", "--prior", "FlowPrior"],
         ["--prior", "VampPrior(components=4)", "--guide", "FullRank"],
-        ["--prior", "MixtureOfGaussians(components=3)", "--guide", "MixtureOfGaussians", "--objective", "Trace_ELBO"],
+        [
+            "--prior",
+            "MixtureOfGaussians(components=3)",
+            "--guide",
+            "MixtureOfGaussians",
+            "--objective",
+            "Trace_ELBO",
+        ],
         ["--model", "Hierarchical(latent_dims=(4, 2))", "--guide", "TopDown"],
         ["--model", "ClassConditional", "--guide", "ClassConditional"],
         ["--model", "ClassConditional", "--guide", "ClassConditional(guide=NSF(depth=2))"],
@@ -179,6 +221,9 @@ def test_no_run_no_checkpoint_no_data(run: Path, capsys: pytest.CaptureFixture[s
     ids=" ".join,
 )
 def test_every_kind_of_part(parts: list[str], tmp_path: Path) -> None:
-    run, short = tmp_path / "run", SHORT[2:] if "--net" in parts or "LinearGaussian" in parts else SHORT
+    run, short = (
+        tmp_path / "run",
+        SHORT[2:] if "--net" in parts or "LinearGaussian" in parts else SHORT,
+    )
     assert main(["train", *short, *parts, "--out", str(run)]) == 0 == main(["audit", str(run)])
     check(run)

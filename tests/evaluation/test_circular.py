@@ -12,7 +12,9 @@ from pyro_vae import UserError, log_marginal
 
 @pytest.mark.parametrize("law", ["VonMises", "ProjectedNormal", "WrappedTwice"])
 def test_a_circular_latent_is_not_widened(law: str) -> None:
-    """A density that goes on periodically is no density on the line: the mixture's weights would be too large."""
+    """A density that goes on periodically is no density on the line: the mixture's weights would be
+    too large.
+    """
 
     class WrappedTwice(dist.VonMises):
         """A circular law of somebody's own."""

@@ -13,7 +13,12 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import Comparison, compare
 from pyro_vae.evaluation.result import LogMarginal
 
-KNOWN = {"sha256": "a" * 64, "kind": "mass", "observation": "dynamic binarization", "estimator": "IW-100"}
+KNOWN = {
+    "sha256": "a" * 64,
+    "kind": "mass",
+    "observation": "dynamic binarization",
+    "estimator": "IW-100",
+}
 
 
 def result(log_px: Tensor, se: float = 0.01, **protocol: Any) -> LogMarginal:
@@ -28,7 +33,11 @@ def result(log_px: Tensor, se: float = 0.01, **protocol: Any) -> LogMarginal:
         elbo_px=log_px - 1,
         max_weight_share=same * 0.1,
         debiased_px=log_px,
-        curve={10: float(log_px.mean()) - 0.02, 50: float(log_px.mean()), 100: float(log_px.mean())},
+        curve={
+            10: float(log_px.mean()) - 0.02,
+            50: float(log_px.mean()),
+            100: float(log_px.mean()),
+        },
         num_samples=100,
         protocol=said,
     )
@@ -39,7 +48,10 @@ def three(level: float = -100.0, number: int = 200) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(2)
     hard = 20 * torch.randn(number, generator=random, dtype=torch.float64)
     own = {"a": 0.0, "b": 0.2, "c": -1.0}
-    return {k: level + hard + v + torch.randn(number, generator=random, dtype=torch.float64) for k, v in own.items()}
+    return {
+        k: level + hard + v + torch.randn(number, generator=random, dtype=torch.float64)
+        for k, v in own.items()
+    }
 
 
 def table(level: float = -100.0) -> Comparison:
@@ -63,7 +75,12 @@ def test_rows_hold_the_estimates_own_figures_from_best_to_worst() -> None:
     assert [row.name for row in found.rows] == ["b", "a", "c"]
     for row in found.rows:
         own = result(three()[row.name])
-        assert (row.mean, row.se_mc, row.se_total, row.high_khat) == (own.mean, own.se_mc, own.se_total, own.high_khat)
+        assert (row.mean, row.se_mc, row.se_total, row.high_khat) == (
+            own.mean,
+            own.se_mc,
+            own.se_total,
+            own.high_khat,
+        )
     assert sum(row.weight for row in found.rows) == pytest.approx(1.0)
 
 
@@ -82,7 +99,9 @@ def test_a_constant_shift_is_certain() -> None:
 
 @pytest.mark.parametrize("level", [-2000.0, -100_000.0, 3000.0])
 def test_weights_depend_on_differences_alone(level: float) -> None:
-    """exp(log p) underflows below −745, and overflows for densities: weights are those of the same numbers near 0."""
+    """exp(log p) underflows below −745, and overflows for densities: weights are those of the same
+    numbers near 0.
+    """
     expected = {row.name: row.weight for row in table(0.0).rows}
     found = {row.name: row.weight for row in table(level).rows}
     assert found == pytest.approx(expected, abs=1e-4)
@@ -99,7 +118,9 @@ def test_weights_depend_on_differences_alone(level: float) -> None:
         ({"observation": "binarized at the threshold 1/2"}, "threshold"),
     ],
 )
-def test_results_of_different_things_are_refused_by_name(changed: dict[str, Any], word: str) -> None:
+def test_results_of_different_things_are_refused_by_name(
+    changed: dict[str, Any], word: str
+) -> None:
     values = three()
     with pytest.raises(UserError, match=word) as refusal:
         compare({"first": result(values["a"]), "second": result(values["b"], **changed)})
@@ -123,21 +144,38 @@ def test_one_result_or_one_that_is_not_finite_is_refused() -> None:
         compare({"first": result(values), "second": result(broken)})
 
 
-@pytest.mark.parametrize("changed", [{"kind": None}, {"sha256": None}, {"kind": None, "observation": None}])
+@pytest.mark.parametrize(
+    "changed", [{"kind": None}, {"sha256": None}, {"kind": None, "observation": None}]
+)
 def test_what_neither_knows_is_no_difference(changed: dict[str, Any]) -> None:
     values = three()
-    assert len(compare({"a": result(values["a"], **changed), "b": result(values["b"], **changed)}).rows) == 2
+    assert (
+        len(
+            compare({"a": result(values["a"], **changed), "b": result(values["b"], **changed)}).rows
+        )
+        == 2
+    )
 
 
 def test_an_observation_chosen_by_itself_is_the_one_asked_for() -> None:
     values = three()
-    compare({"a": result(values["a"]), "b": result(values["b"], observation="dynamic binarization (auto)")})
+    compare(
+        {
+            "a": result(values["a"]),
+            "b": result(values["b"], observation="dynamic binarization (auto)"),
+        }
+    )
 
 
 def test_what_may_be_the_estimators_work_is_said() -> None:
     values = three()
-    close = compare({"a": result(values["a"]), "b": result(values["a"] - 0.01, se=0.5, estimator="IW-10")})
-    assert [word in " ".join(close.notes) for word in ("estimators differ (IW-10, IW-100)", "biases are 0.125 apart")]
+    close = compare(
+        {"a": result(values["a"]), "b": result(values["a"] - 0.01, se=0.5, estimator="IW-10")}
+    )
+    assert [
+        word in " ".join(close.notes)
+        for word in ("estimators differ (IW-10, IW-100)", "biases are 0.125 apart")
+    ]
     assert any(text.startswith("b: estimated bias") for text in close.warnings)
     assert not table().warnings
 
@@ -145,7 +183,9 @@ def test_what_may_be_the_estimators_work_is_said() -> None:
 @pytest.mark.parametrize("apart", [0.2, 0.01, 0.0])
 @pytest.mark.parametrize("lower", ["the worse", "the better"])
 def test_biases_that_are_half_a_difference_apart_are_said(lower: str, apart: float) -> None:
-    """On both sides of a half, and of a thousandth of a nat; whichever of the two has the larger bias."""
+    """On both sides of a half, and of a thousandth of a nat; whichever of the two has the larger
+    bias.
+    """
     values, least = three()["a"], max(0.5 * apart, 1e-3)
     for factor, said in ((0.95, False), (1.05, True), (9.0, True)):
         errors = [0.3, (0.3**2 + 2 * factor * least) ** 0.5]  # the biases are −se²/2

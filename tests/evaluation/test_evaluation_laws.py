@@ -1,6 +1,8 @@
-"""The exact cases of evaluation.md through ``log_marginal`` itself; docs/evaluation.md indexes case by case.
+"""The exact cases of evaluation.md through ``log_marginal`` itself; docs/evaluation.md indexes case
+by case.
 
-The cases that need no more than the streaming sums are in test_exact_laws.py, AIS is in test_ais.py.
+The cases that need no more than the streaming sums are in test_exact_laws.py, AIS is in
+test_ais.py.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def z_score(values: Tensor, expected: float = 0.0) -> float:
 
 
 def whitened(num_images: int, dims: int, c: float, shift: float = 0.0) -> Exact:
-    """z ~ N(0, I), x | z ~ N(z, I): the guide is N(shift, c²) where the posterior is N(0, 1), in each dimension."""
+    """z ~ N(0, I), x | z ~ N(z, I): the guide is N(shift, c²) where the posterior is N(0, 1), in
+    each dimension.
+    """
     zeros, sd = torch.zeros(dims, dtype=torch.float64), 0.5**0.5
 
     def model(x: Tensor) -> None:
@@ -53,7 +57,9 @@ def whitened(num_images: int, dims: int, c: float, shift: float = 0.0) -> Exact:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2 + shift * sd, c * sd).to_event(1))
 
-    x = 2**0.5 * torch.randn(num_images, dims, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    x = 2**0.5 * torch.randn(
+        num_images, dims, generator=torch.Generator().manual_seed(9), dtype=torch.float64
+    )
     return Exact(model, guide, x, dist.Normal(zeros, 2**0.5).to_event(1).log_prob(x))
 
 
@@ -67,7 +73,9 @@ def relative_variance(dims: int, c2: float, shift: float = 0.0) -> float:
 
 def mean_field(case: Exact, widen: float) -> Exact:
     """The pPCA pair with the posterior's mean and ``widen`` times the best mean-field sd, 1/√P_ii."""
-    rows = torch.cat((torch.zeros_like(case.x[:1]), torch.eye(case.x.shape[1], dtype=torch.float64)))
+    rows = torch.cat(
+        (torch.zeros_like(case.x[:1]), torch.eye(case.x.shape[1], dtype=torch.float64))
+    )
     posterior = poutine.trace(case.guide).get_trace(rows).nodes["latent"]["fn"]
     start = posterior.loc[0]
     slope = posterior.loc[1:] - start
@@ -97,7 +105,9 @@ def test_the_elbo_of_mean_field_guides_is_off_by_the_closed_form(widen: float) -
 
 
 @pytest.mark.parametrize(("c2", "shift", "num_samples"), [(0.85, 0.3, 30), (1.5, 0.8, 30)])
-def test_the_bias_is_half_the_relative_variance_over_the_draws(c2: float, shift: float, num_samples: int) -> None:
+def test_the_bias_is_half_the_relative_variance_over_the_draws(
+    c2: float, shift: float, num_samples: int
+) -> None:
     """K · bias → −½ Var(w)/Z², for c² > ¾; and the bias that is reported is that bias."""
     case = whitened(30_000, 2, c2**0.5, shift)
     result, variance = estimate(case, num_samples), relative_variance(2, c2, shift)
@@ -124,8 +134,12 @@ def test_khat_in_two_dimensions_is_one_minus_c_squared(c: float) -> None:
 
 @pytest.mark.parametrize("latent_dim", [1, 2])
 @pytest.mark.parametrize("proposal", ["guide", "Defensive"])
-def test_a_nonlinear_bernoulli_decoder_by_the_trapezoid_rule(latent_dim: int, proposal: str) -> None:
-    """All 64 images, 4 times over: the mean, each image and the unbiased weights agree with the sum over the grid."""
+def test_a_nonlinear_bernoulli_decoder_by_the_trapezoid_rule(
+    latent_dim: int, proposal: str
+) -> None:
+    """All 64 images, 4 times over: the mean, each image and the unbiased weights agree with the sum
+    over the grid.
+    """
     case = nonlinear(latent_dim, times=4)
     result = estimate(case, 500, proposal=proposal)
     assert abs(result.mean - result.bias - case.mean) < 4 * result.se_mc
@@ -150,7 +164,9 @@ PLACES = torch.tensor([-2.0, 0.3, 1.5], dtype=torch.float64)
 
 
 def mixture(temper: float, num_images: int = 200) -> Exact:
-    """A Gaussian mixture with its component as a latent; the guide is its exact posterior to the power ``temper``."""
+    """A Gaussian mixture with its component as a latent; the guide is its exact posterior to the
+    power ``temper``.
+    """
 
     def log_joint(x: Tensor) -> Tensor:
         return dist.Normal(PLACES, 0.6).log_prob(x) + SHARES.log()
@@ -164,7 +180,9 @@ def mixture(temper: float, num_images: int = 200) -> Exact:
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Categorical(logits=temper * log_joint(x)))
 
-    x = 1.5 * torch.randn(num_images, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    x = 1.5 * torch.randn(
+        num_images, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+    )
     return Exact(model, guide, x, log_joint(x).logsumexp(-1))
 
 
@@ -173,7 +191,9 @@ def nothing(x: Tensor) -> None:
 
 
 def test_enumeration_is_pyros() -> None:
-    """Σ_i logsumexp_c log p(x_i, c) = −TraceEnum_ELBO of the enumerated model; the exact discrete guide gives it back."""
+    """Σ_i logsumexp_c log p(x_i, c) = −TraceEnum_ELBO of the enumerated model; the exact discrete
+    guide gives it back.
+    """
     case = mixture(1.0)
     enumerated = infer.config_enumerate(case.model, "parallel")
     total = -infer.TraceEnum_ELBO(max_plate_nesting=1).loss(enumerated, nothing, case.x)
@@ -190,7 +210,9 @@ def test_a_wrong_discrete_guide_is_unbiased() -> None:
 
 
 def test_a_discrete_site_that_the_guide_lacks_is_summed_out() -> None:
-    """Never drawn from the prior in silence; and where no latent is left, there is nothing for HMC or a wider guide to move."""
+    """Never drawn from the prior in silence; and where no latent is left, there is nothing for HMC
+    or a wider guide to move.
+    """
     case = mixture(1.0)
     alone = Exact(case.model, nothing, case.x, case.log_px)
     result = estimate(alone, 10)
@@ -205,7 +227,9 @@ def test_a_discrete_site_that_the_guide_lacks_is_summed_out() -> None:
 
 @pytest.mark.parametrize("proposal", ["guide", "Defensive"])
 def test_all_images_together_have_probability_one(proposal: str) -> None:
-    """Σ_x exp L̂(x) = 1 within 4 SE, 256 images of 8 pixels under a flow guide; and each is the trapezoid's."""
+    """Σ_x exp L̂(x) = 1 within 4 SE, 256 images of 8 pixels under a flow guide; and each is the
+    trapezoid's.
+    """
     # Pyro's inverse of the flow, which the mixture needs, works in float32 alone
     case = with_flow(torch.float64 if proposal == "guide" else torch.float32)
     result = estimate(case, 2000, proposal=proposal)
@@ -219,7 +243,9 @@ def test_all_images_together_have_probability_one(proposal: str) -> None:
 
 
 def test_bounds_rise_from_one_draw_to_the_truth() -> None:
-    """L_1 ≤ L_10 ≤ L_100 ≤ exact, a network's decoder and a guide that is too wide, 20 repetitions of 64 images."""
+    """L_1 ≤ L_10 ≤ L_100 ≤ exact, a network's decoder and a guide that is too wide, 20 repetitions
+    of 64 images.
+    """
     case = nonlinear(2, widen=1.6, times=20)
     bounds = []
     for k in (1, 10, 100):
@@ -239,7 +265,9 @@ def narrow(num_images: int) -> Exact:
 
 
 def test_a_defensive_mixture_is_right_where_a_narrow_guide_is_not() -> None:
-    """evaluation.md: plain q is 0.4 to 0.7 nats low at K = 1000; the mixture is unbiased, and its errors are honest."""
+    """evaluation.md: plain q is 0.4 to 0.7 nats low at K = 1000; the mixture is unbiased, and its
+    errors are honest.
+    """
     case = narrow(300)
     plain, result = estimate(case, 1000), estimate(case, 1000, proposal="Defensive")
     assert -1.0 < plain.mean - case.mean < -0.3
@@ -268,7 +296,9 @@ def test_a_defensive_mixture_costs_little_where_the_guide_is_good() -> None:
 # ---- the prior
 
 
-@pytest.mark.parametrize("make", [gamma_poisson, lambda n: mixture(1.0, n)], ids=["gamma-poisson", "mixture"])
+@pytest.mark.parametrize(
+    "make", [gamma_poisson, lambda n: mixture(1.0, n)], ids=["gamma-poisson", "mixture"]
+)
 def test_naive_monte_carlo_is_unbiased_and_warns(make: Callable[[int], Exact]) -> None:
     case = make(400)
     result = estimate(case, 500, proposal="prior")
@@ -279,7 +309,9 @@ def test_naive_monte_carlo_is_unbiased_and_warns(make: Callable[[int], Exact]) -
 
 @pytest.mark.slow
 def test_naive_monte_carlo_is_low_in_ten_dimensions() -> None:
-    """evaluation.md: 50 000 draws of the prior were 2.1 nats low at d = 10; the guide with one draw is not."""
+    """evaluation.md: 50 000 draws of the prior were 2.1 nats low at d = 10; the guide with one draw
+    is not.
+    """
     case = ppca(60, num_pixels=12, latent_dim=10)
     assert estimate(case, 50_000, proposal="prior").mean < case.mean - 0.5
     assert estimate(case, 1).mean == pytest.approx(case.mean, abs=1e-9)
@@ -292,7 +324,9 @@ def test_naive_monte_carlo_is_low_in_ten_dimensions() -> None:
 @pytest.mark.parametrize("num_samples", [5, 50, 500])
 def test_the_jackknife_is_its_formula(num_samples: int, spread: float) -> None:
     """K·L_K − (K−1)·mean_j L_{K−1} without draw j, each of them summed anew, from whatever chunks."""
-    lw = spread * torch.randn(num_samples, 7, generator=torch.Generator().manual_seed(num_samples), dtype=torch.float64)
+    lw = spread * torch.randn(
+        num_samples, 7, generator=torch.Generator().manual_seed(num_samples), dtype=torch.float64
+    )
     k = num_samples
     rows = torch.arange(k)
     without = torch.stack([lw[rows != j].logsumexp(0) - log(k - 1) for j in range(k)])
@@ -311,13 +345,17 @@ def test_the_jackknifes_bias_is_of_second_order() -> None:
     for k in (8, 16):
         z = c * torch.randn(k, 150_000, 2, generator=random, dtype=torch.float64)
         sums = WeightSums(150_000, k, torch.device("cpu"))
-        sums.add((-0.5 * z.square() + 0.5 * (z / c).square() + log(c)).sum(-1))  # N(0, c²) for N(0, 1): log p(x) = 0
+        sums.add(
+            (-0.5 * z.square() + 0.5 * (z / c).square() + log(c)).sum(-1)
+        )  # N(0, c²) for N(0, 1): log p(x) = 0
         figures = sums.finish()
         errors["plain"].append(float(figures.log_px.mean()))
         errors["jackknife"].append(float(figures.debiased.mean()))
     assert errors["plain"][0] / errors["plain"][1] == pytest.approx(2.0, abs=0.35)
     assert errors["jackknife"][0] / errors["jackknife"][1] > 2.8
-    assert all(abs(b) < 0.35 * abs(a) for a, b in zip(errors["plain"], errors["jackknife"], strict=True))
+    assert all(
+        abs(b) < 0.35 * abs(a) for a, b in zip(errors["plain"], errors["jackknife"], strict=True)
+    )
 
 
 # ---- coverage (300 repetitions of each image: benchmarks/coverage.py)
@@ -325,7 +363,9 @@ def test_the_jackknifes_bias_is_of_second_order() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("latent_dim", "widen"), [(3, 0.85), (5, 0.9), (5, 1.5)])
-def test_intervals_cover_where_the_diagnostics_vouch_for_them(latent_dim: int, widen: float) -> None:
+def test_intervals_cover_where_the_diagnostics_vouch_for_them(
+    latent_dim: int, widen: float
+) -> None:
     """L − bias ± 1.96 se, where k̂ < 0.5 and ESS ≥ 300: 20 images, 60 repetitions, 1200 intervals."""
     case = ppca(20, num_pixels=latent_dim + 3, latent_dim=latent_dim, widen=widen)
     many = Exact(case.model, case.guide, case.x.repeat(60, 1), case.log_px.repeat(60))

@@ -1,4 +1,6 @@
-"""log p(x) where it is known: exact guides have no variance, others are off by what the report says, and no more."""
+"""log p(x) where it is known: exact guides have no variance, others are off by what the report
+says, and no more.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,32 @@ from pyro_vae import LogMarginal, log_marginal, log_weights
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import tiling
 from pyro_vae.evaluation.traced_weights import Draw, EagerWeights
-from pyro_vae.evaluation.weight_sums import WeightSums, generalized_pareto_shape, split_draws, tail_length
+from pyro_vae.evaluation.weight_sums import (
+    WeightSums,
+    generalized_pareto_shape,
+    split_draws,
+    tail_length,
+)
 from tests.support import arviz_check
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
 
-EXACT: dict[str, Callable[[], Exact]] = {"ppca": ppca, "two levels": two_levels, "gamma-poisson": gamma_poisson}
+EXACT: dict[str, Callable[[], Exact]] = {
+    "ppca": ppca,
+    "two levels": two_levels,
+    "gamma-poisson": gamma_poisson,
+}
 TIERS = ("off", "graph")
 
 
 def estimate(case: Exact, num_samples: int, **options: Any) -> LogMarginal:
     """``log_marginal`` on the case's own images."""
     return log_marginal(
-        case.model, case.guide, options.pop("x", case.x), num_samples=num_samples, device="cpu", **options
+        case.model,
+        case.guide,
+        options.pop("x", case.x),
+        num_samples=num_samples,
+        device="cpu",
+        **options,
     )
 
 
@@ -65,7 +81,9 @@ WIDE, NARROW, MOVED = {"widen": 1.3}, {"widen": 0.85}, {"widen": 1.1, "shift": 0
 
 @pytest.mark.parametrize("guide", [WIDE, NARROW, MOVED], ids=["wide", "narrow", "moved"])
 @pytest.mark.parametrize("tier", TIERS)
-def test_an_imperfect_guide_is_off_by_its_bias_and_error(guide: dict[str, float], tier: str) -> None:
+def test_an_imperfect_guide_is_off_by_its_bias_and_error(
+    guide: dict[str, float], tier: str
+) -> None:
     case = ppca(num_images=200, **guide)
     result = estimate(case, 500, compile=tier)
     assert abs(result.mean - result.bias - case.mean) < 4 * result.se_mc
@@ -73,7 +91,9 @@ def test_an_imperfect_guide_is_off_by_its_bias_and_error(guide: dict[str, float]
     assert result.lower95 == result.mean - log(20) / 200
     assert result.elbo < result.mean < case.mean + 4 * result.se_mc
     per_image = (result.log_px - case.log_px + result.se.square() / 2) / result.se
-    assert per_image.abs().max() < 6  # of 200 images; the delta method's own errors are no exact normals
+    assert (
+        per_image.abs().max() < 6
+    )  # of 200 images; the delta method's own errors are no exact normals
     assert 0.8 < float(per_image.std()) < 1.25  # 1, with a standard error of 0.05
 
 
@@ -81,8 +101,19 @@ def test_the_bounds_rise_with_the_draws() -> None:
     case = ppca(num_images=200, widen=1.4, shift=0.3)
     bounds = [estimate(case, k, seed=k) for k in (10, 100, 1000)]
     elbo = log_marginal(case.model, case.guide, case.x, num_samples=1000, seed=7).elbo_px
-    elbo_error = float(log_weights(case.model, case.guide, case.x, num_particles=500).var(0).mean() / 1000 / 200) ** 0.5
-    chain = [(float(elbo.mean()), elbo_error), *((b.mean, b.se_mc) for b in bounds), (case.mean, 0.0)]
+    elbo_error = (
+        float(
+            log_weights(case.model, case.guide, case.x, num_particles=500).var(0).mean()
+            / 1000
+            / 200
+        )
+        ** 0.5
+    )
+    chain = [
+        (float(elbo.mean()), elbo_error),
+        *((b.mean, b.se_mc) for b in bounds),
+        (case.mean, 0.0),
+    ]
     for (lower, first), (upper, second) in pairwise(chain):
         assert lower <= upper + 4 * (first**2 + second**2) ** 0.5
 
@@ -91,7 +122,9 @@ def test_the_bounds_rise_with_the_draws() -> None:
 def test_the_curve_is_of_the_first_of_the_same_draws(
     num_samples: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The mean over images of log (Σw / k) of the first k weights, though they were summed in many chunks or in one."""
+    """The mean over images of log (Σw / k) of the first k weights, though they were summed in many
+    chunks or in one.
+    """
     drawn: list[torch.Tensor] = []
     plain = EagerWeights.__call__
 
@@ -114,9 +147,15 @@ def test_the_curve_is_of_the_first_of_the_same_draws(
     assert found.mean == found.curve[num_samples]
 
 
-@pytest.mark.parametrize(("rows", "tier"), [(30, "off"), (90, "graph")])  # tiles of 10 images, and of 30
-def test_noise_of_different_tiles_is_independent(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image many times: each has an estimate of its own, and they spread as their standard errors say."""
+@pytest.mark.parametrize(
+    ("rows", "tier"), [(30, "off"), (90, "graph")]
+)  # tiles of 10 images, and of 30
+def test_noise_of_different_tiles_is_independent(
+    rows: int, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image many times: each has an estimate of its own, and they spread as their standard
+    errors say.
+    """
     case = ppca(num_images=1, widen=1.3)
     monkeypatch.setitem(tiling.ROWS, "cpu", rows)
     result = estimate(case, 30, x=case.x.expand(120, -1), compile=tier)
@@ -125,7 +164,9 @@ def test_noise_of_different_tiles_is_independent(rows: int, tier: str, monkeypat
 
 
 @pytest.mark.parametrize("rows", [37, 600, 50_000])
-def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_order_change_no_more_than_the_noise(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     case = ppca(num_images=60, widen=1.2)
     reference = estimate(case, 300, seed=1)
     monkeypatch.setitem(tiling.ROWS, "cpu", rows)
@@ -134,13 +175,19 @@ def test_chunks_and_order_change_no_more_than_the_noise(rows: int, monkeypatch: 
         error = (result.se_mc**2 + reference.se_mc**2) ** 0.5
         assert abs(result.mean - reference.mean) < 4 * error
     per_image = result.log_px - reference.log_px[order]
-    assert per_image.abs().max() < 6 * float((result.se.square() + reference.se[order].square()).sqrt().max())
+    assert per_image.abs().max() < 6 * float(
+        (result.se.square() + reference.se[order].square()).sqrt().max()
+    )
 
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("rows", [37, 600, 50_000])
-def test_fields_stay_with_their_images(rows: int, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """x − y ~ pPCA, with the exact guide's means in a table by ``index``: every image has its own y and row."""
+def test_fields_stay_with_their_images(
+    rows: int, tier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """x − y ~ pPCA, with the exact guide's means in a table by ``index``: every image has its own y
+    and row.
+    """
     case = ppca(num_images=23)
     monkeypatch.setitem(tiling.ROWS, "cpu", rows)
     table = poutine.trace(case.guide).get_trace(case.x).nodes["latent"]["fn"]
@@ -151,9 +198,14 @@ def test_fields_stay_with_their_images(rows: int, tier: str, monkeypatch: pytest
 
     def guide(x: torch.Tensor, index: torch.Tensor) -> None:
         with pyro.plate("images", x.shape[0]):
-            pyro.sample("latent", dist.MultivariateNormal(table.loc[index], scale_tril=table.scale_tril[index]))
+            pyro.sample(
+                "latent",
+                dist.MultivariateNormal(table.loc[index], scale_tril=table.scale_tril[index]),
+            )
 
-    result = log_marginal(model, guide, case.x + y.unsqueeze(-1), num_samples=30, device="cpu", compile=tier, y=y)
+    result = log_marginal(
+        model, guide, case.x + y.unsqueeze(-1), num_samples=30, device="cpu", compile=tier, y=y
+    )
     torch.testing.assert_close(result.log_px, case.log_px, rtol=0, atol=1e-9)
 
 
@@ -189,7 +241,9 @@ def test_the_bias_is_the_squared_error_times_half_the_images(num_samples: int) -
 
 
 def test_the_total_error_is_that_of_the_set() -> None:
-    """For a guide without error: the standard error of the exact log p(x) as a sample; unknown for one image."""
+    """For a guide without error: the standard error of the exact log p(x) as a sample; unknown for
+    one image.
+    """
     case = ppca()
     result = estimate(case, 10)
     assert result.se_total == pytest.approx(float(case.log_px.std()) / 40**0.5, rel=1e-9)
@@ -273,9 +327,13 @@ def stream(weights: torch.Tensor, chunk: int) -> WeightSums:
 def test_streaming_equals_one_pass(chunk: int) -> None:
     weights = random_weights(300)
     found = stream(weights, chunk).finish()
-    torch.testing.assert_close(found.log_px, weights.logsumexp(0) - log(300), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        found.log_px, weights.logsumexp(0) - log(300), rtol=1e-10, atol=1e-10
+    )
     share = torch.softmax(weights, 0)
-    torch.testing.assert_close(found.ess, 1 / share.square().sum(0), rtol=1e-10, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        found.ess, 1 / share.square().sum(0), rtol=1e-10, atol=0, equal_nan=True
+    )
     v = (share.square().sum(0) - 1 / 300) * 300 / 299
     torch.testing.assert_close(found.variance, v, rtol=1e-9, atol=1e-12, equal_nan=True)
     torch.testing.assert_close(found.max_share, share.amax(0), rtol=1e-10, atol=0, equal_nan=True)
@@ -300,14 +358,18 @@ def test_the_relative_variance_is_the_delta_methods() -> None:
     """v = var(w) / (K · mean(w)²), with the unbiased variance."""
     weights = random_weights(80, spread=1.0)[:, [0, 1, 2]]
     w = (weights - weights.amax(0)).exp()
-    torch.testing.assert_close(stream(weights, 9).finish().variance, w.var(0) / (80 * w.mean(0).square()))
+    torch.testing.assert_close(
+        stream(weights, 9).finish().variance, w.var(0) / (80 * w.mean(0).square())
+    )
 
 
 def test_memory_does_not_grow_with_the_draws() -> None:
     """The state is the tail and a few numbers an image, however many draws have been seen."""
 
     def numbers(sums: WeightSums) -> int:
-        return sum(value.numel() for value in vars(sums).values() if isinstance(value, torch.Tensor))
+        return sum(
+            value.numel() for value in vars(sums).values() if isinstance(value, torch.Tensor)
+        )
 
     sums, sizes = WeightSums(4, 10_000, torch.device("cpu")), []
     for part in torch.randn(10_000, 4, dtype=torch.float64).split(1000):
@@ -334,30 +396,42 @@ WEIGHTS: dict[str, Callable[[int], torch.Tensor]] = {
 
 
 def normal_weights(num_samples: int) -> torch.Tensor:
-    return torch.randn(num_samples, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    return torch.randn(
+        num_samples, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    )
 
 
-@pytest.mark.parametrize("num_samples", [30, 50, 225, 900, 3600])  # where M needs no rounding: 1.x rounds down
+@pytest.mark.parametrize(
+    "num_samples", [30, 50, 225, 900, 3600]
+)  # where M needs no rounding: 1.x rounds down
 @pytest.mark.parametrize("name", WEIGHTS)
 def test_khat_from_the_tail_is_arvizs_from_all(num_samples: int, name: str) -> None:
     weights = WEIGHTS[name](num_samples)
     found = stream(weights, 113).finish().khat
-    np.testing.assert_allclose(found, arviz_check.khat_of_all(weights.T.numpy()), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(
+        found, arviz_check.khat_of_all(weights.T.numpy()), rtol=1e-10, atol=1e-10
+    )
 
 
 def test_khat_is_one_number_under_every_arviz() -> None:
     """The figures of ArviZ 0.23; where weights are tied with the cutoff, 1.x has another tail."""
     wide = stream(WEIGHTS["wide"](50), 50).finish().khat[:3]
-    np.testing.assert_allclose(wide, (0.11142918449696, 0.49866463364047, 0.43321299844645), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        wide, (0.11142918449696, 0.49866463364047, 0.43321299844645), rtol=0, atol=1e-12
+    )
     rounded = (2 * WEIGHTS["wide"](1000)).round() / 2
     tied = stream(rounded, 1000).finish().khat[:3]
-    np.testing.assert_allclose(tied, (0.33143948386803, 0.46830252685226, 0.62173549252916), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        tied, (0.33143948386803, 0.46830252685226, 0.62173549252916), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("num_samples", [6, 13, 300])
 @pytest.mark.parametrize("shape", [-0.5, 0.2, 1.5])
 def test_the_fit_is_arvizs(num_samples: int, shape: float) -> None:
-    uniform = torch.rand(num_samples, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    uniform = torch.rand(
+        num_samples, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+    )
     excess = (((1 - uniform) ** -shape - 1) / shape).sort().values
     expected = arviz_check.shape_of(excess.numpy())
     assert float(generalized_pareto_shape(excess)) == pytest.approx(expected, rel=0, abs=1e-12)
@@ -378,14 +452,20 @@ def test_khat_needs_a_tail() -> None:
 
 @pytest.mark.parametrize("spread", [1e-2, 1e-1, 1.0])
 def test_khat_is_of_the_shape_of_the_weights_and_not_of_their_size(spread: float) -> None:
-    """w and c w have one k̂, and 1 + s u, u uniform, has a bounded tail; but what float32 rounds is a constant."""
+    """w and c w have one k̂, and 1 + s u, u uniform, has a bounded tail; but what float32 rounds is
+    a constant.
+    """
     uniform = torch.rand(2000, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     weights = torch.log1p(spread * uniform)
     found = stream(weights, 500).finish()
-    torch.testing.assert_close(found.khat, stream(weights + 700.0, 500).finish().khat, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.khat, stream(weights + 700.0, 500).finish().khat, rtol=0, atol=1e-5
+    )
     assert bool(((found.khat < -0.3) & found.khat.isfinite()).all())  # −1, but for the prior at ½
     rounded = (-700 + 1e-4 * uniform).float().double()
-    assert len(rounded.unique()) > 1 and bool((stream(rounded, 500).finish().khat == -torch.inf).all())
+    assert len(rounded.unique()) > 1 and bool(
+        (stream(rounded, 500).finish().khat == -torch.inf).all()
+    )
 
 
 @pytest.mark.parametrize("num_samples", [100, 1200])
@@ -397,21 +477,31 @@ def test_two_values_of_a_weight_have_a_bounded_tail(num_samples: int) -> None:
 
 
 def test_khat_of_a_pareto_tail_is_its_shape() -> None:
-    """Guide N(0, c²I) for N(0, I) in 2 dimensions: the weights are exactly Pareto with k = 1 − c² (evaluation.md, case 4)."""
+    """Guide N(0, c²I) for N(0, I) in 2 dimensions: the weights are exactly Pareto with k = 1 − c²
+    (evaluation.md, case 4).
+    """
     c, shape = 0.7, 1 - 0.7**2
-    z = c * torch.randn(5000, 100, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    z = c * torch.randn(
+        5000, 100, 2, generator=torch.Generator().manual_seed(6), dtype=torch.float64
+    )
     weights = (-0.5 * z.square() + 0.5 * (z / c).square()).sum(-1)
     assert float(stream(weights, 500).finish().khat.mean()) == pytest.approx(shape, abs=0.05)
 
 
 @pytest.mark.slow
 def test_the_bias_law() -> None:
-    """K · bias → −½ Var(w)/Z², Var(w)/Z² = c²/√(2c² − 1) · exp(μ²/(2c² − 1)) − 1 in one dimension (evaluation.md, case 3)."""
+    """K · bias → −½ Var(w)/Z², Var(w)/Z² = c²/√(2c² − 1) · exp(μ²/(2c² − 1)) − 1 in one dimension
+    (evaluation.md, case 3).
+    """
     c2, mu, k = 0.9, 0.2, 50
-    z = mu + c2**0.5 * torch.randn(k, 200_000, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    z = mu + c2**0.5 * torch.randn(
+        k, 200_000, generator=torch.Generator().manual_seed(6), dtype=torch.float64
+    )
     weights = -0.5 * z.square() + 0.5 * (z - mu).square() / c2 + 0.5 * log(c2)
     variance = c2 / (2 * c2 - 1) ** 0.5 * np.exp(mu**2 / (2 * c2 - 1)) - 1
     sums = stream(weights, k).finish()
     error = float(sums.log_px.std()) / 200_000**0.5
-    assert float(sums.log_px.mean()) == pytest.approx(-variance / (2 * k), abs=4 * error + 2 * variance / k**2)
+    assert float(sums.log_px.mean()) == pytest.approx(
+        -variance / (2 * k), abs=4 * error + 2 * variance / k**2
+    )
     assert float(sums.variance.mean()) == pytest.approx(variance / k, rel=0.05)

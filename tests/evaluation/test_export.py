@@ -1,4 +1,6 @@
-"""Exports: exact posteriors come out again, intervals are flagged, and no log weight is passed off as a log likelihood."""
+"""Exports: exact posteriors come out again, intervals are flagged, and no log weight is passed off
+as a log likelihood.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,15 @@ def estimate(case: Exact, num_samples: int = 2000) -> LogMarginal:
 
 def exported(case: Exact, ll: LogMarginal | None = None, **options: Any) -> Any:
     chosen = {"num_images": 4, "num_draws": 2000, "device": "cpu", **options}
-    return arviz_export.to_inference_data(ll or estimate(case), case.model, case.guide, case.x, **chosen)
+    return arviz_export.to_inference_data(
+        ll or estimate(case), case.model, case.guide, case.x, **chosen
+    )
 
 
 def ppca_posterior(case: Exact) -> tuple[Tensor, Tensor]:
-    """Mean ``(N, D)`` and covariance of the exact posterior, which is what the unwidened guide samples."""
+    """Mean ``(N, D)`` and covariance of the exact posterior, which is what the unwidened guide
+    samples.
+    """
     with pyro.plate_stack("none", ()):
         trace = pyro.poutine.trace(case.guide).get_trace(case.x)
     fn = trace.nodes["latent"]["fn"]
@@ -53,7 +59,9 @@ def ppca_posterior(case: Exact) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize(("widen", "shift"), [(1.0, 0.0), (1.5, 0.0), (1.3, 0.4)])
 def test_resampled_draws_have_the_posteriors_moments(widen: float, shift: float) -> None:
-    """Whatever the guide, what its weights leave is the exact posterior: mean and covariance within 5 standard errors."""
+    """Whatever the guide, what its weights leave is the exact posterior: mean and covariance within
+    5 standard errors.
+    """
     mean, covariance = ppca_posterior(ppca())
     case = ppca(widen=widen, shift=shift)
     data = exported(case, estimate(case, 20_000))
@@ -69,11 +77,18 @@ def test_prior_and_predictive_have_their_moments() -> None:
     case = two_levels()
     data = exported(case)
     a, b = (data["prior"][name].values[0] for name in ("a", "b"))
-    assert abs(a.var() - 1.0) < 5 * (2 / a.size) ** 0.5 and abs((b - a).var() - 0.64) < 5 * 0.64 * (2 / a.size) ** 0.5
-    predicted, drawn = data["posterior_predictive"]["x"].values[0, ..., 0], data["posterior"]["b"].values[0]
+    assert (
+        abs(a.var() - 1.0) < 5 * (2 / a.size) ** 0.5
+        and abs((b - a).var() - 0.64) < 5 * 0.64 * (2 / a.size) ** 0.5
+    )
+    predicted, drawn = (
+        data["posterior_predictive"]["x"].values[0, ..., 0],
+        data["posterior"]["b"].values[0],
+    )
     noise = predicted - drawn  # x | b ~ N(b, 0.5²), image by image and draw by draw
     assert (
-        abs(noise.mean()) < 5 * 0.5 / noise.size**0.5 and abs(noise.var() - 0.25) < 5 * 0.25 * (2 / noise.size) ** 0.5
+        abs(noise.mean()) < 5 * 0.5 / noise.size**0.5
+        and abs(noise.var() - 0.25) < 5 * 0.25 * (2 / noise.size) ** 0.5
     )
 
 
@@ -100,7 +115,12 @@ def test_there_is_nothing_for_loo_to_misread() -> None:
 def test_a_file_holds_it(tmp_path: Path) -> None:
     case = ppca()
     ll = log_marginal(
-        case.model, case.guide, case.x, 100, protocol={"data": "made", "known": None, "list": [1]}, **OPTIONS
+        case.model,
+        case.guide,
+        case.x,
+        100,
+        protocol={"data": "made", "known": None, "list": [1]},
+        **OPTIONS,
     )
     exported(case, ll).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
     assert (tmp_path / "a.nc").stat().st_size > 1000
@@ -110,7 +130,9 @@ def test_one_seed_one_result_and_the_callers_random_state_is_left_alone() -> Non
     case = ppca()
     ll = estimate(case)
     before = torch.get_rng_state()
-    first, again, other = (exported(case, ll, seed=seed)["posterior"]["latent"].values for seed in (1, 1, 2))
+    first, again, other = (
+        exported(case, ll, seed=seed)["posterior"]["latent"].values for seed in (1, 1, 2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
@@ -137,13 +159,19 @@ def test_fields_are_constant_data_and_reach_the_programs() -> None:
     ll = log_marginal(model, guide, x, 500, y=y, **OPTIONS)
     data = arviz_export.to_inference_data(ll, model, guide, x, num_images=3, device="cpu", y=y)
     np.testing.assert_array_equal(data["constant_data"]["y"].values, [0, 1, 2])
-    np.testing.assert_allclose(data["prior"]["image_value"].values.mean((0, 1)), [0, 1, 2], atol=0.05)
-    np.testing.assert_allclose(data["posterior_predictive"]["x"].values.mean((0, 1, 3)), [0, 1, 2], atol=0.2)
+    np.testing.assert_allclose(
+        data["prior"]["image_value"].values.mean((0, 1)), [0, 1, 2], atol=0.05
+    )
+    np.testing.assert_allclose(
+        data["posterior_predictive"]["x"].values.mean((0, 1, 3)), [0, 1, 2], atol=0.2
+    )
 
 
 def test_resampling_is_by_weight() -> None:
     """Draw k is chosen ⌊n wₖ⌋ or ⌈n wₖ⌉ times."""
-    weights = torch.softmax(3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0)
+    weights = torch.softmax(
+        3 * torch.randn(40, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0
+    )
     torch.manual_seed(0)
     chosen = arviz_export.resample(weights.log() - 900, 1000)
     for image in range(5):
@@ -182,10 +210,23 @@ def test_arviz_compares_and_draws_it() -> None:
 def test_the_table_has_each_images_interval() -> None:
     ll = estimate(ppca(widen=1.3), 3000)
     table = arviz_export.per_image_table(ll)
-    columns = ["image", "log_px", "se", "bias", "ess", "khat", "max_weight_share", "lower", "upper", "flag"]
+    columns = [
+        "image",
+        "log_px",
+        "se",
+        "bias",
+        "ess",
+        "khat",
+        "max_weight_share",
+        "lower",
+        "upper",
+        "flag",
+    ]
     assert list(table.columns) == columns and len(table) == 40
     assert table["bias"].mean() == pytest.approx(ll.bias)
-    np.testing.assert_allclose((table["lower"] + table["upper"]) / 2, table["log_px"] - table["bias"])
+    np.testing.assert_allclose(
+        (table["lower"] + table["upper"]) / 2, table["log_px"] - table["bias"]
+    )
     np.testing.assert_allclose(table["upper"] - table["lower"], 2 * 1.96 * table["se"])
 
 
@@ -194,7 +235,9 @@ def test_flags_are_the_rule() -> None:
     khat = torch.tensor([0.4, 0.49, 0.5, 0.9, torch.nan, -torch.inf, 0.1, 0.1], dtype=torch.float64)
     ess = torch.tensor([400, 300, 400, 400, 400, 400, 299, 5], dtype=torch.float64)
     flagged = arviz_export.per_image_table(
-        LogMarginal(**{**vars(ll), **{n: getattr(ll, n)[:8] for n in TENSORS}, "khat": khat, "ess": ess})
+        LogMarginal(
+            **{**vars(ll), **{n: getattr(ll, n)[:8] for n in TENSORS}, "khat": khat, "ess": ess}
+        )
     )["flag"]
     assert [bool(flag) for flag in flagged] == [False, False, True, True, True, False, True, True]
     assert set(flagged) == {"", "interval unsound"}
@@ -207,7 +250,9 @@ def test_the_csv_holds_the_table_to_the_last_digit(tmp_path: Path) -> None:
     ll = estimate(gamma_poisson(), 50)
     path = arviz_export.write_per_image_csv(ll, tmp_path / "new" / "images.csv")
     again = pandas.read_csv(path, keep_default_na=False, na_values={"khat": [""]})
-    pandas.testing.assert_frame_equal(again, arviz_export.per_image_table(ll), rtol=1e-15, check_dtype=False)
+    pandas.testing.assert_frame_equal(
+        again, arviz_export.per_image_table(ll), rtol=1e-15, check_dtype=False
+    )
     assert [file.name for file in path.parent.iterdir()] == ["images.csv"]
 
 
@@ -216,6 +261,13 @@ def test_the_summary_answers_doubts(num_samples: int) -> None:
     ll = estimate(ppca(widen=1.3), num_samples)
     text = arviz_export.summary(ll)
     assert text.startswith(str(ll))
-    for words in ("95% lower bound", "draws", "ESS by image", "k̂ by image", "sound per-image intervals", "is no bound"):
+    for words in (
+        "95% lower bound",
+        "draws",
+        "ESS by image",
+        "k̂ by image",
+        "sound per-image intervals",
+        "is no bound",
+    ):
         assert words in text
     assert "nan" not in text.removeprefix(str(ll)) or num_samples == 1

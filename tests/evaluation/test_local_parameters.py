@@ -1,4 +1,6 @@
-"""η by other ways than a network: a table with a row an image, a few gradient steps, and refinement from either."""
+"""η by other ways than a network: a table with a row an image, a few gradient steps, and refinement
+from either.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, distributions, nn
 
-from pyro_vae import check_pair, fit, guides, log_densities, log_marginal, log_weights, models, refine
+from pyro_vae import (
+    check_pair,
+    fit,
+    guides,
+    log_densities,
+    log_marginal,
+    log_weights,
+    models,
+    refine,
+)
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import mark_rows
 from pyro_vae.training.optimizers import make_optimizer
@@ -17,7 +28,9 @@ SHAPE, SIGMA = (4,), 0.6
 
 
 def linear_model(correlated: bool) -> models.GenerativeModel:
-    """x = W z + b + σ ε in float64, z of two dimensions; with orthogonal columns in W the posterior is factorised."""
+    """x = W z + b + σ ε in float64, z of two dimensions; with orthogonal columns in W the posterior
+    is factorised.
+    """
     likelihood = models.Gaussian(2, SHAPE, scale=SIGMA, hidden=()).double()
     weight = torch.tensor([[1.0, 0.9], [0.8, -0.3], [0.6, 1.0], [-0.2, 0.7]]).double()
     if not correlated:
@@ -34,7 +47,9 @@ def exact(model: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     layer = model.likelihood.net.layers[0]
     weight, bias = layer.weight.detach(), layer.bias.detach()
     eye = torch.eye(2).double()
-    log_px = distributions.MultivariateNormal(bias, weight @ weight.T + SIGMA**2 * torch.eye(4).double()).log_prob(x)
+    log_px = distributions.MultivariateNormal(
+        bias, weight @ weight.T + SIGMA**2 * torch.eye(4).double()
+    ).log_prob(x)
     precision = weight.T @ weight / SIGMA**2 + eye
     return log_px, (x - bias) @ torch.linalg.solve(precision, weight.T / SIGMA**2).T, precision
 
@@ -57,12 +72,27 @@ QUIET: dict[str, Any] = {"progress": False, "compile": "off"}
 
 def test_per_datum_reaches_the_exact_posterior() -> None:
     model, guide, x = linear_model(correlated=False), per_datum(6), images(6)
-    settings: dict[str, Any] = {"num_steps": 500, "batch_size": 6, "learning_rate": 0.05, "freeze": "model"}
-    fit(model, guide, x, objective="TraceMeanField_ELBO(num_particles=32)", progress=False, compile="graph", **settings)
+    settings: dict[str, Any] = {
+        "num_steps": 500,
+        "batch_size": 6,
+        "learning_rate": 0.05,
+        "freeze": "model",
+    }
+    fit(
+        model,
+        guide,
+        x,
+        objective="TraceMeanField_ELBO(num_particles=32)",
+        progress=False,
+        compile="graph",
+        **settings,
+    )
     log_px, mean, precision = exact(model, x)
     loc, log_scale = guide.table.detach().chunk(2, -1)
     torch.testing.assert_close(loc, mean, atol=0.02, rtol=0)
-    torch.testing.assert_close((-2 * log_scale).exp(), precision.diagonal().expand(6, -1), atol=0, rtol=0.05)
+    torch.testing.assert_close(
+        (-2 * log_scale).exp(), precision.diagonal().expand(6, -1), atol=0, rtol=0.05
+    )
     weights = log_weights(model, guide, x, num_particles=200)
     torch.testing.assert_close(weights.mean(0), log_px, atol=0.01, rtol=0)
 
@@ -93,12 +123,16 @@ def test_held_adam_is_torchs_sparse_adam() -> None:
         theirs.grad = ours.grad.to_sparse(1)
         for step in steps:
             step.step()
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # the two add eps before and after the bias correction
+    torch.testing.assert_close(
+        ours, theirs, atol=1e-5, rtol=0
+    )  # the two add eps before and after the bias correction
 
 
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_a_training_step_moves_the_rows_of_its_batch_alone(compile: str) -> None:
-    """In one pass each row has one visit: after k steps, 2k rows are where the whole pass will leave them."""
+    """In one pass each row has one visit: after k steps, 2k rows are where the whole pass will
+    leave them.
+    """
 
     def table(num_steps: int) -> Tensor:
         model, guide = linear_model(correlated=True), per_datum(8)
@@ -127,7 +161,9 @@ def test_a_staged_table_is_the_eager_one() -> None:
     found = []
     for compile in ("off", "graph"):
         model, guide = linear_model(correlated=True), per_datum(8)
-        history = fit(model, guide, images(8), num_steps=6, batch_size=3, progress=False, compile=compile)
+        history = fit(
+            model, guide, images(8), num_steps=6, batch_size=3, progress=False, compile=compile
+        )
         assert history.compile == compile
         found.append((guide.table.detach(), guide.seen))
     for eager, staged in zip(*found, strict=True):
@@ -136,7 +172,12 @@ def test_a_staged_table_is_the_eager_one() -> None:
 
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_unseen_images_are_refused_and_refined(compile: str) -> None:
-    model, guide, x, other = linear_model(correlated=False), per_datum(6), images(6), images(6, seed=1)
+    model, guide, x, other = (
+        linear_model(correlated=False),
+        per_datum(6),
+        images(6),
+        images(6, seed=1),
+    )
     fit(model, guide, x, num_steps=20, batch_size=6, **QUIET)
     assert log_marginal(model, guide, x, num_samples=5, compile=compile).num_images == 6
     for wrong in (other, x.flip(0), torch.cat((x, other)), torch.cat((x[:5], other[:1]))):
@@ -159,14 +200,25 @@ def test_a_row_that_no_step_has_seen_has_no_image() -> None:
 
 def test_a_validation_set_is_refused_beforehand() -> None:
     with pytest.raises(UserError, match="refine") as error:
-        fit(linear_model(correlated=True), per_datum(6), images(6), x_valid=images(3), num_steps=1, **QUIET)
+        fit(
+            linear_model(correlated=True),
+            per_datum(6),
+            images(6),
+            x_valid=images(3),
+            num_steps=1,
+            **QUIET,
+        )
     assert "\n" not in str(error.value)
 
 
 def test_training_goes_on_when_the_images_are_drawn_afresh() -> None:
-    """Dynamic binarization shows another image in each row, at every visit and in a second training's dry run."""
+    """Dynamic binarization shows another image in each row, at every visit and in a second
+    training's dry run.
+    """
     torch.manual_seed(0)
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, SHAPE, hidden=(3,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, SHAPE, hidden=(3,))
+    )
     guide, x = guides.PerDatum(SHAPE, 2, 6), torch.rand(6, *SHAPE)
     for seed in (0, 1):
         fit(model, guide, x, binarize="dynamic", num_steps=3, batch_size=3, seed=seed, **QUIET)
@@ -178,7 +230,12 @@ def test_training_goes_on_when_the_images_are_drawn_afresh() -> None:
         (lambda: guides.PerDatum(SHAPE, 2, 0), "num_data=0"),
         (lambda: per_datum(3)(images(3)), "index"),
         (lambda: per_datum(3)(images(3), index=torch.arange(3) + 1), "row 3"),
-        (lambda: fit(linear_model(True), per_datum(4), images(6), num_steps=1, batch_size=6, **QUIET), "row 4"),
+        (
+            lambda: fit(
+                linear_model(True), per_datum(4), images(6), num_steps=1, batch_size=6, **QUIET
+            ),
+            "row 4",
+        ),
         (lambda: guides.SemiAmortized(SHAPE, 2, linear_model(True), steps=0), "steps=0"),
         (lambda: guides.SemiAmortized(SHAPE, 2, linear_model(True), steps=(5,)), r"steps=\(5,\)"),
         (lambda: guides.SemiAmortized(SHAPE, 2, linear_model(True), step_size=0.0), "step_size"),
@@ -201,13 +258,17 @@ def semi_amortized(model: Any, **args: Any) -> guides.SemiAmortized:
 
 
 def test_many_steps_reach_the_exact_posterior() -> None:
-    """The noises' first two moments are exact, and so is the ELBO's estimate for a factorised Gaussian posterior."""
+    """The noises' first two moments are exact, and so is the ELBO's estimate for a factorised
+    Gaussian posterior.
+    """
     model, x = linear_model(correlated=False), images(5)
     guide = semi_amortized(model, steps=200)
     _, mean, precision = exact(model, x)
     loc, log_scale = guide.local(x).detach().chunk(2, -1)
     torch.testing.assert_close(loc, mean, atol=0.05, rtol=0)
-    torch.testing.assert_close((-2 * log_scale).exp(), precision.diagonal().expand(5, -1), atol=0, rtol=0.1)
+    torch.testing.assert_close(
+        (-2 * log_scale).exp(), precision.diagonal().expand(5, -1), atol=0, rtol=0.1
+    )
 
 
 def test_the_steps_raise_the_bound_of_the_same_network() -> None:
@@ -255,13 +316,24 @@ def test_freezing_and_staging_of_the_climbing_guide(frozen: str | None) -> None:
         model = linear_model(correlated=True)
         guide = semi_amortized(model, steps=2)
         parts = {"model": model, "guide": guide}
-        before = {role: [p.detach().clone() for p in part.parameters()] for role, part in parts.items()}
+        before = {
+            role: [p.detach().clone() for p in part.parameters()] for role, part in parts.items()
+        }
         history = fit(
-            model, guide, images(8), num_steps=3, batch_size=4, progress=False, compile=compile, freeze=frozen
+            model,
+            guide,
+            images(8),
+            num_steps=3,
+            batch_size=4,
+            progress=False,
+            compile=compile,
+            freeze=frozen,
         )
         assert history.compile == compile
         for role, part in parts.items():
-            moved = [not torch.equal(a, b) for a, b in zip(part.parameters(), before[role], strict=True)]
+            moved = [
+                not torch.equal(a, b) for a, b in zip(part.parameters(), before[role], strict=True)
+            ]
             assert not any(moved) if role == frozen else all(moved)
         found.append([p.detach() for part in parts.values() for p in part.parameters()])
     for eager, staged in zip(*found, strict=True):
@@ -277,19 +349,28 @@ def test_full_rank_closes_the_gap_that_a_mean_field_cannot() -> None:
     log_px, _, precision = exact(model, x)
     gap = 0.5 * float(precision.diagonal().log().sum() - precision.logdet())
     assert gap > 0.1
-    expected = {guides.MeanField: gap, guides.FullRank: 0.0, guides.LowRank: 0.0, guides.Householder: 0.0}
+    expected = {
+        guides.MeanField: gap,
+        guides.FullRank: 0.0,
+        guides.LowRank: 0.0,
+        guides.Householder: 0.0,
+    }
     for part, least in expected.items():
         torch.manual_seed(0)
         guide = part(SHAPE, 2, hidden=(4,)).double()
         found = refine(model, guide, x, num_steps=200, num_samples=200, compile="graph")
-        assert float((log_px - found.elbo_refined_px).mean()) == pytest.approx(least, abs=0.05), part
+        assert float((log_px - found.elbo_refined_px).mean()) == pytest.approx(least, abs=0.05), (
+            part
+        )
 
 
 def test_the_terms_of_a_table_are_those_of_its_rows() -> None:
     model, guide, x = linear_model(correlated=True), per_datum(6), images(6)
     with torch.no_grad():
         guide.table.normal_(generator=torch.Generator().manual_seed(0))
-    site = log_densities(model, guide, x[2:5], num_particles=4, index=torch.tensor([2, 3, 4])).guide["z"]
+    site = log_densities(
+        model, guide, x[2:5], num_particles=4, index=torch.tensor([2, 3, 4])
+    ).guide["z"]
     loc, log_scale = guide.table[2:5].chunk(2, -1)
     by_hand = distributions.Normal(loc, log_scale.exp()).log_prob(site.value).sum(-1)
     torch.testing.assert_close(site.log_prob, by_hand)

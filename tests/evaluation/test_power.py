@@ -1,4 +1,6 @@
-"""The exact laws have power: each of four deliberate breaks of the engine is caught by the laws that should catch it."""
+"""The exact laws have power: each of four deliberate breaks of the engine is caught by the laws
+that should catch it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ LIMIT = 4.0
 
 def estimate(case: Exact, num_samples: int) -> pv.LogMarginal:
     """Small chunks of draws, so that there are several to be put together."""
-    return pv.log_marginal(case.model, case.guide, case.x, num_samples=num_samples, device="cpu", compile="off")
+    return pv.log_marginal(
+        case.model, case.guide, case.x, num_samples=num_samples, device="cpu", compile="off"
+    )
 
 
 # ---- the laws: how far the engine is off, below LIMIT where it is right
@@ -90,7 +94,9 @@ def mean_of_logs(patch: pytest.MonkeyPatch) -> None:
 
 
 def dropped_constant(patch: pytest.MonkeyPatch) -> None:
-    """Normal densities without −½ log 2π: it cancels between a Normal prior and a Normal guide, and not in a likelihood."""
+    """Normal densities without −½ log 2π: it cancels between a Normal prior and a Normal guide, and
+    not in a likelihood.
+    """
     plain = torch.distributions.Normal.log_prob
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
@@ -126,7 +132,10 @@ BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
         {"unbiased, pPCA", "bias removed, pPCA", "unbiased, Bernoulli", "sums to one, flow"},
     ),
     # the two laws of Bernoulli images and Normal latents are those in which it may cancel
-    "dropped constant": (dropped_constant, {"zero variance, pPCA", "unbiased, pPCA", "bias removed, pPCA"}),
+    "dropped constant": (
+        dropped_constant,
+        {"zero variance, pPCA", "unbiased, pPCA", "bias removed, pPCA"},
+    ),
     "scale of two": (scale_of_two, set(LAWS)),
     "forgotten log K": (forgotten_log_k, set(LAWS)),
 }
@@ -135,7 +144,9 @@ BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], set[str]]] = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four draws of each image at a time."""
-    monkeypatch.setattr(importance, "tile_sizes", lambda num_samples, rows: (min(4, num_samples), 500))
+    monkeypatch.setattr(
+        importance, "tile_sizes", lambda num_samples, rows: (min(4, num_samples), 500)
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""Reduced precision is opt-in, and its error is measured on the very images; memory that runs out halves the tile."""
+"""Reduced precision is opt-in, and its error is measured on the very images; memory that runs out
+halves the tile.
+"""
 
 from collections.abc import Callable
 
@@ -32,7 +34,11 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
     BFloat16().rewrite(program.graph)
     product = (x.bfloat16() @ weight.bfloat16().t()).float() + bias
     assert torch.equal(program(x)[0], product.exp().sum(-1))
-    kinds = {str(node.kwargs.get("dtype")) for node in program.graph.graph.nodes if "_to_copy" in str(node.target)}
+    kinds = {
+        str(node.kwargs.get("dtype"))
+        for node in program.graph.graph.nodes
+        if "_to_copy" in str(node.target)
+    }
     assert kinds == {"torch.bfloat16", "torch.float32"}
 
 
@@ -53,12 +59,18 @@ def test_the_error_is_measured_told_and_small() -> None:
     difference = rough.log_px - exact.log_px  # the same seed is the same noise
     assert 0 < float(difference.abs().max()) < 0.05
     said = rough.protocol["precision"]
-    assert "bfloat16 products" in said and "12 of these images at K = 400" in said and said in str(rough)
+    assert (
+        "bfloat16 products" in said
+        and "12 of these images at K = 400" in said
+        and said in str(rough)
+    )
     assert exact.protocol["precision"] == "float32"
 
 
 @pytest.mark.parametrize("factor", [0.8, 0.97, 1.03, 1.25])
-def test_a_reduced_program_that_is_wrong_is_refused(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reduced_program_that_is_wrong_is_refused(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
     rewrite = BFloat16.rewrite
 
@@ -71,7 +83,9 @@ def test_a_reduced_program_that_is_wrong_is_refused(factor: float, monkeypatch: 
         module.recompile()
 
     monkeypatch.setattr(BFloat16, "rewrite", wrong)
-    with pytest.raises(pv.UserError, match=r"differs from the eager one .* use precision='float32'"):
+    with pytest.raises(
+        pv.UserError, match=r"differs from the eager one .* use precision='float32'"
+    ):
         pv.log_marginal(*pair(), images(), num_samples=50, precision="bfloat16")
 
 
@@ -95,7 +109,9 @@ def test_what_can_not_be_had_is_refused(options: dict, words: str) -> None:
 def test_float64_parameters_are_not_rounded() -> None:
     model, guide = pair()
     with pytest.raises(pv.UserError, match="float64"):
-        pv.log_marginal(model.double(), guide.double(), images(), num_samples=10, precision="bfloat16")
+        pv.log_marginal(
+            model.double(), guide.double(), images(), num_samples=10, precision="bfloat16"
+        )
 
 
 def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> None:
@@ -131,7 +147,8 @@ def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         RuntimeError(
-            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to "
+            "allocate 8 bytes."
         ),
         MemoryError(),
     ],
@@ -149,15 +166,25 @@ def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
 
 
 def test_noise_of_a_halved_tile_s_parts_is_independent(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One image many times, each with an estimate of its own; in whole tiles it has the numbers that it always had."""
-    memory_for(300, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    """One image many times, each with an estimate of its own; in whole tiles it has the numbers
+    that it always had.
+    """
+    memory_for(
+        300, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    )
     model, guide = pair()
-    halved = pv.log_marginal(model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300)
+    halved = pv.log_marginal(
+        model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300
+    )
     assert "went on with 250" in str(halved) and len(halved.log_px.unique()) == 50
 
 
-def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_for(0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory_for(
+        0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+    )
     with pytest.raises(pv.UserError, match="one image and one draw"):
         pv.log_marginal(*pair(), images(), num_samples=20)
 

@@ -1,4 +1,6 @@
-"""What a number is: named by what the observed sites score and what moves their densities, and held to it by `compare`."""
+"""What a number is: named by what the observed sites score and what moves their densities, and held
+to it by `compare`.
+"""
 
 from __future__ import annotations
 
@@ -180,12 +182,28 @@ CASES: dict[str, tuple[Any, Any, dict[str, Tensor], str, int | None, set[str], s
     "y of the guide alone": (plain, X, Y, "log p(x)", 6, {"pixels"}, set()),
     "library size of x": (library_size, COUNTS, {}, "log p(x)", 6, {"x"}, set()),
     "library size given": (size_as_a_field, COUNTS, SIZE, "log p(x | size)", 6, {"x"}, {"size"}),
-    "library size observed": (observed_size, COUNTS, SIZE, "log p(x, size)", 7, {"x", "size"}, set()),
+    "library size observed": (
+        observed_size,
+        COUNTS,
+        SIZE,
+        "log p(x, size)",
+        7,
+        {"x", "size"},
+        set(),
+    ),
     "factor": (penalized, X, {}, "log p(x) + log factor 'penalty'", 6, {"pixels"}, set()),
     "factor alone": (factor_alone, X, {}, "log factor 'fit' given x", None, set(), {"x"}),
     "mask": (masked, X, {"mask": SEEN}, "log p(x_seen | mask)", None, {"x"}, {"mask"}),
     "mask of one shape": (masked, X, {"mask": LEFT}, "log p(x_seen | mask)", 2, {"x"}, {"mask"}),
-    "mask, zeros elsewhere": (masked_and_filled, X, {"mask": SEEN}, "log p(x_seen | mask)", None, {"x"}, {"mask"}),
+    "mask, zeros elsewhere": (
+        masked_and_filled,
+        X,
+        {"mask": SEEN},
+        "log p(x_seen | mask)",
+        None,
+        {"x"},
+        {"mask"},
+    ),
     "mask of x": (coded, X, {}, "log p(x_seen)", None, {"x"}, set()),
     "obs_mask": (
         partly_labelled,
@@ -221,7 +239,9 @@ def test_the_name_is_that_of_what_was_scored(case: str) -> None:
 
 
 def test_joint_less_conditional_is_the_label_s_probability() -> None:
-    """The draws are the same, so that images differ by log p(y_i) alone; a factor of exp(−3) is −3 nats."""
+    """The draws are the same, so that images differ by log p(y_i) alone; a factor of exp(−3) is −3
+    nats.
+    """
     both, given = score(joint, X, y=CLASS), score(likelihood_given_y, X, y=CLASS)
     torch.testing.assert_close(both.log_px - given.log_px, SHARES.log()[CLASS], rtol=0, atol=1e-12)
     with_factor = score(penalized, X)
@@ -263,11 +283,19 @@ def test_every_estimator_names_it_so() -> None:
     options: dict[str, Any] = {"device": "cpu", "compile": "off", "y": CLASS[:7]}
     annealed = pv.ais(likelihood_given_y, exact, X[:7], num_steps=2, num_chains=2, **options)
     refined = pv.refine(likelihood_given_y, Local(), X[:7], num_steps=1, num_samples=2, **options)
-    bounds = pv.bdmc(likelihood_given_y, exact, size=7, like=X[:7], num_steps=2, num_chains=2, **options)
+    bounds = pv.bdmc(
+        likelihood_given_y, exact, size=7, like=X[:7], num_steps=2, num_chains=2, **options
+    )
     for found in (annealed, refined, bounds):
         assert "log p(x | y)" in str(found).splitlines()[0]
-        assert list(found.protocol["conditions"]) == ["y"] and list(found.protocol["scored"]) == ["x"]
-    assert annealed.protocol["conditions"] == refined.protocol["conditions"] == bounds.protocol["conditions"]
+        assert list(found.protocol["conditions"]) == ["y"] and list(found.protocol["scored"]) == [
+            "x"
+        ]
+    assert (
+        annealed.protocol["conditions"]
+        == refined.protocol["conditions"]
+        == bounds.protocol["conditions"]
+    )
     with pytest.raises(UserError, match="'reference' is conditioned on 'y' of digest"):
         pv.refine(
             likelihood_given_y,
@@ -298,7 +326,9 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 @pytest.mark.parametrize("model", [likelihood_given_y, unused, joint])
 def test_a_field_that_is_constant_on_the_first_images(model: Any) -> None:
-    """Sorted sets: its only other row is the last one; from a tensor, a Dataset and a DataLoader alike."""
+    """Sorted sets: its only other row is the last one; from a tensor, a Dataset and a DataLoader
+    alike.
+    """
     y = torch.zeros(N, dtype=torch.long)
     y[-1] = 2
     expected = score(model, X, **Y).protocol
@@ -308,8 +338,14 @@ def test_a_field_that_is_constant_on_the_first_images(model: Any) -> None:
         score(model, DataLoader(Rows(y), batch_size=5)).protocol,
     ]
     for protocol in found:
-        assert protocol["quantity"] == expected["quantity"] and protocol["num_dims"] == expected["num_dims"]
-        assert (protocol["scored"], protocol["conditions"]) == (found[0]["scored"], found[0]["conditions"])
+        assert (
+            protocol["quantity"] == expected["quantity"]
+            and protocol["num_dims"] == expected["num_dims"]
+        )
+        assert (protocol["scored"], protocol["conditions"]) == (
+            found[0]["scored"],
+            found[0]["conditions"],
+        )
 
 
 def test_where_no_row_differs_from_another() -> None:
@@ -317,7 +353,11 @@ def test_where_no_row_differs_from_another() -> None:
     constant = torch.full((N,), 2)
     assert score(joint, X, y=constant).protocol["quantity"] == "log p(x, y)"
     assert score(likelihood_given_y, X, y=constant).protocol["quantity"] == "log p(x | y)"
-    for model, name in ((joint, "log p(x, y)"), (label_given_image, "log p(y | x)"), (doubled, "log p(x)")):
+    for model, name in (
+        (joint, "log p(x, y)"),
+        (label_given_image, "log p(y | x)"),
+        (doubled, "log p(x)"),
+    ):
         fields = {} if model is doubled else {"y": CLASS[:1]}
         assert score(model, X[:1], **fields).protocol["quantity"] == name
 
@@ -346,7 +386,9 @@ def test_nothing_is_left_changed() -> None:
     first, again = (pv.log_marginal(model, guide, x, y=y, seed=4, **FAST) for _ in range(2))
     assert first.protocol["quantity"] == "log p(x)" and torch.equal(first.log_px, again.log_px)
     assert torch.equal(x, X) and torch.equal(y, CLASS) and torch.equal(state, torch.get_rng_state())
-    assert decoder.training and all(torch.equal(value, before[name]) for name, value in decoder.state_dict().items())
+    assert decoder.training and all(
+        torch.equal(value, before[name]) for name, value in decoder.state_dict().items()
+    )
 
 
 # ---- digests
@@ -368,7 +410,9 @@ def test_equal_values_have_one_digest() -> None:
     ]
     for key in ("sha256", "scored", "conditions"):
         assert same[0].protocol[key] == same[1].protocol[key] == same[2].protocol[key]
-    nearly = score(likelihood_given_y, x.double() + 1e-12, y=y)  # the same float32 numbers, and not the same
+    nearly = score(
+        likelihood_given_y, x.double() + 1e-12, y=y
+    )  # the same float32 numbers, and not the same
     assert nearly.protocol["sha256"] != same[0].protocol["sha256"]
 
 
@@ -378,8 +422,13 @@ def test_a_digest_is_of_the_whole_set() -> None:
     y = CLASS.clone()
     y[-1] = (y[-1] + 1) % CLASSES
     first = score(joint, X, y=CLASS).protocol
-    for protocol, changed in ((score(joint, other, y=CLASS).protocol, "x"), (score(joint, X, y=y).protocol, "label")):
-        assert {site for site in ("x", "label") if protocol["scored"][site] != first["scored"][site]} == {changed}
+    for protocol, changed in (
+        (score(joint, other, y=CLASS).protocol, "x"),
+        (score(joint, X, y=y).protocol, "label"),
+    ):
+        assert {
+            site for site in ("x", "label") if protocol["scored"][site] != first["scored"][site]
+        } == {changed}
 
 
 # ---- comparisons
@@ -395,22 +444,41 @@ def refused(first: pv.LogMarginal, second: pv.LogMarginal, *words: str) -> None:
 
 def test_other_quantities_and_other_data_are_refused() -> None:
     y = (CLASS + 1) % CLASSES
-    refused(score(joint, X, y=CLASS), score(likelihood_given_y, X, y=CLASS), "log p(x, y)", "log p(x | y)")
+    refused(
+        score(joint, X, y=CLASS),
+        score(likelihood_given_y, X, y=CLASS),
+        "log p(x, y)",
+        "log p(x | y)",
+    )
     refused(score(penalized, X), score(plain, X), "log factor 'penalty'")
     refused(score(joint, X, y=CLASS), score(joint, X, y=y), "site 'label'", "same x and fields")
-    refused(score(likelihood_given_y, X, y=CLASS), score(prior_given_y, X, y=y), "'y'", "with the same y")
+    refused(
+        score(likelihood_given_y, X, y=CLASS),
+        score(prior_given_y, X, y=y),
+        "'y'",
+        "with the same y",
+    )
     refused(score(masked, X, mask=SEEN), score(masked, X, mask=LEFT), "'mask'")
     refused(score(masked, X, mask=SEEN), score(plain, X), "log p(x_seen | mask)")
     refused(score(plain, X), score(doubled, X), "site 'pixels'")
     refused(score(plain, X), score(plain, X + 1), "their images differ")
     images, other = X.clone(), X.clone()
     other[:, 3:] += 1
-    refused(score(label_given_image, images, y=CLASS), score(label_given_image, other, y=CLASS), "images differ")
+    refused(
+        score(label_given_image, images, y=CLASS),
+        score(label_given_image, other, y=CLASS),
+        "images differ",
+    )
 
 
 def test_the_same_quantity_of_the_same_data_is_compared() -> None:
     """Whatever the sites are called and the guide receives; the column is headed by the quantity."""
-    found = pv.compare({"likelihood": score(likelihood_given_y, X, y=CLASS), "prior": score(prior_given_y, X, y=CLASS)})
+    found = pv.compare(
+        {
+            "likelihood": score(likelihood_given_y, X, y=CLASS),
+            "prior": score(prior_given_y, X, y=CLASS),
+        }
+    )
     assert "log p(x | y)" in str(found).splitlines()[0] and not found.notes
     assert found.protocol["quantity"] == "log p(x | y)"
     pv.compare({"one": score(plain, X), "halves": score(two_halves, X)})
@@ -449,7 +517,10 @@ def test_results_of_before_are_compared_and_it_is_said() -> None:
     assert str(old).startswith("log p(x | y) ≥")
     for pair in ({"a": old, "b": other}, {"a": old, "new": conditional}):
         found = pv.compare(pair)
-        assert any(note.startswith("a was written when only the digest of x was kept") for note in found.notes)
+        assert any(
+            note.startswith("a was written when only the digest of x was kept")
+            for note in found.notes
+        )
         assert "log p(x | y)" in str(found).splitlines()[0]
     refused(old, score(joint, X, y=CLASS), "log p(x, y)")
     assert not pv.compare({"a": of_before(score(plain, X)), "b": of_before(score(plain, X))}).notes

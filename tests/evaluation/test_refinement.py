@@ -46,7 +46,11 @@ class Untrained(nn.Module):
 def refined_ppca(**options: Any) -> tuple[Exact, Untrained, Refinement]:
     """The pPCA pair, refined from an untrained network."""
     case, guide = ppca(30), Untrained()
-    return case, guide, refine(case.model, guide, case.x, **{"num_samples": 1000, "device": "cpu", **options})
+    return (
+        case,
+        guide,
+        refine(case.model, guide, case.x, **{"num_samples": 1000, "device": "cpu", **options}),
+    )
 
 
 def test_an_untrained_net_comes_to_the_best_mean_field_posterior() -> None:
@@ -55,21 +59,31 @@ def test_an_untrained_net_comes_to_the_best_mean_field_posterior() -> None:
     draws = log_weights(case.model, result.guide, case.x, num_particles=1000).detach()
     error = float((draws.var(0) / 4000).sum().sqrt() / len(case.x))
     assert abs(case.mean - ours.elbo - case.mean_field_gap) < 4 * error + 0.006
-    assert abs(result.approximation_gap - case.mean_field_gap) < 4 * result.se_approximation_gap + 0.006 < 0.04
+    assert (
+        abs(result.approximation_gap - case.mean_field_gap)
+        < 4 * result.se_approximation_gap + 0.006
+        < 0.04
+    )
     assert result.amortization_gap > 1.0
     assert result.elbo_refined - result.elbo_amortized == pytest.approx(result.amortization_gap)
-    assert float(result.log_px.mean()) - result.elbo_refined == pytest.approx(result.approximation_gap)
+    assert float(result.log_px.mean()) - result.elbo_refined == pytest.approx(
+        result.approximation_gap
+    )
 
 
 def test_the_best_guide_has_nothing_to_gain() -> None:
-    """Refined once more from its own table, ELBO[q*] stays: the amortization gap is 0 within its error."""
+    """Refined once more from its own table, ELBO[q*] stays: the amortization gap is 0 within its
+    error.
+    """
     case, _, first = refined_ppca()
 
     class Table(Untrained):
         def local(self, x: Tensor) -> Tensor:
             return first.guide.look_up(x, None) if len(x) == 30 else super().local(x)
 
-    again = refine(case.model, Table(), case.x, num_steps=100, num_samples=1000, seed=5, device="cpu")
+    again = refine(
+        case.model, Table(), case.x, num_steps=100, num_samples=1000, seed=5, device="cpu"
+    )
     assert abs(again.amortization_gap) < 4 * again.se_amortization_gap
 
 
@@ -78,7 +92,10 @@ def test_all_other_parameters_stay() -> None:
     before = [p.clone() for p in (*model.parameters(), *guide.parameters())]
     x = pairs.binary_images(20).reshape(-1, 1, 3, 4)
     result = refine(model, guide, x, num_steps=20, num_samples=50, device="cpu")
-    assert all(torch.equal(a, b) for a, b in zip(before, (*model.parameters(), *guide.parameters()), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before, (*model.parameters(), *guide.parameters()), strict=True)
+    )
     assert "local" not in vars(guide) and result.elbo_refined > result.elbo_amortized
     assert encode(model, result.guide, x, device="cpu")["z"].shape == (20, 2)
 
@@ -86,7 +103,9 @@ def test_all_other_parameters_stay() -> None:
 def _network() -> tuple[Any, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (1, 3, 4), hidden=(8,)))
+        model = models.GenerativeModel(
+            models.StandardNormal(2), models.Bernoulli(2, (1, 3, 4), hidden=(8,))
+        )
         return model, guides.MeanField((1, 3, 4), 2, hidden=(8,))
 
 
@@ -109,16 +128,29 @@ def test_tiles_come_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_pyro_params_of_the_fitted_pair_are_kept() -> None:
-    """A model whose parameters are ``pyro.param`` statements: the refined pair has the trained ones."""
+    """A model whose parameters are ``pyro.param`` statements: the refined pair has the trained
+    ones.
+    """
 
     def model(x: Tensor) -> None:
         shift = pyro.param("shift", torch.zeros(6, dtype=torch.float64))
         with pyro.plate("images", len(x)):
             z = pyro.sample("latent", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
-            pyro.sample("pixels", dist.Normal(torch.cat((z, z), -1) + shift, 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "pixels", dist.Normal(torch.cat((z, z), -1) + shift, 1.0).to_event(1), obs=x
+            )
 
     case, guide = ppca(20), Untrained()
-    fit(model, guide, case.x + 5.0, num_steps=60, learning_rate=0.1, device="cpu", compile="off", progress=False)
+    fit(
+        model,
+        guide,
+        case.x + 5.0,
+        num_steps=60,
+        learning_rate=0.1,
+        device="cpu",
+        compile="off",
+        progress=False,
+    )
     result = refine(model, guide, case.x + 5.0, num_steps=50, num_samples=200, device="cpu")
     direct = log_marginal(model, result.guide, case.x + 5.0, num_samples=200, device="cpu")
     assert abs(direct.elbo - result.elbo_refined) < 1.0
@@ -135,7 +167,9 @@ def test_fields_reach_the_guide() -> None:
                 pyro.sample("latent", self.build(eta))
 
     case, y = ppca(12), torch.arange(12, dtype=torch.float64) % 2
-    result = refine(case.model, Conditional(), case.x, num_steps=500, num_samples=500, device="cpu", y=y)
+    result = refine(
+        case.model, Conditional(), case.x, num_steps=500, num_samples=500, device="cpu", y=y
+    )
     assert result.approximation_gap == pytest.approx(case.mean_field_gap, abs=0.1)
 
 
@@ -145,7 +179,12 @@ def test_fields_reach_the_guide() -> None:
 def test_the_text_and_the_dictionary() -> None:
     _, _, result = refined_ppca(num_steps=20, num_samples=50, protocol={"data": "pPCA"})
     text = str(result)
-    assert "ELBO[q*]" in text and "approximation gap ≥" in text and "amortization gap" in text and "data pPCA" in text
+    assert (
+        "ELBO[q*]" in text
+        and "approximation gap ≥" in text
+        and "amortization gap" in text
+        and "data pPCA" in text
+    )
     figures = result.to_dict()
     for name in ("elbo_amortized", "elbo_refined", "approximation_gap", "amortization_gap"):
         assert figures[name] == getattr(result, name)
@@ -174,12 +213,16 @@ def test_other_images_are_refused(compile: str) -> None:
     for x in (case.x + 1.0, case.x.flip(0), case.x[5:20], torch.cat((case.x, case.x)), late):
         with pytest.raises(UserError, match=r"refined for 30 images|hold a NaN"):
             log_marginal(case.model, result.guide, x, **options)
-    log_marginal(case.model, result.guide, case.x[:10], **options)  # the first of them are where they were
+    log_marginal(
+        case.model, result.guide, case.x[:10], **options
+    )  # the first of them are where they were
 
 
 def test_a_guide_without_local_parameters_is_refused() -> None:
     case = ppca(6)
-    with pytest.raises(UserError, match=r"guide doesn't tell them: write the guide as an nn.Module with local\(x"):
+    with pytest.raises(
+        UserError, match=r"guide doesn't tell them: write the guide as an nn.Module with local\(x"
+    ):
         refine(case.model, case.guide, case.x, num_steps=2, num_samples=2, device="cpu")
 
 
@@ -206,7 +249,8 @@ class Deaf(Untrained):
 
 
 @pytest.mark.parametrize(
-    "guide, words", [(Flat, r"Flat.local gives \(6, 6, 1\) for 6 images"), (Deaf, "don't depend on η")]
+    "guide, words",
+    [(Flat, r"Flat.local gives \(6, 6, 1\) for 6 images"), (Deaf, "don't depend on η")],
 )
 def test_unusable_local_parameters_are_refused(guide: type[Untrained], words: str) -> None:
     case = ppca(6)

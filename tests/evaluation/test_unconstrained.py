@@ -1,4 +1,6 @@
-"""The target in unconstrained u: it is the pair's own density, with the right Jacobian, whatever the sites and the layout."""
+"""The target in unconstrained u: it is the pair's own density, with the right Jacobian, whatever
+the sites and the layout.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_densities_integrate_over_u() -> None:
     torch.testing.assert_close(
         torch.trapezoid(log_q.exp(), grid, dim=0), torch.ones_like(case.log_px), rtol=1e-6, atol=0
     )
-    torch.testing.assert_close(torch.trapezoid(log_p.exp(), grid, dim=0).log(), case.log_px, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        torch.trapezoid(log_p.exp(), grid, dim=0).log(), case.log_px, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -94,7 +98,9 @@ def test_u_of_given_latents_gives_them_back(name: str) -> None:
     with space_of(case.model, case.guide, case.x, 2) as (space, x, fields):
         drawn = poutine.trace(space.pair.guide).get_trace(x, fields)
         nodes = {n: drawn.nodes[n] for n in space.slices}
-        values = {n: node["value"].movedim(-1, 0) if inner else node["value"] for n, node in nodes.items()}
+        values = {
+            n: node["value"].movedim(-1, 0) if inner else node["value"] for n, node in nodes.items()
+        }
         u = space.locate(x, fields, values)
         log_q, _ = space.terms(u, x, fields)
     own = sum(node["fn"].log_prob(node["value"]) for node in nodes.values())
@@ -113,7 +119,9 @@ def test_gradients_are_the_slopes(name: str) -> None:
         direction, h = torch.randn_like(u), 1e-6
         above, below = (space.terms(u + s * h * direction, x, fields) for s in (1, -1))
     for grad, up, down in zip((grad_q, grad_p), above, below, strict=True):
-        torch.testing.assert_close((grad * direction).sum(-1), (up - down) / (2 * h), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            (grad * direction).sum(-1), (up - down) / (2 * h), rtol=1e-5, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("form", pairs.FORMS)
@@ -130,20 +138,25 @@ def test_the_staged_target_is_the_eager_one(form: str) -> None:
         expected, tile = eager.point(u), staged.tile(other, fields)
         found = tile.point(u)
         for part in ("log_q", "log_p", "grad_q", "grad_p"):
-            torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                getattr(found, part), getattr(expected, part), rtol=1e-5, atol=1e-5
+            )
         for ours, theirs in zip(tile.gradients(u), eager.gradients(u), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_encoder_runs_once_a_tile() -> None:
-    """Its three matrix products stand before u; a gradient takes the decoder's two, forward and back, and no log density."""
+    """Its three matrix products stand before u; a gradient takes the decoder's two, forward and
+    back, and no log density.
+    """
     model, guide = pairs.fresh("PyroModules")
     with space_of(model, guide, pairs.binary_images(8), 4) as (space, x, fields):
         staged = TracedTarget(space, "graph", (x, fields), (x, fields))
     graphs = [(part.prologue, part.body) for part in staged.parts]
     names = [[[str(n.target) for n in graph.graph.nodes] for graph in part] for part in graphs]
     products = [
-        [sum(n in ("aten.addmm.default", "aten.mm.default") for n in graph) for graph in part] for part in names
+        [sum(n in ("aten.addmm.default", "aten.mm.default") for n in graph) for graph in part]
+        for part in names
     ]
     assert products == [[3, 4], [3, 4]]
     densities = [sum("binary_cross_entropy" in n for n in part[1]) for part in names]
@@ -166,7 +179,11 @@ def test_a_support_may_depend_on_another_latent() -> None:
 
     grid = torch.linspace(-12.0, 12.0, 241, dtype=torch.float64)
     u = torch.cartesian_prod(grid, grid)[:, None, :]
-    with space_of(model, guide, torch.ones(1, 1, dtype=torch.float64), len(u)) as (space, x, fields):
+    with space_of(model, guide, torch.ones(1, 1, dtype=torch.float64), len(u)) as (
+        space,
+        x,
+        fields,
+    ):
         log_q, _ = space.terms(u, x, fields)
     assert float(log_q.exp().sum() * 0.1**2) == pytest.approx(1.0, abs=1e-4)
 
@@ -205,7 +222,9 @@ def _discrete() -> tuple[Any, Any]:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Bernoulli(x.new_tensor(0.5)))
-            pyro.sample("x", dist.Normal(k.unsqueeze(-1), 1.0).expand([len(x), 2]).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(k.unsqueeze(-1), 1.0).expand([len(x), 2]).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -262,6 +281,9 @@ REFUSED = {
 @pytest.mark.parametrize("words", REFUSED)
 def test_a_pair_without_such_a_density_is_refused(words: str) -> None:
     model, guide = REFUSED[words]()
-    with pytest.raises(UserError, match=words) as error, space_of(model, guide, torch.randn(6, 2), 2):
+    with (
+        pytest.raises(UserError, match=words) as error,
+        space_of(model, guide, torch.randn(6, 2), 2),
+    ):
         pass
     assert len(str(error.value).splitlines()) == 1

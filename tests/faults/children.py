@@ -1,4 +1,6 @@
-"""Real child processes that run `pyro-vae`: forked from one server that has imported torch, so that each costs little."""
+"""Real child processes that run `pyro-vae`: forked from one server that has imported torch, so that
+each costs little.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,42 @@ from typing import IO, Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pyro_vae.cli.commands", "pyro_vae.guides", "pyro_vae.models", "sklearn.datasets", "torch._dynamo"]
+    [
+        "pyro_vae.cli.commands",
+        "pyro_vae.guides",
+        "pyro_vae.models",
+        "sklearn.datasets",
+        "torch._dynamo",
+    ]
 )
 
-SMALL = ["--net", "MLP(hidden=16)", "--latent-dim", "2", "--num-samples", "5", "--eval-images", "20", "--no-pictures"]
+SMALL = [
+    "--net",
+    "MLP(hidden=16)",
+    "--latent-dim",
+    "2",
+    "--num-samples",
+    "5",
+    "--eval-images",
+    "20",
+    "--no-pictures",
+]
 QUICK = [*SMALL, "--compile", "off", "--quiet"]
 """Digits, 11 steps an epoch, a step of about 2 ms."""
 
 
 class Child:
-    """One command in a process of its own. ``setup`` runs there first: it breaks what is to be broken."""
+    """One command in a process of its own. ``setup`` runs there first: it breaks what is to be
+    broken.
+    """
 
-    def __init__(self, folder: Path, arguments: Sequence[str], setup: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path, arguments: Sequence[str], setup: Callable[[], None] | None = None
+    ) -> None:
         self.folder = folder
-        self.process: BaseProcess = _CONTEXT.Process(target=_run, args=(str(folder), list(arguments), setup))
+        self.process: BaseProcess = _CONTEXT.Process(
+            target=_run, args=(str(folder), list(arguments), setup)
+        )
         self.process.start()
         assert self.process.pid is not None
         self.pid: int = self.process.pid
@@ -84,7 +108,9 @@ def done(folder: Path, arguments: Sequence[str], setup: Callable[[], None] | Non
 
 
 def one_line(child: Child, *words: str) -> None:
-    """What a failure looks like: one line on stderr that has these words, no traceback, nothing on stdout."""
+    """What a failure looks like: one line on stderr that has these words, no traceback, nothing on
+    stdout.
+    """
     error = child.error
     assert error.count("\n") == 1 and error.startswith("error: "), error
     assert "Traceback" not in error and "weights_only" not in error and child.output == ""
@@ -131,7 +157,9 @@ def read_only() -> None:
 
 
 def fsync_hangs() -> None:
-    """From the third step's checkpoint on, a write takes a minute; the file ``run/hangs`` tells that it has begun."""
+    """From the third step's checkpoint on, a write takes a minute; the file ``run/hangs`` tells
+    that it has begun.
+    """
     sync, count = os.fsync, [0]
 
     def hang(descriptor: int) -> None:

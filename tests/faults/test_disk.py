@@ -22,7 +22,9 @@ def test_a_first_checkpoint_that_does_not_fit(fault: object, words: str, tmp_pat
     child = done(tmp_path, TRAIN, fault)  # type: ignore[arg-type]
     assert child.wait() == 1
     one_line(child, words, "run can't be written", "no checkpoint was written yet")
-    again = done(tmp_path, ["train", "--resume", "run", "--quiet"])  # with room, it goes on: from the start
+    again = done(
+        tmp_path, ["train", "--resume", "run", "--quiet"]
+    )  # with room, it goes on: from the start
     assert again.wait() == 0 and "begins at the first step" in again.error
     whole = done(tmp_path, [*TRAIN[:-1], "whole"])
     assert whole.wait() == 0
@@ -30,14 +32,21 @@ def test_a_first_checkpoint_that_does_not_fit(fault: object, words: str, tmp_pat
 
 
 @pytest.mark.parametrize("fault", [pytest.param(small_files, marks=pytest.mark.slow), disk_is_full])
-def test_a_later_checkpoint_that_does_not_fit_leaves_the_one_before(fault: object, tmp_path: Path) -> None:
+def test_a_later_checkpoint_that_does_not_fit_leaves_the_one_before(
+    fault: object, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     first = done(tmp_path, TRAIN, stops_after(7))
     assert first.wait() == 143
     before = {path.name: path.read_bytes() for path in (run / "checkpoints").glob("step-*")}
     child = done(tmp_path, ["train", "--resume", "run", "--quiet"], fault)  # type: ignore[arg-type]
     assert child.wait() == 1
-    one_line(child, "run can't be written", f"checkpoint: run/checkpoints/{checkpoints(run)[-1]}", "--resume run")
+    one_line(
+        child,
+        "run can't be written",
+        f"checkpoint: run/checkpoints/{checkpoints(run)[-1]}",
+        "--resume run",
+    )
     assert {path.name: path.read_bytes() for path in (run / "checkpoints").glob("step-*")} == before
     assert not list(run.rglob("*.tmp"))
     pv.load(run)
@@ -83,7 +92,9 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path) -> None:
 
 
 def test_a_run_that_may_no_longer_be_written(tmp_path: Path) -> None:
-    """As on a file system that was mounted again, read-only: no file can be created, root's neither."""
+    """As on a file system that was mounted again, read-only: no file can be created, root's
+    neither.
+    """
     from children import read_only
 
     assert done(tmp_path, TRAIN, stops_after(7)).wait() == 143
@@ -91,13 +102,18 @@ def test_a_run_that_may_no_longer_be_written(tmp_path: Path) -> None:
     child = done(tmp_path, ["train", "--resume", "run", "--quiet"], read_only)
     assert child.wait() == 1
     one_line(child, "Read-only file system")
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == before
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     assert done(tmp_path, TRAIN, stops_after(7)).wait() == 143
     run = tmp_path / "run"
-    left = [run / ".results.json.4194305.tmp", run / "checkpoints" / ".step-000000009.pt.4194305.tmp"]
+    left = [
+        run / ".results.json.4194305.tmp",
+        run / "checkpoints" / ".step-000000009.pt.4194305.tmp",
+    ]
     for path in left:
         path.write_bytes(b"half")
     mine = run / "notes.tmp"

@@ -1,4 +1,6 @@
-"""Mutated files and words: an answer or one sentence, in finite time, and every file stays as it was."""
+"""Mutated files and words: an answer or one sentence, in finite time, and every file stays as it
+was.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,10 @@ VALUES = st.one_of(
         st.text(max_size=20),
         st.sampled_from(["MeanField", "MLP(hidden=0)", "inf"]),
     ),
-    *(st.lists(st.integers(), max_size=3), st.dictionaries(st.sampled_from("ab"), st.integers(), max_size=1)),
+    *(
+        st.lists(st.integers(), max_size=3),
+        st.dictionaries(st.sampled_from("ab"), st.integers(), max_size=1),
+    ),
 )
 
 
@@ -129,7 +134,9 @@ def config_files() -> st.SearchStrategy[bytes]:
     import tomli_w
 
     names = st.sampled_from([*Train.__dataclass_fields__, "latent_dmi", "seed-"])
-    tables = st.dictionaries(names, VALUES, max_size=4).map(lambda held: tomli_w.dumps(held).encode("utf-8", "replace"))
+    tables = st.dictionaries(names, VALUES, max_size=4).map(
+        lambda held: tomli_w.dumps(held).encode("utf-8", "replace")
+    )
     return mutated(to_toml(OPTIONS)) | tables
 
 
@@ -141,7 +148,9 @@ PIECES = st.sampled_from(
 SPECS = (
     st.lists(PIECES, max_size=12).map("".join)
     | st.text(max_size=60)
-    | mutated(b"MLP(hidden=(20, 20), activation=tanh)").map(lambda content: content.decode("utf-8", "replace"))
+    | mutated(b"MLP(hidden=(20, 20), activation=tanh)").map(
+        lambda content: content.decode("utf-8", "replace")
+    )
 )
 
 
@@ -152,7 +161,9 @@ def spec_ending(folder: Path, spec: str) -> str:
         choice = registry.parse(spec)
         assert registry.parse(str(choice)) == choice
         with suppress(MemoryError):
-            registry.build("guide", spec, event_shape=(1, 8, 8), latent_dim=2, net="MLP(hidden=4)", num_data=5)
+            registry.build(
+                "guide", spec, event_shape=(1, 8, 8), latent_dim=2, net="MLP(hidden=4)", num_data=5
+            )
 
     return ending(folder, read)
 
@@ -202,10 +213,16 @@ def make_run(folder: Path) -> tuple[Path, bytes]:
 
 
 ODD = st.recursive(
-    st.none() | st.integers(-2, 2) | st.text(max_size=4) | st.just(torch.zeros(2)) | st.just(float("nan")),
+    st.none()
+    | st.integers(-2, 2)
+    | st.text(max_size=4)
+    | st.just(torch.zeros(2))
+    | st.just(float("nan")),
     lambda inner: (
         st.lists(inner, max_size=2)
-        | st.dictionaries(st.sampled_from(["model", "guide", "training", "position"]), inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["model", "guide", "training", "position"]), inner, max_size=2
+        )
     ),
     max_leaves=6,
 )
@@ -218,18 +235,25 @@ def odd_checkpoint(parts: dict[str, Any]) -> bytes:
     return content.getvalue()
 
 
-PARTS = st.dictionaries(st.sampled_from(["format", "version", "sections", "metadata"]), ODD, max_size=4).map(
-    lambda parts: odd_checkpoint({"format": 1, **parts})
-)
+PARTS = st.dictionaries(
+    st.sampled_from(["format", "version", "sections", "metadata"]), ODD, max_size=4
+).map(lambda parts: odd_checkpoint({"format": 1, **parts}))
 
 
 def checkpoint_ending(folder: Path, path: Path, content: bytes, known: bool) -> str:
-    """A checkpoint's file, its digest made right or left as it was: loaded as a run's and as a training's."""
+    """A checkpoint's file, its digest made right or left as it was: loaded as a run's and as a
+    training's.
+    """
     before = checkpoint_files.manifest(path).read_bytes()
     path.write_bytes(content)
     if known:
-        checkpoint_files.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
-    ends = {ending(folder, lambda: run_folder.load(folder / "run")), ending(folder, lambda: TrainingState.load(path))}
+        checkpoint_files.manifest(path).write_text(
+            f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+        )
+    ends = {
+        ending(folder, lambda: run_folder.load(folder / "run")),
+        ending(folder, lambda: TrainingState.load(path)),
+    }
     checkpoint_files.manifest(path).write_bytes(before)
     return ONE_LINE if ONE_LINE in ends else ANSWER
 
@@ -241,7 +265,11 @@ def endings(kind: str, folder: Path, examples: int) -> list[str]:
     """How so many inputs of a kind end, one after the other."""
     found: list[str] = []
     bounds = settings(
-        max_examples=examples, deadline=None, database=None, derandomize=True, suppress_health_check=QUIET
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=QUIET,
     )
     if kind == "checkpoint":
         path, content = make_run(folder)
@@ -271,7 +299,9 @@ def test_mutated_input(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.stress
 @pytest.mark.parametrize("kind", KINDS)
-def test_mutated_input_at_length(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mutated_input_at_length(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     found = endings(kind, tmp_path, STRESS)
     assert len(found) == STRESS and set(found) <= ENDINGS and ONE_LINE in found

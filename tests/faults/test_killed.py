@@ -15,8 +15,20 @@ import pyro_vae as pv
 from pyro_vae.training import checkpoint_files
 from tests.support.runs import assert_same_end
 
-RUN = [*QUICK, "--early-stopping", "1000", "--kl-warmup", "3", "--grad-clip", "5", "--checkpoint-minutes", "0"]
-"""All that has a state: an early stopping that never stops, a warm-up, a schedule, Adam; saved after every step."""
+RUN = [
+    *QUICK,
+    "--early-stopping",
+    "1000",
+    "--kl-warmup",
+    "3",
+    "--grad-clip",
+    "5",
+    "--checkpoint-minutes",
+    "0",
+]
+"""All that has a state: an early stopping that never stops, a warm-up, a schedule, Adam; saved
+after every step.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # in the first epoch, at the end of the third (11 steps each), in the last, which has 16 steps
 @pytest.mark.parametrize("stop", [4, 33, 52])
-def test_resumed_at_a_point_it_ends_as_the_whole_run(stop: int, whole: Path, tmp_path: Path) -> None:
+def test_resumed_at_a_point_it_ends_as_the_whole_run(
+    stop: int, whole: Path, tmp_path: Path
+) -> None:
     child = Child(tmp_path, ["train", *RUN, "--steps", "60", "--out", "run"])
     child.until(lambda: (checkpoints(tmp_path / "run") or [""])[-1] >= f"step-{stop:09d}")
     child.kill()
@@ -40,13 +54,17 @@ def test_resumed_at_a_point_it_ends_as_the_whole_run(stop: int, whole: Path, tmp
     assert again.wait() == 0, again.error
     assert reached >= f"step-{stop:09d}" and "Traceback" not in again.error
     assert_same_end(tmp_path / "run", whole)
-    ours, theirs = (json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", whole))
+    ours, theirs = (
+        json.loads((run / "results.json").read_text()) for run in (tmp_path / "run", whole)
+    )
     assert ours["evaluations"][0]["mean"] == theirs["evaluations"][0]["mean"]
     assert len(ours["training"]["resumed"]) == 1 and "step" in ours["training"]["resumed"][0]
 
 
 def killed_often(folder: Path, times: int, steps: int, seed: int) -> None:
-    """``kill -9`` at random moments of a run that saves constantly; each time it loads, and goes on."""
+    """``kill -9`` at random moments of a run that saves constantly; each time it loads, and goes
+    on.
+    """
     moments, run, reached = random.Random(seed), folder / "run", 0
     arguments = ["train", *RUN, "--steps", str(steps), "--out", "run"]
     for _ in range(times):
@@ -56,13 +74,19 @@ def killed_often(folder: Path, times: int, steps: int, seed: int) -> None:
         time.sleep(moments.random() * 0.02)
         child.kill()
         model, guide = pv.load(run)
-        assert all(bool(torch.isfinite(p).all()) for program in (model, guide) for p in program.parameters())
+        assert all(
+            bool(torch.isfinite(p).all())
+            for program in (model, guide)
+            for p in program.parameters()
+        )
         assert last_step(run) > reached
         reached, arguments = last_step(run), ["train", "--resume", "run"]
     child = done(folder, [*arguments, "--checkpoint-minutes", "5"])
     assert child.wait() == 0, child.error
     assert not list(run.rglob("*.tmp"))
-    left = checkpoint_files.complete(run / "checkpoints")  # two of each process: none removes those of another
+    left = checkpoint_files.complete(
+        run / "checkpoints"
+    )  # two of each process: none removes those of another
     assert len(left) == len(checkpoint_files.listed(run / "checkpoints")) > times
     for path in left:
         checkpoint_files.load(path)

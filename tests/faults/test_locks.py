@@ -18,7 +18,10 @@ def test_the_second_process_is_refused_and_a_dead_ones_lock_taken_over(tmp_path:
         second = done(tmp_path, command)
         assert second.wait() == 2
         one_line(second, f"run is in use by process {first.pid} on {platform.node()}")
-    reading = done(tmp_path, ["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--no-pictures"])
+    reading = done(
+        tmp_path,
+        ["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--no-pictures"],
+    )
     assert reading.wait() == 0, reading.error  # a run may be looked at while it trains
     first.kill()
     assert json.loads((tmp_path / "run" / ".run.holder").read_text())["pid"] == first.pid
@@ -46,4 +49,6 @@ def test_a_finished_run_is_not_resumed_and_holds_nothing(tmp_path: Path) -> None
     again = done(tmp_path, ["train", "--resume", "run", "--quiet"])
     assert again.wait() == 2
     one_line(again, "run is complete", "pyro-vae evaluate run")
-    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert {
+        path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+    } == before

@@ -37,7 +37,12 @@ class Evil:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run."""
     folder = tmp_path_factory.mktemp("trained")
-    assert done(folder, ["train", *QUICK, "--steps", "20", "--checkpoint-minutes", "0", "--out", "run"]).wait() == 0
+    assert (
+        done(
+            folder, ["train", *QUICK, "--steps", "20", "--checkpoint-minutes", "0", "--out", "run"]
+        ).wait()
+        == 0
+    )
     yield folder / "run"
 
 
@@ -51,7 +56,13 @@ def evil_checkpoint() -> bytes:
     """A checkpoint by its form."""
     content = io.BytesIO()
     torch.save(
-        {"format": 1, "version": "9", "sections": {"model": {"w": Evil()}, "guide": {}}, "metadata": {}}, content
+        {
+            "format": 1,
+            "version": "9",
+            "sections": {"model": {"w": Evil()}, "guide": {}},
+            "metadata": {},
+        },
+        content,
     )
     return content.getvalue()
 
@@ -59,13 +70,17 @@ def evil_checkpoint() -> bytes:
 def overwrite(path: Path, content: bytes) -> None:
     """With a digest that is right."""
     path.write_bytes(content)
-    checkpoint_files.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    checkpoint_files.manifest(path).write_text(
+        f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    )
 
 
 CONTENTS = [
     pytest.param(evil_checkpoint(), id="a checkpoint by its form"),
     pytest.param(pickle.dumps(Evil()), id="a pickle", marks=pytest.mark.slow),
-    pytest.param(pickle.dumps({"sections": Evil()}, 2), id="torch's old format", marks=pytest.mark.slow),
+    pytest.param(
+        pickle.dumps({"sections": Evil()}, 2), id="torch's old format", marks=pytest.mark.slow
+    ),
 ]
 
 
@@ -73,7 +88,16 @@ CONTENTS = [
 def test_a_malicious_checkpoint_is_refused(content: bytes, run: Path, tmp_path: Path) -> None:
     """The last one alone: the one before serves. All of them: one line."""
     newest, older = (run / "checkpoints" / name for name in reversed(checkpoints(run)))
-    command = ["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--no-pictures"]
+    command = [
+        "evaluate",
+        "run",
+        "--num-samples",
+        "5",
+        "--num-images",
+        "5",
+        "--quiet",
+        "--no-pictures",
+    ]
     overwrite(newest, content)
     child = done(tmp_path, command)
     assert child.wait() == 0 and f"the previous one, {older.name}, is taken" in child.error
@@ -120,7 +144,9 @@ WORDS = [
 
 
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize("slot", ["guide", "likelihood", "objective", "optimizer", "schedule", "net"])
+@pytest.mark.parametrize(
+    "slot", ["guide", "likelihood", "objective", "optimizer", "schedule", "net"]
+)
 def test_words_are_read_and_never_evaluated(
     slot: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,12 +184,26 @@ PLACES = [
 
 
 @pytest.mark.parametrize(("slot", "place"), PLACES)
-def test_nothing_is_called_but_a_part(slot: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a choice names in an installed package is looked at, and refused in one line, before any call."""
+def test_nothing_is_called_but_a_part(
+    slot: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a choice names in an installed package is looked at, and refused in one line, before
+    any call.
+    """
     monkeypatch.chdir(tmp_path)
     torch.save(Evil(), "evil.pt")
-    context: dict[str, Any] = {"event_shape": (1, 8, 8), "latent_dim": 2, "num_data": 3, "params": [], "lr": 0.1}
-    calls = [call.partition("(")[0] for call in CALLS] if place == "{}" and slot not in registry.PROGRAMS else []
+    context: dict[str, Any] = {
+        "event_shape": (1, 8, 8),
+        "latent_dim": 2,
+        "num_data": 3,
+        "params": [],
+        "lr": 0.1,
+    }
+    calls = (
+        [call.partition("(")[0] for call in CALLS]
+        if place == "{}" and slot not in registry.PROGRAMS
+        else []
+    )
     for call in (*CALLS, *calls):
         spec = place.format(call)
         with pytest.raises(UserError) as caught:
@@ -193,7 +233,10 @@ def test_no_configuration_calls_a_function(
     torch.save(Evil(), "evil.pt")
     (tmp_path / "stranger.toml").write_text(f'{option} = "{ATTACKS[option]}"\n')
     short = ["train", *QUICK, "--steps", "2", "--out", "run"]
-    for given in ([f"--{option.replace('_', '-')}", ATTACKS[option]], ["--config", "stranger.toml"]):
+    for given in (
+        [f"--{option.replace('_', '-')}", ATTACKS[option]],
+        ["--config", "stranger.toml"],
+    ):
         words = [*short, *given]
         if option == "net":
             del words[words.index("--net") : words.index("--net") + 2]
@@ -205,12 +248,30 @@ def test_no_configuration_calls_a_function(
 
 @pytest.mark.parametrize(
     "source",
-    ["../../etc/x.npz", "..", "/", "a/../../b.npy", "~/x.npz", "C:\\x.npz", "\x00", "x\n../y", "-rf", ".hidden", ""],
+    [
+        "../../etc/x.npz",
+        "..",
+        "/",
+        "a/../../b.npy",
+        "~/x.npz",
+        "C:\\x.npz",
+        "\x00",
+        "x\n../y",
+        "-rf",
+        ".hidden",
+        "",
+    ],
 )
-def test_a_runs_name_stays_in_the_runs_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_name_stays_in_the_runs_folder(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    made = run_folder.create(None, run_folder.run_name(Train(data=source, guide="../../x/y.py:Mine")))
-    assert made.folder.resolve().parent == (tmp_path / "runs").resolve() and not made.folder.name.startswith((".", "-"))
+    made = run_folder.create(
+        None, run_folder.run_name(Train(data=source, guide="../../x/y.py:Mine"))
+    )
+    assert made.folder.resolve().parent == (
+        tmp_path / "runs"
+    ).resolve() and not made.folder.name.startswith((".", "-"))
 
 
 def test_the_package_has_no_other_way_to_run_what_it_reads() -> None:
@@ -221,7 +282,14 @@ def test_the_package_has_no_other_way_to_run_what_it_reads() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}
-                assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}, path
+                assert not names & {
+                    "pickle",
+                    "dill",
+                    "cloudpickle",
+                    "joblib",
+                    "marshal",
+                    "shelve",
+                }, path
             if not isinstance(node, ast.Call):
                 continue
             called = ast.unparse(node.func)

@@ -25,11 +25,16 @@ print(pv.log_marginal(model, guide, x, num_samples=500, compile="off"))
 
 
 @pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="reads /proc, and limits the address space as Linux does"
+    not sys.platform.startswith("linux"),
+    reason="reads /proc, and limits the address space as Linux does",
 )
 def test_an_evaluation_that_its_memory_does_not_hold_goes_on_in_smaller_tiles() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", CHILD], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-W", "ignore", "-c", CHILD],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("log p(x) ≥") and "out of memory with 2000 rows" in done.stdout

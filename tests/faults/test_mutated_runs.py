@@ -1,4 +1,6 @@
-"""A run's folder that was changed by other hands: a resume goes on, or says in one line why not, and loses nothing."""
+"""A run's folder that was changed by other hands: a resume goes on, or says in one line why not,
+and loses nothing.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ EVERYDAY, STRESS = 30, 400
 
 @pytest.fixture(scope="module", autouse=True)
 def stopped_after_five_steps() -> Iterator[None]:
-    """Every training here is stopped by SIGTERM in its fifth step, or in the fifth after it was resumed."""
+    """Every training here is stopped by SIGTERM in its fifth step, or in the fifth after it was
+    resumed.
+    """
     before = Recorder.at_boundary
 
     def at_boundary(self: Recorder, state: Callable[[], Any], after: str) -> None:
@@ -54,7 +58,9 @@ def stopped_after_five_steps() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four epochs of three steps that was stopped in its second epoch, and again after it was resumed."""
+    """A run of four epochs of three steps that was stopped in its second epoch, and again after it
+    was resumed.
+    """
     folder = tmp_path_factory.mktemp("trained")
     images = np.random.default_rng(0).random((30, 2, 2)) < 0.5
     np.savez(folder / "x.npz", images=images)
@@ -110,10 +116,22 @@ def all_digests(path: Path, other: Path, moments: random.Random) -> None:
 
 
 def all_of_the_folder(path: Path, other: Path, moments: random.Random) -> None:
-    moments.choice([shutil.rmtree, lambda folder: by_link(folder, folder, moments)])(_run_of(path) / "checkpoints")
+    moments.choice([shutil.rmtree, lambda folder: by_link(folder, folder, moments)])(
+        _run_of(path) / "checkpoints"
+    )
 
 
-KINDS = [remove, cut, append, swap, by_folder, by_link_to_nothing, by_link, all_digests, all_of_the_folder]
+KINDS = [
+    remove,
+    cut,
+    append,
+    swap,
+    by_folder,
+    by_link_to_nothing,
+    by_link,
+    all_digests,
+    all_of_the_folder,
+]
 
 
 def _run_of(path: Path) -> Path:
@@ -121,9 +139,13 @@ def _run_of(path: Path) -> Path:
 
 
 def contents(run: Path) -> set[bytes]:
-    """What the files have, wherever they are; of metrics.jsonl every line, of the record of machines nothing."""
+    """What the files have, wherever they are; of metrics.jsonl every line, of the record of
+    machines nothing.
+    """
     files = [path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    found = {path.read_bytes() for path in files if not path.name.startswith(("metrics", "environment"))}
+    found = {
+        path.read_bytes() for path in files if not path.name.startswith(("metrics", "environment"))
+    }
     lines = (path.read_bytes().splitlines() for path in files if path.name.startswith("metrics"))
     return found | {line for each in lines for line in each}
 
@@ -141,12 +163,22 @@ def sound(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "seed", [pytest.param(seed, marks=pytest.mark.stress if seed >= EVERYDAY else ()) for seed in range(STRESS)]
+    "seed",
+    [
+        pytest.param(seed, marks=pytest.mark.stress if seed >= EVERYDAY else ())
+        for seed in range(STRESS)
+    ],
 )
 def test_a_resume_of_a_changed_folder_loses_nothing(
-    seed: int, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    seed: int,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One to three changes, then two resumes: no traceback, every content still there, and a sound checkpoint is taken."""
+    """One to three changes, then two resumes: no traceback, every content still there, and a sound
+    checkpoint is taken.
+    """
     moments = random.Random(seed)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
@@ -154,7 +186,9 @@ def test_a_resume_of_a_changed_folder_loses_nothing(
     newest = sorted((run / "checkpoints").glob("step-*"))[-2:]
     changes = []
     for number in range(moments.randint(1, 3)):
-        files = sorted(path for path in run.rglob("*") if path.is_file() and not path.name.startswith("."))
+        files = sorted(
+            path for path in run.rglob("*") if path.is_file() and not path.name.startswith(".")
+        )
         files = [path for path in files if path.name != "config.toml" and path.stat().st_size]
         if len(files) < 2:
             break
@@ -173,7 +207,9 @@ def test_a_resume_of_a_changed_folder_loses_nothing(
         code = main(["train", "--resume", "run", "--quiet"])
         error = capsys.readouterr().err
         assert "Traceback" not in error, changes
-        assert error.splitlines()[-1].startswith("error: " if code != 143 else "stopped by SIGTERM"), (changes, error)
+        assert error.splitlines()[-1].startswith(
+            "error: " if code != 143 else "stopped by SIGTERM"
+        ), (changes, error)
         assert before <= contents(run) and set(there) <= set(sound(folder)), changes
         if code == 2:
             assert contents(run) == before and error.count("\n") == 1, (changes, error)
@@ -181,6 +217,8 @@ def test_a_resume_of_a_changed_folder_loses_nothing(
             assert code == 2, (changes, error)
         if there and not (run / "metrics.jsonl").is_dir():
             assert code == 143, (changes, error)
-            assert (f"the previous one, {there[-1].name}, is taken" in error) == (there[-1] != last), error
+            assert (f"the previous one, {there[-1].name}, is taken" in error) == (
+                there[-1] != last
+            ), error
         if code != 143:
             break

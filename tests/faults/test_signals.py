@@ -1,4 +1,6 @@
-"""SIGTERM and the first SIGINT end a training after a step, with a checkpoint; a second one ends it at once."""
+"""SIGTERM and the first SIGINT end a training after a step, with a checkpoint; a second one ends it
+at once.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,26 @@ ENDLESS = ["--compile", "off", "--steps", "1000000", "--batch-size", "1", "--out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_with_a_checkpoint_within_the_epoch(number: int, code: int, tmp_path: Path) -> None:
+def test_a_signal_ends_with_a_checkpoint_within_the_epoch(
+    number: int, code: int, tmp_path: Path
+) -> None:
     child = Child(tmp_path, ["train", *SMALL, *ENDLESS])
     child.until(lambda: "/1000000 [" in child.error)
     child.send(number)
     assert child.wait() == code
     last = child.error.splitlines()[-1]
     name = checkpoints(tmp_path / "run")[-1]
-    assert last.startswith(f"stopped by {signal.Signals(number).name}; checkpoint: run/checkpoints/{name}")
+    assert last.startswith(
+        f"stopped by {signal.Signals(number).name}; checkpoint: run/checkpoints/{name}"
+    )
     assert "pyro-vae train --resume run" in last and "Traceback" not in child.error
-    position = checkpoint_files.newest(tmp_path / "run" / "checkpoints").held.sections["training"]["position"]
-    assert position["step"] > position["first_step"] and position["seen"] == position["step"] - position["first_step"]
+    position = checkpoint_files.newest(tmp_path / "run" / "checkpoints").held.sections["training"][
+        "position"
+    ]
+    assert (
+        position["step"] > position["first_step"]
+        and position["seen"] == position["step"] - position["first_step"]
+    )
     pv.load(tmp_path / "run")
 
 
@@ -41,7 +52,9 @@ def test_a_second_signal_ends_at_once_and_the_files_are_whole(tmp_path: Path) ->
     assert child.process.is_alive()  # it waits for the end of the step
     child.send(signal.SIGINT)
     assert child.wait() == 130
-    assert {path: path.read_bytes() for path in (run / "checkpoints").glob("step-*")} == before and len(before) >= 2
+    assert {
+        path: path.read_bytes() for path in (run / "checkpoints").glob("step-*")
+    } == before and len(before) >= 2
     assert list((run / "checkpoints").glob("*.tmp"))
     pv.load(run)
     again = Child(tmp_path, ["train", "--resume", "run", "--quiet"])
@@ -57,14 +70,34 @@ def test_a_signal_before_the_first_step_takes_one_and_keeps_it(tmp_path: Path) -
 
 
 def test_a_signal_in_the_evaluation_keeps_the_training(tmp_path: Path) -> None:
-    arguments = [*QUICK, "--steps", "20", "--out", "run", "--num-samples", "100000000", "--eval-images", "300"]
+    arguments = [
+        *QUICK,
+        "--steps",
+        "20",
+        "--out",
+        "run",
+        "--num-samples",
+        "100000000",
+        "--eval-images",
+        "300",
+    ]
     child = Child(tmp_path, ["train", *arguments])
     child.until((tmp_path / "run" / "results.json").is_file)
     child.send(signal.SIGINT)
     assert child.wait() == 130 and "the trained pair is kept" in child.error
     assert (
         done(
-            tmp_path, ["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--quiet", "--no-pictures"]
+            tmp_path,
+            [
+                "evaluate",
+                "run",
+                "--num-samples",
+                "5",
+                "--num-images",
+                "5",
+                "--quiet",
+                "--no-pictures",
+            ],
         ).wait()
         == 0
     )

@@ -1,4 +1,6 @@
-"""Flows: densities that integrate to one, inverses, Jacobians by autograd, and what importing zuko must not do."""
+"""Flows: densities that integrate to one, inverses, Jacobians by autograd, and what importing zuko
+must not do.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ GUIDES: dict[str, Any] = {
     "planar": lambda dim: guides.Planar((3,), dim, depth=3, hidden=(6,)),
 }
 PRIORS: dict[str, Any] = {
-    flow: lambda dim, flow=flow: models.FlowPrior(dim, flow, depth=2, width=8) for flow in ("RealNVP", "MAF", "NSF")
+    flow: lambda dim, flow=flow: models.FlowPrior(dim, flow, depth=2, width=8)
+    for flow in ("RealNVP", "MAF", "NSF")
 }
 INVERTIBLE = [name for name in GUIDES if name != "planar"]
 
@@ -92,7 +95,9 @@ def test_the_density_of_a_draw_is_that_of_its_noise_over_the_jacobian(name: str)
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_own_draws_weigh_one_under_any_density(name: str) -> None:
-    """E_q[h(z) / q(z)] = 1 for a density h, inside q's bulk so that the ratio is bounded: 5 standard errors."""
+    """E_q[h(z) / q(z)] = 1 for a density h, inside q's bulk so that the ratio is bounded: 5
+    standard errors.
+    """
     fn = law(name, batch=1)
     with torch.no_grad():
         z = fn.rsample(torch.Size([8000]))
@@ -118,7 +123,9 @@ def test_a_flow_prior_draws_from_its_own_density(name: str) -> None:
         inside = ((nodes - z.mean(0)).abs() < z.std(0)).all(-1)
         share = float(fn.log_prob(nodes[inside]).exp().sum()) * area
     found = float(((z - z.mean(0)).abs() < z.std(0)).all(-1).double().mean())
-    assert found == pytest.approx(share, abs=5 * (share * (1 - share) / 6000) ** 0.5 + 0.02)  # the grid's edges: 0.02
+    assert found == pytest.approx(
+        share, abs=5 * (share * (1 - share) / 6000) ** 0.5 + 0.02
+    )  # the grid's edges: 0.02
 
 
 def test_a_householder_flow_is_a_gaussian_of_the_same_volume() -> None:
@@ -142,7 +149,10 @@ def test_a_householder_flow_is_a_gaussian_of_the_same_volume() -> None:
         (lambda: guides.IAF((3,), 9, width=8), "latent_dim = 9"),
         (lambda: guides.IAF((3,), 2, context_dim=0), "context_dim"),
         (lambda: guides.NSF((3,), 2, bins=0), "bins=0"),
-        (lambda: guides.IAF((3,), 2, width=(8, 8)), r"IAF\(width=\(8, 8\)\): expected a whole number"),
+        (
+            lambda: guides.IAF((3,), 2, width=(8, 8)),
+            r"IAF\(width=\(8, 8\)\): expected a whole number",
+        ),
         (lambda: models.FlowPrior(2, width=(8, 8)), r"width=\(8, 8\): expected a whole number"),  # type: ignore[arg-type]
         (lambda: guides.Planar((3,), 2, depth=True), "depth=True"),
         (lambda: guides.Householder((3,), 2, depth=1.5), "depth=1.5"),
@@ -155,14 +165,26 @@ def test_refusals_are_a_line(make: Any, word: str) -> None:
 
 
 def test_importing_zuko_leaves_argument_checks_on() -> None:
-    """zuko switches them off for all of torch.distributions; in a process of its own, as other tests set them too."""
-    program = "import torch, pyro_vae.nn.flows; print(torch.distributions.Distribution._validate_args)"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120)
+    """zuko switches them off for all of torch.distributions; in a process of its own, as other
+    tests set them too.
+    """
+    program = (
+        "import torch, pyro_vae.nn.flows; print(torch.distributions.Distribution._validate_args)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=120
+    )
     assert done.stdout.split() == ["True"], done.stderr
 
 
 def test_one_file_imports_zuko() -> None:
     root = Path(__file__).parents[2]
-    files = [p for folder in ("pyro_vae", "models", "guides", "tests") for p in (root / folder).rglob("*.py")]
-    found = [p.name for p in files if re.search(r"^\s*(import|from) zuko", p.read_text(), re.MULTILINE)]
+    files = [
+        p
+        for folder in ("pyro_vae", "models", "guides", "tests")
+        for p in (root / folder).rglob("*.py")
+    ]
+    found = [
+        p.name for p in files if re.search(r"^\s*(import|from) zuko", p.read_text(), re.MULTILINE)
+    ]
     assert found == ["flows.py"]

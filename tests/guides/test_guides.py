@@ -36,7 +36,9 @@ def test_the_mean_field_guide_is_torchs_density() -> None:
 
 def test_local_is_deterministic_and_row_by_row() -> None:
     q = guide()
-    torch.testing.assert_close(q.local(X), torch.cat([q.local(row) for row in X.split(1)]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        q.local(X), torch.cat([q.local(row) for row in X.split(1)]), rtol=1e-5, atol=1e-6
+    )
     assert torch.equal(q.local(X), q.local(X))
 
 
@@ -52,7 +54,9 @@ def test_the_program_samples_z_in_its_plate() -> None:
     trace.compute_log_prob()
     node = trace.nodes["z"]
     assert node["value"].shape == (6, 4) and node["log_prob"].shape == (6,)
-    assert [(frame.name, frame.size, frame.dim) for frame in node["cond_indep_stack"]] == [("data", 6, -1)]
+    assert [(frame.name, frame.size, frame.dim) for frame in node["cond_indep_stack"]] == [
+        ("data", 6, -1)
+    ]
     torch.testing.assert_close(node["log_prob"], q.build(q.local(X)).log_prob(node["value"]))
     assert torch.equal(trace.nodes["_RETURN"]["value"], node["value"])
 
@@ -67,7 +71,9 @@ def test_the_draws_have_the_guides_moments() -> None:
 
 
 def test_a_guide_with_another_family_or_way_is_a_few_lines() -> None:
-    """``build`` gives the family, ``local`` the parameters: a table of them, found by ``index``, is a guide."""
+    """``build`` gives the family, ``local`` the parameters: a table of them, found by ``index``, is
+    a guide.
+    """
 
     class Table(guides.AmortizedGuide):
         def __init__(self, num_data: int, latent_dim: int) -> None:
@@ -84,7 +90,9 @@ def test_a_guide_with_another_family_or_way_is_a_few_lines() -> None:
             return dist.Laplace(loc, log_scale.exp()).to_event(1)
 
     model, table = (
-        models.GenerativeModel(models.StandardNormal(2), models.Gaussian(2, (1, 2, 3), hidden=(5,))),
+        models.GenerativeModel(
+            models.StandardNormal(2), models.Gaussian(2, (1, 2, 3), hidden=(5,))
+        ),
         Table(6, 2),
     )
     history = fit(
@@ -127,7 +135,9 @@ def test_refusals_are_a_line(make: Any, word: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "args"), [("FullRank", {}), ("LowRank", {"rank": 2})])
-def test_the_kl_of_a_correlated_gaussian_is_that_of_its_covariance(name: str, args: dict[str, int]) -> None:
+def test_the_kl_of_a_correlated_gaussian_is_that_of_its_covariance(
+    name: str, args: dict[str, int]
+) -> None:
     torch.manual_seed(0)
     q = getattr(guides, name)((3,), 4, hidden=(5,), **args).double()
     law = q.build(torch.randn(7, 3, q.local(torch.zeros(1, 3).double()).shape[-1]).double())
@@ -141,7 +151,10 @@ def test_the_kl_of_a_correlated_gaussian_is_that_of_its_covariance(name: str, ar
 
 def test_other_correlated_kls_are_not_made_up() -> None:
     law = guides.FullRank((3,), 2, hidden=()).build(torch.zeros(1, 5))
-    for prior in (dist.Laplace(torch.zeros(2), 1.0).to_event(1), dist.Normal(torch.zeros(3, 2), 1.0).to_event(2)):
+    for prior in (
+        dist.Laplace(torch.zeros(2), 1.0).to_event(1),
+        dist.Normal(torch.zeros(3, 2), 1.0).to_event(2),
+    ):
         with pytest.raises(NotImplementedError):
             kl_divergence(law, prior)
 
@@ -159,14 +172,18 @@ def test_low_rank_is_its_covariance() -> None:
     eta = torch.randn(1, 12).double()
     law = guides.LowRank((3,), 3, rank=2, hidden=()).build(eta)
     factor = eta[0, 6:].reshape(3, 2)
-    torch.testing.assert_close(law.covariance_matrix[0], factor @ factor.T + (2 * eta[0, 3:6]).exp().diag())
+    torch.testing.assert_close(
+        law.covariance_matrix[0], factor @ factor.T + (2 * eta[0, 3:6]).exp().diag()
+    )
 
 
 # ---- the equal mixture
 
 
 def test_the_mixtures_pathwise_gradient_is_exact() -> None:
-    """∇_η E_q[f(z) − log q(z)] from draws, against quadrature: 5 standard errors, and not the 0 of a draw without a path."""
+    """∇_η E_q[f(z) − log q(z)] from draws, against quadrature: 5 standard errors, and not the 0 of
+    a draw without a path.
+    """
     torch.manual_seed(0)
     guide = guides.MixtureOfGaussians((3,), 1, components=3, hidden=()).double()
     eta = torch.tensor([[-1.0, -0.5, 0.3, 0.2, 1.5, -1.0]]).double()
@@ -189,7 +206,9 @@ def test_the_mixtures_pathwise_gradient_is_exact() -> None:
 def test_the_mixture_draws_each_component_alike() -> None:
     eta = torch.tensor([[-50.0, -3.0, 0.0, -3.0, 50.0, -3.0, 100.0, -3.0]])
     law = guides.MixtureOfGaussians((3,), 1, components=4, hidden=()).build(eta)
-    counts = torch.bincount((law.rsample(torch.Size([4000])).flatten() / 50).round().long() + 1, minlength=4)
+    counts = torch.bincount(
+        (law.rsample(torch.Size([4000])).flatten() / 50).round().long() + 1, minlength=4
+    )
     assert bool(((counts - 1000).abs() < 5 * 750**0.5).all())
 
 
@@ -199,12 +218,22 @@ def test_the_mixture_draws_each_component_alike() -> None:
 def test_an_autoencoder_is_a_point_mass_without_kl() -> None:
     torch.manual_seed(0)
     shape, x = (1, 2, 3), (X > 0.5).float()
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, shape, hidden=(5,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, shape, hidden=(5,))
+    )
     guide = guides.PointEstimate(shape, 2, hidden=(5,))
     by_hand = -model.likelihood(guide.net(x)).log_prob(x).sum()
     for objective in ("Trace_ELBO", "TraceMeanField_ELBO"):
         history = fit(
-            model, guide, x, objective, num_steps=1, batch_size=6, learning_rate=1e-12, kl_weight=0.0, progress=False
+            model,
+            guide,
+            x,
+            objective,
+            num_steps=1,
+            batch_size=6,
+            learning_rate=1e-12,
+            kl_weight=0.0,
+            progress=False,
         )
         assert history.train[0].loss == pytest.approx(float(by_hand.detach()) / 6, rel=1e-6)
     with pytest.raises(UserError, match="point mass"):
@@ -215,7 +244,9 @@ def test_a_point_mass_at_full_weight_is_the_map_estimate() -> None:
     """−log p(x, z) at z = f(x)."""
     torch.manual_seed(0)
     shape, x = (1, 2, 3), (X > 0.5).float()
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, shape, hidden=(5,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, shape, hidden=(5,))
+    )
     guide = guides.PointEstimate(shape, 2, hidden=(5,))
     z = guide.net(x)
     joint = model.likelihood(z).log_prob(x) + model.prior().log_prob(z)

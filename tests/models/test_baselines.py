@@ -1,4 +1,6 @@
-"""The exact baselines: what a mixture of Gaussians and probabilistic PCA know of themselves, held against other ways to it."""
+"""The exact baselines: what a mixture of Gaussians and probabilistic PCA know of themselves, held
+against other ways to it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def clusters(size: int = 600, event_shape: tuple[int, ...] = (2, 2)) -> Tensor:
     kind = torch.randint(3, (size,), generator=random)
     noise = torch.randn(size, pixels, 1, generator=random, dtype=torch.float64)
     x: Tensor = centres[kind] + (roots[kind] @ noise).squeeze(-1)
-    return (x + 0.3 * torch.randn(size, pixels, generator=random, dtype=torch.float64)).reshape(size, *event_shape)
+    return (x + 0.3 * torch.randn(size, pixels, generator=random, dtype=torch.float64)).reshape(
+        size, *event_shape
+    )
 
 
 def mixture(covariance: str, components: int = 3, **args: Any) -> models.GaussianMixture:
@@ -56,7 +60,10 @@ def test_log_px_is_the_engines_and_scikit_learns(covariance: str) -> None:
     assert result.exact and result.se_mc == 0.0
     other = Sklearns(3, covariance_type="diag" if covariance == "diagonal" else "full")
     law = model.law(torch.arange(3))
-    other.weights_, other.means_ = model.logits.softmax(-1).detach().numpy(), law.mean.flatten(1).detach().numpy()
+    other.weights_, other.means_ = (
+        model.logits.softmax(-1).detach().numpy(),
+        law.mean.flatten(1).detach().numpy(),
+    )
     if covariance == "diagonal":
         other.precisions_cholesky_ = law.base_dist.scale.flatten(1).reciprocal().detach().numpy()
     else:
@@ -71,7 +78,9 @@ def test_log_px_is_the_engines_and_scikit_learns(covariance: str) -> None:
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_em_never_falls_and_is_scikit_learns(covariance: str) -> None:
-    """From the same start, the same parameters after 20 iterations, and a mean log p(x) that rises at every one."""
+    """From the same start, the same parameters after 20 iterations, and a mean log p(x) that rises
+    at every one.
+    """
     x = clusters()
     torch.manual_seed(0)
     model = models.GaussianMixture((2, 2), 3, covariance, min_scale=1e-6).double()
@@ -98,7 +107,9 @@ def test_em_never_falls_and_is_scikit_learns(covariance: str) -> None:
     assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(history))
     assert history[-1] > history[0] + 0.1
     assert history[-1] == pytest.approx(float(model.log_px(x).mean().detach()), abs=1e-12)
-    torch.testing.assert_close(model.loc.detach(), torch.from_numpy(other.means_), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        model.loc.detach(), torch.from_numpy(other.means_), rtol=1e-6, atol=1e-6
+    )
     torch.testing.assert_close(
         model.logits.softmax(-1).detach(), torch.from_numpy(other.weights_), rtol=1e-6, atol=1e-6
     )
@@ -107,14 +118,18 @@ def test_em_never_falls_and_is_scikit_learns(covariance: str) -> None:
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_em_stays_bounded_on_data_without_spread(covariance: str) -> None:
-    """Pixels that never vary, more components than kinds of images: the floor of the scales holds, and EM still rises."""
+    """Pixels that never vary, more components than kinds of images: the floor of the scales holds,
+    and EM still rises.
+    """
     x = torch.zeros(40, 2, 2, dtype=torch.float64)
     x[20:, 0, 0] = 1.0
     torch.manual_seed(0)
     model = models.GaussianMixture((2, 2), 2, covariance, min_scale=0.1).double()
     history = model.fit_em(x, num_iters=5)
     assert all(later >= earlier - 1e-12 for earlier, later in itertools.pairwise(history))
-    best = 4 * float(torch.distributions.Normal(0.0, 0.1001).log_prob(torch.tensor(0.0))) + np.log(0.5)
+    best = 4 * float(torch.distributions.Normal(0.0, 0.1001).log_prob(torch.tensor(0.0))) + np.log(
+        0.5
+    )
     assert history[-1] == pytest.approx(best, abs=2e-2)
 
 
@@ -128,24 +143,46 @@ def test_more_components_than_kinds_of_images(covariance: str) -> None:
     model.start_from(x)
     assert float(model.logits.softmax(-1).detach().min()) > 0.01
     history = model.fit_em(x, num_iters=3)
-    best = 4 * float(torch.distributions.Normal(0.0, 0.1001).log_prob(torch.tensor(0.0))) + np.log(0.5)
+    best = 4 * float(torch.distributions.Normal(0.0, 0.1001).log_prob(torch.tensor(0.0))) + np.log(
+        0.5
+    )
     assert history[-1] == pytest.approx(best, abs=2e-2)
 
 
 def test_svi_starts_from_the_data_once_and_reaches_em() -> None:
-    """Training begins at k-means, ends where EM does, and a second call goes on instead of starting again."""
+    """Training begins at k-means, ends where EM does, and a second call goes on instead of starting
+    again.
+    """
     x = clusters().float()
     torch.manual_seed(0)
     model, guide = models.GaussianMixture((2, 2), 3), guides.Empty()
     untrained = float(model.log_px(x).mean().detach())
-    history = pv.fit(model, guide, x, num_epochs=40, batch_size=100, learning_rate=0.03, device="cpu", progress=False)
+    history = pv.fit(
+        model,
+        guide,
+        x,
+        num_epochs=40,
+        batch_size=100,
+        learning_rate=0.03,
+        device="cpu",
+        progress=False,
+    )
     assert history.train[0].elbo > untrained + 5  # the first epoch is one of k-means' means
     assert history.train[-1].kl == 0.0
     em = models.GaussianMixture((2, 2), 3)
     best = em.fit_em(x, num_iters=60)[-1]
     found = float(model.log_px(x).mean().detach())
     assert found == pytest.approx(best, abs=0.02)
-    again = pv.fit(model, guide, x, num_epochs=1, batch_size=600, learning_rate=1e-6, device="cpu", progress=False)
+    again = pv.fit(
+        model,
+        guide,
+        x,
+        num_epochs=1,
+        batch_size=600,
+        learning_rate=1e-6,
+        device="cpu",
+        progress=False,
+    )
     assert again.train[0].elbo == pytest.approx(found, abs=1e-3)
 
 
@@ -154,7 +191,11 @@ def test_generated_images_have_the_mixtures_moments(covariance: str) -> None:
     model = mixture(covariance)
     torch.manual_seed(1)
     with torch.no_grad():
-        x, shares, law = model(None, size=40_000), model.logits.softmax(-1), model.law(torch.arange(3))
+        x, shares, law = (
+            model(None, size=40_000),
+            model.logits.softmax(-1),
+            model.law(torch.arange(3)),
+        )
         mean = (shares.reshape(3, 1, 1) * law.mean).sum(0)
     error = (x.mean(0) - mean) / (x.std(0) / len(x) ** 0.5)
     assert x.shape == (40_000, 2, 2) and float(error.abs().max()) < 4.5
@@ -166,7 +207,8 @@ def test_a_mixture_of_too_few_images_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [{"components": 0}, {"components": 2.5}, {"covariance": "spherical"}, {"min_scale": 0.0}]
+    "args",
+    [{"components": 0}, {"components": 2.5}, {"covariance": "spherical"}, {"min_scale": 0.0}],
 )
 def test_a_bad_mixture_is_refused(args: dict[str, Any]) -> None:
     with pytest.raises(pv.UserError) as refusal:
@@ -202,8 +244,12 @@ def test_maximum_likelihood_is_scikit_learns() -> None:
     other = PCA(2).fit(x.flatten(1).numpy())
     size = len(x)
     # scikit-learn divides by N − 1
-    assert float(model.scale.detach() ** 2) == pytest.approx(other.noise_variance_ * (size - 1) / size, rel=1e-10)
-    covariance = model.weight @ model.weight.T + model.scale.square() * torch.eye(9, dtype=torch.float64)
+    assert float(model.scale.detach() ** 2) == pytest.approx(
+        other.noise_variance_ * (size - 1) / size, rel=1e-10
+    )
+    covariance = model.weight @ model.weight.T + model.scale.square() * torch.eye(
+        9, dtype=torch.float64
+    )
     expected = torch.from_numpy(other.get_covariance()) * (size - 1) / size
     torch.testing.assert_close(covariance.detach(), expected, rtol=1e-9, atol=1e-10)
     torch.testing.assert_close(model.bias.detach(), x.flatten(1).mean(0), rtol=1e-10, atol=1e-12)
@@ -224,22 +270,30 @@ def test_bayes_theorem_holds() -> None:
     z = torch.randn(20, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         joint = model.prior().log_prob(z) + model.likelihood(z).log_prob(x)
-        torch.testing.assert_close(joint - model.posterior(x).log_prob(z), model.log_px(x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            joint - model.posterior(x).log_prob(z), model.log_px(x), rtol=1e-10, atol=1e-10
+        )
 
 
 def test_the_posterior_as_a_guide_has_no_variance() -> None:
-    """Every weight is p(x): ESS = K, no Monte Carlo error, the ELBO is log p(x), and k̂ is that of constant weights."""
+    """Every weight is p(x): ESS = K, no Monte Carlo error, the ELBO is log p(x), and k̂ is that of
+    constant weights.
+    """
     model, x = linear(), linear_images()[:50]
     result = pv.log_marginal(model, guides.ExactPosterior(model), x, num_samples=200, device="cpu")
     torch.testing.assert_close(result.log_px, model.log_px(x).detach(), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(result.ess, torch.full_like(result.ess, 200.0), rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(
+        result.ess, torch.full_like(result.ess, 200.0), rtol=1e-10, atol=1e-8
+    )
     assert result.se_mc < 1e-10 and result.elbo == pytest.approx(result.mean, abs=1e-10)
     assert not result.exact  # a latent is drawn, if to no effect: the protocol says IW-200
 
 
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO"])
 def test_svi_with_the_posterior_approaches_maximum_likelihood(objective: str) -> None:
-    """Gradient ascent on the likelihood; with the KL sampled, the loss of any draw is −log p(x) itself, below the maximum."""
+    """Gradient ascent on the likelihood; with the KL sampled, the loss of any draw is −log p(x)
+    itself, below the maximum.
+    """
     x, model = linear_images(), linear()
     best = model.fit_ml(x)
     with torch.no_grad():
@@ -257,12 +311,16 @@ def test_svi_with_the_posterior_approaches_maximum_likelihood(objective: str) ->
 
 
 def test_a_mean_field_guide_pays_the_gap() -> None:
-    """The best one has the posterior's mean and variances 1/Λ_dd, Λ = M/σ²: its ELBO is ½(Σ log Λ_dd − log |Λ|) too low."""
+    """The best one has the posterior's mean and variances 1/Λ_dd, Λ = M/σ²: its ELBO is ½(Σ log
+    Λ_dd − log |Λ|) too low.
+    """
     model, x = linear(fitted=True), linear_images()
     guide = guides.MeanField((3, 3), 2, hidden=()).double()
     with torch.no_grad():
         # the maximum's axes are the posterior's own, where there is no gap: turned, they are not
-        model.weight.copy_(model.weight @ torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64))
+        model.weight.copy_(
+            model.weight @ torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64)
+        )
         precision = torch.linalg.inv(model.posterior(x[:1]).covariance_matrix[0])
         gap = 0.5 * float(precision.diagonal().log().sum() - precision.logdet())
         basis = torch.eye(9, dtype=torch.float64).reshape(9, 3, 3)
@@ -297,19 +355,50 @@ def test_the_guide_does_not_own_the_model() -> None:
     guide = guides.ExactPosterior(model)
     assert not list(guide.parameters()) and not guide.state_dict()
     with pytest.raises(pv.UserError, match="nothing to train"):
-        pv.fit(model, guide, linear_images(), num_steps=1, freeze="model", device="cpu", progress=False)
+        pv.fit(
+            model, guide, linear_images(), num_steps=1, freeze="model", device="cpu", progress=False
+        )
 
 
 # ---- on the command line
 
 
 @pytest.mark.slow
-def test_baselines_stand_in_the_same_table_as_a_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Trained, evaluated, saved, loaded and compared by words alone: is the VAE better than a mixture?"""
-    common = ["--likelihood", "Gaussian", "--num-samples", "50", "--eval-images", "100", "--quiet", "--no-pictures"]
+def test_baselines_stand_in_the_same_table_as_a_vae(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, evaluated, saved, loaded and compared by words alone: is the VAE better than a
+    mixture?
+    """
+    common = [
+        "--likelihood",
+        "Gaussian",
+        "--num-samples",
+        "50",
+        "--eval-images",
+        "100",
+        "--quiet",
+        "--no-pictures",
+    ]
     runs = {
-        "mixture": ["--model", "GaussianMixture(components=8)", "--guide", "Empty", "--steps", "60"],
-        "ppca": ["--model", "LinearGaussian", "--guide", "ExactPosterior", "--latent-dim", "5", "--steps", "60"],
+        "mixture": [
+            "--model",
+            "GaussianMixture(components=8)",
+            "--guide",
+            "Empty",
+            "--steps",
+            "60",
+        ],
+        "ppca": [
+            "--model",
+            "LinearGaussian",
+            "--guide",
+            "ExactPosterior",
+            "--latent-dim",
+            "5",
+            "--steps",
+            "60",
+        ],
         "vae": ["--net", "MLP(hidden=(32,))", "--latent-dim", "5", "--steps", "60"],
     }
     for name, options in runs.items():
@@ -327,15 +416,25 @@ def test_baselines_stand_in_the_same_table_as_a_vae(tmp_path: Path, capsys: pyte
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert {Path(row["name"]).name for row in rows} == runs.keys()
     by_name = {Path(row["name"]).name: row for row in rows}
-    assert by_name["mixture"]["se_mc"] == 0.0 and by_name["ppca"]["se_mc"] < 1e-4 < by_name["vae"]["se_mc"]
+    assert (
+        by_name["mixture"]["se_mc"] == 0.0
+        and by_name["ppca"]["se_mc"] < 1e-4 < by_name["vae"]["se_mc"]
+    )
 
 
-@pytest.mark.parametrize("option", [["--prior", "MixtureOfGaussians"], ["--likelihood", "Gaussian"]])
+@pytest.mark.parametrize(
+    "option", [["--prior", "MixtureOfGaussians"], ["--likelihood", "Gaussian"]]
+)
 @pytest.mark.parametrize("model", ["GaussianMixture", "LinearGaussian"])
 def test_a_part_that_the_model_does_not_take_is_refused(
     model: str, option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A word without an effect would stand in the protocol all the same."""
     guide = {"GaussianMixture": "Empty", "LinearGaussian": "ExactPosterior"}[model]
-    assert entry.main(["train", "--model", model, "--guide", guide, *option, "--out", str(tmp_path / "run")]) == 2
+    assert (
+        entry.main(
+            ["train", "--model", model, "--guide", guide, *option, "--out", str(tmp_path / "run")]
+        )
+        == 2
+    )
     assert f"the model {model} takes no {option[0][2:]}" in capsys.readouterr().err

@@ -1,4 +1,6 @@
-"""Models and guides that are given the class y: exact on a linear case, one word on the command line, refusals in a line."""
+"""Models and guides that are given the class y: exact on a linear case, one word on the command
+line, refusals in a line.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,23 @@ FAST: dict[str, Any] = {"device": "cpu", "compile": "off"}
 
 
 def linear() -> tuple[Any, Any, Tensor, Tensor]:
-    """x = W z + U_y + b + σ ε with one latent, its exact posterior as the guide, and images with classes; float64."""
+    """x = W z + U_y + b + σ ε with one latent, its exact posterior as the guide, and images with
+    classes; float64.
+    """
     torch.manual_seed(0)
     likelihood = models.Gaussian(LATENT + CLASSES, (PIXELS,), scale=0.7, hidden=())
     model = models.ClassConditional(models.StandardNormal(LATENT), likelihood, CLASSES).double()
     scale = float(likelihood.log_scale.exp())
-    guide = guides.ClassConditional("MeanField", CLASSES, event_shape=(PIXELS,), latent_dim=LATENT, hidden=()).double()
+    guide = guides.ClassConditional(
+        "MeanField", CLASSES, event_shape=(PIXELS,), latent_dim=LATENT, hidden=()
+    ).double()
     decoder: Any = likelihood.net.layers[0]
     encoder: Any = guide.guide.net.layers[0]
     w, u = decoder.weight[:, :LATENT].detach(), decoder.weight[:, LATENT:].detach()
     precision = 1 + float(w.square().sum()) / scale**2
     with torch.no_grad():
-        # mean = Wᵀ(x − U_y − b) / (σ² P), sd = P^−½; the guide sees x and the class's one-hot code behind it
+        # mean = Wᵀ(x − U_y − b) / (σ² P), sd = P^−½; the guide sees x and the class's one-hot code
+        # behind it
         guide.embedding.weight.copy_(torch.eye(CLASSES))
         encoder.weight.zero_()
         encoder.weight[0, :PIXELS] = w[:, 0] / scale**2 / precision
@@ -47,7 +54,9 @@ def exact(model: Any, x: Tensor, y: Tensor) -> Tensor:
     """log N(x; U_y + b, W Wᵀ + σ² I)."""
     decoder = model.likelihood.net.layers[0]
     w, u = decoder.weight[:, :LATENT].detach(), decoder.weight[:, LATENT:].detach()
-    covariance = w @ w.T + (2 * model.likelihood.log_scale).exp() * torch.eye(PIXELS, dtype=torch.float64)
+    covariance = w @ w.T + (2 * model.likelihood.log_scale).exp() * torch.eye(
+        PIXELS, dtype=torch.float64
+    )
     mean = u.T[y] + decoder.bias.detach()
     return torch.distributions.MultivariateNormal(mean, covariance).log_prob(x)
 
@@ -65,7 +74,9 @@ def test_the_exact_posterior_given_the_class_has_weights_without_variance(compil
 
 
 def test_a_guide_that_is_too_wide_is_corrected_by_its_weights() -> None:
-    """Within 5 standard errors of the exact log p(x | y), for each of 30 images; the weights are bounded."""
+    """Within 5 standard errors of the exact log p(x | y), for each of 30 images; the weights are
+    bounded.
+    """
     model, guide, x, y = linear()
     with torch.no_grad():
         guide.guide.net.layers[0].bias += torch.tensor([0.1, 0.3])
@@ -92,7 +103,9 @@ def test_conditional_and_plain_log_marginals_are_not_compared() -> None:
     inference = guides.MeanField((PIXELS,), LATENT, hidden=()).double()
     a = pv.log_marginal(model, guide, x, num_samples=3, y=y, **FAST)
     b = pv.log_marginal(plain, inference, x, num_samples=3, **FAST)
-    with pytest.raises(UserError, match=r"'conditional' is log p\(x \| y\) and 'plain' log p\(x\): different"):
+    with pytest.raises(
+        UserError, match=r"'conditional' is log p\(x \| y\) and 'plain' log p\(x\): different"
+    ):
         compare({"conditional": a, "plain": b})
 
 
@@ -105,13 +118,16 @@ def test_the_class_reaches_the_encoder_as_one_more_input(shape: tuple[int, ...])
     joint = guide.joint(x, torch.zeros(6, dtype=torch.long))
     assert torch.equal(joint[:, : shape[0]], x) and joint.shape[2:] == x.shape[2:]
     assert not torch.equal(
-        guide.local(x, torch.zeros(6, dtype=torch.long)), guide.local(x, torch.ones(6, dtype=torch.long))
+        guide.local(x, torch.zeros(6, dtype=torch.long)),
+        guide.local(x, torch.ones(6, dtype=torch.long)),
     )
 
 
 @pytest.mark.parametrize("family", ["MeanField", "FullRank", "IAF(depth=1, hidden=(8,))"])
 def test_any_family_is_conditional_by_its_name(family: str) -> None:
-    """As the command line builds it: trained on labels, checked, and better where the images are their labels."""
+    """As the command line builds it: trained on labels, checked, and better where the images are
+    their labels.
+    """
     options = Train(
         model="ClassConditional", guide=f'ClassConditional("{family}")' if "(" not in family else f"ClassConditional({family})",
         latent_dim=2, net="MLP(hidden=(8,))",
@@ -142,27 +158,40 @@ def test_any_family_is_conditional_by_its_name(family: str) -> None:
 
 
 def test_the_likelihood_receives_the_classes() -> None:
-    """Built by name, the likelihood has latent_dim + num_classes inputs; by hand, another number is refused."""
-    options = Train(model="ClassConditional(num_classes=5)", guide="ClassConditional(num_classes=5)", latent_dim=2)
+    """Built by name, the likelihood has latent_dim + num_classes inputs; by hand, another number is
+    refused.
+    """
+    options = Train(
+        model="ClassConditional(num_classes=5)",
+        guide="ClassConditional(num_classes=5)",
+        latent_dim=2,
+    )
     model, guide = build_pair(options, (1, 4, 4), 10, num_classes=3)
     assert model.likelihood.latent_dim == 7 and model.prior.event_shape == (2,)
     assert guide.guide.latent_dim == 2 and guide.guide.net.in_shape == (2, 4, 4)
     with pytest.raises(
-        UserError, match="takes 2 inputs, where z has 2 dimensions and there are 3 classes: build it with latent_dim=5"
+        UserError,
+        match="takes 2 inputs, where z has 2 dimensions and there are 3 classes: build it with latent_dim=5",
     ):
         models.ClassConditional(models.StandardNormal(2), models.Bernoulli(2, (4,), hidden=()), 3)
 
 
 def test_labels_follow_their_images() -> None:
     """Train, validation and test, whole or chosen, have the rows that the images have."""
-    experiment = prepare(Train(model="ClassConditional", guide="ClassConditional", net="MLP(hidden=(4,))"))
+    experiment = prepare(
+        Train(model="ClassConditional", guide="ClassConditional", net="MLP(hidden=(4,))")
+    )
     data = experiment.data
-    assert data.train_labels is not None and data.test_labels is not None and experiment.valid_rows is not None
+    assert (
+        data.train_labels is not None
+        and data.test_labels is not None
+        and experiment.valid_rows is not None
+    )
     assert torch.equal(experiment.fields_train["y"], data.train_labels[experiment.train_rows])
     x_valid: Any = experiment.x_valid
-    assert torch.equal(x_valid["y"], data.train_labels[experiment.valid_rows]) and len(x_valid["x"]) == len(
-        x_valid["y"]
-    )
+    assert torch.equal(x_valid["y"], data.train_labels[experiment.valid_rows]) and len(
+        x_valid["x"]
+    ) == len(x_valid["y"])
     x, _ = experiment.images("test", 7)
     rows = [int((experiment.observed.x_test == each).flatten(1).all(1).nonzero()[0]) for each in x]
     assert torch.equal(experiment.fields("test", 7)["y"], data.test_labels[rows])
@@ -176,7 +205,8 @@ def test_data_without_labels_are_refused_before_training(tmp_path: Any) -> None:
 
     np.save(tmp_path / "x.npy", np.zeros((20, 4, 4), np.uint8))
     with pytest.raises(
-        UserError, match=r"--model ClassConditional takes the class y of each image, and x\.npy has no labels"
+        UserError,
+        match=r"--model ClassConditional takes the class y of each image, and x\.npy has no labels",
     ):
         prepare(Train(data=str(tmp_path / "x.npy"), model="ClassConditional", batch_size=4))
 
@@ -184,7 +214,10 @@ def test_data_without_labels_are_refused_before_training(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        (torch.tensor([0, 1, 2, 3, 0, 1, 2]), r"image 3 is of class 3, where the classes are 0 to 2 \(num_classes=3\)"),
+        (
+            torch.tensor([0, 1, 2, 3, 0, 1, 2]),
+            r"image 3 is of class 3, where the classes are 0 to 2 \(num_classes=3\)",
+        ),
         (torch.tensor([0, 1, 2, 0, 0, 1, -1]), "image 6 is of class -1"),
         (torch.zeros(7), r"torch\.float32 of shape \(7,\): expected whole numbers"),
         (torch.zeros(7, 1, dtype=torch.long), r"of shape \(7, 1\)"),
@@ -196,7 +229,9 @@ def test_labels_that_are_no_classes_are_one_line(y: Tensor | None, words: str) -
     given = {} if y is None else {"y": y}
     for call in (
         lambda: pv.log_marginal(model, guide, x[:7], num_samples=2, **given, **FAST),
-        lambda: pv.fit(model, guide, x[:7], num_steps=1, batch_size=7, progress=False, **given, **FAST),
+        lambda: pv.fit(
+            model, guide, x[:7], num_steps=1, batch_size=7, progress=False, **given, **FAST
+        ),
     ):
         with pytest.raises(UserError, match=words) as error:
             call()
@@ -204,13 +239,17 @@ def test_labels_that_are_no_classes_are_one_line(y: Tensor | None, words: str) -
 
 
 def test_every_estimator_says_that_it_is_conditional() -> None:
-    """AIS, BDMC and refinement take the labels as importance sampling does, and agree with the exact log p(x | y)."""
+    """AIS, BDMC and refinement take the labels as importance sampling does, and agree with the
+    exact log p(x | y).
+    """
     model, guide, x, y = linear()
     few = {"seed": 0, "device": "cpu", "compile": "off"}
     annealed = pv.ais(model, guide, x[:6], num_steps=5, num_chains=2, y=y[:6], **few)
     torch.testing.assert_close(annealed.log_px, exact(model, x[:6], y[:6]), rtol=0, atol=1e-6)
     bounds = pv.bdmc(model, guide, size=6, num_steps=5, num_chains=2, y=y[:6], **few)
-    torch.testing.assert_close(bounds.lower_px, exact(model, bounds.x.double(), y[:6]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        bounds.lower_px, exact(model, bounds.x.double(), y[:6]), rtol=0, atol=1e-6
+    )
     refined = pv.refine(model, guide, x[:6], num_steps=2, num_samples=5, y=y[:6], **few)
     assert str(annealed).startswith("log p(x | y) ≥") and "≤ log p(x | y) ≤" in str(bounds)
     assert "→ log p(x | y) ≥" in str(refined)

@@ -70,5 +70,9 @@ def test_the_conv_net_is_trained_sampled_and_evaluated(
 def test_the_default_widths_are_32_to_512() -> None:
     from pyro_vae.nn import Conv
 
-    widths = [layer.out_channels for layer in Conv((3, 32, 32), (10,)).layers if isinstance(layer, torch.nn.Conv2d)]
+    widths = [
+        layer.out_channels
+        for layer in Conv((3, 32, 32), (10,)).layers
+        if isinstance(layer, torch.nn.Conv2d)
+    ]
     assert widths == [32, 64, 128, 256, 512]

@@ -1,4 +1,6 @@
-"""What is particular to a likelihood: its law against SciPy's, its limits, its numerics, its start at a mean."""
+"""What is particular to a likelihood: its law against SciPy's, its limits, its numerics, its start
+at a mean.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ SPECS = [
 
 def build(spec: str, dtype: torch.dtype = torch.float64, **context: Any) -> Any:
     """The likelihood as the command line builds it, away from where it starts."""
-    given = {"event_shape": SHAPE, "latent_dim": 2, "levels": LEVELS, "net": "MLP(hidden=(4,))"} | context
+    given = {
+        "event_shape": SHAPE,
+        "latent_dim": 2,
+        "levels": LEVELS,
+        "net": "MLP(hidden=(4,))",
+    } | context
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return registry.build("likelihood", spec, **given).to(dtype)
@@ -92,10 +99,14 @@ def test_densities_are_scipys(spec: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("spec", SPECS)
 def test_the_mean_is_the_sum_over_the_support(spec: str) -> None:
-    """Σ P(x) = 1 and Σ x P(x) is ``mean``: what pictures show. By enumeration, or by a fine grid for a density."""
+    """Σ P(x) = 1 and Σ x P(x) is ``mean``: what pictures show. By enumeration, or by a fine grid
+    for a density.
+    """
     law = law_of(spec)
     if law.support.is_discrete:
-        top = {"Bernoulli": 2, "Poisson": 400, "NegativeBinomial": 4000}.get(registry.parse(spec).name, LEVELS)
+        top = {"Bernoulli": 2, "Poisson": 400, "NegativeBinomial": 4000}.get(
+            registry.parse(spec).name, LEVELS
+        )
         x, weight = torch.arange(top, dtype=torch.float64), torch.ones(top, dtype=torch.float64)
     elif spec == "ContinuousBernoulli":
         x, weight = (
@@ -108,14 +119,18 @@ def test_the_mean_is_the_sum_over_the_support(spec: str) -> None:
     mass = law.log_prob(x.reshape(-1, *[1] * len(law.batch_shape))).exp() * weight.reshape(
         -1, *[1] * len(law.batch_shape)
     )
-    torch.testing.assert_close(mass.sum(0), torch.ones(law.batch_shape, dtype=torch.float64), rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        mass.sum(0), torch.ones(law.batch_shape, dtype=torch.float64), rtol=0, atol=1e-7
+    )
     torch.testing.assert_close((mass.movedim(0, -1) * x).sum(-1), law.mean, rtol=1e-6, atol=1e-7)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("spec", SPECS)
 def test_draws_have_the_law(spec: str) -> None:
-    """4000 draws against the distribution function: by Kolmogorov and Smirnov for a density, by χ² for a mass."""
+    """4000 draws against the distribution function: by Kolmogorov and Smirnov for a density, by χ²
+    for a mass.
+    """
     law, number = law_of(spec, batch=()), 4000
     with torch.random.fork_rng():
         torch.manual_seed(3)
@@ -127,16 +142,30 @@ def test_draws_have_the_law(spec: str) -> None:
         if spec == "ContinuousBernoulli":
             density = law.log_prob(line.reshape(-1, 1, 1, 1))[:, 0, 0, 0].exp()
             cdf = torch.cumulative_trapezoid(density, line)
-            assert stats.kstest(draws.numpy(), lambda v: np.interp(v, line[1:].numpy(), cdf.numpy())).pvalue > 1e-4
+            assert (
+                stats.kstest(
+                    draws.numpy(), lambda v: np.interp(v, line[1:].numpy(), cdf.numpy())
+                ).pvalue
+                > 1e-4
+            )
         else:
             other = scipy_law(spec, law)
-            assert stats.kstest(draws.numpy(), lambda v: other.cdf(v.reshape(-1, 1, 1, 1))[:, 0, 0, 0]).pvalue > 1e-4
+            assert (
+                stats.kstest(
+                    draws.numpy(), lambda v: other.cdf(v.reshape(-1, 1, 1, 1))[:, 0, 0, 0]
+                ).pvalue
+                > 1e-4
+            )
         return
     values, counts = draws.unique(return_counts=True)
     mass = law.log_prob(values.reshape(-1, 1, 1, 1))[:, 0, 0, 0].exp()
     often = mass * number > 5
-    observed = torch.cat((counts[often].double(), (number - counts[often].sum()).reshape(1).double()))
-    expected = torch.cat((number * mass[often], (number * (1 - mass[often].sum())).clamp(min=1e-9).reshape(1)))
+    observed = torch.cat(
+        (counts[often].double(), (number - counts[often].sum()).reshape(1).double())
+    )
+    expected = torch.cat(
+        (number * mass[often], (number * (1 - mass[often].sum())).clamp(min=1e-9).reshape(1))
+    )
     kept = expected > 5
     statistic = float(((observed - expected).square() / expected)[kept].sum())
     assert stats.chi2(max(int(kept.sum()) - 1, 1)).sf(statistic) > 1e-4
@@ -144,10 +173,15 @@ def test_draws_have_the_law(spec: str) -> None:
 
 @torch.no_grad()
 def test_a_discretized_logistic_is_a_difference_of_distribution_functions() -> None:
-    """Against SciPy's logistic in float64, edge bins reaching to infinity; mixtures are their components' sum."""
+    """Against SciPy's logistic in float64, edge bins reaching to infinity; mixtures are their
+    components' sum.
+    """
     random = np.random.default_rng(0)
     for levels, components in ((2, 1), (17, 1), (256, 3)):
-        loc, scale = random.normal(size=(5, components)), np.exp(random.normal(-2, 1, (5, components)))
+        loc, scale = (
+            random.normal(size=(5, components)),
+            np.exp(random.normal(-2, 1, (5, components))),
+        )
         logits = random.normal(size=(5, components))
         edges = 2 * (np.arange(levels + 1) - 0.5) / (levels - 1) - 1
         edges[0], edges[-1] = -np.inf, np.inf
@@ -155,7 +189,9 @@ def test_a_discretized_logistic_is_a_difference_of_distribution_functions() -> N
         shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         law = LogisticLevels(*map(torch.from_numpy, (loc, scale, logits)), levels)
         found = law.log_prob(torch.arange(levels, dtype=torch.float64).unsqueeze(-1)).exp().T
-        np.testing.assert_allclose(found.numpy(), (shares[..., None] * mass).sum(1), rtol=1e-6, atol=1e-13)
+        np.testing.assert_allclose(
+            found.numpy(), (shares[..., None] * mass).sum(1), rtol=1e-6, atol=1e-13
+        )
         np.testing.assert_allclose(found.sum(-1).numpy(), 1, rtol=1e-12)
 
 
@@ -165,26 +201,43 @@ def test_far_bins_keep_their_digits_in_float32() -> None:
     loc = torch.tensor([[-0.9], [0.9]])
     with torch.enable_grad():
         scale = torch.full((2, 1), 0.005, requires_grad=True)
-        log_mass = LogisticLevels(loc, scale, torch.zeros(2, 1), 256).log_prob(torch.tensor([200.0, 20.0]))
+        log_mass = LogisticLevels(loc, scale, torch.zeros(2, 1), 256).log_prob(
+            torch.tensor([200.0, 20.0])
+        )
         (gradient,) = torch.autograd.grad(log_mass.sum(), scale)
     exact = LogisticLevels(loc.double(), scale.detach().double(), torch.zeros(2, 1).double(), 256)
     torch.testing.assert_close(
         log_mass.double(), exact.log_prob(torch.tensor([200.0, 20.0]).double()), rtol=1e-5, atol=0
     )
-    assert bool((log_mass < -200).all()) and bool(gradient.isfinite().all()) and bool((gradient > 0).all())
+    assert (
+        bool((log_mass < -200).all())
+        and bool(gradient.isfinite().all())
+        and bool((gradient > 0).all())
+    )
 
 
 @pytest.mark.parametrize("logit", [-300.0, -30.0, -0.201, -0.199, 0.0, 1e-4, 3.0, 40.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_continuous_bernoulli_is_a_truncated_exponential(logit: float, dtype: torch.dtype) -> None:
-    """log p(x) = l x + log(l / (e^l − 1)): at l = −30 torch's own has lost 47% of its mass in float32."""
+def test_the_continuous_bernoulli_is_a_truncated_exponential(
+    logit: float, dtype: torch.dtype
+) -> None:
+    """log p(x) = l x + log(l / (e^l − 1)): at l = −30 torch's own has lost 47% of its mass in
+    float32.
+    """
     law = models.ContinuousBernoulli(1, (1,), hidden=())(torch.zeros(1)).base_dist
     law = type(law)(logits=torch.tensor(logit, dtype=dtype))
     x = np.linspace(0, 1, 9)
-    norm = 0.0 if logit == 0 else math.log(abs(logit)) - math.log(-math.expm1(-abs(logit))) - max(logit, 0.0)
+    norm = (
+        0.0
+        if logit == 0
+        else math.log(abs(logit)) - math.log(-math.expm1(-abs(logit))) - max(logit, 0.0)
+    )
     tolerance = 2e-6 if dtype == torch.float32 else 1e-12
     np.testing.assert_allclose(
-        law.log_prob(torch.from_numpy(x).to(dtype)).double(), logit * x + norm, rtol=tolerance, atol=tolerance
+        law.log_prob(torch.from_numpy(x).to(dtype)).double(),
+        logit * x + norm,
+        rtol=tolerance,
+        atol=tolerance,
     )
     if logit:
         exact = stats.truncexpon(abs(logit), scale=1 / abs(logit))
@@ -196,11 +249,15 @@ def test_the_continuous_bernoulli_is_a_truncated_exponential(logit: float, dtype
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_gamma_ratios_keep_their_digits(dtype: torch.dtype) -> None:
-    """Γ(a + n) / Γ(a) = a (a + 1) … (a + n − 1), at any a; the difference of two lgammas is off by nats at a = 10⁶."""
+    """Γ(a + n) / Γ(a) = a (a + 1) … (a + n − 1), at any a; the difference of two lgammas is off by
+    nats at a = 10⁶.
+    """
     for a in (1e-3, 0.5, 9.9, 10.1, 1e3, 1e6, 1e12):
         for n in (0, 1, 16, 255):
             exact = math.fsum(math.log(a + k) for k in range(n))
-            found = float(log_gamma_ratio(torch.tensor(a, dtype=dtype), torch.tensor(float(n), dtype=dtype)))
+            found = float(
+                log_gamma_ratio(torch.tensor(a, dtype=dtype), torch.tensor(float(n), dtype=dtype))
+            )
             assert found == pytest.approx(
                 exact, rel=1e-5 if dtype == torch.float32 else 1e-12, abs=1e-6 if n else 1e-12
             )
@@ -208,21 +265,29 @@ def test_gamma_ratios_keep_their_digits(dtype: torch.dtype) -> None:
 
 @torch.no_grad()
 def test_limits() -> None:
-    """NB → Poisson and t → Gaussian in float32, at parameters where torch's own are off by nats; Binomial(1) is Bernoulli."""
+    """NB → Poisson and t → Gaussian in float32, at parameters where torch's own are off by nats;
+    Binomial(1) is Bernoulli.
+    """
     x = torch.tensor([0.0, 1.0, 5.0, 16.0]).reshape(4, 1, 1, 1)
     counts = build("NegativeBinomial(total_count=1e7)", torch.float32)(torch.ones(2))
     rate = counts.base_dist.mean
-    torch.testing.assert_close(counts.base_dist.log_prob(x), dist.Poisson(rate).log_prob(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        counts.base_dist.log_prob(x), dist.Poisson(rate).log_prob(x), rtol=1e-4, atol=1e-4
+    )
     heavy = build("StudentT(df=1e7)", torch.float32)(torch.ones(2)).base_dist
     light = dist.Normal(heavy.loc, heavy.scale)
     torch.testing.assert_close(heavy.log_prob(x / 16), light.log_prob(x / 16), rtol=1e-4, atol=1e-4)
     binary = build("Binomial", torch.float32, levels=2)(torch.ones(2)).base_dist
-    torch.testing.assert_close(binary.log_prob(x[:2]), dist.Bernoulli(logits=binary.logits).log_prob(x[:2]))
+    torch.testing.assert_close(
+        binary.log_prob(x[:2]), dist.Bernoulli(logits=binary.logits).log_prob(x[:2])
+    )
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_log_probs_are_staged(spec: str) -> None:
-    """Traced with validation off, replayed at another z and x, the log density is the eager one: nothing was read."""
+    """Traced with validation off, replayed at another z and x, the log density is the eager one:
+    nothing was read.
+    """
     part = build(spec)
     z, x = torch.randn(4, 2).double(), part(torch.randn(4, 2).double()).sample()
     with validation(distributions=False):
@@ -241,15 +306,21 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("spec", "value", "words"), [(s, v, w) for s, found in WRONG.items() for v, w in found])
+@pytest.mark.parametrize(
+    ("spec", "value", "words"), [(s, v, w) for s, found in WRONG.items() for v, w in found]
+)
 @pytest.mark.parametrize("place", [0, 6])
-def test_values_outside_the_support_are_named(spec: str, value: float, words: str, place: int) -> None:
+def test_values_outside_the_support_are_named(
+    spec: str, value: float, words: str, place: int
+) -> None:
     """In the first images, which the dry run sees, and in the others."""
     model = models.GenerativeModel(models.StandardNormal(2), build(spec, torch.float32))
     guide = guides.MeanField(SHAPE, 2, hidden=(4,))
     x = torch.ones(8, *SHAPE)
     x[place, 0, 0, 0] = value
-    with pytest.raises(UserError, match=rf"the value {value:g} is outside the support of {spec}: .*{words}") as error:
+    with pytest.raises(
+        UserError, match=rf"the value {value:g} is outside the support of {spec}: .*{words}"
+    ) as error:
         pv.log_marginal(model, guide, x, num_samples=2, device="cpu", compile="off")
     assert "\n" not in str(error.value)
 
@@ -259,13 +330,17 @@ def test_values_outside_the_support_are_named(spec: str, value: float, words: st
 
 @torch.no_grad()
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("net", ["MLP(hidden=(4,), output_bias=mean)", "Conv(channels=(3,), output_bias=mean)"])
+@pytest.mark.parametrize(
+    "net", ["MLP(hidden=(4,), output_bias=mean)", "Conv(channels=(3,), output_bias=mean)"]
+)
 def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
     """With the last layer's weights at 0, p(x | z) has the mean that was asked for, whatever z is."""
     part = build(spec, net=net)
     assert part.waits_for_data
     highest = 1.0 if part.observes in ("binary", "unit", "real") else LEVELS - 1.0
-    mean = highest * torch.tensor([0.02, 0.1, 0.3, 0.5, 0.8, 0.97], dtype=torch.float64).reshape(SHAPE)
+    mean = highest * torch.tensor([0.02, 0.1, 0.3, 0.5, 0.8, 0.97], dtype=torch.float64).reshape(
+        SHAPE
+    )
     part.start_at_mean(mean)
     assert not part.waits_for_data
     last = [layer for layer in part.net.modules() if hasattr(layer, "weight")][-1]
@@ -279,7 +354,10 @@ def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_pixel_that_never_varies_gives_a_finite_start(spec: str) -> None:
     part = build(spec, net="MLP(hidden=(), output_bias=mean)")
-    for mean in (torch.zeros(SHAPE), torch.full(SHAPE, 1.0 if part.observes != "levels" else LEVELS - 1.0)):
+    for mean in (
+        torch.zeros(SHAPE),
+        torch.full(SHAPE, 1.0 if part.observes != "levels" else LEVELS - 1.0),
+    ):
         part.start_at_mean(mean)
         assert bool(part.net.last_bias().isfinite().all())
 
@@ -300,11 +378,19 @@ def test_a_start_needs_the_images_shape_and_a_likelihood_that_knows() -> None:
 
 @pytest.mark.parametrize(
     ("likelihood", "expected"),
-    [("Bernoulli", lambda x: x / 16), ("Gaussian", lambda x: (x + 0.5) / 17), ("Binomial", lambda x: x)],
+    [
+        ("Bernoulli", lambda x: x / 16),
+        ("Gaussian", lambda x: (x + 0.5) / 17),
+        ("Binomial", lambda x: x),
+    ],
 )
 def test_the_command_line_starts_at_what_is_observed(likelihood: str, expected: Any) -> None:
-    """The mean of binarized, dequantized or integer images that are trained on, not of those held out."""
-    experiment = prepare(Train(likelihood=likelihood, net="MLP(hidden=(4,), init=glorot, output_bias=mean)"))
+    """The mean of binarized, dequantized or integer images that are trained on, not of those held
+    out.
+    """
+    experiment = prepare(
+        Train(likelihood=likelihood, net="MLP(hidden=(4,), init=glorot, output_bias=mean)")
+    )
     still: dict[str, Any] = {
         "num_steps": 1,
         "learning_rate": 1e-12,
@@ -312,14 +398,24 @@ def test_the_command_line_starts_at_what_is_observed(likelihood: str, expected: 
         "device": "cpu",
         "compile": "off",
     }
-    pv.fit(experiment.model, experiment.guide, experiment.x_train, binarize=experiment.observed.observe, **still)
+    pv.fit(
+        experiment.model,
+        experiment.guide,
+        experiment.x_train,
+        binarize=experiment.observed.observe,
+        **still,
+    )
     mean = expected(experiment.data.train[experiment.train_rows].double()).mean(0)
     (found,) = experiment.model.likelihood.outputs_at_mean(mean)
-    torch.testing.assert_close(experiment.model.likelihood.net.last_bias().double(), found, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        experiment.model.likelihood.net.last_bias().double(), found, rtol=1e-5, atol=1e-5
+    )
     observed = experiment.observed
     if observed.observe is not None:  # the expectation is that of the draws
         random = torch.Generator().manual_seed(0)
-        draws = torch.stack([observed.observe(observed.x_train[:200], random).double().mean() for _ in range(50)])
+        draws = torch.stack(
+            [observed.observe(observed.x_train[:200], random).double().mean() for _ in range(50)]
+        )
         exact = observed.observe.expected(observed.x_train[:200]).double().mean()
         assert float((draws.mean() - exact).abs()) < 5 * float(draws.std()) / 50**0.5
 
@@ -341,7 +437,10 @@ def test_the_data_fill_the_levels_and_scale_the_encoder() -> None:
 
 
 def test_other_levels_than_the_datas_are_refused() -> None:
-    with pytest.raises(UserError, match="a mass over 256 levels, and digits has 17 as it is observed: write levels=17"):
+    with pytest.raises(
+        UserError,
+        match="a mass over 256 levels, and digits has 17 as it is observed: write levels=17",
+    ):
         prepare(Train(likelihood="Categorical(levels=256)", net="MLP(hidden=(4,))"))
 
 
@@ -357,15 +456,22 @@ def test_an_encoder_divides_its_input() -> None:
 
 
 def test_likelihoods_are_compared_within_a_kind_and_one_observation() -> None:
-    """Binomial and Poisson on the same levels, yes; a density with a mass, or binary with levels, no."""
+    """Binomial and Poisson on the same levels, yes; a density with a mass, or binary with levels,
+    no.
+    """
     data = load("digits")
     found = {}
     for spec in ("Binomial", "Poisson", "Gaussian", "StudentT", "Bernoulli"):
         part = build(spec, torch.float32, event_shape=(1, 8, 8))
         seen = observe(data, "auto", part.observes)
-        pair = models.GenerativeModel(models.StandardNormal(2), part), guides.MeanField((1, 8, 8), 2, hidden=(4,))
+        pair = (
+            models.GenerativeModel(models.StandardNormal(2), part),
+            guides.MeanField((1, 8, 8), 2, hidden=(4,)),
+        )
         protocol = {"observation": seen.protocol["observation"]}
-        found[spec] = pv.log_marginal(*pair, seen.x_test[:20], 5, protocol=protocol, device="cpu", compile="off")
+        found[spec] = pv.log_marginal(
+            *pair, seen.x_test[:20], 5, protocol=protocol, device="cpu", compile="off"
+        )
     compare({name: found[name] for name in ("Binomial", "Poisson")})
     compare({name: found[name] for name in ("Gaussian", "StudentT")})
     for name in ("Gaussian", "Bernoulli"):

@@ -1,4 +1,6 @@
-"""Priors, likelihoods and the generative model: shapes, densities against torch's own, laws of the program."""
+"""Priors, likelihoods and the generative model: shapes, densities against torch's own, laws of the
+program.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def by_hand(name: str, part: Any, z: Tensor, x: Tensor) -> Tensor:
     raw = part.net(z)
     first = raw[..., :2, :, :]
     if name == "bernoulli":
-        return -F.binary_cross_entropy_with_logits(first, x.expand_as(first), reduction="none").sum((-1, -2, -3))
+        return -F.binary_cross_entropy_with_logits(first, x.expand_as(first), reduction="none").sum(
+            (-1, -2, -3)
+        )
     if name == "per pixel":
         scale: Any = F.softplus(raw[..., 2:, :, :]) + part.min_scale
     else:
@@ -144,7 +148,9 @@ def test_a_model_is_the_product_of_its_parts() -> None:
     trace = poutine.trace(program).get_trace(x)
     trace.compute_log_prob()
     z = trace.nodes["z"]["value"]
-    assert z.shape == (5, 3) and trace.nodes["z"]["log_prob"].shape == trace.nodes["x"]["log_prob"].shape == (5,)
+    assert z.shape == (5, 3) and trace.nodes["z"]["log_prob"].shape == trace.nodes["x"][
+        "log_prob"
+    ].shape == (5,)
     torch.testing.assert_close(trace.nodes["z"]["log_prob"], program.prior().log_prob(z))
     torch.testing.assert_close(trace.nodes["x"]["log_prob"], program.likelihood(z).log_prob(x))
     assert torch.equal(trace.nodes["x"]["value"], x) and trace.nodes["x"]["is_observed"]

@@ -1,4 +1,6 @@
-"""Learned priors: densities by hand, the VampPrior's encoder, and the order in which a pair is built."""
+"""Learned priors: densities by hand, the VampPrior's encoder, and the order in which a pair is
+built.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ X = (torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0)) > 0.5).f
 
 def options(**chosen: Any) -> Train:
     """A small experiment."""
-    return Train(**{"latent_dim": 3, "net": "MLP(hidden=(5,))", "prior": "VampPrior(components=4)", **chosen})
+    return Train(
+        **{"latent_dim": 3, "net": "MLP(hidden=(5,))", "prior": "VampPrior(components=4)", **chosen}
+    )
 
 
 def pair(**chosen: Any) -> tuple[Any, Any]:
@@ -41,14 +45,16 @@ def test_the_mixture_is_the_sum_of_its_components() -> None:
         prior.logits.normal_()
         prior.log_scale.normal_()
     parts = [
-        distributions.Normal(m, s.exp()).log_prob(z).sum(-1) for m, s in zip(prior.loc, prior.log_scale, strict=True)
+        distributions.Normal(m, s.exp()).log_prob(z).sum(-1)
+        for m, s in zip(prior.loc, prior.log_scale, strict=True)
     ]
     by_hand = torch.logsumexp(torch.stack(parts, -1) + prior.logits.log_softmax(-1), -1)
     torch.testing.assert_close(prior().log_prob(z), by_hand)
 
 
 @pytest.mark.parametrize(
-    "guide", ["MeanField", "FullRank", "LowRank", "IAF(width=8)", "NSF(width=8)", "MixtureOfGaussians"]
+    "guide",
+    ["MeanField", "FullRank", "LowRank", "IAF(width=8)", "NSF(width=8)", "MixtureOfGaussians"],
 )
 def test_the_vamp_prior_is_the_even_mixture_of_the_encoders_densities(guide: str) -> None:
     model, q = pair(guide=guide)
@@ -56,13 +62,19 @@ def test_the_vamp_prior_is_the_even_mixture_of_the_encoders_densities(guide: str
     z = torch.randn(6, 3).double()
     with torch.no_grad():
         each = [q.build(q.local(u.unsqueeze(0))).log_prob(z) for u in model.prior.pseudo_inputs]
-        torch.testing.assert_close(model.prior().log_prob(z), torch.logsumexp(torch.stack(each), 0) - log(4))
+        torch.testing.assert_close(
+            model.prior().log_prob(z), torch.logsumexp(torch.stack(each), 0) - log(4)
+        )
     assert model.prior().sample((5,)).shape == (5, 3)
 
 
-@pytest.mark.parametrize(("guide", "depth"), [("IAF(depth=3, width=8)", 3), ("NSF(depth=2, width=8)", 2)])
+@pytest.mark.parametrize(
+    ("guide", "depth"), [("IAF(depth=3, width=8)", 3), ("NSF(depth=2, width=8)", 2)]
+)
 def test_a_foreign_z_is_scored_by_so_many_passes(guide: str, depth: int) -> None:
-    """Each layer of a step's network is called as often as every other: ``scoring_passes`` times in all steps together."""
+    """Each layer of a step's network is called as often as every other: ``scoring_passes`` times in
+    all steps together.
+    """
     _, q = pair(guide=guide)
     law = q.build(q.local(X))
     layers = [module for module in q.flow.modules() if isinstance(module, torch.nn.Linear)]
@@ -76,7 +88,9 @@ def test_a_foreign_z_is_scored_by_so_many_passes(guide: str, depth: int) -> None
 def test_components_that_cost_too_many_inversions_are_warned_of() -> None:
     """As many as the warning names give none."""
     prior = "VampPrior(components={})"
-    with pytest.warns(UserWarning, match="take components=555 or fewer"):  # 9 passes, one of 5000 too many
+    with pytest.warns(
+        UserWarning, match="take components=555 or fewer"
+    ):  # 9 passes, one of 5000 too many
         pair(prior=prior.format(556), guide="IAF(depth=3, width=8)")
     pair(prior=prior.format(555), guide="IAF(depth=3, width=8)")
     pair(prior=prior.format(556), guide="Householder")
@@ -97,10 +111,15 @@ def test_the_encoder_is_the_guide_and_belongs_to_it() -> None:
 def test_freezing_one_leaves_the_other_free(frozen: str) -> None:
     model, guide = pair()
     train(model, guide)  # the prior has had its start from data
-    before = {role: [p.clone() for p in part.parameters()] for role, part in (("model", model), ("guide", guide))}
+    before = {
+        role: [p.clone() for p in part.parameters()]
+        for role, part in (("model", model), ("guide", guide))
+    }
     train(model, guide, freeze=frozen)
     for role, part in (("model", model), ("guide", guide)):
-        moved = [not torch.equal(a, b) for a, b in zip(part.parameters(), before[role], strict=True)]
+        moved = [
+            not torch.equal(a, b) for a, b in zip(part.parameters(), before[role], strict=True)
+        ]
         assert not any(moved) if role == frozen else all(moved)
 
 
@@ -117,7 +136,9 @@ def test_a_stored_pair_is_connected_again() -> None:
 def test_pseudo_inputs_start_at_training_images_once() -> None:
     model, guide = pair()
     prior = model.prior
-    assert prior.waits_for_data and bool(((prior.pseudo_inputs > 0) & (prior.pseudo_inputs < 1)).all())
+    assert prior.waits_for_data and bool(
+        ((prior.pseudo_inputs > 0) & (prior.pseudo_inputs < 1)).all()
+    )
     prior.start_from(X[:3])
     torch.testing.assert_close(prior.pseudo_inputs[:3], X[:3].clamp(0.01, 0.99))
     assert not prior.waits_for_data
@@ -189,4 +210,6 @@ def test_a_mixture_of_one_standard_component_is_the_standard_normal() -> None:
             guide.load_state_dict(pair(prior="StandardNormal")[1].state_dict())
         return log_marginal(model, guide, X, num_samples=5, compile="off").log_px
 
-    torch.testing.assert_close(estimate("MixtureOfGaussians(components=1)"), estimate("StandardNormal"))
+    torch.testing.assert_close(
+        estimate("MixtureOfGaussians(components=1)"), estimate("StandardNormal")
+    )

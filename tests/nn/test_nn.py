@@ -1,4 +1,6 @@
-"""Networks: any number of batch dimensions, exact sizes, a decoder that mirrors its encoder, clear refusals."""
+"""Networks: any number of batch dimensions, exact sizes, a decoder that mirrors its encoder, clear
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,19 @@ NETS: dict[str, dict[str, Any]] = {"MLP": {"hidden": (6, 5)}, "Conv": {}}
 
 def small(net: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """Arguments that keep a test's network small."""
-    return {"hidden": (6, 5)} if net == "MLP" else {"channels": (3, 4)[: max(1, min(shape[1:]).bit_length() - 1)]}
+    return (
+        {"hidden": (6, 5)}
+        if net == "MLP"
+        else {"channels": (3, 4)[: max(1, min(shape[1:]).bit_length() - 1)]}
+    )
 
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 3), (4, 1, 3)])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("net", NETS)
-def test_batch_dimensions_are_rows(net: str, shape: tuple[int, ...], batch: tuple[int, ...]) -> None:
+def test_batch_dimensions_are_rows(
+    net: str, shape: tuple[int, ...], batch: tuple[int, ...]
+) -> None:
     """``(*batch, *in_shape)`` to ``(*batch, *out_shape)``, each row by itself."""
     torch.manual_seed(0)
     encoder = make_encoder(net, shape, 7, **small(net, shape)).eval()
@@ -38,7 +46,9 @@ def test_batch_dimensions_are_rows(net: str, shape: tuple[int, ...], batch: tupl
         rows = x.reshape(-1, *shape)
         one = torch.stack([encoder(row) for row in rows]).reshape(eta.shape)
         torch.testing.assert_close(eta, one, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(image[(0,) * len(batch)], decoder(one[(0,) * len(batch)]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            image[(0,) * len(batch)], decoder(one[(0,) * len(batch)]), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 17, 23)])
@@ -65,7 +75,11 @@ def widths(net: Net) -> list[tuple[int, int]]:
 
 def test_a_decoder_reverses_the_widths() -> None:
     assert widths(make_encoder("MLP", (3, 4), 5, hidden=(20, 10))) == [(12, 20), (20, 10), (10, 5)]
-    assert widths(make_decoder("MLP", 5, (3, 4), 1, hidden=(20, 10))) == [(5, 10), (10, 20), (20, 12)]
+    assert widths(make_decoder("MLP", 5, (3, 4), 1, hidden=(20, 10))) == [
+        (5, 10),
+        (10, 20),
+        (20, 12),
+    ]
     up = [
         m
         for m in make_decoder("Conv", 5, (3, 16, 16), 1, channels=(4, 8, 9)).modules()
@@ -103,7 +117,13 @@ def test_a_class_is_a_network_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "net", [MLP.encoder((3, 4), 5), Conv.encoder((1, 8, 8), 5), MLP.decoder(3, (2, 2)), Conv.decoder(3, (1, 8, 8))]
+    "net",
+    [
+        MLP.encoder((3, 4), 5),
+        Conv.encoder((1, 8, 8), 5),
+        MLP.decoder(3, (2, 2)),
+        Conv.decoder(3, (1, 8, 8)),
+    ],
 )
 def test_every_parameter_has_a_gradient(net: Net) -> None:
     net(torch.rand(4, *net.in_shape)).square().sum().backward()
@@ -140,15 +160,25 @@ def test_refusals_are_a_line(make: Any, words: tuple[str, ...]) -> None:
 # ---- initialisation
 
 
-@pytest.mark.parametrize("make", [make_encoder, lambda *a, **k: make_decoder(a[0], a[2], a[1], 1, **k)])
+@pytest.mark.parametrize(
+    "make", [make_encoder, lambda *a, **k: make_decoder(a[0], a[2], a[1], 1, **k)]
+)
 @pytest.mark.parametrize("net", NETS)
 def test_glorot_has_the_papers_variance_and_no_bias(net: str, make: Any) -> None:
-    """Var W = 2 / (fan in + fan out), uniform: no weight beyond √(6 / (fan in + fan out)), some beyond 0.95 of it."""
+    """Var W = 2 / (fan in + fan out), uniform: no weight beyond √(6 / (fan in + fan out)), some
+    beyond 0.95 of it.
+    """
     torch.manual_seed(0)
     built = make(
-        net, (1, 16, 16), 40, init="glorot", **({"hidden": (60, 50)} if net == "MLP" else {"channels": (8, 16)})
+        net,
+        (1, 16, 16),
+        40,
+        init="glorot",
+        **({"hidden": (60, 50)} if net == "MLP" else {"channels": (8, 16)}),
     )
-    layers = [m for m in built.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)]
+    layers = [
+        m for m in built.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+    ]
     for layer in layers:
         field = layer.weight[0, 0].numel()
         bound = (6 / (field * (layer.weight.shape[0] + layer.weight.shape[1]))) ** 0.5
@@ -167,15 +197,25 @@ def test_the_default_initialisation_is_torchs(net: str) -> None:
     states = []
     for given in ({}, {"init": "torch", "input_scale": 1.0, "output_bias": None}):
         torch.manual_seed(0)
-        states.append(make_decoder(net, 3, (1, 8, 8), 1, **small(net, (1, 8, 8)), **given).state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+        states.append(
+            make_decoder(net, 3, (1, 8, 8), 1, **small(net, (1, 8, 8)), **given).state_dict()
+        )
+    assert all(
+        torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_options_of_one_direction_leave_the_other_alone(net: str) -> None:
     given = {"input_scale": 16, "output_bias": "mean", **small(net, (1, 8, 8))}
-    encoder, decoder = make_encoder(net, (1, 8, 8), 3, **given), make_decoder(net, 3, (1, 8, 8), 2, **given)
-    assert (encoder.input_scale, encoder.output_bias) == (16, None) and (decoder.input_scale, decoder.output_bias) == (
+    encoder, decoder = (
+        make_encoder(net, (1, 8, 8), 3, **given),
+        make_decoder(net, 3, (1, 8, 8), 2, **given),
+    )
+    assert (encoder.input_scale, encoder.output_bias) == (16, None) and (
+        decoder.input_scale,
+        decoder.output_bias,
+    ) == (
         1,
         "mean",
     )

@@ -1,4 +1,6 @@
-"""Mean gradients against closed forms and quadrature, for one and two latent levels; variances at and near the posterior."""
+"""Mean gradients against closed forms and quadrature, for one and two latent levels; variances at
+and near the posterior.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def log_mean(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - log(len(values))
 
 
-# an estimator, the bound whose gradient it estimates, and how many draws that bound is a function of
+# an estimator, the bound whose gradient it estimates, and how many draws that bound is a function
+# of
 LAWS: dict[str, tuple[Objective, Bound, int]] = {
     "Trace_ELBO": (Trace_ELBO(), mean, 1),
     "Trace_ELBO, 2 particles": (Trace_ELBO(2), mean, 1),
@@ -60,9 +63,15 @@ def goal_needs_a_path(goal: Objective) -> bool:
 
 
 def assert_mean(samples: Tensor, exact: Tensor, z: float = 4.5) -> None:
-    """The samples' mean ``(P,)`` within ``z`` of its own standard errors, of which not all are tiny."""
+    """The samples' mean ``(P,)`` within ``z`` of its own standard errors, of which not all are
+    tiny.
+    """
     error = samples.std(0) / len(samples) ** 0.5
-    assert ((samples.mean(0) - exact).abs() <= z * error + 1e-9).all(), (samples.mean(0), exact, error)
+    assert ((samples.mean(0) - exact).abs() <= z * error + 1e-9).all(), (
+        samples.mean(0),
+        exact,
+        error,
+    )
     assert (error < 0.05).all()
 
 
@@ -79,18 +88,27 @@ def test_mean_gradients_are_the_bounds_own(case: str, law: str, weight: float) -
     assert float(estimate) / ROWS == pytest.approx(float(value), abs=0.05)
 
 
-SCORED = {"one level": ("z",), "two levels": ("z",), "two levels, both": ("z", "u"), "two levels, the second": ("u",)}
+SCORED = {
+    "one level": ("z",),
+    "two levels": ("z",),
+    "two levels, both": ("z", "u"),
+    "two levels, the second": ("u",),
+}
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.4])
-@pytest.mark.parametrize("law", [name for name, (goal, _, _) in LAWS.items() if not goal_needs_a_path(goal)])
+@pytest.mark.parametrize(
+    "law", [name for name, (goal, _, _) in LAWS.items() if not goal_needs_a_path(goal)]
+)
 @pytest.mark.parametrize("case", SCORED)
 def test_mean_gradients_without_a_path(case: str, law: str, weight: float) -> None:
     """Score functions with VIMCO's control variate, beside paths where the other site has one."""
     objective, bound, num_draws = LAWS[law]
     pair = replace(CASES[case.split(",")[0]](), scored=SCORED[case])
     nodes = 40 if num_draws * pair.levels < 4 else 16
-    assert_mean(pair.gradients(objective, ROWS, weight)[1], pair.exact(bound, num_draws, weight, nodes)[1])
+    assert_mean(
+        pair.gradients(objective, ROWS, weight)[1], pair.exact(bound, num_draws, weight, nodes)[1]
+    )
 
 
 @pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
@@ -132,12 +150,16 @@ def posterior(offset: float = 0.0) -> Case:
 
 @pytest.mark.parametrize("objective", [STL(), STL(3), DReG(3)])
 def test_no_variance_at_the_posterior(objective: Objective) -> None:
-    """log p(x, z) − log q(z | x) is log p(x) at every z: a path derivative of the guide is 0 at every draw."""
+    """log p(x, z) − log q(z | x) is log p(x) at every z: a path derivative of the guide is 0 at
+    every draw.
+    """
     case = posterior()
     value, found = case.gradients(objective, 2000)
     guide = found[:, [case.names.index(name) for name in ENCODER["one level"]]]
     assert float(guide.abs().max()) < 1e-12
-    log_px = norm.logpdf(X, case.values["w"] * case.values["mu"], (NOISE**2 + case.values["w"] ** 2) ** 0.5)
+    log_px = norm.logpdf(
+        X, case.values["w"] * case.values["mu"], (NOISE**2 + case.values["w"] ** 2) ** 0.5
+    )
     assert float(value) / 2000 == pytest.approx(log_px, abs=1e-9)
     for other in (Trace_ELBO(), IWAE(3)):
         assert float(case.gradients(other, 2000)[1][:, 2:].std(0).min()) > 0.1
@@ -145,15 +167,22 @@ def test_no_variance_at_the_posterior(objective: Objective) -> None:
 
 def signal_to_noise(objective: Objective, case: Case, rows: int) -> Tensor:
     """|E ∇| / sd ∇ of the guide's parameters."""
-    found = case.gradients(objective, rows)[1][:, [case.names.index(name) for name in ENCODER["one level"]]]
+    found = case.gradients(objective, rows)[1][
+        :, [case.names.index(name) for name in ENCODER["one level"]]
+    ]
     return found.mean(0).abs() / found.std(0)
 
 
 def test_near_the_posterior_dreg_gains_by_k_and_iwae_loses() -> None:
-    """Rainforth et al. 2018: the signal-to-noise ratio of IWAE's guide falls as K^(−1/2); DReG's grows as K^(1/2)."""
+    """Rainforth et al. 2018: the signal-to-noise ratio of IWAE's guide falls as K^(−1/2); DReG's
+    grows as K^(1/2).
+    """
     case = posterior(0.1)
     ratios = {
-        k: (signal_to_noise(IWAE(k), case, 200_000 // k), signal_to_noise(DReG(k), case, 200_000 // k))
+        k: (
+            signal_to_noise(IWAE(k), case, 200_000 // k),
+            signal_to_noise(DReG(k), case, 200_000 // k),
+        )
         for k in (1, 8, 64)
     }
     assert (ratios[64][0] < 0.5 * ratios[1][0]).all()

@@ -30,15 +30,21 @@ BOTH = {
 }
 
 
-def pyros(objective: Any, model: Any, guide: Any, x: Tensor, seed: int = 3) -> tuple[Tensor, dict[int, Tensor]]:
+def pyros(
+    objective: Any, model: Any, guide: Any, x: Tensor, seed: int = 3
+) -> tuple[Tensor, dict[int, Tensor]]:
     """The same by Pyro's own class, the parameters of functions being those of the pair."""
     with Pair.of(model, guide).store.scope(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Found plate statements in guide but not model")  # plates of two names
+        warnings.filterwarnings(
+            "ignore", "Found plate statements in guide but not model"
+        )  # plates of two names
         torch.manual_seed(seed)
         return with_gradients(objective.differentiable_loss(model, guide, x))
 
 
-def assert_same_bits(a: tuple[Tensor, dict[int, Tensor]], b: tuple[Tensor, dict[int, Tensor]]) -> None:
+def assert_same_bits(
+    a: tuple[Tensor, dict[int, Tensor]], b: tuple[Tensor, dict[int, Tensor]]
+) -> None:
     """Equal losses, and equal gradients in the same parameters."""
     assert torch.equal(a[0], b[0])
     assert a[1].keys() == b[1].keys() and len(a[1]) > 0
@@ -55,7 +61,9 @@ def test_loss_and_gradients_are_pyros(form: str, name: str) -> None:
     model, guide = fresh(form)
     mine, theirs = BOTH[name]
     for seed in range(5):
-        assert_same_bits(ours(mine(), model, guide, X, seed), pyros(theirs(), model, guide, X, seed))
+        assert_same_bits(
+            ours(mine(), model, guide, X, seed), pyros(theirs(), model, guide, X, seed)
+        )
 
 
 OURS: dict[str, Callable[[], tuple[Any, Any, Tensor]]] = {
@@ -65,12 +73,16 @@ OURS: dict[str, Callable[[], tuple[Any, Any, Tensor]]] = {
         X,
     ),
     "Gaussian, per pixel": lambda: (
-        models.GenerativeModel(models.StandardNormal(3), models.Gaussian(3, (1, 3, 4), scale="per_pixel", hidden=(8,))),
+        models.GenerativeModel(
+            models.StandardNormal(3), models.Gaussian(3, (1, 3, 4), scale="per_pixel", hidden=(8,))
+        ),
         guides.MeanField((1, 3, 4), 3, hidden=(8,)),
         X.reshape(-1, 1, 3, 4),
     ),
     "Gaussian, Conv": lambda: (
-        models.GenerativeModel(models.StandardNormal(3), models.Gaussian(3, (1, 8, 8), net="Conv", channels=(4, 6))),
+        models.GenerativeModel(
+            models.StandardNormal(3), models.Gaussian(3, (1, 8, 8), net="Conv", channels=(4, 6))
+        ),
         guides.MeanField((1, 8, 8), 3, net="Conv", channels=(4, 6)),
         torch.rand(20, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
     ),
@@ -101,9 +113,20 @@ def test_score_function_gradients_are_pyros(levels: int) -> None:
 
 def test_the_mean_field_objective_refuses_draws_without_a_path() -> None:
     model, guide = bernoulli_latents()
-    with pytest.raises(UserError, match=r"TraceMeanField_ELBO needs reparameterised draws, and site 'b'"):
+    with pytest.raises(
+        UserError, match=r"TraceMeanField_ELBO needs reparameterised draws, and site 'b'"
+    ):
         TraceMeanField_ELBO()(model, guide)(X)
-    history = fit(model, guide, X, objective="Trace_ELBO", num_epochs=2, progress=False, compile="off", device="cpu")
+    history = fit(
+        model,
+        guide,
+        X,
+        objective="Trace_ELBO",
+        num_epochs=2,
+        progress=False,
+        compile="off",
+        device="cpu",
+    )
     assert len(history.train) == 2
 
 
@@ -142,7 +165,9 @@ def test_masks_are_pyros(name: str) -> None:
 
 
 def test_the_other_site_order_is_sampled_and_right() -> None:
-    """Model a → b → x, guide b → a, exact: the ELBO is log p(x). Pyro's closed form at ``b`` is not its KL."""
+    """Model a → b → x, guide b → a, exact: the ELBO is log p(x). Pyro's closed form at ``b`` is not
+    its KL.
+    """
     case = two_levels(200)
     structure = Pair.of(case.model, case.guide).structure(case.x, {})
     assert structure.analytic == ("a",)
@@ -155,11 +180,15 @@ def test_the_other_site_order_is_sampled_and_right() -> None:
     assert abs(float(found.mean()) - case.mean) < 4 * float(found.std()) / 50**0.5
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pyro_says = -infer.TraceMeanField_ELBO(num_particles=50).loss(case.model, case.guide, case.x) / 200
+        pyro_says = (
+            -infer.TraceMeanField_ELBO(num_particles=50).loss(case.model, case.guide, case.x) / 200
+        )
     assert abs(pyro_says - case.mean) > 0.1
     torch.manual_seed(0)
     sampled = -float(Trace_ELBO()(case.model, case.guide)(case.x)) / 200
-    assert sampled == pytest.approx(case.mean, abs=1e-9)  # the exact guide: every draw's ELBO is log p(x)
+    assert sampled == pytest.approx(
+        case.mean, abs=1e-9
+    )  # the exact guide: every draw's ELBO is log p(x)
 
 
 def top_down() -> tuple[Any, Any]:
@@ -184,14 +213,21 @@ def top_down() -> tuple[Any, Any]:
 def test_the_same_site_order_is_closed_and_pyros() -> None:
     model, guide = top_down()
     assert Pair.of(model, guide).structure(X, {}).analytic == ("a", "b")
-    assert_same_bits(ours(TraceMeanField_ELBO(), model, guide, X), pyros(infer.TraceMeanField_ELBO(), model, guide, X))
+    assert_same_bits(
+        ours(TraceMeanField_ELBO(), model, guide, X),
+        pyros(infer.TraceMeanField_ELBO(), model, guide, X),
+    )
 
 
 def test_what_has_no_closed_form_is_sampled_and_said() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.StudentT(5.0, torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1),
+                obs=x,
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -199,7 +235,10 @@ def test_what_has_no_closed_form_is_sampled_and_said() -> None:
 
     structure = Pair.of(model, guide).structure(X, {})
     assert structure.analytic == () and "no closed form" in structure.sampled["z"]
-    assert_same_bits(ours(TraceMeanField_ELBO(), model, guide, X), pyros(infer.TraceMeanField_ELBO(), model, guide, X))
+    assert_same_bits(
+        ours(TraceMeanField_ELBO(), model, guide, X),
+        pyros(infer.TraceMeanField_ELBO(), model, guide, X),
+    )
 
 
 # ---- the KL weight
@@ -217,7 +256,9 @@ def test_the_kl_weight_weighs_the_kl(name: str, weight: float) -> None:
     torch.manual_seed(1)
     found = loss.measure(X, {})
     torch.testing.assert_close(found.loss, weight * whole.kl - whole.reconstruction)
-    assert torch.equal(found.kl, whole.kl) and torch.equal(found.reconstruction, whole.reconstruction)
+    assert torch.equal(found.kl, whole.kl) and torch.equal(
+        found.reconstruction, whole.reconstruction
+    )
 
 
 def test_the_kl_weight_is_pyros_scale() -> None:
@@ -245,7 +286,9 @@ def test_the_closed_kl_is_torchs() -> None:
     torch.manual_seed(0)
     estimate = TraceMeanField_ELBO()(model, guide).measure(X, {})
     with torch.no_grad():
-        kl = kl_divergence(torch.distributions.Normal(*guide.net(X)), torch.distributions.Normal(0.0, 1.0)).sum()
+        kl = kl_divergence(
+            torch.distributions.Normal(*guide.net(X)), torch.distributions.Normal(0.0, 1.0)
+        ).sum()
     torch.testing.assert_close(estimate.kl, kl)
 
 
@@ -260,13 +303,16 @@ def test_particles_are_an_average(name: str, layout: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Pair, "layout", lambda *_: layout)
     one, many = BOTH[name][0](), BOTH[name][0](num_particles=4)
     samples = {
-        k: [ours(goal, model, guide, X, seed) for seed in range(150)] for k, goal in (("one", one), ("many", many))
+        k: [ours(goal, model, guide, X, seed) for seed in range(150)]
+        for k, goal in (("one", one), ("many", many))
     }
     values = {k: torch.stack([loss for loss, _ in runs]) for k, runs in samples.items()}
     assert_same_mean(values["one"], values["many"], 4.0)
     assert values["many"].std() < 0.7 * values["one"].std()  # ½, with an error of 6%
     for leaf in samples["one"][0][1]:
-        gradients = {k: torch.stack([g[leaf].flatten() for _, g in runs]) for k, runs in samples.items()}
+        gradients = {
+            k: torch.stack([g[leaf].flatten() for _, g in runs]) for k, runs in samples.items()
+        }
         assert_same_mean(gradients["one"], gradients["many"], 5.0)
 
 
@@ -292,7 +338,12 @@ def test_particles_are_whole_numbers(count: Any) -> None:
         Trace_ELBO(num_particles=count)
 
 
-CLOSED: list[Objective] = [TraceMeanField_ELBO(), TraceMeanField_ELBO(3), FreeBits(0.2), FreeBits(0.2, 3)]
+CLOSED: list[Objective] = [
+    TraceMeanField_ELBO(),
+    TraceMeanField_ELBO(3),
+    FreeBits(0.2),
+    FreeBits(0.2, 3),
+]
 
 
 @pytest.mark.parametrize("objective", [*CLOSED, FreeBits(0.0, 6), TraceMeanField_ELBO(6)], ids=repr)
@@ -300,12 +351,16 @@ CLOSED: list[Objective] = [TraceMeanField_ELBO(), TraceMeanField_ELBO(3), FreeBi
 def test_a_closed_kl_is_the_same_of_any_number_of_particles(
     objective: Objective, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is reported as the KL is torch's own, summed over the images: no draw, and no count of draws, is in it."""
+    """What is reported as the KL is torch's own, summed over the images: no draw, and no count of
+    draws, is in it.
+    """
     model, guide = fresh("PyroModules")
     monkeypatch.setattr(Pair, "layout", lambda *_: layout)
     found = objective(model, guide).measure(X, {})
     with torch.no_grad():
-        kl = kl_divergence(torch.distributions.Normal(*guide.net(X)), torch.distributions.Normal(0.0, 1.0)).sum()
+        kl = kl_divergence(
+            torch.distributions.Normal(*guide.net(X)), torch.distributions.Normal(0.0, 1.0)
+        ).sum()
     torch.testing.assert_close(found.kl, kl)
 
 
@@ -314,9 +369,14 @@ def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
     """Reconstruction and KL, whatever is maximised: the single-sample ELBO's parts."""
     model, guide = fresh("PyroModules")
     goals: tuple[Objective, ...] = (Trace_ELBO(), registry.build("objective", name))
-    goals = (goals[0], replace(goals[1], **({"m": 2, "k": 3} if name == "MIWAE" else {"num_particles": 6})))
+    goals = (
+        goals[0],
+        replace(goals[1], **({"m": 2, "k": 3} if name == "MIWAE" else {"num_particles": 6})),
+    )
     one, many = (
-        torch.stack([torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 150)])
+        torch.stack(
+            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 150)]
+        )
         for goal in goals
     )
     assert_same_mean(one, many, 4.0)
@@ -355,7 +415,8 @@ def lone_scale(side: str, prior: Callable[[Tensor], Any]) -> tuple[Any, Any]:
 def test_a_lone_scale_is_refused_where_a_kl_is_one_term(side: str, objective: Objective) -> None:
     pair = lone_scale(side, lambda x: dist.Normal(x.new_zeros(LATENT), 1.0))
     with pytest.raises(
-        UserError, match=r"site 'z' is scaled by .* in the model and by .* in the guide, .* use kl_weight"
+        UserError,
+        match=r"site 'z' is scaled by .* in the model and by .* in the guide, .* use kl_weight",
     ):
         objective(*pair)(X)
 
@@ -376,7 +437,9 @@ def test_a_lone_scale_of_a_sampled_kl(side: str) -> None:
 def test_a_loss_is_a_module_of_its_programs() -> None:
     model, guide = Model(), Guide()
     loss = Trace_ELBO()(model, guide)
-    assert {id(p) for p in loss.parameters()} == {id(p) for p in (*model.parameters(), *guide.parameters())}
+    assert {id(p) for p in loss.parameters()} == {
+        id(p) for p in (*model.parameters(), *guide.parameters())
+    }
     assert "kl_weight" not in loss.state_dict()
 
 

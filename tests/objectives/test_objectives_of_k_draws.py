@@ -1,4 +1,6 @@
-"""Bounds of K draws and path derivatives: limits, independent implementations, the KL weight, staging, and what is refused."""
+"""Bounds of K draws and path derivatives: limits, independent implementations, the KL weight,
+staging, and what is refused.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,20 @@ from tests.support.steps import plain_step
 
 X = binary_images(20)
 NAMES = sorted(registry.members("objective"))
-K_DRAWS: list[Objective] = [IWAE(4), RenyiELBO(0.5, 4), RenyiELBO(-2, 4), DReG(4), STL(4), MIWAE(2, 2), CIWAE(0.3, 4)]
+K_DRAWS: list[Objective] = [
+    IWAE(4),
+    RenyiELBO(0.5, 4),
+    RenyiELBO(-2, 4),
+    DReG(4),
+    STL(4),
+    MIWAE(2, 2),
+    CIWAE(0.3, 4),
+]
 
 
-def assert_close(a: tuple[Tensor, dict[int, Tensor]], b: tuple[Tensor, dict[int, Tensor]], tolerance: float) -> None:
+def assert_close(
+    a: tuple[Tensor, dict[int, Tensor]], b: tuple[Tensor, dict[int, Tensor]], tolerance: float
+) -> None:
     """Losses and the gradients of all parameters, up to rounding."""
     torch.testing.assert_close(a[0], b[0], rtol=tolerance, atol=0.0)
     assert a[1].keys() == b[1].keys() and len(a[1]) > 0
@@ -78,9 +90,13 @@ def test_limits(one: Objective, other: Objective, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [(DReG(4), IWAE(4)), (STL(4), Trace_ELBO(4)), (STL(1), Trace_ELBO(1))], ids=repr
+    ("one", "other"),
+    [(DReG(4), IWAE(4)), (STL(4), Trace_ELBO(4)), (STL(1), Trace_ELBO(1))],
+    ids=repr,
 )
-def test_a_path_derivative_has_the_bounds_value_and_the_models_gradient(one: Objective, other: Objective) -> None:
+def test_a_path_derivative_has_the_bounds_value_and_the_models_gradient(
+    one: Objective, other: Objective
+) -> None:
     model, guide = fresh("functions")
     mine, theirs = ours(one, model, guide, X), ours(other, model, guide, X)
     torch.testing.assert_close(mine[0], theirs[0], rtol=1e-5, atol=0.0)
@@ -90,12 +106,16 @@ def test_a_path_derivative_has_the_bounds_value_and_the_models_gradient(one: Obj
         a, b = mine[1][id(leaf)], theirs[1][id(leaf)]
         role = pair.name_of(leaf)[0]
         roles[role] += 1
-        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max())) == (role == "model")
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max())) == (
+            role == "model"
+        )
     assert min(roles.values()) > 2
 
 
 def test_bounds_are_ordered() -> None:
-    """In one noise: the ELBO below CIWAE below IWAE; L_α falls with α; the mean of bounds of fewer draws lies lower."""
+    """In one noise: the ELBO below CIWAE below IWAE; L_α falls with α; the mean of bounds of fewer
+    draws lies lower.
+    """
     model, guide = fresh("PyroModules")
 
     def bound(objective: Objective) -> float:
@@ -109,7 +129,9 @@ def test_bounds_are_ordered() -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 2.0, -1.0])
 def test_pyros_renyi_bound_at_one_image(alpha: float) -> None:
-    """Pyro sums the images of a batch before it takes the logarithm: the same number at one image alone."""
+    """Pyro sums the images of a batch before it takes the logarithm: the same number at one image
+    alone.
+    """
     model, guide = fresh("PyroModules")
     theirs = infer.RenyiELBO(alpha, num_particles=6, max_plate_nesting=1, vectorize_particles=True)
     for row in range(4):
@@ -122,8 +144,14 @@ def test_pyros_renyi_bound_at_one_image(alpha: float) -> None:
 
 
 def flow() -> tuple[Any, Any]:
-    """A guide with an autoregressive flow, whose parameters enter log q as it is scored, not as it is drawn."""
-    decoder, encoder, transform = Decoder(), Encoder(), affine_autoregressive(LATENT, hidden_dims=[6])
+    """A guide with an autoregressive flow, whose parameters enter log q as it is scored, not as it
+    is drawn.
+    """
+    decoder, encoder, transform = (
+        Decoder(),
+        Encoder(),
+        affine_autoregressive(LATENT, hidden_dims=[6]),
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -132,13 +160,17 @@ def flow() -> tuple[Any, Any]:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.TransformedDistribution(dist.Normal(*encoder(x)).to_event(1), [transform]))
+            pyro.sample(
+                "z", dist.TransformedDistribution(dist.Normal(*encoder(x)).to_event(1), [transform])
+            )
 
     return model, guide
 
 
 def with_raw_tensors() -> tuple[Any, Any]:
-    """Tensors that no module and no statement registers, and a recurrent network, which holds its weights twice."""
+    """Tensors that no module and no statement registers, and a recurrent network, which holds its
+    weights twice.
+    """
     decoder, network = Decoder(), nn.GRU(3, 4, batch_first=True)
     shift, log_scale = (torch.full((LATENT,), value, requires_grad=True) for value in (0.1, -0.2))
 
@@ -162,31 +194,45 @@ PAIRS: dict[str, Callable[[], tuple[Any, Any]]] = {
 }
 
 
-def path_gradient(model: Any, guide: Any, num_particles: int, doubly: bool, seed: int = 3) -> dict[int, Tensor]:
+def path_gradient(
+    model: Any, guide: Any, num_particles: int, doubly: bool, seed: int = 3
+) -> dict[int, Tensor]:
     """Σ_k v_k ∂z_k/∂φ + u_k ∂ log p_θ(x, z_k)/∂θ from leaves z_k, for images that are repeated.
 
-    v_k = w̃_k² ∂ log w_k/∂z_k and u_k = w̃_k, or 1/K in the place of either weight. The engine has no part in it.
+    v_k = w̃_k² ∂ log w_k/∂z_k and u_k = w̃_k, or 1/K in the place of either weight. The engine has
+    no part in it.
     """
     rows = X.repeat(num_particles, 1)
     with Pair.of(model, guide).store.scope():
         torch.manual_seed(seed)
-        [(name, z)] = [(n, node["value"]) for n, node in sample_nodes(poutine.trace(guide).get_trace(rows))]
+        [(name, z)] = [
+            (n, node["value"]) for n, node in sample_nodes(poutine.trace(guide).get_trace(rows))
+        ]
         leaf = z.detach().clone().requires_grad_()
-        traces = [poutine.trace(poutine.condition(each, {name: leaf})).get_trace(rows) for each in (model, guide)]
-        log_p, log_q = (sum(node["fn"].log_prob(node["value"]) for _, node in sample_nodes(t)) for t in traces)
+        traces = [
+            poutine.trace(poutine.condition(each, {name: leaf})).get_trace(rows)
+            for each in (model, guide)
+        ]
+        log_p, log_q = (
+            sum(node["fn"].log_prob(node["value"]) for _, node in sample_nodes(t)) for t in traces
+        )
         log_w = log_p - log_q
         (slope,) = torch.autograd.grad(log_w.sum(), leaf, retain_graph=True)
         once = torch.softmax(log_w.detach().reshape(num_particles, -1), 0).flatten()
         twice = once.square()
         if not doubly:
             once = twice = torch.full_like(once, 1.0 / num_particles)
-        gradients = with_gradients(-(twice.unsqueeze(-1) * slope * z).sum() - (once * log_p).sum())[1]
+        gradients = with_gradients(-(twice.unsqueeze(-1) * slope * z).sum() - (once * log_p).sum())[
+            1
+        ]
         return {key: gradient for key, gradient in gradients.items() if key != id(leaf)}
 
 
 @pytest.mark.parametrize("objective", [STL(3), DReG(3), STL(1)], ids=repr)
 @pytest.mark.parametrize("form", PAIRS)
-def test_path_derivatives_are_those_at_leaves(form: str, objective: Objective, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_derivatives_are_those_at_leaves(
+    form: str, objective: Objective, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(1)
     model, guide = PAIRS[form]()
     monkeypatch.setattr(Pair, "layout", lambda *_: "repeat")
@@ -194,15 +240,21 @@ def test_path_derivatives_are_those_at_leaves(form: str, objective: Objective, m
     expected = path_gradient(model, guide, objective.num_particles, isinstance(objective, DReG))
     assert expected.keys() == found.keys() and len(expected) > 4
     for leaf, gradient in expected.items():
-        torch.testing.assert_close(found[leaf], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            found[leaf], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max())
+        )
 
 
 class Moved(nn.Module):
-    """z = (location + exp(log_scale) ε) / √2 with ε ~ N(x/√2, 1): at zeros the exact posterior of x ~ N(z, 1), z ~ N(0, 1)."""
+    """z = (location + exp(log_scale) ε) / √2 with ε ~ N(x/√2, 1): at zeros the exact posterior of x
+    ~ N(z, 1), z ~ N(0, 1).
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.location, self.log_scale = (nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in "ab")
+        self.location, self.log_scale = (
+            nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in "ab"
+        )
 
     def model(self, x: Tensor) -> None:
         """p(x, z)."""
@@ -221,8 +273,12 @@ class Moved(nn.Module):
 
 
 @pytest.mark.parametrize("objective", [STL(1), STL(3), DReG(3)], ids=repr)
-def test_path_derivatives_at_the_exact_posterior_are_zero_in_each_draw(objective: Objective) -> None:
-    """Of a flow's own parameters too (Roeder et al. 2017): without the score there is no noise; with it there is."""
+def test_path_derivatives_at_the_exact_posterior_are_zero_in_each_draw(
+    objective: Objective,
+) -> None:
+    """Of a flow's own parameters too (Roeder et al. 2017): without the score there is no noise;
+    with it there is.
+    """
     x = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for goal, still in ((objective, True), (Trace_ELBO(), False), (IWAE(3), False)):
         moved = Moved()
@@ -237,7 +293,11 @@ def test_held_tensors_are_constants_everywhere_and_others_are_not() -> None:
     held, free = (torch.ones(3, requires_grad=True) for _ in range(2))
     with Held([held]):
         value = torch.stack(
-            [held * free, torch.cat([held[:2], free[:1]]), nn.functional.linear(held, torch.ones(3, 3), free)]
+            [
+                held * free,
+                torch.cat([held[:2], free[:1]]),
+                nn.functional.linear(held, torch.ones(3, 3), free),
+            ]
         )
         own = held.detach().requires_grad_()  # a gradient of the program's own
         (inner,) = torch.autograd.grad((own**2 * held).sum(), own)
@@ -288,10 +348,14 @@ def test_the_kl_weight_weighs_the_latent_terms(objective: Any, weight: float) ->
     with pair.active():
         torch.manual_seed(2)
         terms = pair.run(X, {}, objective.num_particles)
-    log_weights = terms.observed["x"].log_prob + weight * (terms.prior["z"].log_prob - terms.guide["z"].log_prob)
+    log_weights = terms.observed["x"].log_prob + weight * (
+        terms.prior["z"].log_prob - terms.guide["z"].log_prob
+    )
     torch.testing.assert_close(found.loss, -objective.bound(log_weights).sum())
     torch.testing.assert_close(found.reconstruction, terms.observed["x"].log_prob.mean(0).sum())
-    torch.testing.assert_close(found.kl, (terms.guide["z"].log_prob - terms.prior["z"].log_prob).mean(0).sum())
+    torch.testing.assert_close(
+        found.kl, (terms.guide["z"].log_prob - terms.prior["z"].log_prob).mean(0).sum()
+    )
 
 
 @pytest.mark.parametrize("objective", [IWAE(3), DReG(3), STL(3), FreeBits(0.1, 3)], ids=repr)
@@ -315,7 +379,9 @@ def tensors(pair: tuple[Any, Any]) -> list[Tensor]:
 
 
 def test_a_scale_of_ones_own_is_refused() -> None:
-    with pytest.raises(UserError, match=r"site 'z' of the model is scaled by 0\.3 .* use kl_weight"):
+    with pytest.raises(
+        UserError, match=r"site 'z' of the model is scaled by 0\.3 .* use kl_weight"
+    ):
         IWAE(3)(*scaled(0.3, None))(X)
 
 
@@ -391,12 +457,28 @@ def delta() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("objective", "pair", "sentence"),
     [
-        (STL(), bernoulli_latents, "STL needs reparameterised draws, and site 'b' .*'Trace_ELBO' or 'IWAE"),
+        (
+            STL(),
+            bernoulli_latents,
+            "STL needs reparameterised draws, and site 'b' .*'Trace_ELBO' or 'IWAE",
+        ),
         (DReG(3), bernoulli_latents, "DReG needs reparameterised draws, and site 'b'"),
         (FreeBits(), bernoulli_latents, "FreeBits needs reparameterised draws, and site 'b'"),
-        (STL(), planar, "STL scores each draw a second time, .* site 'z' can score no z but its own last draw"),
-        (DReG(3), planar, "DReG scores each draw a second time, .* site 'z' can score no z but its own last draw"),
-        (STL(), with_a_cache, "STL .* depends on a tensor that requires gradients and can't be held fixed"),
+        (
+            STL(),
+            planar,
+            "STL scores each draw a second time, .* site 'z' can score no z but its own last draw",
+        ),
+        (
+            DReG(3),
+            planar,
+            "DReG scores each draw a second time, .* site 'z' can score no z but its own last draw",
+        ),
+        (
+            STL(),
+            with_a_cache,
+            "STL .* depends on a tensor that requires gradients and can't be held fixed",
+        ),
         (STL(), with_dropout, "STL .* changes from run to run at the same z, as dropout"),
         (IWAE(3), delta, "IWAE weighs draws by q.* point mass .*'Trace_ELBO'"),
         (DReG(3), delta, "DReG weighs draws by q.* point mass"),
@@ -405,7 +487,15 @@ def delta() -> tuple[Any, Any]:
 def test_refusals(objective: Objective, pair: Callable[[], tuple[Any, Any]], sentence: str) -> None:
     """Before anything is trained, one sentence with what to use instead."""
     with pytest.raises(UserError, match=sentence) as caught:
-        fit(*pair(), X, objective=objective, num_epochs=1, progress=False, device="cpu", compile="off")
+        fit(
+            *pair(),
+            X,
+            objective=objective,
+            num_epochs=1,
+            progress=False,
+            device="cpu",
+            compile="off",
+        )
     assert "\n" not in str(caught.value)
 
 
@@ -437,7 +527,9 @@ def test_settings_are_checked(spec: str, sentence: str) -> None:
 def test_positions_of_settings() -> None:
     """The order that the papers' notation suggests, and defaults for all."""
     assert registry.build("objective", "IWAE(7)") == IWAE(num_particles=7)
-    assert registry.build("objective", "RenyiELBO(0.5, 10)") == RenyiELBO(alpha=0.5, num_particles=10)
+    assert registry.build("objective", "RenyiELBO(0.5, 10)") == RenyiELBO(
+        alpha=0.5, num_particles=10
+    )
     assert registry.build("objective", "MIWAE(3, 4)").num_particles == 12
     assert registry.build("objective", "CIWAE(0.2, 6)") == CIWAE(beta=0.2, num_particles=6)
     assert registry.build("objective", "FreeBits(2.0)") == FreeBits(free_bits=2.0)
@@ -450,10 +542,19 @@ def test_positions_of_settings() -> None:
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [*((name, "plate") for name in NAMES), ("DReG", "rows"), ("DReG", "repeat"), ("STL(2)", "repeat")],
+    [
+        *((name, "plate") for name in NAMES),
+        ("DReG", "rows"),
+        ("DReG", "repeat"),
+        ("STL(2)", "repeat"),
+    ],
 )
-def test_a_replayed_step_is_the_eager_step(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loss, figures and gradients to the last bit, at KL weights that the program was not traced with."""
+def test_a_replayed_step_is_the_eager_step(
+    name: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loss, figures and gradients to the last bit, at KL weights that the program was not traced
+    with.
+    """
     monkeypatch.setattr(Pair, "layout", lambda *_: layout)
     loss = registry.build("objective", name)(*fresh("functions"))
     with loss.pair.active(training=True):
@@ -466,19 +567,35 @@ def test_a_replayed_step_is_the_eager_step(name: str, layout: str, monkeypatch: 
             for step in (eager, staged):
                 torch.manual_seed(5)
                 sums, gradients = step.gradients(X.flip(0), {})
-                found.append([sums, *(gradient.clone() for gradient in gradients or () if gradient is not None)])
+                found.append(
+                    [
+                        sums,
+                        *(gradient.clone() for gradient in gradients or () if gradient is not None),
+                    ]
+                )
             assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_score_functions_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     for objective in ("IWAE(3)", "CIWAE(0.5, 3)"):
         model, guide = bernoulli_latents()
-        history = fit(model, guide, X, objective=objective, num_epochs=2, progress=False, compile="graph", device="cpu")
+        history = fit(
+            model,
+            guide,
+            X,
+            objective=objective,
+            num_epochs=2,
+            progress=False,
+            compile="graph",
+            device="cpu",
+        )
         assert history.compile == "graph" and all(math.isfinite(r.loss) for r in history.train)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(bool(missing_compiler(torch.device("cpu"))), reason=missing_compiler(torch.device("cpu")))
+@pytest.mark.skipif(
+    bool(missing_compiler(torch.device("cpu"))), reason=missing_compiler(torch.device("cpu"))
+)
 def test_compiled_training_follows_the_eager_one() -> None:
     losses = {}
     for tier in ("off", "inductor"):

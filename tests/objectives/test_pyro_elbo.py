@@ -1,4 +1,6 @@
-"""`fit` with Pyro's own ELBO objects: Pyro's loss, Pyro's gradients, and the figures of the same runs."""
+"""`fit` with Pyro's own ELBO objects: Pyro's loss, Pyro's gradients, and the figures of the same
+runs.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,19 @@ from pyro_vae.pair.runtime import Pair
 from tests.support.pairs import LATENT, PIXELS, Decoder, Encoder, Model, binary_images, fresh
 
 X = binary_images(32).double()
-QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off", "schedule": "constant"}
+QUICK: dict[str, Any] = {
+    "progress": False,
+    "device": "cpu",
+    "compile": "off",
+    "schedule": "constant",
+}
 
 ELBOS: dict[str, Callable[[], Any]] = {
     "Trace": infer.Trace_ELBO,
     "Trace, 3": lambda: infer.Trace_ELBO(num_particles=3),
-    "Trace, 3 at once": lambda: infer.Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+    "Trace, 3 at once": lambda: infer.Trace_ELBO(
+        num_particles=3, vectorize_particles=True, max_plate_nesting=1
+    ),
     "MeanField": infer.TraceMeanField_ELBO,
     "Graph": lambda: infer.TraceGraph_ELBO(num_particles=2),
     "Renyi": lambda: infer.RenyiELBO(alpha=0.5, num_particles=2),
@@ -71,7 +80,16 @@ def values(*programs: nn.Module) -> list[Tensor]:
 def test_twenty_steps_are_pyros(name: str) -> None:
     """A loop by hand over the same rows and noise: losses, parameters and buffers, in float64."""
     fitted, trained = made(modules), made(modules)
-    history = fit(*fitted, X, objective=ELBOS[name](), num_steps=20, batch_size=16, learning_rate=0.02, seed=4, **QUICK)
+    history = fit(
+        *fitted,
+        X,
+        objective=ELBOS[name](),
+        num_steps=20,
+        batch_size=16,
+        learning_rate=0.02,
+        seed=4,
+        **QUICK,
+    )
     elbo = ELBOS[name]()
     parameters = [p for program in trained for p in program.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=0.02)
@@ -95,7 +113,11 @@ def test_twenty_steps_are_pyros(name: str) -> None:
 
 def test_the_tier_that_is_asked_for_is_told() -> None:
     history = fit(
-        *fresh("closures"), X.float(), objective=infer.Trace_ELBO(), num_steps=2, **QUICK | {"compile": "graph"}
+        *fresh("closures"),
+        X.float(),
+        objective=infer.Trace_ELBO(),
+        num_steps=2,
+        **QUICK | {"compile": "graph"},
     )
     assert history.compile == "off" and history.note.count("runs as it is")
 
@@ -103,13 +125,24 @@ def test_the_tier_that_is_asked_for_is_told() -> None:
 @pytest.mark.parametrize("name", ["Trace", "MeanField", "Graph"])
 @pytest.mark.parametrize("form", ["bound methods", "functions", "closures"])
 def test_every_form_is_trained_in_the_pairs_own_store(form: str, name: str) -> None:
-    """Two pairs of one name, one after the other, and an evaluation of what was trained; Pyro's store stays empty."""
+    """Two pairs of one name, one after the other, and an evaluation of what was trained; Pyro's
+    store stays empty.
+    """
     x = X.float()
     for _ in range(2):
         model, guide = fresh(form)
-        with pytest.warns(UserWarning, match="Found plate statements") if form == "functions" else nullcontext():
-            history = fit(model, guide, x, objective=ELBOS[name](), num_steps=40, learning_rate=0.04, **QUICK)
-        assert log_marginal(model, guide, x, num_samples=50, device="cpu").mean > history.train[0].elbo + 0.2
+        with (
+            pytest.warns(UserWarning, match="Found plate statements")
+            if form == "functions"
+            else nullcontext()
+        ):
+            history = fit(
+                model, guide, x, objective=ELBOS[name](), num_steps=40, learning_rate=0.04, **QUICK
+            )
+        assert (
+            log_marginal(model, guide, x, num_samples=50, device="cpu").mean
+            > history.train[0].elbo + 0.2
+        )
     assert not pyro.get_param_store()
 
 
@@ -123,11 +156,24 @@ def test_a_class_of_ones_own_is_trained() -> None:
 
     half, whole = made(modules), made(modules)
     one = fit(*half, X, objective=Half(), num_steps=5, optimizer="SGD", learning_rate=0.2, **QUICK)
-    two = fit(*whole, X, objective=infer.Trace_ELBO(), num_steps=5, optimizer="SGD", learning_rate=0.1, **QUICK)
+    two = fit(
+        *whole,
+        X,
+        objective=infer.Trace_ELBO(),
+        num_steps=5,
+        optimizer="SGD",
+        learning_rate=0.1,
+        **QUICK,
+    )
     for a, b in zip(values(*half), values(*whole), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
-    assert one.train[-1].loss == pytest.approx(0.5 * two.train[-1].loss) and one.train[-1].elbo == two.train[-1].elbo
-    assert repr(registry.build("objective", Half(num_particles=2))).endswith("Half(num_particles=2)")
+    assert (
+        one.train[-1].loss == pytest.approx(0.5 * two.train[-1].loss)
+        and one.train[-1].elbo == two.train[-1].elbo
+    )
+    assert repr(registry.build("objective", Half(num_particles=2))).endswith(
+        "Half(num_particles=2)"
+    )
 
 
 # ---- the figures
@@ -136,7 +182,15 @@ def test_a_class_of_ones_own_is_trained() -> None:
 @pytest.mark.parametrize("name", ["Trace", "Trace, 3", "Trace, 3 at once", "Graph"])
 def test_the_figures_are_those_of_the_very_runs(name: str) -> None:
     """A sampled ELBO is its reconstruction less its KL, draw by draw; the validation's too."""
-    history = fit(*made(modules), X, objective=ELBOS[name](), num_epochs=2, batch_size=16, x_valid=X[:20], **QUICK)
+    history = fit(
+        *made(modules),
+        X,
+        objective=ELBOS[name](),
+        num_epochs=2,
+        batch_size=16,
+        x_valid=X[:20],
+        **QUICK,
+    )
     for record in (*history.train, *history.valid):
         assert record.loss == pytest.approx(record.kl - record.reconstruction, rel=1e-12)
         assert record.elbo == pytest.approx(record.reconstruction - record.kl, rel=1e-12)
@@ -146,7 +200,9 @@ def test_the_figures_are_those_of_the_very_runs(name: str) -> None:
 def test_the_run_that_guesses_the_plates_is_in_no_figure() -> None:
     """Pyro runs the pair once more, the first time that particles are vectorised: with other draws."""
     model, guide = made(modules)
-    loss = registry.build("objective", infer.Trace_ELBO(num_particles=3, vectorize_particles=True))(model, guide)
+    loss = registry.build("objective", infer.Trace_ELBO(num_particles=3, vectorize_particles=True))(
+        model, guide
+    )
     for _ in range(2):
         found = loss.measure(X, {})
         torch.testing.assert_close(found.loss, found.kl - found.reconstruction)
@@ -174,13 +230,27 @@ def scaled_and_masked() -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("make", [modules, scaled_and_masked])
 @pytest.mark.parametrize("name", ["Trace_ELBO", "TraceMeanField_ELBO"])
-@pytest.mark.parametrize("options", [{}, {"kl_weight": 0.3}, {"kl_weight": 2.0, "kl_warmup": 2.0}], ids=str)
-def test_all_figures_and_the_kl_weight_are_as_with_ours(make: Any, name: str, options: dict[str, Any]) -> None:
-    """Of one draw an image our objective of that name is Pyro's: unscaled figures, the plate's scale divided out."""
+@pytest.mark.parametrize(
+    "options", [{}, {"kl_weight": 0.3}, {"kl_weight": 2.0, "kl_warmup": 2.0}], ids=str
+)
+def test_all_figures_and_the_kl_weight_are_as_with_ours(
+    make: Any, name: str, options: dict[str, Any]
+) -> None:
+    """Of one draw an image our objective of that name is Pyro's: unscaled figures, the plate's
+    scale divided out.
+    """
     found = []
     for objective in (name, getattr(infer, name)()):
         pair = made(make)
-        history = fit(*pair, X, objective=objective, num_epochs=3, batch_size=8, learning_rate=0.02, **options | QUICK)
+        history = fit(
+            *pair,
+            X,
+            objective=objective,
+            num_epochs=3,
+            batch_size=8,
+            learning_rate=0.02,
+            **options | QUICK,
+        )
         with torch.random.fork_rng():
             found.append((history, loss_of(pair)))
     (ours, mine), (theirs, other) = found
@@ -198,17 +268,23 @@ def loss_of(pair: tuple[Any, Any]) -> float:
 
 
 def test_renyis_kl_weight_is_ours_of_one_image() -> None:
-    """Pyro's sums the images first: of one image both are one bound, with β in the exponent of the weights."""
+    """Pyro's sums the images first: of one image both are one bound, with β in the exponent of the
+    weights.
+    """
     results = []
     for objective in (
         objectives.RenyiELBO(0.5, 3),
         infer.RenyiELBO(alpha=0.5, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
     ):
-        pair = made(lambda: (Model().double(), guides.MeanField((PIXELS,), LATENT, hidden=(8,)).double()))
+        pair = made(
+            lambda: (Model().double(), guides.MeanField((PIXELS,), LATENT, hidden=(8,)).double())
+        )
         history = fit(*pair, X[:1], objective=objective, num_steps=10, kl_weight=0.4, **QUICK)
         results.append((history.train[-1], values(*pair)))
     (a, mine), (b, theirs) = results
-    assert (a.loss, a.reconstruction, a.kl) == pytest.approx((b.loss, b.reconstruction, b.kl), rel=1e-9)
+    assert (a.loss, a.reconstruction, a.kl) == pytest.approx(
+        (b.loss, b.reconstruction, b.kl), rel=1e-9
+    )
     for p, q in zip(mine, theirs, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-10)
 
@@ -218,7 +294,11 @@ def test_renyis_kl_weight_is_ours_of_one_image() -> None:
 
 def binary_latents() -> tuple[Any, Any]:
     """Three bits, enumerated in the guide."""
-    decoder, encoder, norm = Decoder(1).double(), Encoder(1).double(), nn.BatchNorm1d(PIXELS).double()
+    decoder, encoder, norm = (
+        Decoder(1).double(),
+        Encoder(1).double(),
+        nn.BatchNorm1d(PIXELS).double(),
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -241,8 +321,12 @@ def test_enumerated_latents_have_pyros_loss_and_drawn_figures() -> None:
     elbo = infer.TraceEnum_ELBO(max_plate_nesting=1)
     history = fit(*pair, X, objective=elbo, **quick)
     counted = [m for m in Pair.of(*pair).modules if isinstance(m, nn.BatchNorm1d)]
-    assert [int(m.state_dict()["num_batches_tracked"]) for m in counted] == [300]  # the figures' run is not counted
-    losses, drawn = torch.tensor([(record.loss, record.elbo) for record in history.train], dtype=torch.float64).T
+    assert [int(m.state_dict()["num_batches_tracked"]) for m in counted] == [
+        300
+    ]  # the figures' run is not counted
+    losses, drawn = torch.tensor(
+        [(record.loss, record.elbo) for record in history.train], dtype=torch.float64
+    ).T
     assert float(losses.std()) < 1e-6 < float(drawn.std())
     assert losses[0].item() == pytest.approx(
         infer.TraceEnum_ELBO(max_plate_nesting=1).loss(*pair, X) / len(X), rel=1e-9
@@ -259,7 +343,9 @@ def test_a_site_that_the_model_enumerates_is_as_the_sum_of_ours() -> None:
         def model(x: Tensor) -> None:
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
-                c = pyro.sample("c", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
+                c = pyro.sample(
+                    "c", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"}
+                )
                 parts = torch.broadcast_tensors(z, c.unsqueeze(-1))
                 logits = decoder(torch.cat((parts[0], parts[1][..., :1]), -1))
                 pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
@@ -274,7 +360,9 @@ def test_a_site_that_the_model_enumerates_is_as_the_sum_of_ours() -> None:
         found = []
         for objective in ("Trace_ELBO", infer.TraceEnum_ELBO(max_plate_nesting=1)):
             pair = made(make)
-            history = fit(*pair, X, objective=objective, num_steps=1, learning_rate=0.05, seed=seed, **QUICK)
+            history = fit(
+                *pair, X, objective=objective, num_steps=1, learning_rate=0.05, seed=seed, **QUICK
+            )
             found.append((history.train[0].loss, loss_of(pair)))
         assert found[0] == pytest.approx(found[1], rel=1e-9)
 
@@ -289,25 +377,43 @@ def functions_without_a_path() -> tuple[Any, Any]:
 
 
 def test_pyros_own_checks_are_heard_in_one_sentence() -> None:
-    """Inside a training Pyro's validation is off, and its TraceMeanField_ELBO would train such a pair wrongly."""
+    """Inside a training Pyro's validation is off, and its TraceMeanField_ELBO would train such a
+    pair wrongly.
+    """
     with pytest.raises(
-        UserError, match=r"^pyro\.infer\.TraceMeanField_ELBO\(\) can't train this pair: .*reparameterized"
+        UserError,
+        match=r"^pyro\.infer\.TraceMeanField_ELBO\(\) can't train this pair: .*reparameterized",
     ) as error:
-        fit(*made(functions_without_a_path), X, objective=infer.TraceMeanField_ELBO(), num_steps=2, **QUICK)
+        fit(
+            *made(functions_without_a_path),
+            X,
+            objective=infer.TraceMeanField_ELBO(),
+            num_steps=2,
+            **QUICK,
+        )
     assert "\n" not in str(error.value)
     fit(*made(functions_without_a_path), X, objective=infer.TraceGraph_ELBO(), num_steps=2, **QUICK)
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a class": (infer.Trace_ELBO, r"objective is the class Trace_ELBO, not an instance of it: write Trace_ELBO\(\)"),
-    "half a name": ("ELBO", "unknown objective 'ELBO'; did you mean 'TraceMeanField_ELBO' or 'Trace_ELBO'?"),
+    "a class": (
+        infer.Trace_ELBO,
+        r"objective is the class Trace_ELBO, not an instance of it: write Trace_ELBO\(\)",
+    ),
+    "half a name": (
+        "ELBO",
+        "unknown objective 'ELBO'; did you mean 'TraceMeanField_ELBO' or 'Trace_ELBO'?",
+    ),
     "a number": (3, "objective is a int: expected a name"),
     "a function": (lambda model, guide, x: 0.0, "objective is a function: expected a name"),
     "another class": (nn.Linear, "objective is the class Linear: expected a name"),
     "a module": (nn.Linear(1, 1), "objective is a Linear: expected a name"),
     "no bound": (infer.EnergyDistance(), "objective is a EnergyDistance: expected a name"),
     "jit": (infer.JitTrace_ELBO(), r"pyro\.infer\.JitTrace_ELBO\(\) is not served, as it traces"),
-    "two losses": (infer.ReweightedWakeSleep(), r"ReweightedWakeSleep\(.*\) is not served, as it has two losses"),
+    "two losses": (
+        infer.ReweightedWakeSleep(),
+        r"ReweightedWakeSleep\(.*\) is not served, as it has two losses",
+    ),
     "no loss": (
         infer.TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True),
         "is not served, as it has gradients and no loss",
@@ -338,7 +444,10 @@ def test_a_kl_weight_is_a_number(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("y", "words"),
     [
-        (np.array(["a"] * 32), "field 'y' is an array of dtype <U1: expected numbers, .*classes as whole numbers"),
+        (
+            np.array(["a"] * 32),
+            "field 'y' is an array of dtype <U1: expected numbers, .*classes as whole numbers",
+        ),
         (np.array([None] * 32), "field 'y' is an array of dtype object: expected numbers"),
         (["a"] * 32, "field 'y' is a list: expected numbers"),
         ({"a": 1}, "field 'y' is a dict: expected numbers"),
@@ -353,11 +462,15 @@ def test_a_field_is_numbers(y: Any, words: str) -> None:
 
 @pytest.mark.parametrize("asked", ["enumerate", "baseline"])
 def test_a_request_that_only_pyros_own_objectives_serve_is_not_dropped(asked: str) -> None:
-    """``config_enumerate`` and a baseline change Pyro's estimator; ours would sample the site without a word."""
+    """``config_enumerate`` and a baseline change Pyro's estimator; ours would sample the site
+    without a word.
+    """
     torch.manual_seed(0)
     means, x = torch.randn(3, 4), torch.randn(16, 4)
     request: dict[str, Any] = (
-        {"enumerate": "parallel"} if asked == "enumerate" else {"baseline": {"use_decaying_avg_baseline": True}}
+        {"enumerate": "parallel"}
+        if asked == "enumerate"
+        else {"baseline": {"use_decaying_avg_baseline": True}}
     )
     encode = nn.Linear(4, 3)
 
@@ -371,7 +484,11 @@ def test_a_request_that_only_pyros_own_objectives_serve_is_not_dropped(asked: st
         with pyro.plate("data", len(x)):
             pyro.sample("c", dist.Categorical(logits=encode(x)), infer=request)
 
-    own = infer.TraceEnum_ELBO(max_plate_nesting=1) if asked == "enumerate" else infer.TraceGraph_ELBO()
+    own = (
+        infer.TraceEnum_ELBO(max_plate_nesting=1)
+        if asked == "enumerate"
+        else infer.TraceGraph_ELBO()
+    )
     with pytest.raises(UserError, match=type(own).__name__):
         fit(model, guide, x, objective="Trace_ELBO", num_steps=1, progress=False)
     assert fit(model, guide, x, objective=own, num_steps=4, batch_size=8, progress=False).train
@@ -379,6 +496,9 @@ def test_a_request_that_only_pyros_own_objectives_serve_is_not_dropped(asked: st
         with pytest.raises(UserError, match="TraceGraph_ELBO"):
             fit(model, guide, x, objective=own, num_steps=4, batch_size=7, progress=False)
     assert asked in str(check_pair(model, guide, x))
-    exact = torch.logsumexp(dist.Normal(means, 1.0).log_prob(x.unsqueeze(-2)).sum(-1), -1) - torch.tensor(3.0).log()
+    exact = (
+        torch.logsumexp(dist.Normal(means, 1.0).log_prob(x.unsqueeze(-2)).sum(-1), -1)
+        - torch.tensor(3.0).log()
+    )
     found = log_marginal(model, guide, x, num_samples=4000)
     assert found.mean == pytest.approx(float(exact.mean()), abs=5 * found.se_mc + 1e-3)

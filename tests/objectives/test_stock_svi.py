@@ -18,7 +18,16 @@ from torch.distributions import constraints
 from pyro_vae import UserError, fit, log_marginal, objectives, registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.objectives import IWAE, STL, Objective, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
-from tests.support.pairs import LATENT, PIXELS, Decoder, Encoder, Guide, Model, TutorialVAE, binary_images
+from tests.support.pairs import (
+    LATENT,
+    PIXELS,
+    Decoder,
+    Encoder,
+    Guide,
+    Model,
+    TutorialVAE,
+    binary_images,
+)
 
 X = binary_images(24).double()
 NAMES = sorted(registry.members("objective"))
@@ -34,7 +43,9 @@ def empty_store() -> Iterator[None]:
 
 
 class OtherName(Guide):
-    """The guide, its network called otherwise than the model's: Pyro's store knows a parameter by its name alone."""
+    """The guide, its network called otherwise than the model's: Pyro's store knows a parameter by
+    its name alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,7 +70,9 @@ def methods() -> tuple[Any, Any]:
 
 
 def functions() -> tuple[Any, Any]:
-    """Functions with pyro.module, and with pyro.params: constrained, shared, and drawn at their creation."""
+    """Functions with pyro.module, and with pyro.params: constrained, shared, and drawn at their
+    creation.
+    """
     decoder, encoder = Decoder().double(), Encoder().double()
 
     def model(x: Tensor) -> None:
@@ -71,7 +84,9 @@ def functions() -> tuple[Any, Any]:
 
     def guide(x: Tensor) -> None:
         pyro.module("encoder", encoder)
-        widen = pyro.param("widen", torch.tensor(0.9, dtype=torch.float64), constraint=constraints.positive)
+        widen = pyro.param(
+            "widen", torch.tensor(0.9, dtype=torch.float64), constraint=constraints.positive
+        )
         pyro.param("shift", lambda: torch.randn(PIXELS, dtype=torch.float64))
         with pyro.plate("images", x.shape[0]):
             loc, scale = encoder(x)
@@ -90,13 +105,19 @@ def made(make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
         return make()
 
 
-def stepped(make: Callable[[], tuple[Any, Any]], loss: Any, x: Tensor = X, steps: int = 5) -> tuple[Any, ...]:
+def stepped(
+    make: Callable[[], tuple[Any, Any]], loss: Any, x: Tensor = X, steps: int = 5
+) -> tuple[Any, ...]:
     """The losses, the store and the random state after some steps of stock SVI."""
     pyro.clear_param_store()
     svi = infer.SVI(*made(make), pyro.optim.Adam({"lr": 0.02}), loss=loss)
     torch.manual_seed(1)
     losses = [svi.step(x) for _ in range(steps)]
-    return losses, {name: value.detach().clone() for name, value in pyro.get_param_store().items()}, torch.rand(1)
+    return (
+        losses,
+        {name: value.detach().clone() for name, value in pyro.get_param_store().items()},
+        torch.rand(1),
+    )
 
 
 def assert_equal(a: tuple[Any, ...], b: tuple[Any, ...]) -> None:
@@ -114,39 +135,68 @@ def test_an_objective_is_pyros_elbo_and_a_value(name: str) -> None:
     goal = registry.build("objective", name)
     assert isinstance(goal, infer.ELBO) and isinstance(goal, getattr(objectives, name))
     again = registry.build("objective", repr(goal))
-    assert again == goal and hash(again) == hash(goal) and not vars(goal).keys() - set(goal.__dataclass_fields__)
+    assert (
+        again == goal
+        and hash(again) == hash(goal)
+        and not vars(goal).keys() - set(goal.__dataclass_fields__)
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("mine", "theirs"), BOTH, ids=["sampled", "closed"])
-def test_steps_of_svi_are_pyros_own(form: Callable[[], tuple[Any, Any]], mine: Objective, theirs: Any) -> None:
-    """Parameters, their names and order, losses, and the random numbers that were used: the dry run leaves no mark."""
+def test_steps_of_svi_are_pyros_own(
+    form: Callable[[], tuple[Any, Any]], mine: Objective, theirs: Any
+) -> None:
+    """Parameters, their names and order, losses, and the random numbers that were used: the dry run
+    leaves no mark.
+    """
     assert_equal(stepped(form, mine), stepped(form, theirs()))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_iwae_is_pyros_renyi_at_zero_of_one_image(form: Callable[[], tuple[Any, Any]]) -> None:
-    """Pyro sums the images before the logarithm: of one image both are the same bound, in the same noise."""
-    theirs = infer.RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    """Pyro sums the images before the logarithm: of one image both are the same bound, in the same
+    noise.
+    """
+    theirs = infer.RenyiELBO(
+        alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1
+    )
     assert_equal(stepped(form, IWAE(5), X[:1]), stepped(form, theirs, X[:1]))
-    half = infer.RenyiELBO(alpha=0.5, num_particles=3, vectorize_particles=True, max_plate_nesting=1)
+    half = infer.RenyiELBO(
+        alpha=0.5, num_particles=3, vectorize_particles=True, max_plate_nesting=1
+    )
     assert_equal(stepped(form, RenyiELBO(0.5, 3), X[:1]), stepped(form, half, X[:1]))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_svi_steps_as_fit_does(name: str) -> None:
-    """SGD by the sum over B images at a rate of lr/B is SGD by their mean at lr; and the loss falls."""
+    """SGD by the sum over B images at a rate of lr/B is SGD by their mean at lr; and the loss
+    falls.
+    """
     steps, rate = 20, 0.1
     goal = registry.build("objective", name)
     fitted = made(modules)
-    quick: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off", "schedule": "constant"}
-    quick |= {"num_epochs": steps, "batch_size": len(X), "optimizer": "SGD", "learning_rate": rate, "seed": 3}
+    quick: dict[str, Any] = {
+        "progress": False,
+        "device": "cpu",
+        "compile": "off",
+        "schedule": "constant",
+    }
+    quick |= {
+        "num_epochs": steps,
+        "batch_size": len(X),
+        "optimizer": "SGD",
+        "learning_rate": rate,
+        "seed": 3,
+    }
     history = fit(*fitted, X, objective=goal, **quick)
     trained = made(modules)
     svi = infer.SVI(*trained, pyro.optim.SGD({"lr": rate / len(X)}), loss=goal)
     source = make_source(X, {}, len(X), X.device)
     torch.manual_seed(3)
-    losses = [svi.step(x) / len(X) for epoch in range(1, steps + 1) for x, _ in source.shuffled(3, epoch)]
+    losses = [
+        svi.step(x) / len(X) for epoch in range(1, steps + 1) for x, _ in source.shuffled(3, epoch)
+    ]
     assert losses == pytest.approx([record.loss for record in history.train], rel=1e-10)
     for ours, stock in zip(fitted, trained, strict=True):
         for a, b in zip(ours.parameters(), stock.parameters(), strict=True):
@@ -155,7 +205,9 @@ def test_svi_steps_as_fit_does(name: str) -> None:
 
 
 def test_what_svi_trained_is_what_is_evaluated() -> None:
-    """A module's parameters are the same tensors; a pyro.param of the global store is not the pair's own, and is missed."""
+    """A module's parameters are the same tensors; a pyro.param of the global store is not the
+    pair's own, and is missed.
+    """
     model, guide = made(modules)
     before = log_marginal(model, guide, X, num_samples=200, device="cpu").mean
     svi = infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.02}), loss=IWAE(3))
@@ -197,13 +249,17 @@ def test_loss_has_no_gradients_and_loss_and_grads_adds_them() -> None:
 
 
 def test_its_traces_are_pyros() -> None:
-    """The base class's way to the runs themselves: log p(x, z) − log q(z | x) of each is one term of the ELBO."""
+    """The base class's way to the runs themselves: log p(x, z) − log q(z | x) of each is one term
+    of the ELBO.
+    """
     model, guide = made(modules)
     torch.manual_seed(0)
     pairs = list(Trace_ELBO(3)._get_traces(model, guide, (X,), {}))
     torch.manual_seed(0)
     expected = infer.Trace_ELBO(num_particles=3).loss(model, guide, X)
-    assert -sum(p.log_prob_sum() - q.log_prob_sum() for p, q in pairs).item() / 3 == pytest.approx(expected, rel=1e-12)
+    assert -sum(p.log_prob_sum() - q.log_prob_sum() for p, q in pairs).item() / 3 == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_a_subsampling_plate_scales_as_pyros() -> None:
@@ -228,7 +284,9 @@ def test_a_subsampling_plate_scales_as_pyros() -> None:
 
 
 def test_the_dry_run_leaves_the_store_the_mode_and_the_numbers_alone() -> None:
-    """Nothing is in the store but what the step itself creates there, once; dropout and BatchNorm see one run a step."""
+    """Nothing is in the store but what the step itself creates there, once; dropout and BatchNorm
+    see one run a step.
+    """
     calls: list[str] = []
     encoder, norm = Encoder().double(), torch.nn.BatchNorm1d(PIXELS).double()
 
@@ -281,7 +339,11 @@ def with_fields() -> tuple[Any, Any]:
             z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
             logits = decoder(torch.cat((z, y[:, None].expand(*z.shape[:-1], 1)), -1))
             pyro.sample(
-                "x", dist.Bernoulli(logits=logits + (0.0 if dose is None else dose[:, None])).to_event(1), obs=x
+                "x",
+                dist.Bernoulli(logits=logits + (0.0 if dose is None else dose[:, None])).to_event(
+                    1
+                ),
+                obs=x,
             )
 
     def guide(x: Tensor, y: Tensor, dose: Tensor | None = None) -> None:
@@ -341,7 +403,10 @@ def test_each_program_may_name_an_argument_in_its_own_way() -> None:
         torch.manual_seed(1)
         found.append(loss.loss(model, other, X, y))
     assert found[0] == pytest.approx(found[1], rel=1e-12)
-    with pytest.raises(UserError, match="'dose' is given twice, or is another argument in the model than in the guide"):
+    with pytest.raises(
+        UserError,
+        match="'dose' is given twice, or is another argument in the model than in the guide",
+    ):
         Trace_ELBO().loss(model, crossed, X, y, 2 * y)
 
 

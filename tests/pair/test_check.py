@@ -32,7 +32,11 @@ def test_it_says_why_a_kl_is_sampled_and_what_is_asked_for() -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Bernoulli(torch.full((2,), 0.5)).to_event(1))
             pyro.sample(
-                "x", dist.Normal((z.sum(-1) + y).unsqueeze(-1).expand(*z.shape[:-1], 12), 1.0).to_event(1), obs=x
+                "x",
+                dist.Normal((z.sum(-1) + y).unsqueeze(-1).expand(*z.shape[:-1], 12), 1.0).to_event(
+                    1
+                ),
+                obs=x,
             )
 
     def guide(x: Tensor, index: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Discrete latents that the guide lacks are summed out: exactly, by every objective and layout, or refused in a sentence."""
+"""Discrete latents that the guide lacks are summed out: exactly, by every objective and layout, or
+refused in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def two_pixels(loc: Tensor) -> Any:
 
 
 class Mixture(PyroModule):
-    """c ~ Categorical, z | c ~ N(μ_c, S²), x | z, c, two pixels: with parameters, as the gradients are compared."""
+    """c ~ Categorical, z | c ~ N(μ_c, S²), x | z, c, two pixels: with parameters, as the gradients
+    are compared.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +62,10 @@ class Guide(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.slope, self.log_scale = nn.Parameter(torch.tensor(0.8, dtype=D)), nn.Parameter(torch.tensor(-0.3, dtype=D))
+        self.slope, self.log_scale = (
+            nn.Parameter(torch.tensor(0.8, dtype=D)),
+            nn.Parameter(torch.tensor(-0.3, dtype=D)),
+        )
 
     def forward(self, x: Tensor) -> None:
         """q(z | x)."""
@@ -86,7 +93,9 @@ def two_classes(x: Tensor) -> None:
 
 
 def pixel_plate(x: Tensor) -> None:
-    """Pixels along a plate of their own, to the left of the data plate, and a second observation before them."""
+    """Pixels along a plate of their own, to the left of the data plate, and a second observation
+    before them.
+    """
     pixels = pyro.plate("pixels", 2, dim=-2)
     with pyro.plate("data", len(x), dim=-1):
         c = pyro.sample("c", dist.Categorical(SHARES))
@@ -131,12 +140,18 @@ CASES: dict[str, tuple[Any, Any, int]] = {  # model, guide, plates
 # ---- Pyro's numbers
 
 
-CLOSED = ("a pixel plate", "a site after z")  # the prior of z has no class in it, so that its KL is closed
+CLOSED = (
+    "a pixel plate",
+    "a site after z",
+)  # the prior of z has no class in it, so that its KL is closed
 
 
 @pytest.mark.parametrize(
     ("name", "objective"),
-    [*((name, Trace_ELBO) for name in CASES), *((name, TraceMeanField_ELBO) for name in CASES if name not in CLOSED)],
+    [
+        *((name, Trace_ELBO) for name in CASES),
+        *((name, TraceMeanField_ELBO) for name in CASES if name not in CLOSED),
+    ],
 )
 def test_the_loss_is_that_of_trace_enum_elbo(name: str, objective: Any) -> None:
     """To all digits, at the same draws of z, where no KL is closed."""
@@ -146,7 +161,9 @@ def test_the_loss_is_that_of_trace_enum_elbo(name: str, objective: Any) -> None:
         torch.manual_seed(seed)
         mine = float(objective()(model, guide)(X).detach())
         torch.manual_seed(seed)
-        theirs = infer.TraceEnum_ELBO(max_plate_nesting=plates).loss(infer.config_enumerate(model), guide, X)
+        theirs = infer.TraceEnum_ELBO(max_plate_nesting=plates).loss(
+            infer.config_enumerate(model), guide, X
+        )
         assert mine == pytest.approx(theirs, rel=1e-13)
 
 
@@ -157,12 +174,16 @@ def test_the_gradient_is_that_of_trace_enum_elbo() -> None:
     torch.manual_seed(1)
     mine = torch.autograd.grad(Trace_ELBO()(model, guide)(X), parameters)
     torch.manual_seed(1)
-    loss = infer.TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(infer.config_enumerate(model), guide, X)
+    loss = infer.TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(
+        infer.config_enumerate(model), guide, X
+    )
     torch.testing.assert_close(mine, torch.autograd.grad(loss, parameters), rtol=1e-12, atol=1e-13)
 
 
 class ByHand(PyroModule):
-    """`Mixture` with its class integrated out on paper: p(z) is a mixture, and so is p(x | z), with shares p(c | z)."""
+    """`Mixture` with its class integrated out on paper: p(z) is a mixture, and so is p(x | z), with
+    shares p(c | z).
+    """
 
     def __init__(self, of: Mixture) -> None:
         super().__init__()
@@ -172,9 +193,13 @@ class ByHand(PyroModule):
         """p(z, x)."""
         parts = dist.Normal(self.places, S)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts))
+            z = pyro.sample(
+                "z", dist.MixtureSameFamily(dist.Categorical(logits=self.logits), parts)
+            )
             shares = self.logits.log_softmax(-1) + parts.log_prob(z.unsqueeze(-1))
-            loc = torch.stack(torch.broadcast_tensors(z.unsqueeze(-1), self.slope * torch.arange(3)), -1)
+            loc = torch.stack(
+                torch.broadcast_tensors(z.unsqueeze(-1), self.slope * torch.arange(3)), -1
+            )
             given = dist.Normal(loc, T).to_event(1)
             pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=shares), given), obs=x)
 
@@ -207,22 +232,32 @@ def test_the_sum_is_the_one_by_hand() -> None:
         lp = lp + dist.Bernoulli(logits=z - 0.25 * c).log_prob(torch.tensor(b, dtype=D))
         parts.append(lp + dist.Normal((z + b).unsqueeze(-1), T).log_prob(X).sum(-1))
     log_q = dist.Normal(0.8 * X[:, 0], 0.9).log_prob(z)
-    torch.testing.assert_close(terms.log_weights(), torch.stack(parts).logsumexp(0) - log_q, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(
+        terms.log_weights(), torch.stack(parts).logsumexp(0) - log_q, rtol=1e-13, atol=1e-13
+    )
 
 
 def test_each_site_that_remains_is_given_those_before_it() -> None:
-    """The prior is the mixture p(z), the likelihood p(x | z), and the site that was summed out is nowhere."""
+    """The prior is the mixture p(z), the likelihood p(x | z), and the site that was summed out is
+    nowhere.
+    """
     torch.manual_seed(0)
     terms = log_densities(Mixture(), Guide(), X, 5)
     z = terms.guide["z"].value
     joint = SHARES.log() + dist.Normal(PLACES, S).log_prob(z.unsqueeze(-1))  # (5, 9, 3)
-    torch.testing.assert_close(terms.prior["z"].log_prob, joint.logsumexp(-1), rtol=1e-13, atol=1e-13)
-    given = dist.Normal(0.4 * torch.arange(3, dtype=D), T).log_prob(X[:, 1:]) + dist.Normal(z, T).log_prob(
-        X[:, 0]
-    ).unsqueeze(-1)
+    torch.testing.assert_close(
+        terms.prior["z"].log_prob, joint.logsumexp(-1), rtol=1e-13, atol=1e-13
+    )
+    given = dist.Normal(0.4 * torch.arange(3, dtype=D), T).log_prob(X[:, 1:]) + dist.Normal(
+        z, T
+    ).log_prob(X[:, 0]).unsqueeze(-1)
     expected = (joint.softmax(-1).log() + given).logsumexp(-1)
     torch.testing.assert_close(terms.observed["x"].log_prob, expected, rtol=1e-12, atol=1e-12)
-    assert (terms.prior.keys(), terms.observed.keys(), terms.model_order) == ({"z"}, {"x"}, ("z", "x"))
+    assert (terms.prior.keys(), terms.observed.keys(), terms.model_order) == (
+        {"z"},
+        {"x"},
+        ("z", "x"),
+    )
 
 
 def test_a_latent_that_no_class_allows_has_no_probability() -> None:
@@ -248,7 +283,9 @@ def test_every_layout_gives_the_same_terms(name: str) -> None:
         found = {}
         for layout in LAYOUTS:
             if layout == "rows" and name == "a pixel plate":
-                continue  # x.T on flattened rows of K·B images: this model is right there too, its plates are not
+                # x.T on flattened rows of K·B images: this model is right there too, its plates are
+                # not
+                continue
             torch.manual_seed(0)
             found[layout] = pair.run(X, {}, 4, layout).log_weights()
     for layout, weights in found.items():
@@ -266,14 +303,18 @@ def conjugate() -> tuple[Any, Any, Tensor]:
             z = pyro.sample("z", dist.Normal(PLACES[c], S))
             pyro.sample("x", dist.Normal(z.unsqueeze(-1), T).to_event(1), obs=x)
 
-    log_px = (SHARES.log() + dist.Normal(PLACES, (S**2 + T**2) ** 0.5).log_prob(X[:, :1])).logsumexp(-1)
+    log_px = (
+        SHARES.log() + dist.Normal(PLACES, (S**2 + T**2) ** 0.5).log_prob(X[:, :1])
+    ).logsumexp(-1)
     return model, guide_of_z, log_px
 
 
 @pytest.mark.parametrize("proposal", ["guide", "Defensive", "Prior"])
 def test_importance_sampling_finds_the_exact_number(proposal: str) -> None:
     model, guide, log_px = conjugate()
-    result = pv.log_marginal(model, guide, X[:, :1], num_samples=4000, proposal=proposal, device="cpu")
+    result = pv.log_marginal(
+        model, guide, X[:, :1], num_samples=4000, proposal=proposal, device="cpu"
+    )
     z = (result.log_px - log_px) / result.se
     assert float(z.abs().max()) < 4.5 and 0 < result.se_mc < 0.02
 
@@ -288,7 +329,8 @@ def test_ais_anneals_to_the_summed_target() -> None:
 def test_staged_evaluation_is_the_eager_one(name: str) -> None:
     model, guide, _ = CASES[name]
     runs = [
-        pv.log_marginal(model, guide, X, num_samples=60, compile=tier, device="cpu").log_px for tier in ("off", "graph")
+        pv.log_marginal(model, guide, X, num_samples=60, compile=tier, device="cpu").log_px
+        for tier in ("off", "graph")
     ]
     torch.testing.assert_close(*runs, rtol=1e-10, atol=1e-10)
 
@@ -305,7 +347,9 @@ def test_staged_training_is_the_eager_one(objective: str) -> None:
         )  # fmt: skip
         assert history.compile == tier
         assert history.train[-1].loss < history.train[0].loss
-        found[tier] = torch.cat([p.detach().flatten() for p in (*model.parameters(), *guide.parameters())])
+        found[tier] = torch.cat(
+            [p.detach().flatten() for p in (*model.parameters(), *guide.parameters())]
+        )
     torch.testing.assert_close(found["off"], found["graph"], rtol=1e-10, atol=1e-10)
 
 
@@ -347,7 +391,9 @@ def test_every_objective_is_maximum_likelihood_where_no_latent_is_drawn(name: st
     assert float(loss.detach()) == pytest.approx(float(exact.detach()), rel=1e-12)
     parameters = list(model.parameters())
     expected = torch.autograd.grad(exact, parameters)
-    torch.testing.assert_close(torch.autograd.grad(loss, parameters), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, parameters), expected, rtol=1e-10, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5000])
@@ -356,8 +402,16 @@ def test_the_number_is_exact(num_samples: int) -> None:
     model = Classes()
     result = pv.log_marginal(model, nothing, X, num_samples=num_samples, device="cpu")
     torch.testing.assert_close(result.log_px, model.log_px(X).detach(), rtol=1e-13, atol=1e-13)
-    assert result.exact and result.se_mc == result.bias == 0.0 and result.lower95 == result.mean == result.elbo
-    assert result.warnings == () and result.protocol["estimator"] == "exact" and "proposal" not in result.protocol
+    assert (
+        result.exact
+        and result.se_mc == result.bias == 0.0
+        and result.lower95 == result.mean == result.elbo
+    )
+    assert (
+        result.warnings == ()
+        and result.protocol["estimator"] == "exact"
+        and "proposal" not in result.protocol
+    )
     assert "log p(x) = " in str(result) and set(result.per_image()["flag"]) == {""}
     assert result.curve.keys() == {max(1, num_samples // 10), max(1, num_samples // 2), num_samples}
     assert list(result.curve.values()) == pytest.approx([result.mean] * len(result.curve))
@@ -376,9 +430,13 @@ def test_reconstructions_are_averaged_over_the_classes() -> None:
     """Σ_c p(c | x) E[x | c], not the mean at a class that the prior happens to draw."""
     model = Classes()
     with torch.no_grad():
-        joint = model.logits.log_softmax(-1) + dist.Normal(model.places, T).log_prob(X.unsqueeze(-1)).sum(1)
+        joint = model.logits.log_softmax(-1) + dist.Normal(model.places, T).log_prob(
+            X.unsqueeze(-1)
+        ).sum(1)
         expected = (joint.softmax(-1) @ model.places).unsqueeze(-1).expand(-1, 2)
-    torch.testing.assert_close(pv.reconstruct(model, nothing, X, device="cpu")["x"], expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        pv.reconstruct(model, nothing, X, device="cpu")["x"], expected, rtol=1e-12, atol=1e-12
+    )
     assert pv.encode(model, nothing, X, device="cpu") == {}
     # with a pixel plate left of the images' own
     found = pv.reconstruct(pixel_plate, guide_of_z, X, device="cpu")
@@ -395,11 +453,15 @@ def test_what_needs_a_latent_says_that_there_is_none(call: Callable[..., Any]) -
     wanted = {"size": 20, "like": X} if call is pv.sbc_ranks else {"x": X}
     with pytest.raises(pv.UserError) as refusal:
         call(model=classes_alone, guide=nothing, **wanted, device="cpu")
-    assert (len(str(refusal.value).splitlines()) == 1 and "log" in str(refusal.value)) or call is pv.refine
+    assert (
+        len(str(refusal.value).splitlines()) == 1 and "log" in str(refusal.value)
+    ) or call is pv.refine
 
 
 def test_diagnoses_of_a_mixture_prior() -> None:
-    """The rate is log q − log p(z) with p(z) the mixture: on average what importance sampling has for it."""
+    """The rate is log q − log p(z) with p(z) the mixture: on average what importance sampling has
+    for it.
+    """
     torch.manual_seed(0)
     found = pv.diagnose(Mixture(), Guide(), X, num_draws=400, device="cpu")
     terms = log_densities(Mixture(), Guide(), X, 4000)
@@ -416,8 +478,12 @@ def test_check_pair_tells_what_is_summed_out() -> None:
     said = str(report)
     assert "latent sites: z\n" in said
     assert "summed out: 'c', 3 values, as the guide lacks it\nsummed out: 'b', 2 values" in said
-    assert "KL of 'z': sampled, as its prior is a mixture over 'c', 'b', which is summed out" in said
-    assert pv.check_pair(after_z, guide_of_z, X).structure.analytic == ("z",)  # its prior has no c in it
+    assert (
+        "KL of 'z': sampled, as its prior is a mixture over 'c', 'b', which is summed out" in said
+    )
+    assert pv.check_pair(after_z, guide_of_z, X).structure.analytic == (
+        "z",
+    )  # its prior has no c in it
 
 
 def bad(site: Any) -> Callable[[Tensor], None]:
@@ -486,7 +552,8 @@ def test_what_is_summed_together_is_scaled_together_or_refused() -> None:
     torch.testing.assert_close(Trace_ELBO()(model(0.3, 0.3), nothing)(X), 0.3 * whole)
     for scales in ((1.0, 0.3), (0.3, 1.0)):
         with pytest.raises(
-            pv.UserError, match=r"'c' and 'x' of the model are scaled by .* but c is summed out of both"
+            pv.UserError,
+            match=r"'c' and 'x' of the model are scaled by .* but c is summed out of both",
         ):
             Trace_ELBO()(model(*scales), nothing)(X)
 

@@ -1,4 +1,6 @@
-"""Modules that only a closure knows: the first evaluation runs them in eval mode, and leaves them as they were."""
+"""Modules that only a closure knows: the first evaluation runs them in eval mode, and leaves them
+as they were.
+"""
 
 from functools import partial
 
@@ -45,8 +47,12 @@ def test_the_first_evaluation_is_the_second(call: str) -> None:
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("first", ["evaluation", "training"])
-def test_modules_that_only_a_run_finds_run_in_the_right_mode_and_keep_their_own(first: str, mode: bool) -> None:
-    """In a dict, where no closure shows them, whichever call meets them: train mode is a training's alone."""
+def test_modules_that_only_a_run_finds_run_in_the_right_mode_and_keep_their_own(
+    first: str, mode: bool
+) -> None:
+    """In a dict, where no closure shows them, whichever call meets them: train mode is a training's
+    alone.
+    """
     torch.manual_seed(0)
     modes: list[bool] = []
 
@@ -69,7 +75,16 @@ def test_modules_that_only_a_run_finds_run_in_the_right_mode_and_keep_their_own(
     x = torch.randn(16, 4)
     for call in (first, "evaluation", "training", "evaluation"):
         if call == "training":
-            fit(model, guide, x, "Trace_ELBO", num_steps=4, batch_size=8, compile="off", progress=False)
+            fit(
+                model,
+                guide,
+                x,
+                "Trace_ELBO",
+                num_steps=4,
+                batch_size=8,
+                compile="off",
+                progress=False,
+            )
             assert modes[-8:] == [True] * 8  # four steps of two nets
         else:
             log_marginal(model, guide, x, num_samples=20, device="cpu", compile="off")

@@ -1,4 +1,6 @@
-"""Images that depend on each other have no log p(x) each: refused by what scores, told by what trains."""
+"""Images that depend on each other have no log p(x) each: refused by what scores, told by what
+trains.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +23,9 @@ def same(x: Tensor) -> Tensor:
 
 
 def pair(of_x: Change = same, of_z: Change = same, of_guide: Change = same) -> tuple[Any, Any]:
-    """A Gaussian VAE: ``of_x`` is added to the mean, ``of_z`` and ``of_guide`` change the codes and the encoder's input."""
+    """A Gaussian VAE: ``of_x`` is added to the mean, ``of_z`` and ``of_guide`` change the codes and
+    the encoder's input.
+    """
     torch.manual_seed(1)
     dec, enc = nn.Linear(2, 4), nn.Linear(4, 2)
 
@@ -49,7 +53,10 @@ DEPENDENT: dict[str, tuple[str, Change]] = {
     "the position": ("of_x", lambda x: torch.arange(len(x), dtype=x.dtype).unsqueeze(-1)),
     "attention over rows": ("of_x", lambda x: (x @ x.T).softmax(-1) @ x),
     "codes less their mean": ("of_z", lambda z: z - z.mean(-2, keepdim=True)),
-    "batch statistics in eval mode": ("of_z", lambda z: functional.batch_norm(z, None, None, training=True)),
+    "batch statistics in eval mode": (
+        "of_z",
+        lambda z: functional.batch_norm(z, None, None, training=True),
+    ),
     "inputs standardised by batch": ("of_guide", lambda x: (x - x.mean(0)) / x.std(0)),
     "a set's encoder": ("of_guide", lambda x: x + x.cumsum(0)),
 }
@@ -64,7 +71,10 @@ def test_images_that_depend_on_each_other_are_not_scored(kind: str) -> None:
     with pytest.raises(pv.UserError, match=f"site {site} depends on the other images"):
         pv.log_marginal(model, guide, DATA, num_samples=10)
     assert f"site {site} depends on the other images" in str(pv.check_pair(model, guide, DATA))
-    assert f"site {site} depends on the other images" in pv.fit(model, guide, DATA, num_steps=1, progress=False).note
+    assert (
+        f"site {site} depends on the other images"
+        in pv.fit(model, guide, DATA, num_steps=1, progress=False).note
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +94,9 @@ def test_nothing_scores_them(score: str) -> None:
             pv.log_marginal(model, guide, DATA, num_samples=10, proposal=proposal)
 
 
-@pytest.mark.parametrize("kind", ["plain", "BatchNorm", "Dropout", "row by row", "its own noise", "equal images"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "BatchNorm", "Dropout", "row by row", "its own noise", "equal images"]
+)
 def test_rows_by_themselves_are_not_refused(kind: str) -> None:
     layers: dict[str, Change] = {
         "BatchNorm": nn.BatchNorm1d(4).train(),
@@ -97,7 +109,9 @@ def test_rows_by_themselves_are_not_refused(kind: str) -> None:
     checked = pv.log_marginal(model, guide, x, num_samples=10).protocol["checked"]
     assert "log weights" in checked
     if kind == "its own noise":
-        assert checked.endswith("no independence, as the programs draw random numbers outside of sample sites")
+        assert checked.endswith(
+            "no independence, as the programs draw random numbers outside of sample sites"
+        )
     else:
         assert checked.endswith("log weights, independence")
 
@@ -117,7 +131,9 @@ def test_guides_with_a_row_or_a_memory_are_not_refused(guide: str) -> None:
     shape = (1, 4, 4)
     x = (torch.rand(20, *shape, generator=torch.Generator().manual_seed(0)) < 0.4).float()
     torch.manual_seed(0)
-    model = models.GenerativeModel(prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, shape))
+    model = models.GenerativeModel(
+        prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, shape)
+    )
     special = {
         "PerDatum": lambda: guides.PerDatum(shape, 2, num_data=20),
         "SemiAmortized": lambda: guides.SemiAmortized(shape, 2, model),

@@ -1,4 +1,6 @@
-"""What is known of a pair lives as long as its programs, no longer and no shorter, and belongs to these very programs."""
+"""What is known of a pair lives as long as its programs, no longer and no shorter, and belongs to
+these very programs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ from pyro_vae.pair.runtime import Pair
 from tests.support.pairs import FORMS, LATENT, Decoder, Encoder, TutorialVAE, binary_images, fresh
 
 X = binary_images()
-QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "batch_size": 16, "num_steps": 2, "compile": "off"}
+QUICK: dict[str, Any] = {
+    "progress": False,
+    "device": "cpu",
+    "batch_size": 16,
+    "num_steps": 2,
+    "compile": "off",
+}
 
 
 def owner(program: Any) -> Any:
@@ -123,7 +131,9 @@ def times(factor: float) -> Any:
 
 @pytest.mark.parametrize("how", ["bound", "defined anew"])
 def test_a_method_is_known_by_its_function(how: str) -> None:
-    """Not by its name: two functions bound to one object, or a method that a notebook's cell defines again."""
+    """Not by its name: two functions bound to one object, or a method that a notebook's cell
+    defines again.
+    """
     v, found, expected = Scaled(), [], []
     for factor in (1.0, 4.0, 1.0, -3.0):
         if how == "bound":
@@ -131,7 +141,10 @@ def test_a_method_is_known_by_its_function(how: str) -> None:
         else:
             Scaled.model = times(factor)  # type: ignore[attr-defined]
             model = v.model
-        for results, programs in ((found, (model, v.guide)), (expected, (times(factor).__get__(v), v.guide))):
+        for results, programs in (
+            (found, (model, v.guide)),
+            (expected, (times(factor).__get__(v), v.guide)),
+        ):
             torch.manual_seed(0)
             results.append(log_weights(*programs, X, 3))
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -146,11 +159,16 @@ def test_a_method_under_pyros_decorator_is_the_same_at_each_access() -> None:
             loc, scale = self.encoder(x)
             with pyro.plate("data", len(x)):
                 pyro.sample(
-                    "latent", dist.Normal(loc, scale * pyro.param("widen", torch.tensor(1.0)).exp()).to_event(1)
+                    "latent",
+                    dist.Normal(loc, scale * pyro.param("widen", torch.tensor(1.0)).exp()).to_event(
+                        1
+                    ),
                 )
 
     v = Decorated()
-    assert str(check_pair(v.model, v.guide, X)).startswith("observed sites: obs; latent sites: latent")
+    assert str(check_pair(v.model, v.guide, X)).startswith(
+        "observed sites: obs; latent sites: latent"
+    )
     fit(v.model, v.guide, X, **QUICK)
     assert Pair.of(v.model, v.guide).guide.owner is v
     assert log_weights(v.model, v.guide, X).shape == (1, len(X))  # its parameter is found again

@@ -1,4 +1,6 @@
-"""Any pair is understood, in whatever form it is written; a bad one is explained before anything is trained."""
+"""Any pair is understood, in whatever form it is written; a bad one is explained before anything is
+trained.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,13 @@ from tests.support.pairs import (
 )
 
 X = binary_images()
-QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off", "batch_size": 16, "learning_rate": 0.01}
+QUICK: dict[str, Any] = {
+    "progress": False,
+    "device": "cpu",
+    "compile": "off",
+    "batch_size": 16,
+    "learning_rate": 0.01,
+}
 
 
 def tensors_of(model: Any, guide: Any) -> list[Tensor]:
@@ -51,22 +59,32 @@ def test_every_form_is_understood(form: str) -> None:
     structure = Pair.of(model, guide).structure(X, {})
     assert len(structure.latents) == len(structure.observed) == 1
     assert structure.analytic == structure.latents and not structure.sampled
-    assert not structure.subsampling and not structure.point_masses and not structure.not_reparameterized
+    assert (
+        not structure.subsampling
+        and not structure.point_masses
+        and not structure.not_reparameterized
+    )
     assert Pair.of(model, guide).layout(X, {}) == "plate"
 
 
 @pytest.mark.parametrize("tier", ["off", "graph"])
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_trains_and_twice(form: str, tier: str) -> None:
-    """The loss falls, every parameter moves, and a second pair in the same process ends where the first did."""
+    """The loss falls, every parameter moves, and a second pair in the same process ends where the
+    first did.
+    """
     ends = []
     for seed in (0, 1):
         model, guide = fresh(form, seed)
         Pair.of(model, guide).structure(X, {})
         before = tensors_of(model, guide)
-        history = fit(model, guide, X, num_epochs=30, schedule="constant", **{**QUICK, "compile": tier})
+        history = fit(
+            model, guide, X, num_epochs=30, schedule="constant", **{**QUICK, "compile": tier}
+        )
         after = tensors_of(model, guide)
-        assert len(after) > 4 and all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        assert len(after) > 4 and all(
+            not torch.equal(a, b) for a, b in zip(before, after, strict=True)
+        )
         assert history.train[-1].loss < history.train[0].loss - 1
         ends.append(log_marginal(model, guide, X, num_samples=100, compile="off", device="cpu"))
     assert abs(ends[0].elbo - ends[1].elbo) < 0.5
@@ -99,7 +117,8 @@ def test_the_global_store_stays_as_it_was(form: str) -> None:
     store.clear()
     try:
         dirty = {
-            name: torch.full((3,), 7.0) for name in ("net", "shift", "widen", "decoder$$$layers.0.weight", "scale")
+            name: torch.full((3,), 7.0)
+            for name in ("net", "shift", "widen", "decoder$$$layers.0.weight", "scale")
         }
         for name, value in dirty.items():
             pyro.param(name, value.clone())
@@ -114,13 +133,18 @@ def test_the_global_store_stays_as_it_was(form: str) -> None:
 
 
 def test_equal_names_never_meet() -> None:
-    """A second model whose networks have the first one's names is trained by itself (Pyro's SVI leaves it untrained)."""
+    """A second model whose networks have the first one's names is trained by itself (Pyro's SVI
+    leaves it untrained).
+    """
     (first, first_guide), (second, second_guide) = pyro_modules(), pyro_modules()
     kept = [p.detach().clone() for p in first.parameters()]
     fit(second, second_guide, X, num_epochs=1, **QUICK)
     assert all(torch.equal(a, b) for a, b in zip(kept, first.parameters(), strict=True))
     assert not Pair.of(first, first_guide).store.parameters
-    names = {Pair.of(second, second_guide).name_of(p)[0] for p in (*second.parameters(), *second_guide.parameters())}
+    names = {
+        Pair.of(second, second_guide).name_of(p)[0]
+        for p in (*second.parameters(), *second_guide.parameters())
+    }
     assert names == {"model", "guide"}
 
 
@@ -198,7 +222,9 @@ def pixel_plate() -> tuple[Any, Any]:
 
     def model(x: Tensor) -> None:
         with pyro.plate("images", len(x), dim=-2):
-            z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))  # (B, 1, latent)
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1)
+            )  # (B, 1, latent)
             with pyro.plate("pixels", x.shape[1], dim=-1):
                 pyro.sample("x", dist.Bernoulli(logits=decoder(z.squeeze(-2))), obs=x)
 
@@ -218,7 +244,11 @@ def transposed_pixels() -> tuple[Any, Any]:
         with pyro.plate("images", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
             with pyro.plate("pixels", x.shape[1], dim=-2):
-                logits = decoder(z).transpose(-1, -2) if z.dim() == 2 else decoder(z.squeeze(-3)).transpose(-1, -2)
+                logits = (
+                    decoder(z).transpose(-1, -2)
+                    if z.dim() == 2
+                    else decoder(z.squeeze(-3)).transpose(-1, -2)
+                )
                 pyro.sample("x", dist.Bernoulli(logits=logits), obs=x.T)
 
     def guide(x: Tensor) -> None:
@@ -307,7 +337,9 @@ class ConvModel(PyroModule):
 
 
 class RowsGuide(PyroModule):
-    """A guide whose sample statement can't stand in an outer plate: the second latent's network takes rows alone."""
+    """A guide whose sample statement can't stand in an outer plate: the second latent's network
+    takes rows alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -335,7 +367,9 @@ class RowsModel(PyroModule):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(torch.zeros(LATENT), 1.0).to_event(1))
             z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.net(torch.cat((a, z), -1))).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Bernoulli(logits=self.net(torch.cat((a, z), -1))).to_event(1), obs=x
+            )
 
 
 CHOICES: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
@@ -364,7 +398,9 @@ def test_the_layout_is_the_cheapest_right_one(name: str) -> None:
 @pytest.mark.parametrize("latent_dim", [5, 7])
 @pytest.mark.parametrize("pixels", [5, 7])
 def test_a_dimension_of_5_or_7_is_no_plate(latent_dim: int, pixels: int) -> None:
-    """The dry run has 5 images and 7 draws: dimensions that happen to be equal must not be taken for them."""
+    """The dry run has 5 images and 7 draws: dimensions that happen to be equal must not be taken
+    for them.
+    """
     model, guide = Model(latent_dim, pixels), Guide(latent_dim, pixels)
     x = binary_images(7, pixels)
     pair = Pair.of(model, guide)
@@ -389,7 +425,9 @@ def test_batchnorm_over_draws_is_not_mistaken_for_rows() -> None:
 
 @pytest.mark.parametrize("where", ["prior", "guide"])
 def test_batchnorm_of_draws_in_one_density_alone_is_not_mistaken_for_rows(where: str) -> None:
-    """Of one latent given another, which the pixels don't depend on: their density is right in every layout."""
+    """Of one latent given another, which the pixels don't depend on: their density is right in
+    every layout.
+    """
     norm = nn.BatchNorm1d(5).eval()
     with torch.no_grad():
         norm.weight.copy_(torch.arange(5.0))
@@ -432,7 +470,11 @@ def good_model(x: Tensor) -> None:
     """A standard normal and a unit Gaussian."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1), obs=x)
+        pyro.sample(
+            "x",
+            dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1),
+            obs=x,
+        )
 
 
 def good_guide(x: Tensor) -> None:
@@ -458,7 +500,9 @@ def no_event_in_prior(x: Tensor) -> None:
     """The latent is no event in the model."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x)
+        pyro.sample(
+            "x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x
+        )
 
 
 def no_plate_in_guide(x: Tensor) -> None:
@@ -469,13 +513,17 @@ def no_plate_in_guide(x: Tensor) -> None:
 def no_plate_in_model(x: Tensor) -> None:
     """No plate."""
     z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
-    pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x)
+    pyro.sample(
+        "x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x
+    )
 
 
 def joint_event(x: Tensor) -> None:
     """The whole batch as one event, in no plate."""
     z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(2))
-    pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(2), obs=x)
+    pyro.sample(
+        "x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(2), obs=x
+    )
 
 
 def joint_guide(x: Tensor) -> None:
@@ -530,14 +578,20 @@ def wrong_image(x: Tensor) -> None:
     """The decoder gives 11 pixels."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 11), 1.0).to_event(1), obs=x)
+        pyro.sample(
+            "x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 11), 1.0).to_event(1), obs=x
+        )
 
 
 def extra_dimension(x: Tensor) -> None:
     """Pyro would pair every image with every other: (5, 1) against a plate of 5."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x.unsqueeze(1))
+        pyro.sample(
+            "x",
+            dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1),
+            obs=x.unsqueeze(1),
+        )
 
 
 def broken(x: Tensor) -> None:
@@ -572,21 +626,57 @@ def wants_label(x: Tensor, y: Tensor) -> None:
 
 
 BAD: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
-    "no to_event in the guide": (good_model, no_event_in_guide, ("'z'", "guide", "'data'", "(5, 3)", "to_event(1)")),
-    "no to_event in the model": (no_event_in_model, good_guide, ("'x'", "model", "'data'", "(5, 12)", "to_event(1)")),
-    "no to_event in the prior": (no_event_in_prior, good_guide, ("'z'", "model", "'data'", "(5, 3)", "to_event(1)")),
-    "no plate in the guide": (good_model, no_plate_in_guide, ("'z'", "guide", "no plate", "(5,)", "pyro.plate")),
-    "no plate in the model": (no_plate_in_model, good_guide, ("'z'", "model", "no plate", "(5,)", "pyro.plate")),
-    "one event for the batch": (joint_event, joint_guide, ("'z'", "model", "no plate", "()", "pyro.plate")),
+    "no to_event in the guide": (
+        good_model,
+        no_event_in_guide,
+        ("'z'", "guide", "'data'", "(5, 3)", "to_event(1)"),
+    ),
+    "no to_event in the model": (
+        no_event_in_model,
+        good_guide,
+        ("'x'", "model", "'data'", "(5, 12)", "to_event(1)"),
+    ),
+    "no to_event in the prior": (
+        no_event_in_prior,
+        good_guide,
+        ("'z'", "model", "'data'", "(5, 3)", "to_event(1)"),
+    ),
+    "no plate in the guide": (
+        good_model,
+        no_plate_in_guide,
+        ("'z'", "guide", "no plate", "(5,)", "pyro.plate"),
+    ),
+    "no plate in the model": (
+        no_plate_in_model,
+        good_guide,
+        ("'z'", "model", "no plate", "(5,)", "pyro.plate"),
+    ),
+    "one event for the batch": (
+        joint_event,
+        joint_guide,
+        ("'z'", "model", "no plate", "()", "pyro.plate"),
+    ),
     "a misnamed site": (good_model, misnamed, ("'zz'", "guide", "did you mean 'z'")),
     "a site that the guide lacks": (good_model, empty, ("'z'", "missing in the guide")),
-    "another latent dimension": (good_model, other_dimension, ("'z'", "(3,)", "(4,)", "same latent dimension")),
+    "another latent dimension": (
+        good_model,
+        other_dimension,
+        ("'z'", "(3,)", "(4,)", "same latent dimension"),
+    ),
     "a loop over the plate": (sequential, sequential_guide, ("pyro.plate", "vectorised")),
     "no observation": (observes_nothing, guide_of_x, ("observes nothing", "obs=x")),
     "a guide of the image": (good_model, guide_of_x, ("'x'", "sampled by the guide and observed")),
     "another image": (wrong_image, good_guide, ("'x'", "model", "(11,)", "(12,)")),
-    "an image too many dimensions": (extra_dimension, good_guide, ("'x'", "model", "(5,)", "(5, 1, 12)")),
-    "an error of its own": (good_model, broken, ("guide failed", "5 images of shape (12,)", "RuntimeError")),
+    "an image too many dimensions": (
+        extra_dimension,
+        good_guide,
+        ("'x'", "model", "(5,)", "(5, 1, 12)"),
+    ),
+    "an error of its own": (
+        good_model,
+        broken,
+        ("guide failed", "5 images of shape (12,)", "RuntimeError"),
+    ),
     "NaN, checked": (good_model, nan_scale, ("guide", "NaN")),
     "NaN, unchecked": (good_model, nan_scale_unchecked, ("'z'", "NaN")),
 }
@@ -619,10 +709,16 @@ def test_an_image_of_another_shape_is_explained(form: str) -> None:
 
 
 def test_our_own_networks_name_both_shapes() -> None:
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (12,), hidden=(4,)))
-    with pytest.raises(UserError, match=r"guide: MLP was built for inputs of shape \(12,\) .*\(5, 13\)"):
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, (12,), hidden=(4,))
+    )
+    with pytest.raises(
+        UserError, match=r"guide: MLP was built for inputs of shape \(12,\) .*\(5, 13\)"
+    ):
         fit(model, guides.MeanField((12,), 2, hidden=(4,)), torch.zeros(20, 13), **QUICK)
-    with pytest.raises(UserError, match=r"site 'x' of the model .* event shape \(12,\), .*\(5, 13\)"):
+    with pytest.raises(
+        UserError, match=r"site 'x' of the model .* event shape \(12,\), .*\(5, 13\)"
+    ):
         fit(model, guides.MeanField((13,), 2, hidden=(4,)), torch.zeros(20, 13), **QUICK)
 
 
@@ -638,7 +734,9 @@ def test_grey_pixels_under_a_bernoulli(call: Any) -> None:
     x = X.clone()
     x[40, 3] = 0.25
     options = QUICK if call is fit else {"num_samples": 5} if call is log_marginal else {}
-    with pytest.raises(UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli: binarize"):
+    with pytest.raises(
+        UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli: binarize"
+    ):
         call(bernoulli, good_guide, x, **options)
 
 
@@ -647,7 +745,9 @@ def test_grey_pixels_in_a_pixel_plate(name: str) -> None:
     model, guide = PLATES[name]()
     x = X.clone()
     x[40, 3] = 0.25
-    with pytest.raises(UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli"):
+    with pytest.raises(
+        UserError, match=r"site 'x': the value 0\.25 is outside the support of Bernoulli"
+    ):
         fit(model, guide, x, **QUICK)
 
 
@@ -667,9 +767,21 @@ def test_a_point_mass_trains_and_has_no_px() -> None:
             pyro.sample("z", dist.Delta(encoder(x)[0]).to_event(1))
 
     model = Model()
-    history = fit(model, guide, X, kl_weight=0.0, objective="Trace_ELBO", num_epochs=5, schedule="constant", **QUICK)
+    history = fit(
+        model,
+        guide,
+        X,
+        kl_weight=0.0,
+        objective="Trace_ELBO",
+        num_epochs=5,
+        schedule="constant",
+        **QUICK,
+    )
     assert history.train[-1].reconstruction > history.train[0].reconstruction
-    for call in (lambda: log_weights(model, guide, X), lambda: log_marginal(model, guide, X, num_samples=5)):
+    for call in (
+        lambda: log_weights(model, guide, X),
+        lambda: log_marginal(model, guide, X, num_samples=5),
+    ):
         with pytest.raises(UserError, match=r"'z' is a point mass \(Delta\)"):
             call()
 
@@ -688,7 +800,10 @@ def test_a_subsampling_plate_trains_and_has_no_px() -> None:
 
     history = fit(model, guide, X, num_epochs=3, **QUICK)
     assert -PIXELS < history.train[-1].loss * -1 < 0  # per image: the scale is divided out
-    for call in (lambda: log_weights(model, guide, X), lambda: log_marginal(model, guide, X, num_samples=5)):
+    for call in (
+        lambda: log_weights(model, guide, X),
+        lambda: log_marginal(model, guide, X, num_samples=5),
+    ):
         with pytest.raises(UserError, match="'data' subsamples"):
             call()
 
@@ -696,7 +811,9 @@ def test_a_subsampling_plate_trains_and_has_no_px() -> None:
 @pytest.mark.parametrize("tier", ["off", "graph"])
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "IWAE(3)"])
 def test_a_subsampling_plate_trains_as_one_that_does_not(objective: str, tier: str) -> None:
-    """Its factor is in the loss alone: the gradient is that of an image's mean, and the records are an image's."""
+    """Its factor is in the loss alone: the gradient is that of an image's mean, and the records are
+    an image's.
+    """
     found = []
     for size in (None, 640):
         vae = (Decoder(), Encoder())
@@ -706,10 +823,22 @@ def test_a_subsampling_plate_trains_as_one_that_does_not(objective: str, tier: s
                 for parameter in net.parameters():
                     nn.init.normal_(parameter, std=0.3)
         model, guide = of_a_plate(*vae, size)
-        options = {"optimizer": "SGD", "learning_rate": 0.1, "schedule": "constant", **QUICK, "compile": tier}
+        options = {
+            "optimizer": "SGD",
+            "learning_rate": 0.1,
+            "schedule": "constant",
+            **QUICK,
+            "compile": tier,
+        }
         history = fit(model, guide, X, objective, num_epochs=2, **options)
         assert history.compile == tier
-        found.append([*vae[0].parameters(), *vae[1].parameters(), torch.tensor([e.loss for e in history.train])])
+        found.append(
+            [
+                *vae[0].parameters(),
+                *vae[1].parameters(),
+                torch.tensor([e.loss for e in history.train]),
+            ]
+        )
     for alone, subsampled in zip(*found, strict=True):
         torch.testing.assert_close(alone, subsampled, rtol=1e-4, atol=1e-5)
 
@@ -740,7 +869,10 @@ def test_a_scale_is_no_weight(part: str) -> None:
         "site": (beta_inside, good_guide),
     }
     model, guide = scaled[part]
-    for call in (lambda: log_weights(model, guide, X), lambda: log_marginal(model, guide, X, num_samples=5)):
+    for call in (
+        lambda: log_weights(model, guide, X),
+        lambda: log_marginal(model, guide, X, num_samples=5),
+    ):
         with pytest.raises(UserError, match=r"is scaled by 0\.5"):
             call()
 
@@ -750,7 +882,11 @@ def beta_inside(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         with poutine.scale(scale=0.5):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1), obs=x)
+        pyro.sample(
+            "x",
+            dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1),
+            obs=x,
+        )
 
 
 def test_a_mask_is_part_of_the_weight() -> None:
@@ -761,14 +897,20 @@ def test_a_mask_is_part_of_the_weight() -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
             with poutine.mask(mask=keep[index]):
-                pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 12), 1.0).to_event(1),
+                    obs=x,
+                )
 
     terms = log_densities(model, good_guide, X)
     assert torch.equal(terms.observed["x"].log_prob[0] == 0, ~keep)
 
 
 def test_a_required_field() -> None:
-    with pytest.raises(UserError, match=r"the model requires the field 'y', which was not given .*pass y="):
+    with pytest.raises(
+        UserError, match=r"the model requires the field 'y', which was not given .*pass y="
+    ):
         fit(wants_label, good_guide, X, **QUICK)
     assert log_weights(wants_label, good_guide, X, y=torch.zeros(len(X))).shape == (1, len(X))
 

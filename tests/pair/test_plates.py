@@ -1,4 +1,6 @@
-"""Where the images are among a site's dimensions: two data plates, one without a size, and what no plate can mean."""
+"""Where the images are among a site's dimensions: two data plates, one without a size, and what no
+plate can mean.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ D = torch.float64
 RANDOM = torch.Generator().manual_seed(11)
 W = torch.randn(2, 6, generator=RANDOM, dtype=D)
 NOISE = 0.6
-X = torch.randn(9, 2, generator=RANDOM, dtype=D) @ W + NOISE * torch.randn(9, 6, generator=RANDOM, dtype=D)
+X = torch.randn(9, 2, generator=RANDOM, dtype=D) @ W + NOISE * torch.randn(
+    9, 6, generator=RANDOM, dtype=D
+)
 POSTERIOR = (torch.eye(2, dtype=D) + W @ W.T / NOISE**2).inverse()
-LOG_PX = dist.MultivariateNormal(torch.zeros(6, dtype=D), W.T @ W + NOISE**2 * torch.eye(6, dtype=D)).log_prob(X)
+LOG_PX = dist.MultivariateNormal(
+    torch.zeros(6, dtype=D), W.T @ W + NOISE**2 * torch.eye(6, dtype=D)
+).log_prob(X)
 QUICK: dict[str, Any] = {"progress": False, "device": "cpu", "compile": "off"}
 
 
@@ -33,7 +39,9 @@ def shifted(z: Tensor, dim: int) -> Tensor:
     return z if dim == -1 else z.squeeze(-2)
 
 
-def model_of(codes: int, images: int, pixels: Callable[[Tensor], tuple[Any, Tensor, int]]) -> Callable[[Tensor], None]:
+def model_of(
+    codes: int, images: int, pixels: Callable[[Tensor], tuple[Any, Tensor, int]]
+) -> Callable[[Tensor], None]:
     """Probabilistic PCA: the codes in a plate at one dimension, the images in one at another."""
 
     def model(x: Tensor) -> None:
@@ -75,7 +83,9 @@ def in_rows(x: Tensor) -> tuple[Any, Tensor, int]:
     return pyro.plate("rows", 2, dim=-1), x.unflatten(-1, (2, 3)), 1
 
 
-PLATES: dict[str, tuple[int, int, Any, str]] = {  # the two dimensions, the pixels, the cheapest layout that is right
+PLATES: dict[
+    str, tuple[int, int, Any, str]
+] = {  # the two dimensions, the pixels, the cheapest layout that is right
     "codes −1, images −2 with pixels": (-1, -2, in_a_plate, "rows"),
     "codes −1, images −2 with rows": (-1, -2, in_rows, "rows"),
     "codes −2, images −1": (-2, -1, as_event, "rows"),
@@ -92,7 +102,9 @@ def test_weights_at_the_exact_posterior_are_log_px(name: str) -> None:
     pair = Pair.of(model, guide)
     for num_particles in (1, 7, 9):
         weights = pv.log_weights(model, guide, X, num_particles)
-        torch.testing.assert_close(weights, LOG_PX.expand(num_particles, -1), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(
+            weights, LOG_PX.expand(num_particles, -1), rtol=1e-11, atol=1e-11
+        )
     assert pair.layout(X, {}) == layout
     for other in {layout, "rows", "repeat"}:
         with torch.no_grad(), pair.active(training=False):
@@ -107,9 +119,15 @@ def test_losses_and_gradients_are_pyros(name: str) -> None:
     codes, images, pixels, _ = PLATES[name]
     shift = torch.zeros(2, dtype=D, requires_grad=True)
     model, guide = model_of(codes, images, pixels), guide_of(codes, 1.2, shift)
-    for ours, theirs in ((Trace_ELBO, infer.Trace_ELBO), (TraceMeanField_ELBO, infer.TraceMeanField_ELBO)):
+    for ours, theirs in (
+        (Trace_ELBO, infer.Trace_ELBO),
+        (TraceMeanField_ELBO, infer.TraceMeanField_ELBO),
+    ):
         found = []
-        for loss in (lambda o=ours: o()(model, guide)(X), lambda t=theirs: t().differentiable_loss(model, guide, X)):
+        for loss in (
+            lambda o=ours: o()(model, guide)(X),
+            lambda t=theirs: t().differentiable_loss(model, guide, X),
+        ):
             torch.manual_seed(3)
             value = loss()
             found.append((value.detach(), *torch.autograd.grad(value, shift)))
@@ -121,10 +139,15 @@ def test_losses_and_gradients_are_pyros(name: str) -> None:
 def test_what_is_made_of_codes_and_images_in_two_plates() -> None:
     """Means and reconstructions have a row for each image."""
     model, guide = model_of(-1, -2, in_a_plate), guide_of(-1)
-    encoded, decoded = pv.encode(model, guide, X, batch_size=4)["z"], pv.reconstruct(model, guide, X, batch_size=4)["x"]
+    encoded, decoded = (
+        pv.encode(model, guide, X, batch_size=4)["z"],
+        pv.reconstruct(model, guide, X, batch_size=4)["x"],
+    )
     torch.testing.assert_close(encoded, X @ (POSTERIOR @ W / NOISE**2).T)
     torch.testing.assert_close(decoded, encoded @ W)
-    assert "'codes and images' in the model, 'codes' in the guide" in str(pv.check_pair(model, guide, X))
+    assert "'codes and images' in the model, 'codes' in the guide" in str(
+        pv.check_pair(model, guide, X)
+    )
 
 
 # ---- a plate without a size
@@ -137,7 +160,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.encoder, self.decoder = nn.Linear(6, 4).to(D), nn.Linear(3 if classes else 2, 6).to(D)
+            self.encoder, self.decoder = (
+                nn.Linear(6, 4).to(D),
+                nn.Linear(3 if classes else 2, 6).to(D),
+            )
         self.sized, self.classes = sized, classes
 
     def plate(self, x: Tensor) -> Any:
@@ -165,20 +191,42 @@ USES: dict[str, Callable[[Autoencoder], Any]] = {
     **{
         objective: partial(
             lambda objective, v: (
-                pv.fit(v.model, v.guide, X, objective=objective, num_steps=3, batch_size=4, **QUICK).train
+                pv.fit(
+                    v.model, v.guide, X, objective=objective, num_steps=3, batch_size=4, **QUICK
+                ).train
             ),
             objective,
         )
-        for objective in ("Trace_ELBO(num_particles=3)", "TraceMeanField_ELBO", "IWAE(4)", "DReG(3)")
+        for objective in (
+            "Trace_ELBO(num_particles=3)",
+            "TraceMeanField_ELBO",
+            "IWAE(4)",
+            "DReG(3)",
+        )
     },
     "graph": lambda v: (
-        pv.fit(v.model, v.guide, X, num_steps=3, batch_size=9, progress=False, device="cpu", compile="graph").train
+        pv.fit(
+            v.model,
+            v.guide,
+            X,
+            num_steps=3,
+            batch_size=9,
+            progress=False,
+            device="cpu",
+            compile="graph",
+        ).train
     ),
-    "log_marginal": lambda v: pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu").log_px,
+    "log_marginal": lambda v: (
+        pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu").log_px
+    ),
     "Defensive": lambda v: (
-        pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu", proposal="Defensive").log_px
+        pv.log_marginal(
+            v.model, v.guide, X, num_samples=30, device="cpu", proposal="Defensive"
+        ).log_px
     ),
-    "Prior": lambda v: pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu", proposal="Prior").log_px,
+    "Prior": lambda v: (
+        pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu", proposal="Prior").log_px
+    ),
     "ais": lambda v: pv.ais(v.model, v.guide, X, num_steps=2, num_chains=2, device="cpu").log_px,
     "encode": lambda v: pv.encode(v.model, v.guide, X)["z"],
     "reconstruct": lambda v: pv.reconstruct(v.model, v.guide, X)["x"],
@@ -191,7 +239,16 @@ USES: dict[str, Callable[[Autoencoder], Any]] = {
 def test_a_plate_without_a_size_is_one_with(use: str) -> None:
     found = [USES[use](Autoencoder(sized)) for sized in (True, False)]
     same = torch.equal(*found) if isinstance(found[0], Tensor) else found[0] == found[1]
-    if use in ("encode", "reconstruct", "log_marginal", "Defensive", "Prior", "ais", "sample", "layout"):
+    if use in (
+        "encode",
+        "reconstruct",
+        "log_marginal",
+        "Defensive",
+        "Prior",
+        "ais",
+        "sample",
+        "layout",
+    ):
         assert same
     else:
         assert [(e.loss, e.elbo) for e in found[0]] == [(e.loss, e.elbo) for e in found[1]]
@@ -254,15 +311,32 @@ def shared_guide(x: Tensor) -> None:
 
 
 BAD: dict[str, tuple[Any, Any, str]] = {
-    "two at once": (two_at_once, guide_of(-1), "'x' of the model is in two data plates, .*'images' at dimension -1.*"),
-    "the other of the two": (two_at_once, guide_of(-1), "'others' at dimension -2.* one image is not defined"),
-    "across": (across, guide_of(-1), "'x' .* at dimension -1, of size 5, no plate .*'images' at dimension -2"),
+    "two at once": (
+        two_at_once,
+        guide_of(-1),
+        "'x' of the model is in two data plates, .*'images' at dimension -1.*",
+    ),
+    "the other of the two": (
+        two_at_once,
+        guide_of(-1),
+        "'others' at dimension -2.* one image is not defined",
+    ),
+    "across": (
+        across,
+        guide_of(-1),
+        "'x' .* at dimension -1, of size 5, no plate .*'images' at dimension -2",
+    ),
     "two dimensions": (
         plate_of_five,
         guide_of_five,
-        "'z' is in data plate 'codes' at dimension -1 of the model and in 'codes' at dimension -2 of the guide",
+        "'z' is in data plate 'codes' at dimension -1 of the model and in 'codes' at dimension -2 "
+        "of the guide",
     ),
-    "shared": (shared, shared_guide, "'z' of the model .*a latent shared by all images is not served"),
+    "shared": (
+        shared,
+        shared_guide,
+        "'z' of the model .*a latent shared by all images is not served",
+    ),
 }
 
 

@@ -1,4 +1,5 @@
-"""What Pyro 1.9.2 does wrong without a word (evaluation.md's table): refused here with what to do, or done right.
+"""What Pyro 1.9.2 does wrong without a word (evaluation.md's table): refused here with what to do,
+or done right.
 
 Each pair runs under Pyro's own estimator first, to show that nothing there stops it.
 """
@@ -26,11 +27,17 @@ LATENT = 3
 
 
 def parts() -> tuple[Callable[[Tensor], Any], Callable[[Tensor], Any], Any]:
-    """The pPCA decoder's mean, the guide's distribution, and the observation's sd, to be put in other plates."""
-    trace = poutine.trace(poutine.condition(CASE.model, data={"latent": torch.zeros(1, LATENT).double()}))
+    """The pPCA decoder's mean, the guide's distribution, and the observation's sd, to be put in
+    other plates.
+    """
+    trace = poutine.trace(
+        poutine.condition(CASE.model, data={"latent": torch.zeros(1, LATENT).double()})
+    )
     start = trace.get_trace(CASE.x[:1]).nodes["pixels"]["fn"].mean
     eye = torch.eye(LATENT, dtype=torch.float64)
-    moved = poutine.trace(poutine.condition(CASE.model, data={"latent": eye})).get_trace(CASE.x[:LATENT])
+    moved = poutine.trace(poutine.condition(CASE.model, data={"latent": eye})).get_trace(
+        CASE.x[:LATENT]
+    )
     weight = moved.nodes["pixels"]["fn"].mean - start
     return (
         lambda z: z @ weight + start[0],
@@ -46,12 +53,16 @@ with torch.no_grad():
 
 
 def q(x: Tensor, rows: slice = slice(None)) -> Any:
-    """The guide's law for these of the 100 images, or for a dry run's few: affine in x, by the table where it fits."""
+    """The guide's law for these of the 100 images, or for a dry run's few: affine in x, by the
+    table where it fits.
+    """
     return dist.MultivariateNormal(_loc(x), scale_tril=AT_X.scale_tril[0])
 
 
 def _affine() -> tuple[Tensor, Tensor]:
-    rows = torch.cat((torch.zeros_like(CASE.x[:1]), torch.eye(CASE.x.shape[1], dtype=torch.float64)))
+    rows = torch.cat(
+        (torch.zeros_like(CASE.x[:1]), torch.eye(CASE.x.shape[1], dtype=torch.float64))
+    )
     loc = posterior(rows).loc
     return loc[0], loc[1:] - loc[0]
 
@@ -106,7 +117,9 @@ def outside_model(x: Tensor) -> None:
     shift = pyro.sample("shift", dist.Normal(torch.zeros(()).double(), 0.1))
     with pyro.plate("images", len(x)):
         z = pyro.sample("latent", dist.Normal(ZEROS, 1.0).to_event(1))
-        pyro.sample("pixels", dist.Normal(decode(z) + shift.unsqueeze(-1), SIGMA).to_event(1), obs=x)
+        pyro.sample(
+            "pixels", dist.Normal(decode(z) + shift.unsqueeze(-1), SIGMA).to_event(1), obs=x
+        )
 
 
 def outside_guide(x: Tensor) -> None:
@@ -184,7 +197,9 @@ def renyi(model: Any, guide: Any) -> float:
 
 
 def test_the_right_pair_is_right_in_both() -> None:
-    ours = pv.log_marginal(good_model, good_guide, CASE.x, num_samples=K, device="cpu", compile="off")
+    ours = pv.log_marginal(
+        good_model, good_guide, CASE.x, num_samples=K, device="cpu", compile="off"
+    )
     assert abs(ours.mean - ours.bias - CASE.mean) < 4 * ours.se_mc
     assert renyi(good_model, good_guide) == pytest.approx(ours.mean, abs=8 * ours.se_mc)
 
@@ -193,10 +208,14 @@ def test_the_right_pair_is_right_in_both() -> None:
 def test_what_pyro_runs_in_silence_is_refused_with_what_to_do(name: str) -> None:
     model, guide, unscaled, words = REFUSED[name]
     right = renyi(good_model, good_guide)
-    assert abs(renyi(model, guide) * unscaled - right) > 0.03, "Pyro's number is not off: no silent failure"
+    assert abs(renyi(model, guide) * unscaled - right) > 0.03, (
+        "Pyro's number is not off: no silent failure"
+    )
     for call in (
         lambda: pv.log_marginal(model, guide, CASE.x, num_samples=K, device="cpu"),
-        lambda: pv.log_marginal(model, guide, CASE.x, num_samples=K, device="cpu", proposal="Defensive"),
+        lambda: pv.log_marginal(
+            model, guide, CASE.x, num_samples=K, device="cpu", proposal="Defensive"
+        ),
         lambda: pv.log_weights(model, guide, CASE.x),
     ):
         with pytest.raises(pv.UserError, match=words) as error:
@@ -213,19 +232,25 @@ def test_and_by_ais(name: str) -> None:
 
 
 def test_weights_are_each_images_own() -> None:
-    """``vectorized_importance_weights`` gives one joint weight a draw, and ``psis_diagnostic`` one k̂ for all images."""
+    """``vectorized_importance_weights`` gives one joint weight a draw, and ``psis_diagnostic`` one
+    k̂ for all images.
+    """
     torch.manual_seed(0)
     joint = pyro_importance.vectorized_importance_weights(
         good_model, good_guide, CASE.x, num_samples=K, max_plate_nesting=1, normalized=False
     )[0]
     assert joint.shape == (K,)
     assert pv.log_weights(good_model, good_guide, CASE.x, num_particles=K).shape == (K, 100)
-    result = pv.log_marginal(good_model, good_guide, CASE.x, num_samples=200, device="cpu", compile="off")
+    result = pv.log_marginal(
+        good_model, good_guide, CASE.x, num_samples=200, device="cpu", compile="off"
+    )
     assert result.khat.shape == result.ess.shape == (100,) and result.khat.isfinite().all()
 
 
 def test_a_kl_weight_in_the_model_alone_is_refused_by_the_closed_form() -> None:
-    """Pyro's TraceMeanField_ELBO ignores it; ours says what to write instead, and the same scale in both is kept."""
+    """Pyro's TraceMeanField_ELBO ignores it; ours says what to write instead, and the same scale in
+    both is kept.
+    """
     loss = infer.TraceMeanField_ELBO(num_particles=1)
 
     def mean_field(x: Tensor) -> None:
@@ -239,7 +264,8 @@ def test_a_kl_weight_in_the_model_alone_is_refused_by_the_closed_form() -> None:
     assert values[0] == values[1], "Pyro heeds the scale"
     quick: dict[str, Any] = {"num_steps": 1, "progress": False, "device": "cpu", "compile": "off"}
     with pytest.raises(
-        pv.UserError, match=r"'latent' is scaled by 0\.5 in the model and by 1 in the guide.*use kl_weight"
+        pv.UserError,
+        match=r"'latent' is scaled by 0\.5 in the model and by 1 in the guide.*use kl_weight",
     ):
         pv.fit(scaled_model, learnable, CASE.x, **quick)
     pv.fit(scaled_model, poutine.scale(learnable, scale=0.5), CASE.x, **quick)
@@ -253,7 +279,9 @@ def learnable(x: Tensor) -> None:
 
 
 def test_the_kl_of_a_full_rank_guide_is_closed() -> None:
-    """Pyro has no KL of it to independent normals registered, and falls back to a sampled one in silence."""
+    """Pyro has no KL of it to independent normals registered, and falls back to a sampled one in
+    silence.
+    """
     from pyro_vae.pair.runtime import Pair
 
     structure = Pair.of(good_model, good_guide).structure(CASE.x, {})
@@ -261,13 +289,19 @@ def test_the_kl_of_a_full_rank_guide_is_closed() -> None:
 
 
 def test_a_hierarchical_guide_in_the_other_order_is_right() -> None:
-    """Model a → b → x, guide b → a: Pyro's closed form at b is not its KL (−2.288 for −1.614); ours samples it."""
+    """Model a → b → x, guide b → a: Pyro's closed form at b is not its KL (−2.288 for −1.614); ours
+    samples it.
+    """
     from tests.support.exact import two_levels
 
     case: Exact = two_levels(200)
-    result = pv.log_marginal(case.model, case.guide, case.x, num_samples=10, device="cpu", compile="off")
+    result = pv.log_marginal(
+        case.model, case.guide, case.x, num_samples=10, device="cpu", compile="off"
+    )
     assert result.elbo == pytest.approx(case.mean, abs=1e-9)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pyro_says = -infer.TraceMeanField_ELBO(num_particles=50).loss(case.model, case.guide, case.x) / 200
+        pyro_says = (
+            -infer.TraceMeanField_ELBO(num_particles=50).loss(case.model, case.guide, case.x) / 200
+        )
     assert pyro_says < case.mean - 0.1

@@ -1,4 +1,6 @@
-"""Programs as Pyro's users write them: scales that are tensors, decorators, ``**kwargs``, a batch that is written into."""
+"""Programs as Pyro's users write them: scales that are tensors, decorators, ``**kwargs``, a batch
+that is written into.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from pyro_vae.pair.runtime import Pair
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
 WEIGHT = torch.rand(12, generator=torch.Generator().manual_seed(3)) + 0.5
-QUICK: dict[str, Any] = {"num_steps": 3, "batch_size": 12, "progress": False, "device": "cpu", "compile": "off"}
+QUICK: dict[str, Any] = {
+    "num_steps": 3,
+    "batch_size": 12,
+    "progress": False,
+    "device": "cpu",
+    "compile": "off",
+}
 
 
 class Vae(nn.Module):
@@ -61,7 +69,8 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize(
-    ("tier", "objective"), [("graph", "Trace_ELBO(num_particles=3)"), ("off", "TraceMeanField_ELBO")]
+    ("tier", "objective"),
+    [("graph", "Trace_ELBO(num_particles=3)"), ("off", "TraceMeanField_ELBO")],
 )
 def test_a_scale_of_no_dimensions_is_a_number(objective: str, tier: str) -> None:
     found = []
@@ -75,7 +84,10 @@ def test_a_scale_of_no_dimensions_is_a_number(objective: str, tier: str) -> None
 
 
 def test_a_scale_of_one_is_none_in_a_tensor_too() -> None:
-    found = [pv.log_marginal(v.model, v.guide, X, num_samples=20).log_px for v in (Vae(), Vae(torch.tensor(1.0)))]
+    found = [
+        pv.log_marginal(v.model, v.guide, X, num_samples=20).log_px
+        for v in (Vae(), Vae(torch.tensor(1.0)))
+    ]
     torch.testing.assert_close(*found)
 
 
@@ -84,7 +96,9 @@ def test_a_scale_of_one_is_none_in_a_tensor_too() -> None:
 def test_one_weight_an_image_is_pyros(objective: Any, particles: int) -> None:
     """The weighted loss and its gradient; the particles agree in their mean."""
     v = Vae()
-    theirs = getattr(infer, objective.__name__)(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+    theirs = getattr(infer, objective.__name__)(
+        num_particles=particles, vectorize_particles=True, max_plate_nesting=1
+    )
     found = []
     for loss in (
         lambda: objective(num_particles=particles)(v.model, v.guide)(X, w=WEIGHT),
@@ -100,7 +114,9 @@ def test_one_weight_an_image_trains_and_has_no_px() -> None:
     history = [pv.fit(v.model, v.guide, X, w=WEIGHT, objective="Trace_ELBO", **{**QUICK, "compile": tier}).train
                for v, tier in ((Vae(), "off"), (Vae(), "graph"))]  # fmt: skip
     assert [e.loss for e in history[0]] == pytest.approx([e.loss for e in history[1]])
-    with pytest.raises(pv.UserError, match=r"is scaled by one weight an image .*no scale where log p"):
+    with pytest.raises(
+        pv.UserError, match=r"is scaled by one weight an image .*no scale where log p"
+    ):
         pv.log_marginal(Vae().model, Vae().guide, X, w=WEIGHT, num_samples=9, device="cpu")
 
 
@@ -116,14 +132,19 @@ def test_weights_of_pixels_are_refused() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            with pyro.plate("pixels", 3, dim=-1), poutine.scale(scale=torch.tensor([1.0, 2.0, 3.0])):
+            with (
+                pyro.plate("pixels", 3, dim=-1),
+                poutine.scale(scale=torch.tensor([1.0, 2.0, 3.0])),
+            ):
                 pyro.sample("x", dist.Normal(v.decoder(z.squeeze(-2)), 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", dist.Normal(v.encoder(x).unsqueeze(-2), 0.5).to_event(1))
 
-    with pytest.raises(pv.UserError, match=r"'x' is scaled by a tensor of shape .*other weights than one an image"):
+    with pytest.raises(
+        pv.UserError, match=r"'x' is scaled by a tensor of shape .*other weights than one an image"
+    ):
         pv.fit(model, guide, X, **QUICK)
 
 
@@ -149,20 +170,26 @@ def test_masks_are_pyros(particles: int, name: str, where: str) -> None:
 
     model = v.model if where == "guide" else masked(v.model)
     guide = v.guide if where == "model" else masked(v.guide)
-    theirs = infer.Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+    theirs = infer.Trace_ELBO(
+        num_particles=particles, vectorize_particles=True, max_plate_nesting=1
+    )
     found = []
     for loss in (
         lambda: Trace_ELBO(num_particles=particles)(model, guide)(X),
         lambda: theirs.differentiable_loss(model, guide, X),
     ):
         torch.manual_seed(1)
-        value = loss() + 0 * sum(parameter.sum() for parameter in v.parameters())  # a gradient where all is masked
+        value = loss() + 0 * sum(
+            parameter.sum() for parameter in v.parameters()
+        )  # a gradient where all is masked
         found.append((value.detach(), *torch.autograd.grad(value, [*v.parameters()])))
     torch.testing.assert_close(found[0], found[1])
 
 
 def test_a_support_of_the_batch_is_held_to_the_batch() -> None:
-    """Documents, each of as many words as it has: in any order, in training and evaluation; and a value that is outside."""
+    """Documents, each of as many words as it has: in any order, in training and evaluation; and a
+    value that is outside.
+    """
     lengths = torch.tensor([2] * 6 + [9] * 6)
     random = torch.Generator().manual_seed(5)
     docs = torch.zeros(12, 3).scatter_add_(1, torch.randint(0, 3, (12, 9), generator=random),
@@ -176,12 +203,17 @@ def test_a_support_of_the_batch_is_held_to_the_batch() -> None:
 
     order = torch.arange(12).flip(0)
     found = [
-        pv.log_marginal(model, v.guide, docs[rows], num_samples=3000, device="cpu") for rows in (order, order.flip(0))
+        pv.log_marginal(model, v.guide, docs[rows], num_samples=3000, device="cpu")
+        for rows in (order, order.flip(0))
     ]
     assert abs(found[0].mean - found[1].mean) < 5 * (found[0].se_mc + found[1].se_mc)
     pv.fit(model, v.guide, docs, **QUICK)
-    with pytest.raises(pv.UserError, match=r"'words': the value -1 is outside the support of Multinomial"):
-        pv.log_marginal(model, v.guide, torch.cat((docs, docs.new_tensor([[-1.0, 2.0, 1.0]]))), num_samples=5)
+    with pytest.raises(
+        pv.UserError, match=r"'words': the value -1 is outside the support of Multinomial"
+    ):
+        pv.log_marginal(
+            model, v.guide, torch.cat((docs, docs.new_tensor([[-1.0, 2.0, 1.0]]))), num_samples=5
+        )
 
 
 @pytest.mark.parametrize("image", [3, 499, 500, 611])
@@ -235,7 +267,9 @@ def test_a_sample_statements_own_arguments_are_pyros(where: str) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = latent("model", x.new_zeros(()), 1.0)
-            pyro.sample("x", dist.Normal(v.decoder(torch.stack((z, z.exp()), -1)), 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(v.decoder(torch.stack((z, z.exp()), -1)), 1.0).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -290,7 +324,10 @@ def spellings() -> dict[str, tuple[Any, Any]]:
         "EasyGuide": (v.model, Easy(v)),
         "decorated methods": (d.model, d.guide),
         "anything": (lambda *a, **k: v.model(*a, **k), lambda *a, **k: v.guide(*a, **k)),
-        "a handler around a method": (poutine.scale(d.model, scale=1.0), infer.config_enumerate(d.guide)),
+        "a handler around a method": (
+            poutine.scale(d.model, scale=1.0),
+            infer.config_enumerate(d.guide),
+        ),
     }
 
 
@@ -353,7 +390,9 @@ class Clean(Writes):
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """q(z | x)."""
-        Vae.guide(self, {"guide": 0.5 * x, "field": x + y.unsqueeze(-1) - 1.0, "model": x}[self.which])
+        Vae.guide(
+            self, {"guide": 0.5 * x, "field": x + y.unsqueeze(-1) - 1.0, "model": x}[self.which]
+        )
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -372,8 +411,12 @@ def test_each_run_has_a_batch_of_its_own(which: str, tier: str, objective: str) 
     found = []
     for make in (Writes, Clean):
         v, y = make(which), torch.ones(12)
-        history = pv.fit(v.model, v.guide, X, y=y, objective=objective, **{**QUICK, "compile": tier})
-        score = pv.log_marginal(v.model, v.guide, X, y=y, num_samples=40, device="cpu", compile=tier)
+        history = pv.fit(
+            v.model, v.guide, X, y=y, objective=objective, **{**QUICK, "compile": tier}
+        )
+        score = pv.log_marginal(
+            v.model, v.guide, X, y=y, num_samples=40, device="cpu", compile=tier
+        )
         found.append(([each.loss for each in history.train], score.mean))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
@@ -423,13 +466,21 @@ def straight_through() -> Any:
         (
             mass,
             straight_through,
-            "'c' is OneHotCategorical, a mass, in the model and RelaxedOneHotCategoricalStraightThrough",
+            "'c' is OneHotCategorical, a mass, in the model and "
+            "RelaxedOneHotCategoricalStraightThrough",
         ),
         (mass, density, "and RelaxedOneHotCategorical, a density, in the guide"),
-        (density, mass, "'c' is RelaxedOneHotCategorical, a density, in the model and OneHotCategorical, a mass"),
+        (
+            density,
+            mass,
+            "'c' is RelaxedOneHotCategorical, a density, in the model and OneHotCategorical, a "
+            "mass",
+        ),
     ],
 )
-def test_a_mass_against_a_density_is_refused(in_model: Any, in_guide: Any, words: str, call: str) -> None:
+def test_a_mass_against_a_density_is_refused(
+    in_model: Any, in_guide: Any, words: str, call: str
+) -> None:
     with pytest.raises(pv.UserError, match=words):
         CALLS[call](of_class(in_model)[0], of_class(in_guide)[1], X)
 
@@ -465,7 +516,10 @@ def test_what_a_guide_may_not_have_is_named() -> None:
         with pyro.plate("rows", len(x)):
             pyro.sample("u", dist.Normal(x[:, 0], 1.0), infer={"is_auxiliary": True})
 
-    for guide, words in ((with_factor, "'aux' is observed, as a pyro.factor is"), (with_auxiliary, "'u' is auxiliary")):
+    for guide, words in (
+        (with_factor, "'aux' is observed, as a pyro.factor is"),
+        (with_auxiliary, "'u' is auxiliary"),
+    ):
         with pytest.raises(pv.UserError, match=words + ".*not served"):
             pv.check_pair(v.model, guide, X)
 
@@ -478,4 +532,6 @@ def test_the_plate_that_is_told_is_that_of_x_and_z() -> None:
         with pyro.plate("penalties", len(x)):
             pyro.factor("penalty", torch.zeros(len(x)))
 
-    assert "data plate: 'data' in the model, 'data' in the guide" in str(pv.check_pair(model, v.guide, X))
+    assert "data plate: 'data' in the model, 'data' in the guide" in str(
+        pv.check_pair(model, v.guide, X)
+    )

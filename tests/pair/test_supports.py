@@ -16,7 +16,9 @@ from pyro_vae import guides, models
 DATA = torch.randn(40, 1, generator=torch.Generator().manual_seed(2))
 
 
-def programs(prior: Callable[[int], Any], guide_law: Callable[[Tensor], Any], code: Any = None) -> tuple[Any, Any]:
+def programs(
+    prior: Callable[[int], Any], guide_law: Callable[[Tensor], Any], code: Any = None
+) -> tuple[Any, Any]:
     """One latent with these laws, and x = z + noise."""
 
     def model(x: Tensor) -> None:
@@ -44,15 +46,23 @@ LACKING: dict[str, tuple[Callable[[int], Any], Callable[[Tensor], Any], float]] 
         lambda x: dist.Uniform(0 * x, 1 + ones(x)),
         math.exp(-2),
     ),
-    "one side": (lambda n: dist.Laplace(torch.zeros(n), 1.0), lambda x: dist.Exponential(ones(x)), 0.5),
+    "one side": (
+        lambda n: dist.Laplace(torch.zeros(n), 1.0),
+        lambda x: dist.Exponential(ones(x)),
+        0.5,
+    ),
     "a class": (
         lambda n: dist.Categorical(torch.ones(n, 4) / 4),
-        lambda x: dist.Categorical(logits=torch.tensor([0.0, 0.0, -math.inf, 0.0]) + 0 * x.unsqueeze(-1)),
+        lambda x: dist.Categorical(
+            logits=torch.tensor([0.0, 0.0, -math.inf, 0.0]) + 0 * x.unsqueeze(-1)
+        ),
         0.25,
     ),
     "half of a Beta": (
         lambda n: dist.Beta(torch.ones(n), 1.0),
-        lambda x: dist.TransformedDistribution(dist.Beta(ones(x), 1.0), [dist.transforms.AffineTransform(0.5, 0.5)]),
+        lambda x: dist.TransformedDistribution(
+            dist.Beta(ones(x), 1.0), [dist.transforms.AffineTransform(0.5, 0.5)]
+        ),
         0.5,
     ),
 }
@@ -66,7 +76,9 @@ def test_a_guide_that_never_draws_a_part_of_the_prior_is_told(kind: str) -> None
     (told,) = report.warnings
     assert "no density at" in told
     share = float(told.split("no density at ")[1].split("%")[0]) / 100
-    assert abs(share - mass) < 4 * math.sqrt(mass * (1 - mass) / 100) + 0.005  # of 100 draws, rounded
+    assert (
+        abs(share - mass) < 4 * math.sqrt(mass * (1 - mass) / 100) + 0.005
+    )  # of 100 draws, rounded
     history = pv.fit(model, guide, DATA, num_steps=1, objective="Trace_ELBO", progress=False)
     assert "no density at" in history.note
     result = pv.log_marginal(model, guide, DATA, num_samples=20)
@@ -75,10 +87,16 @@ def test_a_guide_that_never_draws_a_part_of_the_prior_is_told(kind: str) -> None
 
 
 def test_the_part_that_is_told_of_is_what_the_number_lacks() -> None:
-    """With a guide on z > 0 alone the estimate converges to log ∫_{z>0} p(x, z) dz, which is below log p(x)."""
-    model, guide = programs(lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.HalfNormal(1.5 * ones(x)))
+    """With a guide on z > 0 alone the estimate converges to log ∫_{z>0} p(x, z) dz, which is below
+    log p(x).
+    """
+    model, guide = programs(
+        lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.HalfNormal(1.5 * ones(x))
+    )
     pv.check_pair(model, guide, DATA)
-    pv.fit(model, guide, DATA, num_steps=1, learning_rate=1e-9, objective="Trace_ELBO", progress=False)
+    pv.fit(
+        model, guide, DATA, num_steps=1, learning_rate=1e-9, objective="Trace_ELBO", progress=False
+    )
     result = pv.log_marginal(model, guide, DATA, num_samples=5000)
     whole = dist.Normal(0.0, math.sqrt(2.0)).log_prob(DATA[:, 0])
     positive = 1 - dist.Normal(0.5 * DATA[:, 0], math.sqrt(0.5)).cdf(torch.tensor(0.0))
@@ -89,8 +107,12 @@ def test_the_part_that_is_told_of_is_what_the_number_lacks() -> None:
 
 
 def test_what_is_drawn_from_the_prior_lacks_nothing() -> None:
-    """With the prior as proposal the number is log p(x), whatever the guide never draws, and no part is said to lack."""
-    model, _ = programs(lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.HalfNormal(ones(x)))
+    """With the prior as proposal the number is log p(x), whatever the guide never draws, and no
+    part is said to lack.
+    """
+    model, _ = programs(
+        lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.HalfNormal(ones(x))
+    )
 
     def half(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -100,13 +122,25 @@ def test_what_is_drawn_from_the_prior_lacks_nothing() -> None:
     exact = dist.Normal(0.0, math.sqrt(2.0)).log_prob(DATA[:, 0]).double()
     assert bool(((result.log_px - exact).abs() < 5 * result.se + 1e-3).all())
     assert not any("no density at" in text for text in result.warnings)
-    assert any("no density at" in text for text in pv.log_marginal(model, half, DATA, num_samples=50).warnings)
+    assert any(
+        "no density at" in text
+        for text in pv.log_marginal(model, half, DATA, num_samples=50).warnings
+    )
 
 
 HOLDING: dict[str, tuple[Callable[[int], Any], Callable[[Tensor], Any]]] = {
-    "heavier tails": (lambda n: dist.Normal(torch.zeros(n), 1.0), lambda x: dist.StudentT(3 * ones(x), x)),
-    "lighter tails": (lambda n: dist.Cauchy(torch.zeros(n), 1.0), lambda x: dist.Normal(x, ones(x))),
-    "positive": (lambda n: dist.Gamma(2 * torch.ones(n), 1.0), lambda x: dist.LogNormal(x, ones(x))),
+    "heavier tails": (
+        lambda n: dist.Normal(torch.zeros(n), 1.0),
+        lambda x: dist.StudentT(3 * ones(x), x),
+    ),
+    "lighter tails": (
+        lambda n: dist.Cauchy(torch.zeros(n), 1.0),
+        lambda x: dist.Normal(x, ones(x)),
+    ),
+    "positive": (
+        lambda n: dist.Gamma(2 * torch.ones(n), 1.0),
+        lambda x: dist.LogNormal(x, ones(x)),
+    ),
     "half": (lambda n: dist.HalfNormal(torch.ones(n)), lambda x: dist.Gamma(ones(x), 1.0)),
     "a simplex of many, in float32": (
         lambda n: dist.Dirichlet(torch.ones(n, 300)),
@@ -116,7 +150,9 @@ HOLDING: dict[str, tuple[Callable[[int], Any], Callable[[Tensor], Any]]] = {
     "counts": (lambda n: dist.Poisson(torch.ones(n)), lambda x: dist.Geometric(0.3 * ones(x))),
     "the unit interval, to its rounded end": (
         lambda n: dist.Beta(torch.ones(n), 1.0),
-        lambda x: dist.TransformedDistribution(dist.Normal(x, 6 * ones(x)), [dist.transforms.SigmoidTransform()]),
+        lambda x: dist.TransformedDistribution(
+            dist.Normal(x, 6 * ones(x)), [dist.transforms.SigmoidTransform()]
+        ),
     ),
 }
 
@@ -129,7 +165,10 @@ def test_a_guide_that_covers_the_prior_is_not_warned_of(kind: str) -> None:
 
 
 OUTSIDE: dict[str, tuple[Callable[[int], Any], Callable[[Tensor], Any]]] = {
-    "beyond a box": (lambda n: dist.Uniform(-0.5 * torch.ones(n), 0.5), lambda x: dist.Normal(x, ones(x))),
+    "beyond a box": (
+        lambda n: dist.Uniform(-0.5 * torch.ones(n), 0.5),
+        lambda x: dist.Normal(x, ones(x)),
+    ),
     "below zero": (lambda n: dist.Exponential(torch.ones(n)), lambda x: dist.Normal(x, ones(x))),
     "a class that the prior lacks": (
         lambda n: dist.Categorical(logits=torch.tensor([0.0, 0.0, -math.inf]).expand(n, 3)),
@@ -149,7 +188,12 @@ def test_a_guide_that_draws_where_the_prior_has_nothing_is_refused(kind: str, ca
             pv.fit(model, guide, DATA, num_steps=1, objective="Trace_ELBO", progress=False)
         else:
             pyro.clear_param_store()
-            pv.log_marginal(lambda x: model(x), lambda x: _without_param(OUTSIDE[kind][1], x), DATA, num_samples=5)
+            pv.log_marginal(
+                lambda x: model(x),
+                lambda x: _without_param(OUTSIDE[kind][1], x),
+                DATA,
+                num_samples=5,
+            )
 
 
 def _without_param(law: Callable[[Tensor], Any], x: Tensor) -> None:
@@ -161,7 +205,9 @@ def test_a_guide_that_scores_its_own_draws_alone_is_said_to_be_unchecked() -> No
     torch.manual_seed(0)
     shape = (1, 4, 4)
     x = (torch.rand(20, *shape) < 0.4).float()
-    model = models.GenerativeModel(prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, shape))
+    model = models.GenerativeModel(
+        prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, shape)
+    )
     (told,) = pv.check_pair(model, guides.Planar(shape, 2), x).warnings
     assert "its own draws alone" in told
     assert "unchecked" in told
@@ -177,7 +223,11 @@ def test_complex_parameters_are_served_and_a_complex_density_is_one_sentence() -
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
             mean = z.to(torch.cfloat) @ weight
-            pyro.sample("x", dist.Normal(mean.abs() if real else mean, 1.0, validate_args=False).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(mean.abs() if real else mean, 1.0, validate_args=False).to_event(1),
+                obs=x,
+            )
 
     def guide(x: Tensor) -> None:
         shift = pyro.param("shift", torch.tensor(0.0))

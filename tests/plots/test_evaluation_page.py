@@ -56,15 +56,21 @@ def test_the_worst_images_stand_above_their_reconstructions() -> None:
     order = torch.argsort(ll.log_px)[:WORST]
     assert len(pictures) == 2 * WORST
     for axes, image in zip(pictures[:WORST], order.tolist(), strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array()[..., 0], np.rint(x[image, 0].numpy() * 255))
+        np.testing.assert_array_equal(
+            axes.images[0].get_array()[..., 0], np.rint(x[image, 0].numpy() * 255)
+        )
         assert axes.get_title().startswith(f"#{image}\n")
     for axes, image in zip(pictures[WORST:], order.tolist(), strict=True):
-        np.testing.assert_allclose(axes.images[0].get_array()[..., 0], (1 - x[image, 0].numpy()) * 255, atol=1)
+        np.testing.assert_allclose(
+            axes.images[0].get_array()[..., 0], (1 - x[image, 0].numpy()) * 255, atol=1
+        )
 
 
 @pytest.mark.parametrize("num_samples", [1, 20, 500])
 @pytest.mark.parametrize("shape", [None, (5,), (3, 3), (3, 2, 2)])
-def test_the_page_is_written_whatever_the_data(num_samples: int, shape: tuple[int, ...] | None, tmp_path: Path) -> None:
+def test_the_page_is_written_whatever_the_data(
+    num_samples: int, shape: tuple[int, ...] | None, tmp_path: Path
+) -> None:
     """Data that are no images have no pictures; k̂ and errors may be unknown."""
     x = None if shape is None else torch.rand(40, *shape)
     path = write_evaluation_page(tmp_path / "new" / "page.png", estimate(num_samples), x)

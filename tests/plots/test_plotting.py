@@ -18,7 +18,14 @@ from pyro_vae.data.transforms import Observed, observe
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import side_by_side
-from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, tile, to_pixels, value_range
+from pyro_vae.plots.images import (
+    DoesNotFit,
+    image_site,
+    picture_shape,
+    tile,
+    to_pixels,
+    value_range,
+)
 from pyro_vae.plots.latent_pages import gaussian_grid
 from pyro_vae.plots.latent_paths import arc, line, prior_laws
 from pyro_vae.plots.pages import PAGES, samples_picture, write_beside, write_pictures
@@ -26,7 +33,11 @@ from pyro_vae.plots.restoration_pages import missing_half, noise_for
 
 HALF_LEVEL = 0.501 / 255
 ROWS: list[dict[str, Any]] = [
-    {"epoch": e, "train": {"elbo": -9.0 / e, "reconstruction": -8.0 / e, "kl": 1.0 / e}, "valid": None}
+    {
+        "epoch": e,
+        "train": {"elbo": -9.0 / e, "reconstruction": -8.0 / e, "kl": 1.0 / e},
+        "valid": None,
+    }
     for e in range(1, 5)
 ]
 ROWS[3]["valid"] = {"elbo": -3.0, "reconstruction": -2.5, "kl": 0.5}
@@ -36,7 +47,9 @@ def wipe(x: Tensor) -> None:
     """A decoder that tells its z: the left half of a 4 × 6 image is Φ(z₁), the right half Φ(z₂)."""
     with pyro.plate("rows", len(x)):
         z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-        halves = torch.special.ndtr(z)[..., None, :].repeat_interleave(3, -1).expand(*z.shape[:-1], 4, 6)
+        halves = (
+            torch.special.ndtr(z)[..., None, :].repeat_interleave(3, -1).expand(*z.shape[:-1], 4, 6)
+        )
         pyro.sample("seen", dist.Normal(halves.reshape(len(x), 1, 4, 6), 0.1).to_event(3), obs=x)
 
 
@@ -49,7 +62,12 @@ def read_wipe(x: Tensor) -> None:
 
 def wiped_images(number: int) -> Tensor:
     z = torch.randn(number, 2, generator=torch.Generator().manual_seed(1))
-    return torch.special.ndtr(z)[:, None, None, :].repeat_interleave(3, -1).expand(-1, 1, 4, 6).contiguous()
+    return (
+        torch.special.ndtr(z)[:, None, None, :]
+        .repeat_interleave(3, -1)
+        .expand(-1, 1, 4, 6)
+        .contiguous()
+    )
 
 
 def observed_of(images: Tensor, labels: Tensor | None = None) -> tuple[Observed, ImageData]:
@@ -68,7 +86,9 @@ def drawn_canvas(figure: Figure) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize(("channels", "gap", "row_gap"), [(1, 1, None), (3, 2, 5), (1, 0, None)])
-def test_tile_puts_image_i_in_its_row_and_column(channels: int, gap: int, row_gap: int | None) -> None:
+def test_tile_puts_image_i_in_its_row_and_column(
+    channels: int, gap: int, row_gap: int | None
+) -> None:
     images = np.random.default_rng(0).uniform(size=(7, 4, 5, channels)).astype(np.float32)
     canvas = tile(images, 3, gap=gap, row_gap=row_gap, background=-1)
     down = gap if row_gap is None else row_gap
@@ -103,10 +123,14 @@ def test_shapes_that_are_images() -> None:
 
 def test_the_gaussian_grid_is_even_in_probability_and_rises_to_the_right_and_upwards() -> None:
     z = gaussian_grid(20).reshape(20, 20, 2)
-    assert z[-1, 0].tolist() == pytest.approx([-1.959964, -1.959964], abs=1e-5)  # Φ⁻¹(0.025), at the lower left
+    assert z[-1, 0].tolist() == pytest.approx(
+        [-1.959964, -1.959964], abs=1e-5
+    )  # Φ⁻¹(0.025), at the lower left
     assert z[0, -1].tolist() == pytest.approx([1.959964, 1.959964], abs=1e-5)
     shares = torch.special.ndtr(z)
-    torch.testing.assert_close(shares[3, 1:, 0] - shares[3, :-1, 0], torch.full((19,), 0.05), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        shares[3, 1:, 0] - shares[3, :-1, 0], torch.full((19,), 0.05), atol=1e-6, rtol=0
+    )
 
 
 # ---- pages
@@ -170,11 +194,16 @@ def test_a_scatter_has_the_means_at_equal_aspect_and_the_classes() -> None:
 @pytest.mark.parametrize(("number", "how"), [(40, "PCA"), (160, "t-SNE (perplexity 30)")])
 def test_more_dimensions_are_projected_and_it_is_said(number: int, how: str) -> None:
     torch.manual_seed(0)
-    model = models.GenerativeModel(models.StandardNormal(5), models.Bernoulli(5, (16,), hidden=(8,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(5), models.Bernoulli(5, (16,), hidden=(8,))
+    )
     guide = guides.MeanField((16,), 5, hidden=(8,))
     subject = Subject(model, guide, torch.rand(number, 16).round())
     axes = PAGES["latent"](subject).axes[0]
-    assert f"{how} of the 5-D means" in axes.get_title() and f"{number} test images" in axes.get_title()
+    assert (
+        f"{how} of the 5-D means" in axes.get_title()
+        and f"{number} test images" in axes.get_title()
+    )
     points = np.asarray(axes.collections[0].get_offsets())
     assert points.shape == (number, 2)
     if how == "PCA":  # by its definition: the two largest variances
@@ -186,7 +215,9 @@ def test_curves_are_the_history() -> None:
     figure = PAGES["curves"](Subject(wipe, read_wipe, wiped_images(3), history=ROWS))
     for axes, key in zip(figure.axes, ("elbo", "reconstruction", "kl"), strict=True):
         train, valid = axes.get_lines()
-        assert np.asarray(train.get_xydata()).tolist() == [[row["epoch"], row["train"][key]] for row in ROWS]
+        assert np.asarray(train.get_xydata()).tolist() == [
+            [row["epoch"], row["train"][key]] for row in ROWS
+        ]
         assert np.asarray(valid.get_xydata()).tolist() == [[4, ROWS[3]["valid"][key]]]
     assert figure.axes[0].get_ylabel() == "nats per image"
 
@@ -194,19 +225,34 @@ def test_curves_are_the_history() -> None:
 # ---- ways through the latent space
 
 
-def cells(figure: Figure, height: int, width: int, row_gaps: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """The images of a grid, ``(rows, columns, height, width)``; ``row_gaps``: pixels between rows, in turn."""
+def cells(
+    figure: Figure, height: int, width: int, row_gaps: tuple[int, ...]
+) -> np.ndarray[Any, Any]:
+    """The images of a grid, ``(rows, columns, height, width)``; ``row_gaps``: pixels between rows,
+    in turn.
+    """
     canvas, rows, top, i = drawn_canvas(figure), [], 0, 0
     while top < len(canvas):
-        rows.append([canvas[top : top + height, left : left + width] for left in range(0, canvas.shape[1], width + 1)])
+        rows.append(
+            [
+                canvas[top : top + height, left : left + width]
+                for left in range(0, canvas.shape[1], width + 1)
+            ]
+        )
         top, i = top + height + row_gaps[i % len(row_gaps)], i + 1
     return np.array(rows)
 
 
 def test_lines_and_arcs() -> None:
-    start, end, at = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0]), torch.linspace(0, 1, 7)
+    start, end, at = (
+        torch.tensor([3.0, 0.0, 0.0]),
+        torch.tensor([0.0, 3.0, 0.0]),
+        torch.linspace(0, 1, 7),
+    )
     for way in (line, arc):
-        torch.testing.assert_close(way(start, end, at)[[0, -1]], torch.stack((start, end)), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            way(start, end, at)[[0, -1]], torch.stack((start, end)), atol=1e-6, rtol=0
+        )
     torch.testing.assert_close(line(start, end, at)[3], torch.tensor([1.5, 1.5, 0.0]))
     round_about = arc(start, end, at)
     torch.testing.assert_close(round_about.norm(dim=1), torch.full((7,), 3.0))
@@ -242,7 +288,9 @@ def test_a_traversal_moves_one_dimension_through_the_quantiles_of_its_prior() ->
     even, first = (np.arange(11) + 0.5) / 11, x[0, 0, 0, [0, -1]].numpy()
     for row, d in enumerate(order):
         moved, still = found[row, :, 0, [0, -1][d]], found[row, :, 0, [0, -1][1 - d]]
-        assert moved == pytest.approx(even, abs=HALF_LEVEL) and still == pytest.approx(first[1 - d], abs=HALF_LEVEL)
+        assert moved == pytest.approx(even, abs=HALF_LEVEL) and still == pytest.approx(
+            first[1 - d], abs=HALF_LEVEL
+        )
     labels = [text.get_text() for text in figure.texts if text.get_text().startswith("$z")]
     assert labels == [f"$z_{{{d + 1}}}$: {float(variances[d]):.2f}" for d in order]
     assert "2 of 2 above" in figure.texts[-1].get_text()
@@ -289,7 +337,9 @@ def shaded(x: Tensor | None = None, size: int | None = None, y: Tensor | None = 
 def read_shade(x: Tensor, y: Tensor) -> None:
     """Its guide."""
     with pyro.plate("rows", len(y)):
-        pyro.sample("z", dist.Normal(10 * (x.mean(1, keepdim=True) - y[:, None] / 4), 1.0).to_event(1))
+        pyro.sample(
+            "z", dist.Normal(10 * (x.mean(1, keepdim=True) - y[:, None] / 4), 1.0).to_event(1)
+        )
 
 
 def test_classes_are_rows_and_draws_are_columns() -> None:
@@ -303,7 +353,12 @@ def test_classes_are_rows_and_draws_are_columns() -> None:
     for row, label in enumerate((0, 1, 3)):
         assert found[row, :, 2, 3] == pytest.approx(label / 4 + extra, abs=2 * HALF_LEVEL)
     assert [text.get_text() for text in figure.texts[:3]] == ["0", "1", "3"]
-    for page in ("reconstructions", "samples", "traversals", "imputation"):  # given y, they are drawn
+    for page in (
+        "reconstructions",
+        "samples",
+        "traversals",
+        "imputation",
+    ):  # given y, they are drawn
         PAGES[page](subject)
 
 
@@ -340,7 +395,10 @@ def test_imputation_shows_what_is_seen_and_keeps_it() -> None:
 
 def test_the_noise_is_that_of_the_data() -> None:
     law, words = noise_for(Subject(wipe, read_wipe, torch.tensor([[0.0, 1.0], [1.0, 1.0]])))
-    assert law(torch.tensor([0.0, 1.0])).mean.tolist() == pytest.approx([0.1, 0.9]) and "10% of the pixels" in words
+    assert (
+        law(torch.tensor([0.0, 1.0])).mean.tolist() == pytest.approx([0.1, 0.9])
+        and "10% of the pixels" in words
+    )
     law, words = noise_for(Subject(wipe, read_wipe, torch.tensor([[0.0, 16.0]])))
     assert law(torch.tensor([3.0])).stddev.item() == pytest.approx(3.2) and "sd 3.2" in words
 
@@ -348,7 +406,9 @@ def test_the_noise_is_that_of_the_data() -> None:
 def test_denoising_takes_noise_off() -> None:
     figure = PAGES["denoising"](Subject(wipe, read_wipe, wiped_images(30)))
     title = figure.texts[-1].get_text()
-    before, after = (float(word) for word in title.split("pixel: ")[1].split(" after")[0].split(" before, "))
+    before, after = (
+        float(word) for word in title.split("pixel: ")[1].split(" after")[0].split(" before, ")
+    )
     assert before == pytest.approx(0.2, rel=0.3) and after < before / 2
 
 
@@ -360,29 +420,40 @@ def test_an_autoencoder_is_not_sampled_from() -> None:
     for page in ("imputation", "denoising"):
         with pytest.raises(DoesNotFit, match="point mass"):
             PAGES[page](Subject(wipe, point, wiped_images(5)))
-    assert cells(PAGES["traversals"](Subject(wipe, point, wiped_images(5))), 4, 6, (1,)).shape[:2] == (2, 11)
+    assert cells(PAGES["traversals"](Subject(wipe, point, wiped_images(5))), 4, 6, (1,)).shape[
+        :2
+    ] == (2, 11)
 
 
 # ---- files
 
 
 def test_runs_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
-    subjects = {"one": Subject(wipe, read_wipe, wiped_images(30)), "other": Subject(wipe, read_wipe, wiped_images(31))}
+    subjects = {
+        "one": Subject(wipe, read_wipe, wiped_images(30)),
+        "other": Subject(wipe, read_wipe, wiped_images(31)),
+    }
     path = write_beside(tmp_path / "new" / "two.png", subjects, ["manifold", "latent"])
     assert imread(path).ndim == 3
-    alone = [[PAGES[page](subject) for subject in subjects.values()] for page in ("manifold", "latent")]
+    alone = [
+        [PAGES[page](subject) for subject in subjects.values()] for page in ("manifold", "latent")
+    ]
     whole = side_by_side(alone, list(subjects))
     shown = np.asarray(whole.axes[0].images[0].get_array())
     height, width = (
-        round(inches * figure.dpi) for inches, figure in zip(alone[0][0].get_size_inches()[::-1], alone[0], strict=True)
+        round(inches * figure.dpi)
+        for inches, figure in zip(alone[0][0].get_size_inches()[::-1], alone[0], strict=True)
     )
     first = np.asarray(alone[0][0].canvas.buffer_rgba())[..., :3]  # type: ignore[attr-defined]
     assert any(
-        np.array_equal(shown[60 : 60 + height, left : left + width], first) for left in range(shown.shape[1] - width)
+        np.array_equal(shown[60 : 60 + height, left : left + width], first)
+        for left in range(shown.shape[1] - width)
     )
     assert [text.get_text() for text in whole.texts] == ["one", "other"]
     single = Subject(shaded, read_shade, torch.zeros(30, 16), torch.arange(30) % 2)
-    write_beside(tmp_path / "mixed.png", {"a": subjects["one"], "b": single}, ["manifold", "classes"])
+    write_beside(
+        tmp_path / "mixed.png", {"a": subjects["one"], "b": single}, ["manifold", "classes"]
+    )
     with pytest.raises(UserError, match="no page 'classes': the test images have no labels"):
         write_beside(tmp_path / "none.png", subjects, ["classes"])
 
@@ -392,14 +463,19 @@ def test_the_pages_that_fit_are_written(tmp_path: Path) -> None:
     written = write_pictures(tmp_path / "run", wipe, read_wipe, observed, data, ROWS)
     assert [path.stem for path in written] == [name for name in PAGES if name != "classes"]
     assert all(imread(path).ndim == 3 for path in written)
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(path.name for path in written)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        path.name for path in written
+    )
 
 
 def test_pages_that_do_not_fit_are_left_out_or_refused_if_asked_for(tmp_path: Path) -> None:
     model = models.GenerativeModel(models.StandardNormal(3), models.Gaussian(3, (12,), hidden=(8,)))
     guide = guides.MeanField((12,), 3, hidden=(8,))
     observed, data = observed_of(torch.rand(20, 12))
-    assert [p.stem for p in write_pictures(tmp_path, model, guide, observed, data, ROWS)] == ["curves", "latent"]
+    assert [p.stem for p in write_pictures(tmp_path, model, guide, observed, data, ROWS)] == [
+        "curves",
+        "latent",
+    ]
     with pytest.raises(UserError, match=r"no page 'samples': data of shape \(12,\)"):
         write_pictures(tmp_path, model, guide, observed, data, ROWS, pages=["samples"])
     with pytest.raises(UserError, match="did you mean 'manifold'"):
@@ -407,10 +483,16 @@ def test_pages_that_do_not_fit_are_left_out_or_refused_if_asked_for(tmp_path: Pa
 
 
 def test_samples_of_a_model_alone_in_colour(tmp_path: Path) -> None:
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (3, 4, 5), hidden=(8,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, (3, 4, 5), hidden=(8,))
+    )
     state = torch.get_rng_state()
     first = imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "new" / "a.png", seed=1))
-    assert np.array_equal(first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "b.png", seed=1)))
-    assert not np.array_equal(first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "c.png", seed=2)))
+    assert np.array_equal(
+        first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "b.png", seed=1))
+    )
+    assert not np.array_equal(
+        first, imread(samples_picture(model, (3, 4, 5), 6, tmp_path / "c.png", seed=2))
+    )
     assert np.ptp(first[..., :3], axis=2).max() > 0.05  # colours, not grey
     assert torch.equal(torch.get_rng_state(), state)

@@ -1,4 +1,6 @@
-"""A run's folder holds all that is needed to have the trained pair again, and is never written over."""
+"""A run's folder holds all that is needed to have the trained pair again, and is never written
+over.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,17 @@ from pyro_vae.runs.experiment import build_pair, prepare
 from pyro_vae.runs.options import Train, read_config, to_toml, train_from
 from pyro_vae.training import checkpoint_files
 
-SMALL = ["--net", "MLP(hidden=16)", "--latent-dim", "3", "--num-samples", "20", "--eval-images", "50", "--quiet"]
+SMALL = [
+    "--net",
+    "MLP(hidden=16)",
+    "--latent-dim",
+    "3",
+    "--num-samples",
+    "20",
+    "--eval-images",
+    "50",
+    "--quiet",
+]
 SHORT = [*SMALL, "--steps", "25", "--compile", "off", "--no-pictures"]
 
 
@@ -117,7 +129,9 @@ def test_load_gives_the_trained_pair(trained: Path) -> None:
 
 
 def test_load_gives_the_number_that_was_printed(trained: Path) -> None:
-    """The whole way round: the loaded pair has, on the same images and draws, the log p(x) that the training ended with."""
+    """The whole way round: the loaded pair has, on the same images and draws, the log p(x) that the
+    training ended with.
+    """
     experiment = prepare(train_from(trained / "config.toml"))
     x, _ = experiment.images("test", 50)
     model, guide = pv.load(trained)
@@ -128,7 +142,9 @@ def test_load_gives_the_number_that_was_printed(trained: Path) -> None:
 
 
 def test_the_validation_figures_are_of_the_images_that_evaluate_has(trained: Path) -> None:
-    """The ELBO that `fit` recorded and that of the importance draws agree: both sets were observed once, by the same draw."""
+    """The ELBO that `fit` recorded and that of the importance draws agree: both sets were observed
+    once, by the same draw.
+    """
     experiment = prepare(train_from(trained / "config.toml"))
     x, _ = experiment.images("valid", None)
     assert set(x.unique().tolist()) == {0.0, 1.0}
@@ -165,14 +181,20 @@ def test_another_seed_has_the_same_images() -> None:
     [
         (lambda run: (run / "config.toml").unlink(), ["config.toml"]),
         (lambda run: (run / "config.toml").write_text("latent_dim = ["), ["config.toml", "TOML"]),
-        (lambda run: (run / "config.toml").write_text("latent_dmi = 3"), ["did you mean 'latent_dim'"]),
+        (
+            lambda run: (run / "config.toml").write_text("latent_dmi = 3"),
+            ["did you mean 'latent_dim'"],
+        ),
         (
             lambda run: change(run / "config.toml", "latent_dim = 3", "latent_dim = 4"),
             ["config.toml", "latent_dim is 4 there and 3"],
         ),
         (lambda run: shutil.rmtree(run / "checkpoints"), ["no checkpoint"]),
         (lambda run: remove_digests(run), ["3 checkpoints without their SHA-256: best-"]),
-        (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
+        (
+            lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")],
+            [".pt", "damaged"],
+        ),
     ],
 )
 def test_a_broken_run_is_refused(run: Path, spoil: Any, words: list[str]) -> None:
@@ -186,13 +208,17 @@ def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(run: Path) -> N
     with pytest.warns(UserWarning, match=f"{last.name}.*damaged.*{first.name}, is taken"):
         model, _ = pv.load(run)
     held = checkpoint_files.load(first)
-    assert all(torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items()
+    )
 
 
 def test_a_last_checkpoint_without_its_digest_is_told_by_all(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The older one is taken, with its line: by `load`, `evaluate`, `sample`, `compare` and a resume, which loses nothing."""
+    """The older one is taken, with its line: by `load`, `evaluate`, `sample`, `compare` and a
+    resume, which loses nothing.
+    """
     monkeypatch.chdir(run.parent)
     shutil.copytree(run, "other")
     first, last = checkpoint_files.complete(run / "checkpoints")
@@ -203,7 +229,11 @@ def test_a_last_checkpoint_without_its_digest_is_told_by_all(
         pv.load(run)
     assert [line in str(each.message) for each in warned] == [True]
     few = ["--num-samples", "5", "--num-images", "5", "--no-pictures", "--quiet"]
-    for command in (["evaluate", "run", *few], ["sample", "run"], ["compare", "run", "other", *few[:4], "--quiet"]):
+    for command in (
+        ["evaluate", "run", *few],
+        ["sample", "run"],
+        ["compare", "run", "other", *few[:4], "--quiet"],
+    ):
         assert main(command) == 0
         assert line in capsys.readouterr().err, command
     assert main(["compare", "run", "other", *few[:4], "--quiet"]) == 0  # of what is stored
@@ -212,11 +242,16 @@ def test_a_last_checkpoint_without_its_digest_is_told_by_all(
     assert main(["train", "--resume", "run", "--quiet"]) == 0
     assert line in capsys.readouterr().err
     aside = last.with_name(f"{last.name}.superseded")
-    assert content in [path.read_bytes() for path in (last, aside) if path.is_file()] and first.is_file()
+    assert (
+        content in [path.read_bytes() for path in (last, aside) if path.is_file()]
+        and first.is_file()
+    )
 
 
 def test_rows_and_a_record_that_are_not_the_checkpoints_are_kept(run: Path) -> None:
-    """metrics.jsonl is written as the checkpoint has it, and environment.json goes on; what else they had stays."""
+    """metrics.jsonl is written as the checkpoint has it, and environment.json goes on; what else
+    they had stays.
+    """
     opened = run_folder.open_run(run)
     rows, text = opened.rows(), opened.metrics_file.read_bytes()
     opened.write_rows(rows)
@@ -225,7 +260,9 @@ def test_rows_and_a_record_that_are_not_the_checkpoints_are_kept(run: Path) -> N
         opened.metrics_file.write_bytes(text + more)
         opened.write_rows(rows)
         assert opened.metrics_file.read_bytes() == text
-        assert len((run / "metrics.jsonl.superseded").read_bytes().splitlines()) == 2 * number - (number == 2)
+        assert len((run / "metrics.jsonl.superseded").read_bytes().splitlines()) == 2 * number - (
+            number == 2
+        )
     opened.environment_file.write_text("{}, damaged")
     opened.resumed(torch.device("cpu"))
     assert (run / "environment.json.damaged").read_text() == "{}, damaged"
@@ -249,7 +286,9 @@ def test_the_best_checkpoint_can_be_loaded(run: Path) -> None:
     held = checkpoint_files.newest(run / "checkpoints", best=True).held
     assert (held.metadata["epoch"], held.metadata["elbo"]) == (best["epoch"], best["valid"]["elbo"])
     model, _ = pv.load(run, "best")
-    assert all(torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, held.sections["model"][key]) for key, value in model.state_dict().items()
+    )
     refused(lambda: pv.load(run, "bset"), "did you mean 'best'")
 
 
@@ -265,7 +304,11 @@ def test_the_best_checkpoint_can_be_loaded(run: Path) -> None:
     ],
 )
 def test_what_a_resume_may_not_change(
-    line: str, words: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    line: str,
+    words: str,
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(run.parent)
     assert main(["train", "--resume", "run", *line.split()]) == 2
@@ -280,10 +323,19 @@ def test_what_a_resume_may_not_change(
             lambda run: change(run / "config.toml", "learning_rate = 0.001", "learning_rate = 0.5"),
             ["learning_rate is 0.5 there"],
         ),
-        (lambda run: change(run / "config.toml", "data_seed = 0", "data_seed = 1"), ["data_seed is 1 there and 0"]),
-        (lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")], [".pt", "damaged"]),
+        (
+            lambda run: change(run / "config.toml", "data_seed = 0", "data_seed = 1"),
+            ["data_seed is 1 there and 0"],
+        ),
+        (
+            lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")],
+            [".pt", "damaged"],
+        ),
         (lambda run: (run / "config.toml").unlink(), ["no run in it", "config.toml"]),
-        (remove_digests, ["3 checkpoints without their SHA-256: best-", "step-000000025.pt", "sha256sum"]),
+        (
+            remove_digests,
+            ["3 checkpoints without their SHA-256: best-", "step-000000025.pt", "sha256sum"],
+        ),
         (
             lambda run: shutil.rmtree(run / "checkpoints"),
             ["no checkpoint in checkpoints, yet 2 epochs in metrics.jsonl"],
@@ -300,20 +352,33 @@ def test_a_run_that_is_not_what_it_was_is_not_resumed(
 ) -> None:
     (run / "results.json").unlink()  # as if its evaluation had been stopped
     spoil(run)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".run.lock"}
+    before = {
+        path: path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name != ".run.lock"
+    }
     assert main(["train", "--resume", str(run), "--quiet"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(word in error for word in words), error
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".run.lock"} == before
+    assert {
+        path: path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file() and path.name != ".run.lock"
+    } == before
 
 
-def test_a_stopped_evaluation_is_resumed_without_a_step(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stopped_evaluation_is_resumed_without_a_step(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = json.loads((run / "results.json").read_text())
     metrics, trained = (run / "metrics.jsonl").read_text(), run_folder.open_run(run).trained()
     (run / "results.json").unlink()
     assert main(["train", "--resume", str(run), "--quiet"]) == 0
     after = json.loads((run / "results.json").read_text())
-    assert after["evaluations"] == before["evaluations"] and (run / "metrics.jsonl").read_text() == metrics
+    assert (
+        after["evaluations"] == before["evaluations"]
+        and (run / "metrics.jsonl").read_text() == metrics
+    )
     assert run_folder.open_run(run).trained() == trained
 
 
@@ -341,13 +406,18 @@ def test_a_row_that_a_crash_cut_short_is_left_out(run: Path) -> None:
     assert opened.rows() == rows
 
 
-def test_new_runs_count_up_and_never_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_runs_count_up_and_never_share_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert [str(run_folder.create(None, "digits-MeanField")) for _ in range(2)] == [
         "runs/digits-MeanField-1",
         "runs/digits-MeanField-2",
     ]
-    assert run_folder.run_name(Train(data="/x/my faces.npz", guide="a/b.py:Mine(k=2)")) == "my-faces-Mine"
+    assert (
+        run_folder.run_name(Train(data="/x/my faces.npz", guide="a/b.py:Mine(k=2)"))
+        == "my-faces-Mine"
+    )
 
 
 def test_a_folder_that_holds_something_is_never_taken(tmp_path: Path) -> None:
@@ -357,7 +427,9 @@ def test_a_folder_that_holds_something_is_never_taken(tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("mine")
     refused(lambda: run_folder.create(tmp_path / "full", "x"), "full", "--out")
     refused(lambda: run_folder.create(tmp_path / "full" / "mine.txt", "x"), "mine.txt", "--out")
-    refused(lambda: run_folder.create(tmp_path / "full" / "mine.txt" / "y", "x"), "mine.txt", "--out")
+    refused(
+        lambda: run_folder.create(tmp_path / "full" / "mine.txt" / "y", "x"), "mine.txt", "--out"
+    )
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
 
 
@@ -376,7 +448,14 @@ def test_discarding_takes_back_only_its_own(tmp_path: Path) -> None:
 
 
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:
-    options = Train(data="x.npz", data_root=Path("d"), learning_rate=1.0, epochs=3, grad_clip=2.0, guide='A(b="c\\d")')
+    options = Train(
+        data="x.npz",
+        data_root=Path("d"),
+        learning_rate=1.0,
+        epochs=3,
+        grad_clip=2.0,
+        guide='A(b="c\\d")',
+    )
     path = tmp_path / "config.toml"
     path.write_bytes(to_toml(options))
     assert train_from(path) == options

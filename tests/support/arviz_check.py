@@ -27,7 +27,9 @@ def khat_of_all(log_weights: NDArray[Any]) -> NDArray[Any]:
 
 
 def shape_of(excess: NDArray[Any]) -> float:
-    """The shape of the generalised Pareto distribution of ascending excesses, by ArviZ's private fit."""
+    """The shape of the generalised Pareto distribution of ascending excesses, by ArviZ's private
+    fit.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if ONE:

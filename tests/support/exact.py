@@ -20,7 +20,9 @@ class Exact:
     guide: Any
     x: Tensor
     log_px: Tensor
-    mean_field_gap: float = float("nan")  # log p(x) − ELBO of the best mean-field Gaussian, for every image
+    mean_field_gap: float = float(
+        "nan"
+    )  # log p(x) − ELBO of the best mean-field Gaussian, for every image
 
     @property
     def mean(self) -> float:
@@ -29,11 +31,17 @@ class Exact:
 
 
 def ppca(
-    num_images: int = 40, num_pixels: int = 6, latent_dim: int = 3, widen: float = 1.0, shift: float = 0.0
+    num_images: int = 40,
+    num_pixels: int = 6,
+    latent_dim: int = 3,
+    widen: float = 1.0,
+    shift: float = 0.0,
 ) -> Exact:
-    """x = W z + b + σ ε. The guide is the exact posterior, its sd times ``widen``, its mean moved by ``shift`` sd.
+    """x = W z + b + σ ε. The guide is the exact posterior, its sd times ``widen``, its mean moved
+    by ``shift`` sd.
 
-    Marginal N(b, WWᵀ + σ²I); posterior N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I (Tipping & Bishop 1999, equation 7).
+    Marginal N(b, WWᵀ + σ²I); posterior N(M⁻¹Wᵀ(x − b), σ²M⁻¹) with M = WᵀW + σ²I (Tipping & Bishop
+    1999, equation 7).
     """
     random = torch.Generator().manual_seed(11)
     weight = torch.randn(num_pixels, latent_dim, generator=random, dtype=torch.float64)
@@ -58,13 +66,17 @@ def ppca(
 
     noise = torch.randn(num_images, num_pixels, generator=random, dtype=torch.float64)
     x = bias + noise @ marginal.scale_tril.T
-    inverse = precision / sigma**2  # the posterior's: the best mean-field q has its mean, and variances 1/P_ii
+    inverse = (
+        precision / sigma**2
+    )  # the posterior's: the best mean-field q has its mean, and variances 1/P_ii
     gap = 0.5 * float(inverse.diagonal().log().sum() - inverse.logdet())
     return Exact(model, guide, x, marginal.log_prob(x), gap)
 
 
 def two_levels(num_images: int = 30) -> Exact:
-    """a ~ N(0, 1), b | a ~ N(a, s²), x | b ~ N(b, t²), with the exact bottom-up guide q(b | x) q(a | b)."""
+    """a ~ N(0, 1), b | a ~ N(a, s²), x | b ~ N(b, t²), with the exact bottom-up guide q(b | x) q(a
+    | b).
+    """
     s, t = 0.8, 0.5
     zero = torch.zeros((), dtype=torch.float64)
     var_b = 1.0 + s**2  # b ~ N(0, 1 + s²)
@@ -81,12 +93,17 @@ def two_levels(num_images: int = 30) -> Exact:
             b = pyro.sample("b", dist.Normal(gain_b * x[:, 0], (gain_b * t**2) ** 0.5))
             pyro.sample("a", dist.Normal(gain_a * b, (gain_a * s**2) ** 0.5))
 
-    x = torch.randn(num_images, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 1.4
+    x = (
+        torch.randn(num_images, 1, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        * 1.4
+    )
     return Exact(model, guide, x, dist.Normal(zero, (var_b + t**2) ** 0.5).log_prob(x[:, 0]))
 
 
 def gamma_poisson(num_images: int = 30, a: float = 2.5, b: float = 1.5) -> Exact:
-    """λ ~ Gamma(a, b), x ~ Poisson(λ): marginal NegBin(a, b/(b + 1)) in SciPy's convention, posterior Gamma(a + x, b + 1)."""
+    """λ ~ Gamma(a, b), x ~ Poisson(λ): marginal NegBin(a, b/(b + 1)) in SciPy's convention,
+    posterior Gamma(a + x, b + 1).
+    """
     shape = torch.tensor(a, dtype=torch.float64)
 
     def model(x: Tensor) -> None:
@@ -99,4 +116,6 @@ def gamma_poisson(num_images: int = 30, a: float = 2.5, b: float = 1.5) -> Exact
             pyro.sample("rate", dist.Gamma(shape + x.squeeze(-1), b + 1.0))
 
     x = torch.arange(num_images, dtype=torch.float64).remainder(9).unsqueeze(-1)
-    return Exact(model, guide, x, torch.from_numpy(stats.nbinom.logpmf(x[:, 0].numpy(), a, b / (b + 1.0))))
+    return Exact(
+        model, guide, x, torch.from_numpy(stats.nbinom.logpmf(x[:, 0].numpy(), a, b / (b + 1.0)))
+    )

@@ -16,7 +16,9 @@ from pyro_vae.pair.runtime import Pair
 from tests.support.pairs import LATENT, Decoder, Encoder
 
 
-def ours(objective: Objective, model: Any, guide: Any, x: Tensor, seed: int = 3) -> tuple[Tensor, dict[int, Tensor]]:
+def ours(
+    objective: Objective, model: Any, guide: Any, x: Tensor, seed: int = 3
+) -> tuple[Tensor, dict[int, Tensor]]:
     """The loss, and its gradient by parameter."""
     loss = objective(model, guide)
     Pair.of(model, guide).structure(x, {})
@@ -28,11 +30,15 @@ def with_gradients(loss: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
     """The loss's value and its gradient in every leaf."""
     found = leaves(loss)
     gradients = torch.autograd.grad(loss, found)
-    return loss.detach(), {id(leaf): gradient for leaf, gradient in zip(found, gradients, strict=True)}
+    return loss.detach(), {
+        id(leaf): gradient for leaf, gradient in zip(found, gradients, strict=True)
+    }
 
 
 def bernoulli_latents(levels: int = 1, plated: bool = False) -> tuple[Any, Any]:
-    """Binary latents, without a reparameterisation; with a Gaussian one beside them if ``levels`` is 2."""
+    """Binary latents, without a reparameterisation; with a Gaussian one beside them if ``levels``
+    is 2.
+    """
     decoder, encoder = Decoder(3 * levels), Encoder(3 * levels)
 
     def model(x: Tensor) -> None:
@@ -40,7 +46,9 @@ def bernoulli_latents(levels: int = 1, plated: bool = False) -> tuple[Any, Any]:
             parts = [pyro.sample("b", dist.Bernoulli(torch.full((3,), 0.4)).to_event(1))]
             if levels == 2:
                 parts.append(pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1)))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(torch.cat(parts, -1))).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Bernoulli(logits=decoder(torch.cat(parts, -1))).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         loc, scale = encoder(x)
@@ -63,7 +71,10 @@ def scaled(beta: float, size: int | None) -> tuple[Any, Any]:
             pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        with pyro.plate("data", size or len(x), subsample=x if size else None), poutine.scale(scale=beta):
+        with (
+            pyro.plate("data", size or len(x), subsample=x if size else None),
+            poutine.scale(scale=beta),
+        ):
             pyro.sample("z", dist.Normal(*encoder(x)).to_event(1))
 
     return model, guide

@@ -29,7 +29,9 @@ class Decoder(nn.Module):
 
     def __init__(self, latent_dim: int = LATENT, pixels: int = PIXELS) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(latent_dim, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, pixels))
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, pixels)
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """(…, latent_dim) to (…, pixels)."""
@@ -80,7 +82,9 @@ class Guide(PyroModule):
 
 
 class TutorialVAE(nn.Module):
-    """The class of pyro.ai/examples/vae.html: an nn.Module with two methods, which register the networks as they run."""
+    """The class of pyro.ai/examples/vae.html: an nn.Module with two methods, which register the
+    networks as they run.
+    """
 
     def __init__(self) -> None:
         super().__init__()

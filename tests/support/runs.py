@@ -23,14 +23,18 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor):
         return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        return (
+            isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+        )
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(equal(p, q) for p, q in zip(a, b, strict=True))
     return bool(a == b)
 
 
 def assert_same_end(run: Path, other: Path) -> None:
-    """Parameters, optimiser, random numbers, position, early stopping's best and metrics: bit for bit."""
+    """Parameters, optimiser, random numbers, position, early stopping's best and metrics: bit for
+    bit.
+    """
     (held, rows), (expected, expected_rows) = final(run), final(other)
     assert rows == expected_rows and len({row["epoch"] for row in rows}) == len(rows)
     for section in ("model", "guide", "optimizer", "random"):

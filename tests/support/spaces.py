@@ -1,4 +1,6 @@
-"""Pairs with constrained and structured latents whose log p(x) is known, and guides that are near the posterior."""
+"""Pairs with constrained and structured latents whose log p(x) is known, and guides that are near
+the posterior.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def off_gamma(num_images: int = 40) -> Exact:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("n", x.shape[0]):
-            pyro.sample("rate", dist.Gamma(0.6 * (2.5 + x.squeeze(-1)), torch.tensor(1.9, **DOUBLE)))
+            pyro.sample(
+                "rate", dist.Gamma(0.6 * (2.5 + x.squeeze(-1)), torch.tensor(1.9, **DOUBLE))
+            )
 
     return Exact(case.model, guide, case.x, case.log_px)
 
@@ -73,4 +77,9 @@ def inner_plate(num_images: int = 40) -> Exact:
     return Exact(model, guide, x, dist.Normal(0.0, 1.36**0.5).log_prob(x).sum(-1))
 
 
-SPACES = {"gamma": off_gamma, "two sites": mean_field_levels, "simplex": simplex, "inner plate": inner_plate}
+SPACES = {
+    "gamma": off_gamma,
+    "two sites": mean_field_levels,
+    "simplex": simplex,
+    "inner plate": inner_plate,
+}

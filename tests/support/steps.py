@@ -25,7 +25,9 @@ def small_pair(net: str = "MLP") -> tuple[models.GenerativeModel, guides.MeanFie
     torch.manual_seed(0)
     args = {"hidden": (24,)} if net == "MLP" else {"channels": (4, 8)}
     likelihood = models.Bernoulli(3, (1, 8, 8), net=net, **args)
-    return models.GenerativeModel(models.StandardNormal(3), likelihood), guides.MeanField((1, 8, 8), 3, net=net, **args)
+    return models.GenerativeModel(models.StandardNormal(3), likelihood), guides.MeanField(
+        (1, 8, 8), 3, net=net, **args
+    )
 
 
 def images(size: int, seed: int = 1) -> Tensor:
@@ -35,7 +37,11 @@ def images(size: int, seed: int = 1) -> Tensor:
 def plain_step(loss: Loss, x: Tensor, fields: dict[str, Tensor]) -> TrainStep:
     """The eager step with SGD, whose gradients a staged one gives out."""
     parameters = trainable(loss, x, fields)
-    return TrainStep(loss, parameters, Update(torch.optim.SGD(parameters, lr=0.1), parameters, Health.on(x.device)))
+    return TrainStep(
+        loss,
+        parameters,
+        Update(torch.optim.SGD(parameters, lr=0.1), parameters, Health.on(x.device)),
+    )
 
 
 def step_of(net: str) -> tuple[TrainStep, Tensor, dict[str, Tensor]]:

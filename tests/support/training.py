@@ -25,7 +25,9 @@ def our_pair(seed: int = 0, **net: Any) -> tuple[Any, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = net or {"hidden": (8,)}
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (PIXELS,), **net))
+        model = models.GenerativeModel(
+            models.StandardNormal(2), models.Bernoulli(2, (PIXELS,), **net)
+        )
         return model, guides.MeanField((PIXELS,), 2, **net)
 
 
@@ -49,4 +51,6 @@ class Images(Dataset[Any]):
         return len(X)
 
     def __getitem__(self, row: int) -> Any:
-        return {"dict": {"x": X[row], "y": row * 3}, "pair": (X[row], row * 3), "tensor": X[row]}[self.form]
+        return {"dict": {"x": X[row], "y": row * 3}, "pair": (X[row], row * 3), "tensor": X[row]}[
+            self.form
+        ]

@@ -1,4 +1,6 @@
-"""Two small binary VAEs in float64, written as plain Pyro: one whose p(x) is a trapezoid sum, one with a flow guide."""
+"""Two small binary VAEs in float64, written as plain Pyro: one whose p(x) is a trapezoid sum, one
+with a flow guide.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +34,26 @@ def tanh_decoder(latent_dim: int, num_pixels: int, dtype: torch.dtype = torch.fl
 
 
 def latent_grid(latent_dim: int, nodes: int) -> tuple[Tensor, Tensor]:
-    """Nodes ``(n^d, d)`` on [−12, 12]^d and the log of the trapezoid rule's weights, times the prior's density."""
+    """Nodes ``(n^d, d)`` on [−12, 12]^d and the log of the trapezoid rule's weights, times the
+    prior's density.
+    """
     line = torch.linspace(-12.0, 12.0, nodes, **DOUBLE)
     z = torch.cartesian_prod(*[line] * latent_dim).reshape(-1, latent_dim)
     step = (line[1] - line[0]).log()  # the ends, where the prior is e^−72, count as whole
-    return z, dist.Normal(torch.zeros(latent_dim, **DOUBLE), 1.0).to_event(1).log_prob(z) + latent_dim * step
+    return z, dist.Normal(torch.zeros(latent_dim, **DOUBLE), 1.0).to_event(1).log_prob(
+        z
+    ) + latent_dim * step
 
 
-def by_trapezoid(latent_dim: int, num_pixels: int, nodes: int = 201) -> tuple[Tensor, Tensor, Tensor]:
+def by_trapezoid(
+    latent_dim: int, num_pixels: int, nodes: int = 201
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x), posterior mean and sd of every image."""
     x, (z, log_prior) = every_image(num_pixels), latent_grid(latent_dim, nodes)
     logits = tanh_decoder(latent_dim, num_pixels)(z)
-    joint = x @ logits.T - torch.nn.functional.softplus(logits).sum(-1) + log_prior  # (images, nodes)
+    joint = (
+        x @ logits.T - torch.nn.functional.softplus(logits).sum(-1) + log_prior
+    )  # (images, nodes)
     posterior = joint.softmax(-1)
     mean = posterior @ z
     return joint.logsumexp(-1), mean, (posterior @ z.square() - mean.square()).sqrt()
@@ -51,7 +61,10 @@ def by_trapezoid(latent_dim: int, num_pixels: int, nodes: int = 201) -> tuple[Te
 
 def binary_model(latent_dim: int, num_pixels: int, dtype: torch.dtype = torch.float64) -> Any:
     """z ~ N(0, I), x ~ Bernoulli(tanh net of z)."""
-    decoder, zeros = tanh_decoder(latent_dim, num_pixels, dtype), torch.zeros(latent_dim, dtype=dtype)
+    decoder, zeros = (
+        tanh_decoder(latent_dim, num_pixels, dtype),
+        torch.zeros(latent_dim, dtype=dtype),
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -62,7 +75,9 @@ def binary_model(latent_dim: int, num_pixels: int, dtype: torch.dtype = torch.fl
 
 
 def nonlinear(latent_dim: int, num_pixels: int = 6, widen: float = 1.2, times: int = 1) -> Exact:
-    """Every binary image, ``times`` over; the guide is a Gaussian of the posterior's mean and ``widen`` times its sd."""
+    """Every binary image, ``times`` over; the guide is a Gaussian of the posterior's mean and
+    ``widen`` times its sd.
+    """
     log_px, mean, sd = by_trapezoid(latent_dim, num_pixels)
     powers = 2.0 ** torch.arange(num_pixels, **DOUBLE)
 
@@ -72,12 +87,17 @@ def nonlinear(latent_dim: int, num_pixels: int = 6, widen: float = 1.2, times: i
             pyro.sample("z", dist.Normal(mean[row], widen * sd[row]).to_event(1))
 
     return Exact(
-        binary_model(latent_dim, num_pixels), guide, every_image(num_pixels).repeat(times, 1), log_px.repeat(times)
+        binary_model(latent_dim, num_pixels),
+        guide,
+        every_image(num_pixels).repeat(times, 1),
+        log_px.repeat(times),
     )
 
 
 def with_flow(dtype: torch.dtype = torch.float64, num_pixels: int = 8) -> Exact:
-    """Two latents, all 256 images, and an untrained inverse autoregressive flow on a base that knows little of x."""
+    """Two latents, all 256 images, and an untrained inverse autoregressive flow on a base that
+    knows little of x.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(5)
         flow = affine_autoregressive(2, hidden_dims=[6]).to(dtype)

@@ -1,4 +1,6 @@
-"""A checkpoint is read back as it was written, or refused in a sentence that names the file; nothing in it is run."""
+"""A checkpoint is read back as it was written, or refused in a sentence that names the file;
+nothing in it is run.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,14 @@ from pyro_vae.training.checkpoint_files import Checkpoint
 
 def held(seed: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(seed)
-    model = {"w": torch.randn(3, 2, generator=generator), "n": torch.tensor(7), "half": torch.ones(2).double()}
+    model = {
+        "w": torch.randn(3, 2, generator=generator),
+        "n": torch.tensor(7),
+        "half": torch.ones(2).double(),
+    }
     return Checkpoint(
-        {"model": model, "guide": {"b": torch.randn(4, generator=generator)}}, {"epoch": 3, "shape": [1, 8]}
+        {"model": model, "guide": {"b": torch.randn(4, generator=generator)}},
+        {"epoch": 3, "shape": [1, 8]},
     )
 
 
@@ -94,7 +101,13 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>", pickle.dumps(3), pickle.dumps({"format": 1}), pickle.dumps({"sections": {}, "format": 99})]
+    "content",
+    [
+        b"<html>",
+        pickle.dumps(3),
+        pickle.dumps({"format": 1}),
+        pickle.dumps({"sections": {}, "format": 99}),
+    ],
 )
 def test_other_files_are_refused_even_with_a_right_digest(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.pt"
@@ -114,10 +127,14 @@ def write_with_manifest(path: Path, content: bytes) -> None:
     import hashlib
 
     path.write_bytes(content)
-    checkpoint_files.manifest(path).write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
+    checkpoint_files.manifest(path).write_text(
+        f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
+    )
 
 
-def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.pt"
     checkpoint_files.save(path, held(0))
     before = path.read_bytes()
@@ -133,7 +150,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
     checkpoint_files.load(path)
 
 
-def test_the_file_is_forced_to_the_disk_before_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_forced_to_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     sync, replace = os.fsync, os.replace
 
@@ -163,14 +182,21 @@ def test_the_latest_is_the_last_by_name_that_has_its_manifest(tmp_path: Path) ->
 def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> None:
     for step in (2, 3):
         checkpoint_files.add(tmp_path, held(step), step)
-    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == ["step-000000002", "step-000000003"]
+    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == [
+        "step-000000002",
+        "step-000000003",
+    ]
     assert checkpoint_files.newest(tmp_path).note == ""
     path = tmp_path / "step-000000003.pt"
     for content in (path.read_bytes()[:-1], b"", b"x" * 100):
         path.write_bytes(content)
         found = checkpoint_files.newest(tmp_path)
         assert found.path.stem == "step-000000002" and list(found.unsound) == [path]
-        assert "damaged" in found.note and "step-000000002.pt, is taken" in found.note and "\n" not in found.note
+        assert (
+            "damaged" in found.note
+            and "step-000000002.pt, is taken" in found.note
+            and "\n" not in found.note
+        )
     checkpoint_files.set_aside(found.unsound)
     assert (
         checkpoint_files.newest(tmp_path).note == ""
@@ -183,9 +209,14 @@ def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> N
 def test_a_step_that_comes_again_is_not_written_over(tmp_path: Path) -> None:
     for seed in range(12):
         checkpoint_files.add(tmp_path, held(seed), 7)
-    again = [f"step-000000007-{number}" for number in range(2, 13)]  # in the order of writing, -10 after -9
+    again = [
+        f"step-000000007-{number}" for number in range(2, 13)
+    ]  # in the order of writing, -10 after -9
     assert [path.stem for path in checkpoint_files.complete(tmp_path)] == ["step-000000007", *again]
-    assert torch.equal(checkpoint_files.newest(tmp_path).held.sections["guide"]["b"], held(11).sections["guide"]["b"])
+    assert torch.equal(
+        checkpoint_files.newest(tmp_path).held.sections["guide"]["b"],
+        held(11).sections["guide"]["b"],
+    )
 
 
 def test_the_best_stands_beside_the_last(tmp_path: Path) -> None:
@@ -197,7 +228,10 @@ def test_the_best_stands_beside_the_last(tmp_path: Path) -> None:
     assert checkpoint_files.newest(tmp_path, best=True).path.stem == "best-000000002"
     assert checkpoint_files.newest(tmp_path).path.stem == "step-000000001"
     checkpoint_files.remove(tmp_path / "step-000000001.pt")
-    refused(lambda: checkpoint_files.newest(tmp_path), "no checkpoint in it but the best one, best-000000002.pt")
+    refused(
+        lambda: checkpoint_files.newest(tmp_path),
+        "no checkpoint in it but the best one, best-000000002.pt",
+    )
 
 
 def remove_digest(path: Path) -> None:
@@ -251,7 +285,8 @@ def test_checkpoints_without_their_digests_are_named_and_none_is_touched(
     for path in paths[1:]:
         path.unlink()
     refused(
-        lambda: checkpoint_files.newest(tmp_path, best=True), "1 checkpoint without its SHA-256: best-000000001.pt; "
+        lambda: checkpoint_files.newest(tmp_path, best=True),
+        "1 checkpoint without its SHA-256: best-000000001.pt; ",
     )
     assert paths[0].is_file()
 
@@ -267,19 +302,26 @@ def test_the_advice_for_a_lost_digest_serves(tmp_path: Path) -> None:
     assert checkpoint_files.newest(tmp_path).path == path
 
 
-def test_a_digest_that_cannot_be_read_is_not_an_absent_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_digest_that_cannot_be_read_is_not_an_absent_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = checkpoint_files.add(tmp_path, held(), 1)
 
     def read_text(self: Path, *_: Any, **__: Any) -> str:
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "read_text", read_text)
-    refused(lambda: checkpoint_files.newest(tmp_path), "1 checkpoint without its SHA-256: step-000000001.pt")
+    refused(
+        lambda: checkpoint_files.newest(tmp_path),
+        "1 checkpoint without its SHA-256: step-000000001.pt",
+    )
     refused(lambda: checkpoint_files.load(path), "can't be read (Permission denied)")
 
 
 def test_writing_removes_nothing(tmp_path: Path) -> None:
-    """Whatever has a checkpoint's name stays, later steps under another name; what is set aside is never written over."""
+    """Whatever has a checkpoint's name stays, later steps under another name; what is set aside is
+    never written over.
+    """
     for number, name in enumerate(
         ["step-000000001.pt", "step-000000009.pt", "step-000000009.pt.superseded", "mine.pt"]
     ):
@@ -313,10 +355,14 @@ def test_a_kill_between_the_two_renames_leaves_no_checkpoint_and_none_without_it
         checkpoint_files.add(tmp_path, held(2), 2)
     assert calls == ["step-000000002.pt.sha256", "step-000000002.pt"]
     assert (
-        checkpoint_files.newest(tmp_path).path.stem == "step-000000001" and checkpoint_files.newest(tmp_path).note == ""
+        checkpoint_files.newest(tmp_path).path.stem == "step-000000001"
+        and checkpoint_files.newest(tmp_path).note == ""
     )
     checkpoint_files.add(tmp_path, held(3), 2)
-    assert torch.equal(checkpoint_files.newest(tmp_path).held.sections["guide"]["b"], held(3).sections["guide"]["b"])
+    assert torch.equal(
+        checkpoint_files.newest(tmp_path).held.sections["guide"]["b"],
+        held(3).sections["guide"]["b"],
+    )
 
 
 @pytest.mark.parametrize("how", ["a damaged one", "a later one", "one that is removed"])
@@ -357,7 +403,9 @@ def test_a_kill_between_two_renames_or_removals_leaves_nothing_to_be_told_of(
 
 
 @pytest.mark.parametrize("kind", ["a file", "a link to nothing"])
-def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(kind: str, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(
+    kind: str, tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoints"
     assert checkpoint_files.listed(folder) == []
     folder.write_text("mine") if kind == "a file" else folder.symlink_to("nowhere")
@@ -365,18 +413,29 @@ def test_a_folder_that_cannot_be_read_is_not_one_without_checkpoints(kind: str, 
         refused(lambda call=call: call(folder), str(folder), "no folder of checkpoints")
 
 
-def test_a_newer_format_names_the_version_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_newer_format_names_the_version_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint_files.add(tmp_path, held(), 1)
     with monkeypatch.context() as future:
         future.setattr(checkpoint_files, "FORMAT", 3)
         future.setattr(checkpoint_files, "__version__", "2.5.0")
         checkpoint_files.add(tmp_path, held(), 2)
     words = ["format 3", "reads format 1", "install pyro-vae 2.5.0 or later"]
-    refused(lambda: checkpoint_files.newest(tmp_path), *words)  # the one before would hide a mistake: it is not taken
+    refused(
+        lambda: checkpoint_files.newest(tmp_path), *words
+    )  # the one before would hide a mistake: it is not taken
 
 
 def test_scratch_files_of_the_dead_are_swept(tmp_path: Path) -> None:
-    kept = [".a.pt.1.tmp", "a.tmp", ".tmp", ".a.pt.tmp", ".a.pt.x.tmp", "a.pt.4194305.tmp"]  # process 1 is alive
+    kept = [
+        ".a.pt.1.tmp",
+        "a.tmp",
+        ".tmp",
+        ".a.pt.tmp",
+        ".a.pt.x.tmp",
+        "a.pt.4194305.tmp",
+    ]  # process 1 is alive
     for name in (*kept, ".a.pt.4194305.tmp", f".a.pt.{os.getpid()}.tmp"):
         (tmp_path / name).write_bytes(b"")
     sweep(tmp_path)
@@ -390,8 +449,15 @@ def test_restoring_into_other_modules_is_refused() -> None:
     twin = nn.Linear(3, 2)
     checkpoint_files.restore(kept, twin, twin, "a.pt")
     assert torch.equal(twin.weight, source.weight)
-    refused(lambda: checkpoint_files.restore(kept, source, other, "a.pt"), "a.pt", "guide", "size mismatch")
-    refused(lambda: checkpoint_files.restore(Checkpoint({}), source, other, "a.pt"), "a.pt", "model")
+    refused(
+        lambda: checkpoint_files.restore(kept, source, other, "a.pt"),
+        "a.pt",
+        "guide",
+        "size mismatch",
+    )
+    refused(
+        lambda: checkpoint_files.restore(Checkpoint({}), source, other, "a.pt"), "a.pt", "model"
+    )
 
 
 def test_a_program_that_is_no_module_is_named() -> None:

@@ -1,4 +1,6 @@
-"""A training that stops being finite says at which step and site, and leaves the parameters of the step before."""
+"""A training that stops being finite says at which step and site, and leaves the parameters of the
+step before.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def visits(num_epochs: int) -> list[int]:
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> int:
-    """The broken image comes into the third epoch alone, as a field of a program would: the step there."""
+    """The broken image comes into the third epoch alone, as a field of a program would: the step
+    there.
+    """
     step = next(step for step in visits(3) if step > 6)
     from pyro_vae.data.loaders import Resident
 
@@ -109,7 +113,9 @@ def later(monkeypatch: pytest.MonkeyPatch) -> int:
 
 INDUCTOR = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing_compiler(CPU)), reason=missing_compiler(CPU) or "there is a compiler"),
+    pytest.mark.skipif(
+        bool(missing_compiler(CPU)), reason=missing_compiler(CPU) or "there is a compiler"
+    ),
 ]
 COMPILED = pytest.param("a gradient", "inductor", marks=INDUCTOR)
 
@@ -127,7 +133,9 @@ def test_the_step_the_rate_and_the_site_are_named(breaks: str, tier: str, later:
     )
     until = pair(breaks)
     fit(*until, POISON, **{**OPTIONS, "compile": tier, "num_steps": later - 1})
-    assert same(state_of(model, guide), state_of(*until))  # the parameters and buffers of the last finite step
+    assert same(
+        state_of(model, guide), state_of(*until)
+    )  # the parameters and buffers of the last finite step
 
 
 def test_the_state_of_the_last_finite_step_is_kept(later: int) -> None:
@@ -175,7 +183,9 @@ def test_a_dataloader_is_not_run_again(later: int) -> None:
 
 
 def test_chance_that_is_not_torchs_is_admitted(later: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What does not come again when the steps are repeated is said to be so; the parameters are finite all the same."""
+    """What does not come again when the steps are repeated is said to be so; the parameters are
+    finite all the same.
+    """
     calls: list[int] = []
     original: Callable[..., Any] = Model.forward
 

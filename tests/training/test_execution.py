@@ -1,4 +1,6 @@
-"""How a training runs: strangers' programs eagerly, our parts traced; what a callback changes is followed or told."""
+"""How a training runs: strangers' programs eagerly, our parts traced; what a callback changes is
+followed or told.
+"""
 
 from typing import Any
 
@@ -14,11 +16,18 @@ from pyro_vae.data.loaders import Resident
 from pyro_vae.evaluation import tiling
 
 X = (torch.rand(48, 6, generator=torch.Generator().manual_seed(0)) < 0.4).double()
-QUICK: dict[str, Any] = {"batch_size": 16, "schedule": "constant", "learning_rate": 0.02, "progress": False}
+QUICK: dict[str, Any] = {
+    "batch_size": 16,
+    "schedule": "constant",
+    "learning_rate": 0.02,
+    "progress": False,
+}
 
 
 class Annealed(nn.Module):
-    """A pair whose temperature and β are plain attributes; ``noise`` is a parameter of train mode alone."""
+    """A pair whose temperature and β are plain attributes; ``noise`` is a parameter of train mode
+    alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +41,9 @@ class Annealed(nn.Module):
         with pyro.plate("data", len(x)):
             with poutine.scale(scale=self.beta):
                 z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=self.decode(z) / self.temperature).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Bernoulli(logits=self.decode(z) / self.temperature).to_event(1), obs=x
+            )
 
     def guide(self, x: Tensor) -> None:
         pyro.module("annealed", self)
@@ -68,9 +79,13 @@ def by_hand(pair: Annealed, num_epochs: int) -> list[float]:
     return losses
 
 
-@pytest.mark.filterwarnings("ignore:.*was not registered in the param store")  # Pyro's own, of the loop by hand
+@pytest.mark.filterwarnings(
+    "ignore:.*was not registered in the param store"
+)  # Pyro's own, of the loop by hand
 def test_what_a_callback_changes_is_followed_as_in_pyro() -> None:
-    """A temperature, a scale, parts that are frozen and freed, a parameter that train mode alone reaches."""
+    """A temperature, a scale, parts that are frozen and freed, a parameter that train mode alone
+    reaches.
+    """
     ours, theirs = Annealed(), Annealed()
     ends = [lambda end: changed(ours, end.train.epoch)]
     history = fit(ours.model, ours.guide, X, "Trace_ELBO", num_epochs=7, callbacks=ends, **QUICK)
@@ -92,11 +107,22 @@ def test_a_traced_step_that_no_longer_is_the_programs_ends_in_a_sentence() -> No
         pair.temperature = 0.5
 
     with pytest.raises(UserError, match="no longer is that of the programs"):
-        fit(pair.model, pair.guide, X, "Trace_ELBO", num_epochs=400, compile="graph", callbacks=[anneal], **QUICK)
+        fit(
+            pair.model,
+            pair.guide,
+            X,
+            "Trace_ELBO",
+            num_epochs=400,
+            compile="graph",
+            callbacks=[anneal],
+            **QUICK,
+        )
 
 
 def test_a_class_says_for_itself_that_its_python_decides_nothing() -> None:
-    """Parts of the package are traced by default, a subclass of one's own only where it says ``pure = True``."""
+    """Parts of the package are traced by default, a subclass of one's own only where it says ``pure
+    = True``.
+    """
 
     class Mine(guides.MeanField):
         pass
@@ -108,8 +134,15 @@ def test_a_class_says_for_itself_that_its_python_decides_nothing() -> None:
         pure = True
 
     x = X.float()
-    for kind, tier in ((guides.MeanField, "graph"), (Mine, "off"), (Pure, "graph"), (Hooked, "off")):
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (6,), hidden=(4,)))
+    for kind, tier in (
+        (guides.MeanField, "graph"),
+        (Mine, "off"),
+        (Pure, "graph"),
+        (Hooked, "off"),
+    ):
+        model = models.GenerativeModel(
+            models.StandardNormal(2), models.Bernoulli(2, (6,), hidden=(4,))
+        )
         guide = kind((6,), 2, hidden=(4,))
         if kind is Hooked:
             guide.register_forward_hook(lambda *_: None)
@@ -149,7 +182,9 @@ def by_brightness() -> tuple[Any, Any]:
 
 
 def test_a_step_is_held_against_the_programs_on_other_rows() -> None:
-    """What Python reads from a batch is a constant of the trace: right on that batch, in any order, and on no other."""
+    """What Python reads from a batch is a constant of the trace: right on that batch, in any order,
+    and on no other.
+    """
     x, losses = X.float(), []
     for tier in ("off", "graph"):
         model, guide = by_brightness()
@@ -160,7 +195,9 @@ def test_a_step_is_held_against_the_programs_on_other_rows() -> None:
 
 
 def known_rows() -> tuple[Any, Any]:
-    """Python reads the very pixels: a trace has those of its own batch, of which each image's own law is right."""
+    """Python reads the very pixels: a trace has those of its own batch, of which each image's own
+    law is right.
+    """
     torch.manual_seed(2)
     decode, encode = nn.Linear(2, 6).double(), nn.Linear(6, 2).double()
 
@@ -180,8 +217,12 @@ def known_rows() -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize("how", ["importance", "annealed"])
-def test_an_evaluation_is_held_against_the_programs_on_other_rows(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first tile's images would be scored rightly, and all others as if they were those; tiles of 4."""
+def test_an_evaluation_is_held_against_the_programs_on_other_rows(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first tile's images would be scored rightly, and all others as if they were those; tiles
+    of 4.
+    """
     monkeypatch.setitem(tiling.ROWS, "cpu", 8 if how == "importance" else 80)
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     options: dict[str, dict[str, Any]] = {
@@ -189,7 +230,10 @@ def test_an_evaluation_is_held_against_the_programs_on_other_rows(how: str, monk
         "annealed": {"num_steps": 2, "num_chains": 20, "num_leapfrog": 1},
     }
     estimate = {"importance": log_marginal, "annealed": ais}[how]
-    found = [estimate(*known_rows(), x, device="cpu", compile=tier, **options[how]) for tier in ("off", "graph")]
+    found = [
+        estimate(*known_rows(), x, device="cpu", compile=tier, **options[how])
+        for tier in ("off", "graph")
+    ]
     torch.testing.assert_close(found[0].log_px, found[1].log_px, rtol=0, atol=1e-9)
 
 
@@ -207,7 +251,9 @@ class Centred(nn.Module):
 
 @pytest.mark.parametrize("norm", ["spectral", "batch", "weight", "assigned"])
 def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
-    """Each run of a check begins from the same buffers: spectral norm's enter the very step, BatchNorm's the next."""
+    """Each run of a check begins from the same buffers: spectral norm's enter the very step,
+    BatchNorm's the next.
+    """
     trained = []
     for tier in ("off", "graph"):
         pair = Annealed()
@@ -218,7 +264,14 @@ def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
         else:
             pair.encode = getattr(nn.utils.parametrizations, f"{norm}_norm")(pair.encode)
         history = fit(
-            pair.model, pair.guide, X, "Trace_ELBO", num_epochs=60, compile=tier, callbacks=[lambda end: None], **QUICK
+            pair.model,
+            pair.guide,
+            X,
+            "Trace_ELBO",
+            num_epochs=60,
+            compile=tier,
+            callbacks=[lambda end: None],
+            **QUICK,
         )
         assert history.compile == tier, history.note
         trained.append([p.detach() for p in (*pair.parameters(), *pair.buffers())])

@@ -1,4 +1,6 @@
-"""``fit`` and ``log_marginal`` hold the user's own pair against stock Pyro and torch, and leave no mark."""
+"""``fit`` and ``log_marginal`` hold the user's own pair against stock Pyro and torch, and leave no
+mark.
+"""
 
 import random
 from typing import Any
@@ -20,7 +22,9 @@ DATA = (torch.rand(40, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.4
 
 def vae() -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model = models.GenerativeModel(prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, SHAPE, hidden=(8,)))
+    model = models.GenerativeModel(
+        prior=models.StandardNormal(2), likelihood=models.Bernoulli(2, SHAPE, hidden=(8,))
+    )
     return model, guides.MeanField(SHAPE, 2, hidden=(8,))
 
 
@@ -35,14 +39,24 @@ def vae() -> tuple[Any, Any]:
 )
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_the_line_says_what_was_held(objective: Any, held: str, compile: str) -> None:
-    note = pv.fit(*vae(), DATA, objective=objective, num_steps=1, compile=compile, progress=False).note
+    note = pv.fit(
+        *vae(), DATA, objective=objective, num_steps=1, compile=compile, progress=False
+    ).note
     assert note.endswith(f"checked against pyro.infer {pyro.__version__}: {held}")
 
 
 def test_the_protocol_says_what_was_held() -> None:
-    for result in (pv.log_marginal(*vae(), DATA, num_samples=5), pv.ais(*vae(), DATA, num_steps=2, num_chains=1)):
-        assert result.protocol["checked"] == f"against pyro.infer {pyro.__version__}: log weights, independence"
-        assert f"checked against pyro.infer {pyro.__version__}: log weights, independence" in str(result)
+    for result in (
+        pv.log_marginal(*vae(), DATA, num_samples=5),
+        pv.ais(*vae(), DATA, num_steps=2, num_chains=1),
+    ):
+        assert (
+            result.protocol["checked"]
+            == f"against pyro.infer {pyro.__version__}: log weights, independence"
+        )
+        assert f"checked against pyro.infer {pyro.__version__}: log weights, independence" in str(
+            result
+        )
 
 
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
@@ -54,7 +68,8 @@ def test_a_wrong_loss_or_gradient_is_refused(wrong: str) -> None:
             found = super().estimate(*arguments)
             factor = 1.01 if wrong == "loss" else 1.0
             return type(found)(
-                found.loss * 1.01 + (factor - 1.01) * found.loss.detach(), *list(vars(found).values())[1:]
+                found.loss * 1.01 + (factor - 1.01) * found.loss.detach(),
+                *list(vars(found).values())[1:],
             )
 
     class Right(Wrong):
@@ -62,13 +77,17 @@ def test_a_wrong_loss_or_gradient_is_refused(wrong: str) -> None:
             return objectives.Trace_ELBO.estimate(self, *arguments)
 
     pv.fit(*vae(), DATA, objective=Right(), num_steps=1, compile="off", progress=False)
-    with pytest.raises(pv.UserError, match=f"the {wrong} of this pair .* differs from pyro.infer's"):
+    with pytest.raises(
+        pv.UserError, match=f"the {wrong} of this pair .* differs from pyro.infer's"
+    ):
         pv.fit(*vae(), DATA, objective=Wrong(), num_steps=1, compile="off", progress=False)
 
 
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_a_fused_kernel_that_is_wrong_is_refused(compile: str) -> None:
-    """Under a staged step too, whose own check holds the gradients alone of another optimiser than Adam."""
+    """Under a staged step too, whose own check holds the gradients alone of another optimiser than
+    Adam.
+    """
 
     class Fused(torch.optim.SGD):
         """Plain where it is asked for, else one percent too far."""
@@ -83,7 +102,14 @@ def test_a_fused_kernel_that_is_wrong_is_refused(compile: str) -> None:
 
     Fused.__module__ = "torch.optim.fused"
     with pytest.raises(pv.UserError, match="one step of Fused differs from torch's unfused one"):
-        pv.fit(*vae(), DATA, optimizer=lambda ps: Fused(ps, lr=0.1), num_steps=1, compile=compile, progress=False)
+        pv.fit(
+            *vae(),
+            DATA,
+            optimizer=lambda ps: Fused(ps, lr=0.1),
+            num_steps=1,
+            compile=compile,
+            progress=False,
+        )
 
 
 class Counting(nn.Module):
@@ -103,7 +129,9 @@ class Counting(nn.Module):
 
 
 def test_nothing_is_left_of_the_look() -> None:
-    """One step of ``fit`` moves a counter, a moving average and BatchNorm once; no random state is moved by its end."""
+    """One step of ``fit`` moves a counter, a moving average and BatchNorm once; no random state is
+    moved by its end.
+    """
     torch.manual_seed(0)
     enc, dec = Counting(), nn.Linear(2, 16)
     x = torch.randn(8, 16)
@@ -112,7 +140,11 @@ def test_nothing_is_left_of_the_look() -> None:
         pyro.module("dec", dec)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(dec(z), 1.0 + random.random() + np.random.rand()).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(dec(z), 1.0 + random.random() + np.random.rand()).to_event(1),
+                obs=x,
+            )
 
     def guide(x: Tensor) -> None:
         pyro.module("enc", enc)
@@ -120,7 +152,16 @@ def test_nothing_is_left_of_the_look() -> None:
             pyro.sample("z", dist.Normal(enc(x), 0.5).to_event(1))
 
     before = torch.get_rng_state()
-    pv.fit(model, guide, x, num_steps=1, batch_size=8, learning_rate=1e-9, objective="Trace_ELBO", progress=False)
+    pv.fit(
+        model,
+        guide,
+        x,
+        num_steps=1,
+        batch_size=8,
+        learning_rate=1e-9,
+        objective="Trace_ELBO",
+        progress=False,
+    )
     assert enc.count == 1
     assert int(enc.norm.num_batches_tracked) == 1
     torch.testing.assert_close(enc.average, 0.1 * x.mean(0))
@@ -145,12 +186,16 @@ def test_programs_that_change_at_each_run_are_said_to_be_unchecked() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, :2], 0.5).to_event(1))
 
-    note = pv.fit(model, guide, torch.randn(8, 16), num_steps=1, objective="Trace_ELBO", progress=False).note
+    note = pv.fit(
+        model, guide, torch.randn(8, 16), num_steps=1, objective="Trace_ELBO", progress=False
+    ).note
     assert "no loss, as the programs give another one at each run" in note
 
 
 def test_an_attribute_that_has_become_a_parameter_stays_one() -> None:
-    """A module that builds itself as it is first trained: an attribute put back would hide its parameter."""
+    """A module that builds itself as it is first trained: an attribute put back would hide its
+    parameter.
+    """
 
     class Lazy(nn.Module):
         def __init__(self) -> None:

@@ -38,7 +38,9 @@ def pair(likelihood: str = "Bernoulli", prior: Any = None, **net: Any) -> tuple[
     guide = guides.MeanField(SHAPE, 2, hidden=(4,))
     of_net = {} if "net" in net else {"hidden": (4,)}
     decoder = getattr(models, likelihood)(2, SHAPE, **{"output_bias": "mean", **of_net, **net})
-    return models.GenerativeModel(models.StandardNormal(2) if prior is None else prior(guide), decoder), guide
+    return models.GenerativeModel(
+        models.StandardNormal(2) if prior is None else prior(guide), decoder
+    ), guide
 
 
 def bias(model: Any) -> Tensor:
@@ -65,7 +67,9 @@ def test_the_bias_is_the_logit_of_the_mean(net: dict[str, Any]) -> None:
     assert model.likelihood.waits_for_data
     fit(model, guide, x, **STILL)
     assert_at(model, x.mean(0))
-    torch.testing.assert_close(bias(model), x.double().mean(0).clamp(1e-3, 1 - 1e-3).logit(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        bias(model), x.double().mean(0).clamp(1e-3, 1 - 1e-3).logit(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,13 +84,21 @@ def test_the_bias_is_the_logit_of_the_mean(net: dict[str, Any]) -> None:
     ],
 )
 @pytest.mark.parametrize("source", ["tensor", "Dataset", "DataLoader"])
-def test_the_mean_is_of_what_is_observed(likelihood: str, binarize: Any, expected: Any, source: str) -> None:
-    """In expectation: nothing is drawn, so a dynamic binarization starts at the grey levels' own mean."""
+def test_the_mean_is_of_what_is_observed(
+    likelihood: str, binarize: Any, expected: Any, source: str
+) -> None:
+    """In expectation: nothing is drawn, so a dynamic binarization starts at the grey levels' own
+    mean.
+    """
     levels = likelihood == "Binomial" or isinstance(binarize, Dequantize)
     x = (16 * grey()).round() if levels else grey()
     if binarize == "threshold":  # once, which a Dataset can't be
         source = "tensor"
-    data: Any = {"tensor": x, "Dataset": TensorDataset(x), "DataLoader": DataLoader(TensorDataset(x), 20)}[source]
+    data: Any = {
+        "tensor": x,
+        "Dataset": TensorDataset(x),
+        "DataLoader": DataLoader(TensorDataset(x), 20),
+    }[source]
     model, guide = pair(likelihood, **({"levels": 17} if likelihood == "Binomial" else {}))
     fit(model, guide, data, binarize=binarize, **STILL)
     assert_at(model, expected(x).mean(0))
@@ -117,7 +129,9 @@ def test_the_command_lines_rows_are_those_it_trains_on(fraction: float) -> None:
 
 
 def test_one_start() -> None:
-    """Not at a second training, not where one goes on, not in a copy or a stored pair; and a start by hand is one."""
+    """Not at a second training, not where one goes on, not in a copy or a stored pair; and a start
+    by hand is one.
+    """
     x, other = (grey() > 0.3).float(), (grey(seed=1) > 0.6).float()
     states: list[TrainingState] = []
 
@@ -136,7 +150,14 @@ def test_one_start() -> None:
     assert_at(stored, x.mean(0))
 
     resumed, resumed_guide = pair()
-    fit(resumed, resumed_guide, x, callbacks=[keep], resume=states[0], **STILL | {"num_steps": 2, "batch_size": 90})
+    fit(
+        resumed,
+        resumed_guide,
+        x,
+        callbacks=[keep],
+        resume=states[0],
+        **STILL | {"num_steps": 2, "batch_size": 90},
+    )
     assert_at(resumed, x.mean(0))
     fit(resumed, resumed_guide, other, **STILL)
     assert_at(resumed, x.mean(0))
@@ -161,7 +182,9 @@ def test_a_checkpoint_without_the_mark_is_one_of_a_training() -> None:
     x = (grey() > 0.3).float()
     model, guide = pair()
     model.likelihood.start_at_mean(x.mean(0))
-    held = {name: value for name, value in model.state_dict().items() if not name.endswith("started")}
+    held = {
+        name: value for name, value in model.state_dict().items() if not name.endswith("started")
+    }
     again, _ = pair()
     again.load_state_dict(held)
     fit(again, guide, 1 - x, **STILL)
@@ -171,7 +194,9 @@ def test_a_checkpoint_without_the_mark_is_one_of_a_training() -> None:
 def test_without_output_bias_nothing_starts_and_nothing_is_added() -> None:
     model, guide = pair(output_bias=None)
     before = bias(model).clone()
-    assert not model.likelihood.waits_for_data and not any("started" in name for name in model.state_dict())
+    assert not model.likelihood.waits_for_data and not any(
+        "started" in name for name in model.state_dict()
+    )
     fit(model, guide, grey(), binarize="dynamic", **STILL)
     torch.testing.assert_close(bias(model), before, rtol=0, atol=1e-6)
 
@@ -191,7 +216,9 @@ def test_a_likelihood_that_knows_no_mean_says_so() -> None:
 
 
 def test_every_part_that_waits_is_called_once() -> None:
-    """Pseudo-inputs at images, the bias at the mean; the model's own parts by the same protocol, a user's too."""
+    """Pseudo-inputs at images, the bias at the mean; the model's own parts by the same protocol, a
+    user's too.
+    """
 
     class Scale(nn.Module):
         waits_for_data = True
@@ -216,12 +243,18 @@ def test_every_part_that_waits_is_called_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["tensor", "Dataset"])
-def test_the_sample_of_a_large_set_is_a_random_part_of_it(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a set in the order of its classes some of each class, all of them images of the set, none of them twice."""
+def test_the_sample_of_a_large_set_is_a_random_part_of_it(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a set in the order of its classes some of each class, all of them images of the set, none
+    of them twice.
+    """
     monkeypatch.setattr(data_init, "MOST_IMAGES", 200)
     x = torch.arange(1000.0).reshape(-1, 1)
     source = make_source(x if kind == "tensor" else TensorDataset(x), {}, 30, torch.device("cpu"))
-    first, again, other = (data_init.TrainingImages(Pair.of(*pair()), source, None, seed).sample for seed in (0, 0, 1))
+    first, again, other = (
+        data_init.TrainingImages(Pair.of(*pair()), source, None, seed).sample for seed in (0, 0, 1)
+    )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 200 <= len(first) < 230 and len(first.unique()) == len(first)
     assert abs(float(first.mean()) - 500) < 4 * 289 / 200**0.5
@@ -230,7 +263,9 @@ def test_the_sample_of_a_large_set_is_a_random_part_of_it(kind: str, monkeypatch
 def test_a_mixture_starts_at_clusters_of_the_images_that_are_trained_on() -> None:
     random = torch.Generator().manual_seed(0)
     centres = torch.tensor([-4.0, 0.0, 4.0])
-    x = centres[torch.arange(60) % 3].reshape(-1, 1, 1, 1) + 0.1 * torch.randn(60, *SHAPE, generator=random)
+    x = centres[torch.arange(60) % 3].reshape(-1, 1, 1, 1) + 0.1 * torch.randn(
+        60, *SHAPE, generator=random
+    )
     model = models.GaussianMixture(SHAPE, components=3)
     fit(model, guides.Empty(), x, x_valid=x + 100.0, **STILL)
     found = model.loc.detach().mean(1).sort().values

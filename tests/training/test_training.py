@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
-from pyro_vae import Diverged, EarlyStopping, UserError, check_pair, fit, guides, log_marginal, models
+from pyro_vae import (
+    Diverged,
+    EarlyStopping,
+    UserError,
+    check_pair,
+    fit,
+    guides,
+    log_marginal,
+    models,
+)
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
@@ -32,12 +41,26 @@ from tests.support.training import CPU, QUICK, Images, X, our_pair, same, state_
 
 
 @pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO"])
-@pytest.mark.parametrize("make", [our_pair, lambda: fresh("PyroModules")], ids=["ours", "PyroModules"])
+@pytest.mark.parametrize(
+    "make", [our_pair, lambda: fresh("PyroModules")], ids=["ours", "PyroModules"]
+)
 def test_twenty_steps_are_those_of_svi(make: Callable[[], tuple[Any, Any]], objective: str) -> None:
-    """The same noise and batches, the loss divided by the batch: the parameters of stock SVI (issue 2, law 7)."""
+    """The same noise and batches, the loss divided by the batch: the parameters of stock SVI (issue
+    2, law 7).
+    """
     model, guide = make()
     other_model, other_guide = copy.deepcopy(model), copy.deepcopy(guide)
-    fit(model, guide, X, objective=objective, num_steps=20, schedule="constant", learning_rate=0.01, seed=4, **QUICK)
+    fit(
+        model,
+        guide,
+        X,
+        objective=objective,
+        num_steps=20,
+        schedule="constant",
+        learning_rate=0.01,
+        seed=4,
+        **QUICK,
+    )
 
     def per_image(program: Any) -> Any:
         return poutine.scale(program, scale=1 / 16)
@@ -45,10 +68,14 @@ def test_twenty_steps_are_those_of_svi(make: Callable[[], tuple[Any, Any]], obje
     source = make_source(X, {}, 16, CPU)
     pyro.clear_param_store()
     try:
-        if make is not our_pair:  # both call their network `net`, which SVI's one global store can't hold apart
+        if (
+            make is not our_pair
+        ):  # both call their network `net`, which SVI's one global store can't hold apart
             other_guide = Renamed(other_guide)
         loss = getattr(infer, objective)()
-        svi = infer.SVI(per_image(other_model), per_image(other_guide), pyro.optim.Adam({"lr": 0.01}), loss)
+        svi = infer.SVI(
+            per_image(other_model), per_image(other_guide), pyro.optim.Adam({"lr": 0.01}), loss
+        )
         with torch.random.fork_rng():
             torch.manual_seed(4)
             batches = [x for epoch in range(1, 8) for x, _ in source.shuffled(4, epoch)][:20]
@@ -81,7 +108,9 @@ def test_predictive_and_trace_work_on_our_programs() -> None:
     assert drawn["z"].shape == (6, 48, 2)
     prior = infer.Predictive(model, num_samples=3)(None, size=10)
     assert prior["x"].shape == (3, 10, PIXELS) and prior["z"].shape == (3, 10, 2)
-    trace = poutine.trace(poutine.replay(model, trace=poutine.trace(guide).get_trace(X))).get_trace(X)
+    trace = poutine.trace(poutine.replay(model, trace=poutine.trace(guide).get_trace(X))).get_trace(
+        X
+    )
     trace.compute_log_prob()
     assert trace.nodes["x"]["log_prob"].shape == trace.nodes["z"]["log_prob"].shape == (48,)
     pyro.clear_param_store()
@@ -144,7 +173,9 @@ def test_the_callers_state_is_restored_after_an_error() -> None:
 
 
 def test_interleaved_fits_do_not_touch_each_other() -> None:
-    """A callback of the first trains another pair after every epoch: the first ends where it ends alone."""
+    """A callback of the first trains another pair after every epoch: the first ends where it ends
+    alone.
+    """
     alone, first, second = our_pair(), our_pair(), our_pair(1)
     fit(*alone, X, num_epochs=3, seed=5, **QUICK)
     kept = state_of(*second)
@@ -177,7 +208,9 @@ def test_batchnorm_learns_in_fit_alone(tier: str) -> None:
     fit(model, guide, x, num_epochs=2, x_valid=x, **{**QUICK, "compile": tier})
     after = statistics()
     counts = [int(b) for b in after if b.dim() == 0 and not b.is_floating_point()]
-    assert counts and set(counts) == {4}  # 33 images in batches of 16: 2 steps an epoch, and nothing else ran
+    assert counts and set(counts) == {
+        4
+    }  # 33 images in batches of 16: 2 steps an epoch, and nothing else ran
     moved = [not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.dim()]
     assert sum(moved) >= 4
 
@@ -187,7 +220,10 @@ def test_batchnorm_learns_in_fit_alone(tier: str) -> None:
 
 def steps_seen(num_images: int, batch_size: int) -> list[int]:
     """The sizes of one epoch's batches."""
-    return [len(x) for x, _ in make_source(torch.zeros(num_images, 2), {}, batch_size, CPU).shuffled(0, 1)]
+    return [
+        len(x)
+        for x, _ in make_source(torch.zeros(num_images, 2), {}, batch_size, CPU).shuffled(0, 1)
+    ]
 
 
 def test_a_last_image_alone_joins_the_batch_before() -> None:
@@ -214,14 +250,19 @@ def test_batches_are_the_same_however_many_a_gather_brings(
     monkeypatch: pytest.MonkeyPatch, num_bytes: int, own_index: bool
 ) -> None:
     monkeypatch.setattr("pyro_vae.data.loaders.GATHERED", num_bytes)
-    fields = {"y": torch.arange(47) * 2.0, **({"index": 100 - torch.arange(47)} if own_index else {})}
+    fields = {
+        "y": torch.arange(47) * 2.0,
+        **({"index": 100 - torch.arange(47)} if own_index else {}),
+    }
     source = Resident(torch.arange(47).float().unsqueeze(-1), fields, 16, CPU)
     for skip in (0, 1, 3):
         found = list(source.shuffled(3, 2, skip))
         assert [len(x) for x, _ in found] == [16, 16, 15][skip:]
         for rows, (x, named) in zip(source.rows(3, 2, skip), found, strict=True):
             assert torch.equal(x, source.x[rows])
-            assert set(named) == {"y", "index"} and all(torch.equal(named[n], source.fields[n][rows]) for n in named)
+            assert set(named) == {"y", "index"} and all(
+                torch.equal(named[n], source.fields[n][rows]) for n in named
+            )
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -266,7 +307,9 @@ def test_a_dataset_gives_the_same_as_its_tensors(form: str) -> None:
     first = fit(*tensors, X, num_epochs=2, x_valid=X, seed=2, **QUICK)
     second = fit(*streamed, Images(form), num_epochs=2, x_valid=Images(form), seed=2, **QUICK)
     assert same(state_of(*tensors), state_of(*streamed))
-    assert first.train == second.train and first.valid[-1].elbo == pytest.approx(second.valid[-1].elbo, abs=1e-5)
+    assert first.train == second.train and first.valid[-1].elbo == pytest.approx(
+        second.valid[-1].elbo, abs=1e-5
+    )
 
 
 def test_a_dataset_tells_fields_and_index() -> None:
@@ -277,7 +320,14 @@ def test_a_dataset_tells_fields_and_index() -> None:
 
 
 def test_a_dataset_may_have_a_resident_validation_set() -> None:
-    history = fit(Spy(), Guide(), Images("dict"), num_epochs=1, x_valid={"x": X[:10], "y": torch.arange(10)}, **QUICK)
+    history = fit(
+        Spy(),
+        Guide(),
+        Images("dict"),
+        num_epochs=1,
+        x_valid={"x": X[:10], "y": torch.arange(10)},
+        **QUICK,
+    )
     assert len(history.valid) == 1
 
 
@@ -291,7 +341,9 @@ def test_a_dataloader_keeps_its_own_order() -> None:
 
 
 def test_a_dataloader_knows_no_index() -> None:
-    with pytest.raises(UserError, match="wants the field 'index', which a DataLoader does not tell"):
+    with pytest.raises(
+        UserError, match="wants the field 'index', which a DataLoader does not tell"
+    ):
         fit(Spy(), Guide(), DataLoader(Images("pair"), batch_size=16), **QUICK)
 
 
@@ -319,8 +371,13 @@ def test_early_stopping_keeps_the_best_epoch() -> None:
     )  # fmt: skip
     best = max(range(len(history.valid)), key=lambda epoch: history.valid[epoch].elbo)
     assert stopping.best == history.valid[best]
-    assert len(history.valid) == best + 3 < 60 and history.stopped == f"EarlyStopping after epoch {best + 3}"
-    assert same(states[best], state_of(model, guide)) and not same(states[-1], state_of(model, guide))
+    assert (
+        len(history.valid) == best + 3 < 60
+        and history.stopped == f"EarlyStopping after epoch {best + 3}"
+    )
+    assert same(states[best], state_of(model, guide)) and not same(
+        states[-1], state_of(model, guide)
+    )
 
 
 def test_early_stopping_needs_a_validation_set() -> None:
@@ -380,7 +437,9 @@ def test_the_warmup_reaches_a_replayed_graph() -> None:
 
 
 def test_figures_are_nats_per_image() -> None:
-    """``loss`` is the weighted objective; ``elbo`` is reconstruction − kl at weight 1; on the whole set."""
+    """``loss`` is the weighted objective; ``elbo`` is reconstruction − kl at weight 1; on the whole
+    set.
+    """
     history = fit(*our_pair(), X, num_epochs=2, kl_weight=0.25, x_valid=X, **QUICK)
     for record in (*history.train, *history.valid):
         assert record.elbo == pytest.approx(record.reconstruction - record.kl, abs=1e-9)
@@ -400,9 +459,23 @@ def test_the_gradient_is_clipped() -> None:
     """Plain SGD at rate 1: a step's length is the clipped norm, at most."""
     model, guide = our_pair()
     before = state_of(model, guide)
-    fit(model, guide, X, num_steps=1, optimizer="SGD", learning_rate=1.0, schedule="constant", grad_clip=1e-3, **QUICK)
+    fit(
+        model,
+        guide,
+        X,
+        num_steps=1,
+        optimizer="SGD",
+        learning_rate=1.0,
+        schedule="constant",
+        grad_clip=1e-3,
+        **QUICK,
+    )
     step = (
-        torch.stack([(a - b).square().sum() for a, b in zip(before, state_of(model, guide), strict=True)]).sum().sqrt()
+        torch.stack(
+            [(a - b).square().sum() for a, b in zip(before, state_of(model, guide), strict=True)]
+        )
+        .sum()
+        .sqrt()
     )
     assert float(step) == pytest.approx(1e-3, rel=0.01)
 
@@ -425,7 +498,9 @@ def test_the_schedule_sets_the_rate(schedule: str) -> None:
         ),
         "Linear(final=0.3)": lambda t: 1 - 0.7 * t,
         "Geometric(stages=2)": lambda t: 1.0 if t < 0.25 else 0.1,
-        "geometric": lambda t: 10 ** (-next(i for i in range(8) if t * 3280 < (3 ** (i + 1) - 1) / 2) / 7),
+        "geometric": lambda t: (
+            10 ** (-next(i for i in range(8) if t * 3280 < (3 ** (i + 1) - 1) / 2) / 7)
+        ),
     }
     rates: list[float] = []
 
@@ -434,7 +509,15 @@ def test_the_schedule_sets_the_rate(schedule: str) -> None:
             rates.append(self.param_groups[0]["lr"])
             return super().step(closure)
 
-    fit(*our_pair(), X, num_steps=8, optimizer=Recorded, learning_rate=0.1, schedule=schedule, **QUICK)
+    fit(
+        *our_pair(),
+        X,
+        num_steps=8,
+        optimizer=Recorded,
+        learning_rate=0.1,
+        schedule=schedule,
+        **QUICK,
+    )
     assert rates == pytest.approx([0.1 * factors[schedule](step / 8) for step in range(8)])
 
 
@@ -446,12 +529,24 @@ def test_the_schedule_sets_the_rate(schedule: str) -> None:
 def test_optimisers(optimizer: Any) -> None:
     pair = our_pair()
     before = state_of(*pair)
-    history = fit(*pair, X, num_epochs=4, optimizer=optimizer, learning_rate=0.01, schedule="constant", **QUICK)
+    history = fit(
+        *pair,
+        X,
+        num_epochs=4,
+        optimizer=optimizer,
+        learning_rate=0.01,
+        schedule="constant",
+        **QUICK,
+    )
     assert history.train[-1].loss < history.train[0].loss and not same(before, state_of(*pair))
 
 
-@pytest.mark.parametrize(("steps", "records"), [(7, [3, 7]), (6, [3, 6]), (5, [5]), (3, [3]), (2, [2])])
-def test_steps_win_over_epochs_and_a_cut_pass_joins_the_one_before(steps: int, records: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("steps", "records"), [(7, [3, 7]), (6, [3, 6]), (5, [5]), (3, [3]), (2, [2])]
+)
+def test_steps_win_over_epochs_and_a_cut_pass_joins_the_one_before(
+    steps: int, records: list[int]
+) -> None:
     history = fit(*our_pair(), X, num_epochs=50, num_steps=steps, **QUICK)
     assert history.num_steps == steps and [r.step for r in history.train] == records
 
@@ -461,7 +556,9 @@ def test_a_batch_larger_than_the_set_is_the_set() -> None:
 
 
 def test_a_huge_learning_rate_diverges_in_words() -> None:
-    model = models.GenerativeModel(models.StandardNormal(2), models.Gaussian(2, (PIXELS,), hidden=(8,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Gaussian(2, (PIXELS,), hidden=(8,))
+    )
     with pytest.raises(Diverged, match=r"the loss is (nan|inf) in epoch \d+ .*learning rate"):
         fit(
             model, guides.MeanField((PIXELS,), 2, hidden=(8,)), X, num_epochs=40, learning_rate=1e6, schedule="constant",
@@ -544,9 +641,15 @@ def test_binary_bytes_are_their_own_probabilities() -> None:
     """Images of 0 and 1 in uint8 are binary, not almost black; NumPy's bytes are torch's."""
     plain, drawn, array = our_pair(), our_pair(), our_pair()
     history = fit(*plain, X, num_epochs=2, **QUICK)
-    assert fit(*drawn, X.to(torch.uint8), binarize="threshold", num_epochs=2, **QUICK).train == history.train
     assert (
-        fit(*array, X.to(torch.uint8).numpy() * 255, binarize="threshold", num_epochs=2, **QUICK).train == history.train
+        fit(*drawn, X.to(torch.uint8), binarize="threshold", num_epochs=2, **QUICK).train
+        == history.train
+    )
+    assert (
+        fit(
+            *array, X.to(torch.uint8).numpy() * 255, binarize="threshold", num_epochs=2, **QUICK
+        ).train
+        == history.train
     )
 
 
@@ -565,7 +668,9 @@ def test_nothing_to_train_is_an_error() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z.sum(-1, keepdim=True).expand(len(x), 12), 1.0).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -597,7 +702,8 @@ class CountReads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(func)
         self.reads += any(
-            word in name for word in ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "equal.")
+            word in name
+            for word in ("_local_scalar_dense", "aten.item", "nonzero", "is_nonzero", "equal.")
         )
         return func(*args, **(kwargs or {}))
 
@@ -609,7 +715,15 @@ def test_the_host_reads_once_an_epoch(form: str) -> None:
     def reads(num_images: int) -> int:
         model, guide = our_pair() if form == "ours" else fresh(form)
         with CountReads() as counter:
-            fit(model, guide, binary_images(num_images), num_epochs=2, grad_clip=1.0, kl_warmup=1, **QUICK)
+            fit(
+                model,
+                guide,
+                binary_images(num_images),
+                num_epochs=2,
+                grad_clip=1.0,
+                kl_warmup=1,
+                **QUICK,
+            )
         return counter.reads
 
     assert reads(32) == reads(160)

@@ -1,4 +1,6 @@
-"""A training taken up again from any step is the training that was never stopped; what is not that training is refused."""
+"""A training taken up again from any step is the training that was never stopped; what is not that
+training is refused.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def batchnorm_pair() -> tuple[Any, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         arguments: dict[str, Any] = {"net": "Conv", "channels": (3,)}
-        model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (1, 4, 3), **arguments))
+        model = models.GenerativeModel(
+            models.StandardNormal(2), models.Bernoulli(2, (1, 4, 3), **arguments)
+        )
         return model, guides.MeanField((1, 4, 3), 2, **arguments)
 
 
@@ -72,19 +76,26 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], dict[str, Any]]] = {
     "bound methods": (lambda: fresh("bound methods"), {}),
     "functions": (lambda: fresh("functions"), {}),
     "PyroParams": (lambda: fresh("PyroParams"), {}),
-    "BatchNorm": (batchnorm_pair, {"data": X.reshape(-1, 1, 4, 3), "x_valid": X[:20].reshape(-1, 1, 4, 3)}),
+    "BatchNorm": (
+        batchnorm_pair,
+        {"data": X.reshape(-1, 1, 4, 3), "x_valid": X[:20].reshape(-1, 1, 4, 3)},
+    ),
 }
 
 
 INDUCTOR = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(missing_compiler(CPU)), reason=missing_compiler(CPU) or "there is a compiler"),
+    pytest.mark.skipif(
+        bool(missing_compiler(CPU)), reason=missing_compiler(CPU) or "there is a compiler"
+    ),
 ]
 
 
 @pytest.mark.parametrize("case", [*CASES, pytest.param("inductor", marks=INDUCTOR)])
 def test_a_resumed_training_is_the_whole_one(case: str) -> None:
-    """From the first epoch, an epoch's end and the last pass: parameters, buffers, optimiser and records, to the last bit."""
+    """From the first epoch, an epoch's end and the last pass: parameters, buffers, optimiser and
+    records, to the last bit.
+    """
     make, options = CASES.get(case, (our_pair, {"compile": case}))
     options = {**LONG, **options}
     data = options.pop("data", X)
@@ -93,23 +104,42 @@ def test_a_resumed_training_is_the_whole_one(case: str) -> None:
     for step in (2, 6, 11):
         again, end = make(), Keep(14)
         torch.rand(3)  # what the caller has drawn does not matter
-        resumed = fit(*again, data, callbacks=[EarlyStopping(patience=99), end], resume=keep.states[step], **options)
+        resumed = fit(
+            *again,
+            data,
+            callbacks=[EarlyStopping(patience=99), end],
+            resume=keep.states[step],
+            **options,
+        )
         assert same(tensors(*whole), tensors(*again))
         assert resumed.train == history.train and resumed.valid == history.valid
         for part in ("optimizer", "random"):
             ours, theirs = (getattr(state.states[14].snapshot, part) for state in (end, keep))
             assert str(ours) == str(theirs)
-        assert len(resumed.resumed) == 1 and f"at step {step}" in resumed.resumed[0] and not history.resumed
+        assert (
+            len(resumed.resumed) == 1
+            and f"at step {step}" in resumed.resumed[0]
+            and not history.resumed
+        )
 
 
 def test_early_stopping_goes_on_counting() -> None:
-    options = {**QUICK, "num_epochs": 40, "schedule": "constant", "learning_rate": 0.1, "x_valid": 1 - X[:16]}
+    options = {
+        **QUICK,
+        "num_epochs": 40,
+        "schedule": "constant",
+        "learning_rate": 0.1,
+        "x_valid": 1 - X[:16],
+    }
     whole, keep = our_pair(), Keep(4)
     history = fit(*whole, X[:16], callbacks=[EarlyStopping(patience=5), keep], **options)
     again, stopping = our_pair(), EarlyStopping(patience=5)
     resumed = fit(*again, X[:16], callbacks=[stopping], resume=keep.states[4], **options)
     assert history.stopped and resumed.stopped == history.stopped and resumed.valid == history.valid
-    assert same(tensors(*whole), tensors(*again)) and stopping.best == resumed.valid[stopping.best.epoch - 1]  # type: ignore[union-attr]
+    assert (
+        same(tensors(*whole), tensors(*again))
+        and stopping.best == resumed.valid[stopping.best.epoch - 1]
+    )  # type: ignore[union-attr]
 
 
 def test_a_finished_training_stays_as_it_is() -> None:
@@ -118,7 +148,11 @@ def test_a_finished_training_stays_as_it_is() -> None:
     again = our_pair()
     ended: list[Any] = []
     resumed = fit(*again, X, callbacks=[ended.append], resume=keep.states[14], **LONG)
-    assert same(tensors(*whole), tensors(*again)) and resumed.train == history.train and len(ended) <= 1
+    assert (
+        same(tensors(*whole), tensors(*again))
+        and resumed.train == history.train
+        and len(ended) <= 1
+    )
 
 
 def test_an_epochs_end_gives_a_state_by_hand(tmp_path: Path) -> None:
@@ -133,11 +167,16 @@ def test_an_epochs_end_gives_a_state_by_hand(tmp_path: Path) -> None:
     assert same(tensors(*whole), tensors(*again))
 
 
-def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(tmp_path: Path) -> None:
+def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(
+    tmp_path: Path,
+) -> None:
     whole, again = our_pair(), our_pair()
     keep = Checkpoints(tmp_path, minutes=0)
     fit(*whole, X, callbacks=[keep], **LONG)
-    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == ["step-000000014", "step-000000014-2"]
+    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == [
+        "step-000000014",
+        "step-000000014-2",
+    ]
     assert len(checkpoint_files.complete(tmp_path, best=True)) == 1
     checkpoint_files.complete(tmp_path)[-1].write_bytes(b"")
     with pytest.warns(UserWarning, match="step-000000014.pt, is taken"):
@@ -159,7 +198,9 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], dict[str, Any]
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_new_calls_rate_wins(name: str) -> None:
-    """An optimiser that the caller makes is in the settings by its name alone: its numbers are those of today's."""
+    """An optimiser that the caller makes is in the settings by its name alone: its numbers are
+    those of today's.
+    """
     make, options = OPTIMIZERS[name]
     found: list[torch.optim.Optimizer] = []
 
@@ -176,25 +217,43 @@ def test_the_new_calls_rate_wins(name: str) -> None:
     fit(*again, X, callbacks=[Keep()], resume=state, **LONG | {"optimizer": optimizer(0.0, 0.1)})
     (group,) = found[-1].param_groups
     assert (group["lr"], group["initial_lr"], group["weight_decay"]) == (0.0, 0.0, 0.1)
-    for role, program in zip(("model", "guide"), again, strict=True):  # at a rate of 0 nothing moves
+    for role, program in zip(
+        ("model", "guide"), again, strict=True
+    ):  # at a rate of 0 nothing moves
         kept = state.snapshot.tensors[role]
         assert all(torch.equal(value, kept[name]) for name, value in program.state_dict().items())
 
 
 def test_a_matrix_and_its_transposed_view_survive_as_two(tmp_path: Path) -> None:
-    """They share their memory, shape and type; and what is one tensor under two names is written once."""
+    """They share their memory, shape and type; and what is one tensor under two names is written
+    once.
+    """
     model, guide = our_pair()
     square = torch.arange(9.0).reshape(3, 3)
-    for name, view in (("square", square), ("turned", square.t()), ("again", square), ("row", square[1])):
+    for name, view in (
+        ("square", square),
+        ("turned", square.t()),
+        ("again", square),
+        ("row", square[1]),
+    ):
         model.register_buffer(name, view)
     fit(model, guide, X, callbacks=[Checkpoints(tmp_path, minutes=0)], **LONG | {"num_steps": 3})
     held = checkpoint_files.newest(tmp_path).held.sections["model"]
-    for name, view in (("square", square), ("turned", square.t()), ("again", square), ("row", square[1])):
+    for name, view in (
+        ("square", square),
+        ("turned", square.t()),
+        ("again", square),
+        ("row", square[1]),
+    ):
         assert torch.equal(held[name], view)
     assert held["square"].data_ptr() == held["again"].data_ptr()
     other = our_pair()
     other[0].register_buffer("square", torch.zeros(3, 3))
-    for name, view in (("turned", torch.zeros(3, 3)), ("again", other[0].square), ("row", torch.zeros(3))):
+    for name, view in (
+        ("turned", torch.zeros(3, 3)),
+        ("again", other[0].square),
+        ("row", torch.zeros(3)),
+    ):
         other[0].register_buffer(name, view)
     fit(*other, X, resume=tmp_path, callbacks=[Checkpoints(tmp_path)], **LONG | {"num_steps": 3})
     assert torch.equal(other[0].square, square) and torch.equal(other[0].turned, square.t())
@@ -209,7 +268,10 @@ def test_going_back_to_an_earlier_state_sets_the_later_checkpoints_aside(tmp_pat
         return bool(end.train.epoch == 2)
 
     fit(*our_pair(), X, callbacks=[stop, Checkpoints(tmp_path, minutes=0)], resume=state, **LONG)
-    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == ["step-000000006", "step-000000006-2"]
+    assert [path.stem for path in checkpoint_files.complete(tmp_path)] == [
+        "step-000000006",
+        "step-000000006-2",
+    ]
     assert checkpoint_files.newest(tmp_path).held.sections["training"]["history"]["stopped"]
     assert any(path.name.startswith("step-000000014") for path in tmp_path.glob("*.superseded"))
 
@@ -294,7 +356,11 @@ def test_another_place_is_said_in_a_line() -> None:
     here = this_place(CPU, "graph")
     assert differences(here, here) == ""
     words = differences({**here, "threads": 9, "tier": "inductor"}, here)
-    assert "threads 9 there" in words and "tier inductor there, graph here" in words and "\n" not in words
+    assert (
+        "threads 9 there" in words
+        and "tier inductor there, graph here" in words
+        and "\n" not in words
+    )
     assert "GPU" in differences({**here, "device": "H100"}, {**here, "device": "H100"})
     assert str(Path.home()) not in str(here)
 

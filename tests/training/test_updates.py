@@ -1,4 +1,6 @@
-"""A training step is the optimiser's own on the loss's own gradients, in whatever form; one that is not finite leaves no trace."""
+"""A training step is the optimiser's own on the loss's own gradients, in whatever form; one that is
+not finite leaves no trace.
+"""
 
 import shutil
 
@@ -84,7 +86,9 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("grad_clip", [None, 0.5])
 @pytest.mark.parametrize(("optim", "options"), OPTIMIZERS)
-def test_every_form_is_the_plain_loop_to_the_last_bit(optim: str, options: dict, grad_clip: float | None) -> None:
+def test_every_form_is_the_plain_loop_to_the_last_bit(
+    optim: str, options: dict, grad_clip: float | None
+) -> None:
     expected = plain_loop(optim, grad_clip, **options)
     for tier in ("off", "graph"):
         step, parameters = step_in(tier, optim, grad_clip, **options)
@@ -97,7 +101,9 @@ def test_adam_written_out_is_torchs_own_in_float64() -> None:
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         values = [torch.randn(3, 2, dtype=torch.float64), torch.randn(5, dtype=torch.float64)]
         ours, theirs = ([torch.nn.Parameter(value.clone()) for value in values] for _ in range(2))
-        optim, own = (kind(p, lr=0.03, weight_decay=0.2, betas=(0.7, 0.95), eps=1e-3) for p in (theirs, ours))
+        optim, own = (
+            kind(p, lr=0.03, weight_decay=0.2, betas=(0.7, 0.95), eps=1e-3) for p in (theirs, ours)
+        )
         make_state(own)
         update = Update(own, ours, Health.on(CPU))
         for left_out in (0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0):
@@ -110,13 +116,17 @@ def test_adam_written_out_is_torchs_own_in_float64() -> None:
                 optim.step()
             with torch.no_grad():
                 written_adam(update, ours, gradients, torch.tensor(left_out))
-        assert all(torch.allclose(a, b, rtol=1e-13, atol=1e-14) for a, b in zip(ours, theirs, strict=True))
+        assert all(
+            torch.allclose(a, b, rtol=1e-13, atol=1e-14) for a, b in zip(ours, theirs, strict=True)
+        )
 
 
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize(("optim", "options", "grad_clip"), [(*OPTIMIZERS[1], 0.5)])
-def test_the_compiled_form_follows_the_plain_loop(optim: str, options: dict, grad_clip: float | None) -> None:
+def test_the_compiled_form_follows_the_plain_loop(
+    optim: str, options: dict, grad_clip: float | None
+) -> None:
     expected = plain_loop(optim, grad_clip, **options)
     step, parameters = step_in("inductor", optim, grad_clip, **options)
     assert isinstance(step, StagedStep) and step.inside
@@ -134,12 +144,19 @@ def poison(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("tier", "optim", "skip"),
     [
-        *((tier, optim, skip) for tier in ("off", "graph") for optim in ("Adam", "RMSprop") for skip in (False, True)),
+        *(
+            (tier, optim, skip)
+            for tier in ("off", "graph")
+            for optim in ("Adam", "RMSprop")
+            for skip in (False, True)
+        ),
         pytest.param("inductor", "Adam", True, marks=[needs_compiler, pytest.mark.slow]),
     ],
 )
 def test_a_step_that_is_not_finite_leaves_no_trace(tier: str, optim: str, skip: bool) -> None:
-    """Skipping: the parameters are those of a training without that batch; else those before it, whatever follows."""
+    """Skipping: the parameters are those of a training without that batch; else those before it,
+    whatever follows.
+    """
     fused = {"fused": True} if optim == "Adam" else {}
     results = []
     for poisoned in (True, False):
@@ -157,20 +174,28 @@ def test_a_step_that_is_not_finite_leaves_no_trace(tier: str, optim: str, skip: 
                 step.update.set_rate(1.0)
                 step(poison(images(16, i)) if i == 3 else images(16, i), fields)
         verdict = health.read()
-        assert (verdict.first_bad, verdict.num_bad > 0) == ((3, True) if poisoned else (None, False))
+        assert (verdict.first_bad, verdict.num_bad > 0) == (
+            (3, True) if poisoned else (None, False)
+        )
         results.append([p.detach().clone() for p in eager.parameters])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_the_kernel_is_called_directly_for_plain_adam_alone() -> None:
     """Its private name in torch is noticed here, where it is lost."""
-    for optim, options, inside in (("Adam", {"fused": True}, True), ("Adam", {}, False), ("RMSprop", {}, False)):
+    for optim, options, inside in (
+        ("Adam", {"fused": True}, True),
+        ("Adam", {}, False),
+        ("RMSprop", {}, False),
+    ):
         step = step_in("graph", optim, **options)[0]
         assert isinstance(step, StagedStep) and step.inside == inside, optim
     parameter = torch.nn.Parameter(torch.zeros(2))
     hooked = torch.optim.Adam([parameter], fused=True)
     assert is_plain_adam(hooked)
-    hooked.register_step_post_hook(lambda *_: None)  # of `step`, which the kernel's own call would pass over
+    hooked.register_step_post_hook(
+        lambda *_: None
+    )  # of `step`, which the kernel's own call would pass over
     for other in (
         torch.optim.SGD([parameter], lr=1.0),
         torch.optim.Adam([parameter], amsgrad=True, fused=True),
@@ -181,7 +206,10 @@ def test_the_kernel_is_called_directly_for_plain_adam_alone() -> None:
 
 def test_the_state_is_made_without_a_step() -> None:
     parameter = torch.nn.Parameter(torch.randn(4))
-    before, optim = parameter.detach().clone(), torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5, fused=True)
+    before, optim = (
+        parameter.detach().clone(),
+        torch.optim.AdamW([parameter], lr=0.1, weight_decay=0.5, fused=True),
+    )
     make_state(optim)
     assert torch.equal(parameter.detach(), before) and parameter.grad is None
     assert all(float(tensor.abs().sum()) == 0.0 for tensor in optim.state[parameter].values())
@@ -204,7 +232,9 @@ def test_gradients_are_at_hand_between_backward_and_update() -> None:
 
 def test_the_norm_is_that_of_all_gradients_together() -> None:
     gradients = [torch.randn(3, 4), torch.randn(7)]
-    assert torch.allclose(gradient_norm(gradients), torch.cat([g.flatten() for g in gradients]).norm())
+    assert torch.allclose(
+        gradient_norm(gradients), torch.cat([g.flatten() for g in gradients]).norm()
+    )
 
 
 def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
@@ -226,7 +256,9 @@ def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.Mon
 @pytest.mark.slow
 @pytest.mark.parametrize("net", ["MLP", "Conv"])
 def test_two_hundred_compiled_steps_follow_the_eager_ones(net: str) -> None:
-    """Losses within 1e-6 relative, parameters within 1e-5: ragged batches, a falling rate, clipping, KL warm-up."""
+    """Losses within 1e-6 relative, parameters within 1e-5: ragged batches, a falling rate,
+    clipping, KL warm-up.
+    """
     losses, parameters = [], []
     for tier in ("off", "inductor"):
         model, guide = small_pair(net)
@@ -246,12 +278,16 @@ def test_two_hundred_compiled_steps_follow_the_eager_ones(net: str) -> None:
         losses.append(torch.tensor([record.loss for record in history.train], dtype=torch.float64))
         parameters.append([p.detach() for p in (*model.parameters(), *guide.parameters())])
     assert float(((losses[1] - losses[0]) / losses[0]).abs().max()) < 1e-6
-    if net == "MLP":  # a bias before a BatchNorm has gradient 0, and Adam normalises its rounding noise
+    if (
+        net == "MLP"
+    ):  # a bias before a BatchNorm has gradient 0, and Adam normalises its rounding noise
         assert max(float((a - b).abs().max()) for a, b in zip(*parameters, strict=True)) < 1e-5
 
 
 def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
-    """With the step itself for its replay: rows are gathered, odd batches take the inner step, the state is put back."""
+    """With the step itself for its replay: rows are gathered, odd batches take the inner step, the
+    state is put back.
+    """
     results = []
     for captured in (False, True):
         eager, _, _ = step_of("MLP")
@@ -276,12 +312,21 @@ def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device, and there is none")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="CUDA graphs need a CUDA device, and there is none"
+)
 def test_on_cuda_the_step_is_one_graph_whose_noise_goes_on() -> None:
     torch.manual_seed(0)
     model, guide = small_pair()
     history = fit(
-        model, guide, images(200), num_steps=60, batch_size=40, compile="graph", device="cuda", progress=False
+        model,
+        guide,
+        images(200),
+        num_steps=60,
+        batch_size=40,
+        compile="graph",
+        device="cuda",
+        progress=False,
     )
     assert "CUDA graph" in history.note
     assert len({record.loss for record in history.train}) == len(history.train)
@@ -295,18 +340,24 @@ LAYOUTS = {
     "sliced": lambda x, w: x @ w[::2].t().repeat(1, 2),
     "permuted": lambda x, w: x @ w.reshape(2, 3, 2).permute(2, 0, 1).reshape(2, 6),
 }
-"""Uses of a (6, 2) weight whose gradient comes in another memory layout than the weight's, beside some that do not."""
+"""Uses of a (6, 2) weight whose gradient comes in another memory layout than the weight's, beside
+some that do not.
+"""
 
 
 class Weighted(torch.nn.Module):
-    """Three such weights, two of which are added up and so share one gradient, and a transposed parameter."""
+    """Three such weights, two of which are added up and so share one gradient, and a transposed
+    parameter.
+    """
 
     def __init__(self, use: str) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
 
         def weight(*size: int) -> torch.nn.Parameter:
-            return torch.nn.Parameter(0.3 * torch.randn(*size, generator=generator, dtype=torch.float64))
+            return torch.nn.Parameter(
+                0.3 * torch.randn(*size, generator=generator, dtype=torch.float64)
+            )
 
         self.use, self.first, self.second = use, weight(6, 2), weight(6, 2)
         self.turned = torch.nn.Parameter(weight(2, 6).detach().t())
@@ -329,12 +380,29 @@ class Weighted(torch.nn.Module):
 @pytest.mark.parametrize("tier", ["off", "graph"])
 @pytest.mark.parametrize("optim", ["Adam", "AdamW", "SGD", "Adagrad", "RMSprop"])
 @pytest.mark.parametrize("use", LAYOUTS)
-def test_a_gradient_in_another_layout_than_its_parameters_trains_as_in_torch(use: str, optim: str, tier: str) -> None:
+def test_a_gradient_in_another_layout_than_its_parameters_trains_as_in_torch(
+    use: str, optim: str, tier: str
+) -> None:
     """Against Pyro's ELBO, ``backward``, torch's clipping and its optimiser's plain loop."""
     x = torch.randn(16, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     ours, theirs = Weighted(use), Weighted(use)
-    options = {"num_steps": 5, "batch_size": 16, "learning_rate": 0.05, "schedule": "constant", "grad_clip": 2.0}
-    history = fit(ours.model, ours.guide, x, "Trace_ELBO", optimizer=optim, compile=tier, progress=False, **options)  # type: ignore[arg-type]
+    options = {
+        "num_steps": 5,
+        "batch_size": 16,
+        "learning_rate": 0.05,
+        "schedule": "constant",
+        "grad_clip": 2.0,
+    }
+    history = fit(
+        ours.model,
+        ours.guide,
+        x,
+        "Trace_ELBO",
+        optimizer=optim,
+        compile=tier,
+        progress=False,
+        **options,
+    )  # type: ignore[arg-type]
     assert history.compile == tier, history.note
     optimizer = getattr(torch.optim, optim)(theirs.parameters(), lr=0.05, foreach=False)
     order = Resident(x, {}, 16, CPU)
@@ -342,7 +410,9 @@ def test_a_gradient_in_another_layout_than_its_parameters_trains_as_in_torch(use
     for epoch in range(1, 6):
         ((batch, _),) = order.shuffled(0, epoch)
         optimizer.zero_grad()
-        (pyro.infer.Trace_ELBO().differentiable_loss(theirs.model, theirs.guide, batch) / 16).backward()
+        (
+            pyro.infer.Trace_ELBO().differentiable_loss(theirs.model, theirs.guide, batch) / 16
+        ).backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 2.0)
         optimizer.step()
     pyro.clear_param_store()
@@ -351,7 +421,9 @@ def test_a_gradient_in_another_layout_than_its_parameters_trains_as_in_torch(use
 
 
 def test_a_parameter_that_a_step_does_not_reach_gets_no_update() -> None:
-    """Adam would move it by its momentum, AdamW by its decay; torch leaves out what has no gradient."""
+    """Adam would move it by its momentum, AdamW by its decay; torch leaves out what has no
+    gradient.
+    """
 
     class Sometimes(Weighted):
         def model(self, x: Tensor) -> None:
@@ -366,18 +438,24 @@ def test_a_parameter_that_a_step_does_not_reach_gets_no_update() -> None:
         v, moved = Sometimes("einsum"), []
         seen = [v.first.detach().clone(), v.second.detach().clone()]
 
-        def watch(_: object, v: Weighted = v, seen: list[Tensor] = seen, moved: list[bool] = moved) -> None:
+        def watch(
+            _: object, v: Weighted = v, seen: list[Tensor] = seen, moved: list[bool] = moved
+        ) -> None:
             moved.append(torch.equal(v.turned, Weighted("einsum").turned))
 
         fit(v.model, v.guide, x, "Trace_ELBO", num_steps=4, batch_size=16, optimizer="AdamW(weight_decay=0.5)",
             learning_rate=0.1, compile=tier, callbacks=[watch], progress=False)  # fmt: skip
         assert moved == [True, True], "in no step reached"
-        assert not torch.equal(v.first, seen[0]) and not torch.equal(v.second, seen[1]), "each by its own batches"
+        assert not torch.equal(v.first, seen[0]) and not torch.equal(v.second, seen[1]), (
+            "each by its own batches"
+        )
 
 
 @pytest.mark.parametrize("optim", ["SGD(momentum=0.9)", "RMSprop", "AdamW(weight_decay=0.5)"])
 def test_no_gradient_of_a_step_before_is_used_again(optim: str) -> None:
-    """Batches of two sizes reach other parameters: in either form, as in torch, the others stay where they are."""
+    """Batches of two sizes reach other parameters: in either form, as in torch, the others stay
+    where they are.
+    """
 
     class Sometimes(Weighted):
         def model(self, x: Tensor) -> None:
@@ -400,7 +478,9 @@ def test_no_gradient_of_a_step_before_is_used_again(optim: str) -> None:
 
 @pytest.mark.parametrize("tier", ["off", "graph"])
 def test_each_gradient_has_memory_of_its_own(tier: str) -> None:
-    """An optimiser that changes them in place changes each once; autograd gives those of a + b as one tensor."""
+    """An optimiser that changes them in place changes each once; autograd gives those of a + b as
+    one tensor.
+    """
 
     class Halved(torch.optim.SGD):
         def step(self, closure: object = None) -> None:
@@ -413,7 +493,9 @@ def test_each_gradient_has_memory_of_its_own(tier: str) -> None:
 
         def __init__(self) -> None:
             super().__init__("einsum")
-            self.bias, self.rest = (torch.nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in "ab")
+            self.bias, self.rest = (
+                torch.nn.Parameter(torch.zeros(6, dtype=torch.float64)) for _ in "ab"
+            )
 
         def model(self, x: Tensor) -> None:
             super().model(x - (self.bias + self.rest))
@@ -431,7 +513,18 @@ def test_each_gradient_has_memory_of_its_own(tier: str) -> None:
 
 def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
     v, called = Weighted("einsum"), []
-    v.first.register_post_accumulate_grad_hook(lambda parameter: called.append(parameter.grad is not None))
+    v.first.register_post_accumulate_grad_hook(
+        lambda parameter: called.append(parameter.grad is not None)
+    )
     x = torch.randn(16, 6, dtype=torch.float64)
-    history = fit(v.model, v.guide, x, "Trace_ELBO", num_steps=3, batch_size=16, compile="graph", progress=False)
+    history = fit(
+        v.model,
+        v.guide,
+        x,
+        "Trace_ELBO",
+        num_steps=3,
+        batch_size=16,
+        compile="graph",
+        progress=False,
+    )
     assert history.compile == "off" and "hook" in history.note and called.count(True) == 3

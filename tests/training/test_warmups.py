@@ -1,4 +1,6 @@
-"""KL warm-ups: their shares of β step by step, how they are written, and that training and the command line follow them."""
+"""KL warm-ups: their shares of β step by step, how they are written, and that training and the
+command line follow them.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_linear_rises_over_its_epochs() -> None:
 
 
 def test_cyclical_is_the_papers_formula() -> None:
-    """β_t = min(1, τ / R), τ = mod(t, T/M) / (T/M): M equal cycles, each from 0, and 1 from its share R on."""
+    """β_t = min(1, τ / R), τ = mod(t, T/M) / (T/M): M equal cycles, each from 0, and 1 from its
+    share R on.
+    """
     total, cycles, ramp = 40, 4, 0.5
     found = shares(Cyclical(cycles, ramp), total)
     assert found == pytest.approx([min(1.0, (step % 10) / 10 / ramp) for step in range(total)])
@@ -79,7 +83,9 @@ def test_what_it_can_not_be(spec: Any, sentence: str) -> None:
 
 
 def test_training_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """β · share at each step, in the buffer that the step reads; a replayed graph trains to the same parameters."""
+    """β · share at each step, in the buffer that the step reads; a replayed graph trains to the
+    same parameters.
+    """
     seen: list[float] = []
     original = TrainStep.__call__
 
@@ -87,7 +93,13 @@ def test_training_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(float(self.loss.kl_weight))
         return original(self, x, fields)
 
-    options = {"num_steps": 8, "batch_size": 10, "kl_weight": 0.5, "progress": False, "device": "cpu"}
+    options = {
+        "num_steps": 8,
+        "batch_size": 10,
+        "kl_weight": 0.5,
+        "progress": False,
+        "device": "cpu",
+    }
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "__call__", compute)
         model, guide = fresh("PyroModules")
