@@ -1,8 +1,8 @@
-"""What is given as data becomes tensors: images, named fields, floating-point numbers."""
+"""What is given as data becomes tensors: images, floating-point numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,31 +42,6 @@ def as_images(data: Any, what: str = "x") -> Tensor:
             f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
         )
     return data.detach().contiguous()  # a traced program is one for these strides
-
-
-def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
-    """Named fields as tensors with one row an image."""
-    tensors = {}
-    for name, value in fields.items():
-        try:
-            tensors[name] = torch.as_tensor(value).contiguous()
-        except (TypeError, ValueError, RuntimeError):
-            dtype = getattr(value, "dtype", None)
-            what = (
-                f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
-            )
-            raise UserError(
-                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an "
-                "image (classes as whole numbers from 0)"
-            ) from None
-        if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
-            constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
-            raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are "
-                f"{num_images} images: expected one row an "
-                f"image{constant if isinstance(value, int | float) else ''}"
-            )
-    return tensors
 
 
 def as_float(x: Tensor) -> Tensor:

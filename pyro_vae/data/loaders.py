@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields, constants, merged
 from pyro_vae.rng import mix
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Part = tuple[int, int]
@@ -142,9 +143,19 @@ class Streamed(Source):
     """A torch Dataset or DataLoader: items are x, (x, y) or a dict with ``x`` and named fields."""
 
     def __init__(
-        self, data: Any, batch_size: int, device: torch.device, part: Part = (0, 1)
+        self,
+        data: Any,
+        batch_size: int,
+        device: torch.device,
+        part: Part = (0, 1),
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
-        self.device, self.part = device, part
+        self.device, self.part, self.constants = device, part, constants(fields or {})
+        if rows := sorted(merged(fields or {}).keys() - self.constants.keys()):
+            raise UserError(
+                f"fields ({', '.join(rows)}) can't be given beside a Dataset: let its items be "
+                "dicts that hold them"
+            )
         self._given = data if isinstance(data, DataLoader) else None
         self.dataset = data.dataset if isinstance(data, DataLoader) else data
         if not hasattr(self.dataset, "__len__"):
@@ -217,8 +228,10 @@ class Streamed(Source):
                 f"a batch of {type(self.dataset).__name__} is a {type(items).__name__}: expected "
                 "x, (x, y), or a dict with 'x' and named fields, all tensors"
             )
-        moved = {name: value.to(self.device) for name, value in items.items()}
-        return moved.pop("x"), moved
+        x = items["x"].to(self.device)
+        fields = {name: value for name, value in items.items() if name != "x"}
+        given = as_fields({**self.constants, **fields}, len(x))
+        return x, {name: value.to(self.device) for name, value in given.items()}
 
 
 def make_source(
@@ -233,12 +246,7 @@ def make_source(
     wrong with it.
     """
     if isinstance(data, DataLoader | Dataset):
-        if fields:
-            raise UserError(
-                f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be "
-                "dicts that hold them"
-            )
-        return Streamed(data, batch_size, device, part)
+        return Streamed(data, batch_size, device, part, fields)
     x = as_images(data, what)
     return Resident(x, as_fields(fields, len(x)), batch_size, device, part)
 
