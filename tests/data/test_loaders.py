@@ -131,7 +131,7 @@ def test_images_that_come_twice_are_not_scored(pair: tuple[Any, Any], sampler: A
     """The error bar would take them for independent; a training may weight its images so."""
     loader = DataLoader(TensorDataset(X), 8, sampler=sampler)
     for estimate in (scored, lambda pair, data: pv.ais(*pair, data, num_steps=2, num_chains=2)):
-        with pytest.raises(pv.UserError, match="replacement|some came twice"):
+        with pytest.raises(pv.UserError, match=r"replacement|some came twice"):
             estimate(pair, loader)
     trained(pair, loader)
 
