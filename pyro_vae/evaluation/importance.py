@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import ambient, distributed, registry
-from pyro_vae.data.loaders import Batch, Resident, Source, make_source
+from pyro_vae.data.loaders import Batch, Resident, Source, make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
@@ -115,10 +115,11 @@ def log_marginal(
             chain.from_iterable(group.gather(scorer.notes)),
         )
         known, said_of_it = scored.told(bits_offset)
+        said_of_it += work.source.counted(scored.num_images)
     said = {
         "estimator": EXACT if work.exact else f"IW-{num_samples}",
         "num_samples": num_samples,
-        "num_images": work.source.num_images,
+        "num_images": scored.num_images,
         **({} if work.exact else {"proposal": _words(drawn)}),
         "precision": in_words,
         **ambient.said(place),
@@ -186,8 +187,9 @@ def _prepare(
     """The images as a source, in tiles of one run of the model; a ``UserError`` where the number
     would not be log p(x).
     """
+    refuse_repeats(x)
     rows = rows_of(pair, place)
-    source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
+    source = _tiles_of(x, fields, tile_sizes(num_samples, rows)[1], place)
     images, named = next(source.in_order())
     structure = _refuse(pair, source, (images, named), proposal)
     exact = proposal.is_exact(structure)
@@ -195,8 +197,15 @@ def _prepare(
         exact or structure.summed
     ):  # each value of a site that is summed out is a row of the model as well
         rows = max(1, rows // prod(structure.summed.values()))
-        source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
+        source = _tiles_of(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
     return _Work(pair, source, (pair.cast(images), named), proposal, num_samples, seed, rows, exact)
+
+
+def _tiles_of(x: Any, fields: Mapping[str, Any], tile: int, place: torch.device) -> Source:
+    """In batches of one tile, those of a DataLoader too."""
+    source = make_source(x, fields, tile, place)
+    source.batch_size = tile
+    return source
 
 
 @contextmanager
