@@ -285,18 +285,12 @@ class Streamed(Source):
     def _indexed(self, batches: list[list[int]]) -> Iterator[Batch]:
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the
         # noise is that of tensors
-<<<<<<< HEAD
         generator = torch.Generator().manual_seed(0)
-        pinned = self.device.type == "cuda"  # which a copy beside the step needs
+        pinned = self.device.type == "cuda"  # from which a copy does not make the host wait
         loader = DataLoader(
             self.dataset, batch_sampler=batches, generator=generator, pin_memory=pinned
         )
-        for rows, items in zip(batches, loader, strict=True):
-            x, fields = self._unpack(items)
-=======
-        loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)
         for rows, (x, fields) in zip(batches, self._passed(loader), strict=True):
->>>>>>> main
             yield x, {**fields, "index": torch.tensor(rows, device=self.device)}
 
     def _passed(self, loader: DataLoader[Any]) -> Iterator[Batch]:
@@ -335,11 +329,8 @@ class Streamed(Source):
                 f"a batch of {self._name} has a {found} in the place of x: expected x, (x, y), or "
                 "a dict with 'x' and named fields, all tensors"
             )
-<<<<<<< HEAD
-        moved = {name: value.to(self.device, non_blocking=True) for name, value in items.items()}
-=======
         moved = {
-            name: as_tensor(value, name).to(self.device)
+            name: as_tensor(value, name).to(self.device, non_blocking=True)
             for name, value in items.items()
             if isinstance(value, Tensor | np.ndarray)
         }
@@ -349,7 +340,6 @@ class Streamed(Source):
                     f"a batch of {self._name} has {name} of shape {tuple(value.shape)} beside x of "
                     f"shape {tuple(moved['x'].shape)}: expected one row an image"
                 )
->>>>>>> main
         return moved.pop("x"), moved
 
 
