@@ -9,14 +9,17 @@ the program's own argument is.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import TreeSpec, keystr, tree_flatten_with_path, tree_map, tree_unflatten
 
 from pyro_vae.errors import UserError
+from pyro_vae.tensors import A_FIELD, as_tensor
 
 
 class _Rows:
@@ -102,7 +105,7 @@ def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
     for name, value in merged(fields).items():
         if isinstance(name, Part):  # kept by its rows already
             found[name] = value
-        elif isinstance(value, PackedSequence | Mapping) or _has_tensors(value) or _is_one(value):
+        elif _is_nested(value) or _is_one(value):
             found |= _parts(name, value, num_images)
         else:
             found[name] = _rows(name, value, num_images)
@@ -170,23 +173,25 @@ def _is_one(value: Any) -> bool:
     return not hasattr(value, "__len__") and not hasattr(value, "__array__")
 
 
-def _has_tensors(value: Any) -> bool:
+def has_rows(value: Any) -> bool:
+    """Whether it is numbers by rows, or holds them."""
+    return isinstance(value, Tensor | np.ndarray) or _is_nested(value)
+
+
+def _is_nested(value: Any) -> bool:
+    if isinstance(value, PackedSequence | Mapping):
+        return True
     return isinstance(value, list | tuple) and any(
-        isinstance(each, Tensor | PackedSequence | Mapping) and getattr(each, "shape", None) != ()
-        for each in value
+        has_rows(each) and getattr(each, "shape", None) != () for each in value
     )
 
 
 def _rows(name: str, value: Any, num_images: int) -> Tensor:
-    try:
-        rows = torch.as_tensor(value).contiguous()
-    except (TypeError, ValueError, RuntimeError):
-        dtype = getattr(value, "dtype", None)
-        what = f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
-        raise UserError(
-            f"field {name!r} is {what}: expected numbers, a tensor or array with one row an image "
-            "(classes as whole numbers from 0)"
-        ) from None
+    given = value
+    if not isinstance(value, np.ndarray | Tensor) and not hasattr(value, "to_numpy"):
+        with suppress(TypeError, ValueError, RuntimeError):  # a list of numbers
+            given = torch.as_tensor(value)
+    rows = as_tensor(given, f"field {name!r}", A_FIELD).contiguous()
     if rows.dim() == 0 or len(rows) != num_images:
         raise UserError(
             f"field {name!r} has shape {tuple(rows.shape)}, but there are {num_images} images: "
