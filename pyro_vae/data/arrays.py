@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -97,16 +97,3 @@ def _first(array: NDArray[Any], wrong: NDArray[np.bool_]) -> tuple[int, Any]:
     """The image and the value of the first wrong entry."""
     position = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return int(position[0]), array[position].item()
-
-
-def checked_labels(name: str, key: str, labels: ArrayLike | None, number: int) -> Tensor | None:
-    """(N,) int64."""
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.dtype.kind not in "biu" or array.shape != (number,):
-        raise UserError(
-            f"{name}, array {key!r}: {array.dtype} of shape {array.shape}; expected {number} "
-            "integers, one an image"
-        )
-    return torch.from_numpy(array.astype(np.int64))
