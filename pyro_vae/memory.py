@@ -12,8 +12,15 @@ from pyro_vae.errors import UserError
 OF_A_GROUP = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where a container's limit is."""
 
-WORDS = ("not enough memory", "can't allocate memory", "cannot allocate memory", "out of memory")
-"""What allocators say: torch's, CUDA's, the system's."""
+WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
+"""What allocators say, in lower case: torch's, the system's, CUDA's and its libraries'."""
 
 
 def limit() -> int:

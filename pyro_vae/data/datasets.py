@@ -197,6 +197,7 @@ def _as_table(data: ImageData) -> ImageData:
 
 
 SMALLEST_SQUARE = 64
+"""Flat data of fewer features are no picture."""
 
 
 def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from pyro_vae.errors import UserError, first_line
-from pyro_vae.rng import mix
+from pyro_vae.rng import mix, permutation
 from pyro_vae.tensors import as_fields, as_images, as_tensor
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -40,6 +40,8 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
+    # what a user is told of where the images are, where that is unusual
+    note = ""
 
     @property
     @abstractmethod
@@ -71,7 +73,7 @@ class Source(ABC):
     def _drawn_rows(self, seed: int) -> Tensor:
         size = min(self.batch_size, self.num_images)
         generator = torch.Generator().manual_seed(mix(seed, 2))
-        return torch.randint(self.num_images, (size,), generator=generator)
+        return torch.randint(self.num_images, (size,), generator=generator, device="cpu")
 
 
 GATHERED = 2**20
@@ -124,17 +126,16 @@ class Resident(Source):
             yield order[rows]
 
     def _order(self, seed: int, epoch: int) -> Tensor:
-        # a CPU generator: the same order on every device
-        order = torch.randperm(
-            self.num_images, generator=torch.Generator().manual_seed(mix(seed, epoch))
-        )
-        return order.to(self.x.device)
+        return permutation(self.num_images, mix(seed, epoch)).to(self.x.device)
 
     def in_order(self) -> Iterator[Batch]:
         """One pass, slices without a copy."""
         for start in range(0, self.num_images, self.batch_size):
-            rows = slice(start, start + self.batch_size)
-            yield self.x[rows], {name: value[rows] for name, value in self.fields.items()}
+            yield self.part(slice(start, start + self.batch_size))
+
+    def part(self, rows: slice) -> Batch:
+        """The images and fields of these rows, without a copy."""
+        return self.x[rows], {name: value[rows] for name, value in self.fields.items()}
 
     def drawn(self, seed: int) -> Batch:
         """A batch of rows drawn with replacement from the whole set."""
@@ -147,6 +148,55 @@ class Resident(Source):
             n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()
         }
         return self.x.index_select(0, rows), fields
+
+
+class Hosted(Resident):
+    """The whole set in the host's memory, where the device's does not have room: the batches are
+    those of `Resident`, and each gather crosses the bus.
+    """
+
+    note = "the images stay in the host's memory, as the device has no room for all of them"
+
+    def __init__(
+        self,
+        x: Tensor,
+        fields: Mapping[str, Tensor],
+        batch_size: int,
+        device: torch.device,
+        part: Part = (0, 1),
+    ) -> None:
+        super().__init__(x, fields, batch_size, torch.device("cpu"), part)
+        self.device = device
+
+    def part(self, rows: slice) -> Batch:
+        """The images and fields of these rows, moved."""
+        return self._moved(super().part(rows))
+
+    def take(self, rows: Tensor) -> Batch:
+        """The batch of these rows, gathered by the host."""
+        return self._moved(super().take(rows.cpu()))
+
+    def _moved(self, batch: Batch) -> Batch:
+        x, fields = batch
+        moved = {name: self._move(value) for name, value in fields.items()}
+        return self._move(x), moved
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        # from pinned memory the copy does not make the host wait
+        pinned = tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned.to(self.device, non_blocking=True)
+
+
+ROOM = 0.7
+"""The part of a device's free memory that a data set may take."""
+
+
+def has_room(x: Tensor, device: torch.device) -> bool:
+    """Whether the device has memory for all of the images beside the work on them."""
+    if device.type != "cuda" or x.device == device:
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return x.nbytes <= ROOM * free
 
 
 class Streamed(Source):
@@ -212,9 +262,8 @@ class Streamed(Source):
         if self._given is not None:
             yield from islice(self._passed(self._given), skip, None)
             return
-        generator = torch.Generator().manual_seed(mix(seed, epoch))
-        order = torch.randperm(self.num_images, generator=generator).tolist()
-        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]], generator)
+        order = permutation(self.num_images, mix(seed, epoch)).tolist()
+        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]])
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order, in batches of ``batch_size``, whatever those of a DataLoader are: the
@@ -225,20 +274,22 @@ class Streamed(Source):
             return
         every = range(self.num_images)
         batches = [list(every[rows]) for rows in _bounds(self.num_images, self.batch_size)]
-        yield from self._indexed(batches, torch.Generator().manual_seed(0))
+        yield from self._indexed(batches)
 
     def drawn(self, seed: int) -> Batch:
         """As a set of tensors draws it."""
         if self._given is not None:
             return super().drawn(seed)
-        return next(
-            self._indexed([self._drawn_rows(seed).tolist()], torch.Generator().manual_seed(0))
-        )
+        return next(self._indexed([self._drawn_rows(seed).tolist()]))
 
-    def _indexed(self, batches: list[list[int]], generator: torch.Generator) -> Iterator[Batch]:
+    def _indexed(self, batches: list[list[int]]) -> Iterator[Batch]:
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the
         # noise is that of tensors
-        loader = DataLoader(self.dataset, batch_sampler=batches, generator=generator)
+        generator = torch.Generator().manual_seed(0)
+        pinned = self.device.type == "cuda"  # from which a copy does not make the host wait
+        loader = DataLoader(
+            self.dataset, batch_sampler=batches, generator=generator, pin_memory=pinned
+        )
         for rows, (x, fields) in zip(batches, self._passed(loader), strict=True):
             yield x, {**fields, "index": torch.tensor(rows, device=self.device)}
 
@@ -279,7 +330,7 @@ class Streamed(Source):
                 "a dict with 'x' and named fields, all tensors"
             )
         moved = {
-            name: as_tensor(value, name).to(self.device)
+            name: as_tensor(value, name).to(self.device, non_blocking=True)
             for name, value in items.items()
             if isinstance(value, Tensor | np.ndarray)
         }
@@ -361,7 +412,8 @@ def make_source(
             )
         return Streamed(data, batch_size, device, part)
     x = as_images(data, what)
-    return Resident(x, as_fields(fields, len(x)), batch_size, device, part)
+    source = Resident if has_room(x, device) else Hosted
+    return source(x, as_fields(fields, len(x)), batch_size, device, part)
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:

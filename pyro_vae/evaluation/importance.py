@@ -39,7 +39,7 @@ from pyro_vae.evaluation.weight_sums import ImageSums
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.rng import check_seed
+from pyro_vae.rng import check_seed, permutation
 from pyro_vae.training.oracle import check_scores
 from pyro_vae.validation import check_count
 
@@ -168,9 +168,7 @@ class _Work:
     def some(self, number: int) -> Batch:
         """A random few of the images; of a stream the first ones."""
         if isinstance(self.source, Resident):
-            rows = torch.randperm(
-                self.source.num_images, generator=torch.Generator().manual_seed(0)
-            )[:number]
+            rows = permutation(self.source.num_images, 0)[:number]
             return self.source.take(rows.to(self.source.x.device))
         return self.first[0][:number], {
             name: value[:number] for name, value in self.first[1].items()
@@ -302,7 +300,7 @@ def _refuse(pair: Pair, source: Source, first: Batch, proposal: Proposal) -> Str
     structure = pair.structure(pair.cast(first[0]), first[1])
     proposal.check(structure)
     if isinstance(source, Resident):
-        dry_run.check_all_support(pair, pair.cast(source.x), source.fields)
+        dry_run.check_support_of_set(pair, source.num_images, source.part)
     return structure
 
 
