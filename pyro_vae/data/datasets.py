@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae import registry
-from pyro_vae.data.arrays import checked_pixels, random_rows
+from pyro_vae.data.arrays import checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.labels import Classes, as_classes
 from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Keys, read_folder, read_numpy
@@ -67,7 +67,7 @@ class ImageData:
     @property
     def one(self) -> str:
         """What one of them is called: an image, or a row."""
-        return "row" if self.train.dim() == 2 else "image"
+        return one_of(self.train)
 
     def __str__(self) -> str:
         shape, of = " × ".join(map(str, self.event_shape)), self.one
@@ -98,7 +98,7 @@ class ImageData:
         Raises:
             UserError: `fraction` is not in (0, 1).
         """
-        return random_rows(len(self.train), fraction, seed, "validation fraction")
+        return random_rows(len(self.train), fraction, seed, "validation fraction", one=self.one)
 
 
 @dataclass(frozen=True)
@@ -158,42 +158,47 @@ def load(
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
             line names it.
     """
-    text = os.fspath(name_or_path)
+    name = os.fspath(name_or_path)
     root = Path(
         data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
     ).expanduser()
     source = Source(root, seed, test_fraction, download)
-    keys, path = Keys(images_key, columns, label), Path(text).expanduser()
-    if text not in DATASETS and path.is_file():
-        if path.suffix.lower() in SEPARATORS:
-            return _as_table(_split(path.name, read_table(path, keys), source))
-        return _split(path.name, read_numpy(path, keys), source)
-    keys.refuse(text, "images", "columns", "label")
-    if text in DATASETS:
-        return DATASETS[text](source)
+    keys, path = Keys(images_key, columns, label), Path(name).expanduser()
+    if name not in DATASETS and path.is_file():
+        text = path.suffix.lower() in SEPARATORS
+        arrays = read_table(path, keys) if text else read_numpy(path, keys)
+        return _told_from_pictures(_split(path.name, arrays, source), text)
+    keys.refuse(name, "images", "columns", "label")
+    if name in DATASETS:
+        return DATASETS[name](source)
     if path.is_dir():
         return _split(path.resolve().name, read_folder(path), source)
     installed = registry.installed("data")
-    if ":" in text or text in installed:
-        loader: Loader = registry.resolve("data", text)
+    if ":" in name or name in installed:
+        loader: Loader = registry.resolve("data", name)
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(
-                f"{text}: a {type(found).__name__} came of it, where ImageData is expected"
+                f"{name}: a {type(found).__name__} came of it, where ImageData is expected"
             )
         return found
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{path}: no such file or folder; data are {WHAT_DATA_MAY_BE}")
     raise UserError(
-        f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}"
+        f"{did_you_mean('data set', name, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}"
     )
 
 
-def _as_table(data: ImageData) -> ImageData:
-    """A table, unless its rows are square images of grey levels, as MNIST is handed round."""
+def _told_from_pictures(data: ImageData, text: bool) -> ImageData:
+    """With `table` set: flat data that are no square of 8 × 8 or more, and floats in a text file.
+
+    A square of grey levels is a picture in a text file too, as MNIST is handed round.
+    """
+    if data.train.dim() > 2:
+        return data
     (features,) = data.event_shape
     square = features >= SMALLEST_SQUARE and isqrt(features) ** 2 == features
-    return replace(data, table=data.levels is None or not square)
+    return replace(data, table=not square or (text and data.levels is None))
 
 
 SMALLEST_SQUARE = 64
@@ -290,7 +295,7 @@ def random_split(
     pixels = checked["images"]
     if len(pixels) < 3:
         raise UserError(
-            f"{name}: {len(pixels)} image(s) cannot be divided into train and test; give at least "
+            f"{name}: {len(pixels)} {one_of(pixels)}(s) cannot be divided into train and test; give at least "
             "three"
         )
     found, classes = as_classes(name, {"labels": labels}, {"labels": len(pixels)})

@@ -282,13 +282,15 @@ def _is_colour(file: Path) -> bool | None:
     with _opened(file) as image:
         if image.mode in GREY or image.mode.startswith(("I", "F")):
             return False
-        if image.mode not in ("P", "PA"):
-            return True
-        pixels = np.asarray(image.convert("RGB"))
-        return None if (pixels == pixels[..., :1]).all() else True
+        return None if image.mode in PALETTE and _is_grey(image) else True
 
 
-GREY = ("1", "L", "LA", "La")
+GREY, PALETTE = ("1", "L", "LA", "La"), ("P", "PA")
+
+
+def _is_grey(image: Any) -> bool:
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
 
 
 def _read_frames(file: Path, colour: bool) -> Iterator[NDArray[np.uint8]]:
@@ -298,6 +300,7 @@ def _read_frames(file: Path, colour: bool) -> Iterator[NDArray[np.uint8]]:
     from PIL import ImageOps, ImageSequence
 
     with _opened(file) as opened:
+        palette = opened.mode in PALETTE
         for frame in ImageSequence.Iterator(opened):
             image = ImageOps.exif_transpose(frame)
             if image.mode.startswith(("I", "F")):
@@ -305,7 +308,7 @@ def _read_frames(file: Path, colour: bool) -> Iterator[NDArray[np.uint8]]:
                     f"{file}: more than 8 bits a pixel (mode {image.mode}); store it in a .npz as "
                     "floats"
                 )
-            grey = image.mode in GREY or (image.mode in ("P", "PA") and not colour)
+            grey = image.mode in GREY or (palette and not colour and _is_grey(image))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 if np.asarray(image)[..., 3].min() < 255:

@@ -93,7 +93,7 @@ def _chosen(path: Path, names: list[str], columns: str) -> list[str]:
             raise UserError(f"{path}: --columns {word}: expected one name, or first:last")
         chosen += names[names.index(ends[0]) : names.index(ends[-1]) + 1]
     if twice := [name for name in chosen if chosen.count(name) > 1]:
-        raise UserError(f"{path}: --columns names {twice[0]} twice")
+        raise UserError(f"{path}: --columns names {twice[0]!r} twice")
     return chosen
 
 
@@ -109,10 +109,13 @@ def _check_numbers(path: Path, table: pandas.DataFrame) -> None:
                 f"{path}: column {name!r} has {table[name].iloc[0]!r}, which is no number; choose "
                 f"others with --columns, or make it the class with --label {name}"
             )
-        if table[name].isna().any():
+        wrong = ~np.isfinite(table[name])
+        if wrong.any():
+            found = table[name].iloc[_first(wrong) - 1]
+            what = "no value" if np.isnan(found) else found
             raise UserError(
-                f"{path}: column {name!r} has no value in row {_first(table[name].isna())}; fill "
-                "it, or remove the row or the column"
+                f"{path}: column {name!r} has {what} in row {_first(wrong)}; fill it, or remove "
+                "the row or the column"
             )
     first = table.iloc[:, 0]
     if table.columns[0].startswith("Unnamed: ") and (first == np.arange(len(table))).all():

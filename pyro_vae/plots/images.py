@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.data.datasets import SMALLEST_SQUARE
 from pyro_vae.errors import UserError
 
 Pixels = NDArray[np.float32]
@@ -21,13 +20,13 @@ class DoesNotFit(UserError):
 
 def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
     """``(channels, height, width)`` of an image: ``(C, H, W)`` with 1 or 3 channels, ``(H, W)``, or
-    a flat square from 8 × 8 (fewer features are a table's).
+    a flat square.
 
     Raises:
         DoesNotFit: any other shape.
     """
     shape = tuple(event_shape)
-    if len(shape) == 1 and shape[0] >= SMALLEST_SQUARE and isqrt(shape[0]) ** 2 == shape[0]:
+    if len(shape) == 1 and isqrt(shape[0]) ** 2 == shape[0]:
         return 1, isqrt(shape[0]), isqrt(shape[0])
     if len(shape) == 2:
         return 1, shape[0], shape[1]
