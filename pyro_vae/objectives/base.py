@@ -131,7 +131,9 @@ class Objective(ELBO):
 
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
-        structure = pair.structure(x, fields)
+        structure = pair.structure(x, fields, scored=False)
+        if (suited := self.suited(structure)) is not self:
+            return suited.run(pair, x, fields, kl_weight)
         _refuse_requests(self, structure)
         self.check(structure)
         return self.estimate(self.terms(pair, x, fields), structure, kl_weight)
@@ -143,6 +145,18 @@ class Objective(ELBO):
             chosen = pair.layout(x, fields, every_value=True)
             layout = self.layout(pair.structure(x, fields), chosen)
         return pair.run(x, fields, self.num_particles, layout, draw=self.draw, every_value=True)
+
+    def suited(self, structure: Structure) -> Objective:
+        """This objective; Pyro's own of the same loss for a pair that only Pyro's own code trains.
+
+        Raises:
+            UserError: Pyro has none.
+        """
+        if not structure.by_pyro:
+            return self
+        from pyro_vae.objectives.pyro_elbo import counterpart
+
+        return counterpart(self, structure)
 
     def check(self, structure: Structure) -> None:  # most objectives serve every pair
         """Raise a ``UserError`` where this objective can't serve such a pair."""

@@ -32,7 +32,7 @@ def of_guide(
         if node["infer"].get("baseline"):
             asked[name] = _BASELINE
         elif node["infer"].get("enumerate"):
-            if why := _why_not(node, plates[name]):
+            if why := _why_not(node, plates.get(name)):
                 asked[name] = f"{_ENUMERATE}, and here {why}"
             else:
                 enumerated[name] = num_values(node)
@@ -51,8 +51,9 @@ def _why_not(node: Any, data_plate: Any) -> str:
 
 
 def other_plate(node: Any, data_plate: Any) -> str:
-    """The name of a plate of the site that is not its data plate, if there is one."""
-    return next((frame.name for frame in node["cond_indep_stack"] if frame != data_plate), "")
+    """The name of a plate of the site that is not its data plate, if both are there."""
+    frames = node["cond_indep_stack"] if data_plate is not None else ()
+    return next((frame.name for frame in frames if frame != data_plate), "")
 
 
 def why_not_enumerated(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> str:

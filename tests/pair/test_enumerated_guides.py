@@ -359,6 +359,24 @@ def test_a_site_summed_out_beside_one_enumerated() -> None:
     assert bool(((summed.log_px - prior.log_px).abs() < 5 * error).all())
 
 
+def test_beside_a_factor_of_the_guide_it_is_pyros_own() -> None:
+    """What the guide observes is Pyro's own affair: its TraceEnum_ELBO trains such a pair."""
+    model, _, net = z_given_y()
+    to_y, to_z = net["y"], net["z"]  # type: ignore[index]
+
+    @infer.config_enumerate
+    def factored(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.OneHotCategorical(logits=to_y(x)))
+            pyro.sample("z", normal(to_z(join(x, y))))
+            pyro.factor("weight", to_y(x).square().sum(-1), has_rsample=True)
+
+    assert_close(
+        loss_and_gradients(lambda: Trace_ELBO()(model, factored)(X), net),
+        loss_and_gradients(stock(model, factored), net),
+    )
+
+
 # ---- what is refused
 
 
