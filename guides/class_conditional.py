@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -81,6 +81,10 @@ class ClassConditional(AmortizedGuide):
             (x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])),
             dim=-len(self.event_shape),
         )
+
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The inner guide."""
+        return (self.guide,)
 
     def local(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """The inner guide's η, ``(B, num_params)``."""

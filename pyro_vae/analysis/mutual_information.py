@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.errors import UserError
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.layouts import (
     PARTICLE_PLATE,
     Fields,
@@ -86,6 +87,7 @@ class Information:
         }
 
 
+@takes_fields
 def mutual_information(
     model: Callable[..., Any],
     guide: Callable[..., Any],

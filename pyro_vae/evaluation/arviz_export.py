@@ -21,6 +21,7 @@ from pyro_vae.evaluation.protocol import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
 from pyro_vae.formatting import figure, quantity
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
@@ -135,6 +136,7 @@ def to_elpd(ll: LogMarginal) -> Any:
     )
 
 
+@takes_fields
 def to_inference_data(
     ll: LogMarginal,
     model: Callable[..., Any],

@@ -24,6 +24,7 @@ from pyro_vae.evaluation.tiling import rows_of
 from pyro_vae.evaluation.traced_target import Target, make_target
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.formatting import figure, protocol_line, quantity
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed, mix
@@ -118,6 +119,7 @@ class BDMC:
         return {**figures, "acceptance": float(self.acceptance.mean()), "protocol": self.protocol}
 
 
+@takes_fields
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],

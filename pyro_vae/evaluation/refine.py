@@ -26,6 +26,7 @@ from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.tiling import rows_of
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed, mix
@@ -120,6 +121,7 @@ class Refinement:
         return {**figures, "protocol": self.protocol, "warnings": list(self.log_marginal.warnings)}
 
 
+@takes_fields
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],

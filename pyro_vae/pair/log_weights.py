@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
@@ -20,6 +21,7 @@ from pyro_vae.tensors import as_fields, as_images
 from pyro_vae.validation import check_count
 
 
+@takes_fields
 def log_densities(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -40,6 +42,7 @@ def log_densities(
         return pair.run(images, named, num_particles)
 
 
+@takes_fields
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],

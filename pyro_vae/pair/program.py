@@ -119,7 +119,8 @@ class Program:
     ``x`` goes to the first parameter; of the named fields each program receives those that its
     signature names. One that takes ``**kwargs`` receives all that the caller gave, but ``index``,
     which is ours, only where it has a name for it, or is a guide whose ``local(x, **fields)`` may
-    have one.
+    have one. ``**_`` takes none; where a module's ``forward`` passes its fields on, its method
+    ``fields_go_to()`` returns the programs that read them.
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
@@ -158,7 +159,22 @@ class Program:
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
-        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        # **_ is there for stock Pyro, which gives both programs the same arguments, and is not read
+        self._takes_all = any(
+            p.kind is p.VAR_KEYWORD and not p.name.startswith("_") for p in parameters
+        )
+        self.taken = self.field_names
+        passed_to = getattr(self.owner, "fields_go_to", None)
+        if (
+            self._takes_all
+            and passed_to is not None
+            and getattr(inner, "__name__", "") == "forward"
+        ):
+            reached = [
+                each if isinstance(each, Program) else Program(role, each) for each in passed_to()
+            ]
+            self.taken = self.taken.union(*(each.taken for each in reached))
+            self._takes_all = any(each._takes_all for each in reached)
         self._passes_index = callable(
             getattr(self.owner, "local", None)
         )  # an amortized guide's, which takes all fields
@@ -177,7 +193,11 @@ class Program:
         return {name: value for name, value in fields.items() if self._receives(name)}
 
     def _receives(self, field: str) -> bool:
-        return self.wants(field) or (self._takes_all and (field != "index" or self._passes_index))
+        return self.takes(field) and (field != "index" or self.wants(field) or self._passes_index)
+
+    def takes(self, field: str) -> bool:
+        """Whether the program receives this field where it is given."""
+        return field in self.taken or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""

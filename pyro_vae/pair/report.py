@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae.pair import dry_run
+from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
 from pyro_vae.pair.structure import Structure
@@ -64,6 +65,7 @@ class PairReport:
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
+@takes_fields
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:
