@@ -46,3 +46,8 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> list[str]
 def first_line(error: BaseException) -> str:
     """An error in a clause: its kind, and the first line of what it says."""
     return f"{type(error).__name__}: {(str(error).strip() or repr(error)).splitlines()[0][:160]}"
+
+
+def one_line(error: object) -> str:
+    """All that an error says, in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]

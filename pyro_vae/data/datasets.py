@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup
 from pyro_vae.data.arrays import checked_labels, checked_pixels, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, read_folder, read_numpy
@@ -136,9 +136,9 @@ def load(
         return _split(path.resolve().name, read_folder(path), source)
     if path.is_file():
         return _split(path.name, read_numpy(path), source)
-    installed = registry.installed("data")
+    installed = lookup.installed("data")
     if ":" in text or text in installed:
-        loader: Loader = registry.resolve("data", text)
+        loader: Loader = lookup.resolve("data", text)
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(

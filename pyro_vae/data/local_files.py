@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, one_line
 
 IMAGE_SUFFIXES = (
     ".png",

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import lookup
 from pyro_vae.errors import UserError, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -146,7 +146,7 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 
 def _find(net: str | type) -> Any:
-    return registry.resolve("net", net) if isinstance(net, str) else net
+    return lookup.resolve("net", net) if isinstance(net, str) else net
 
 
 def _of(direction: str, args: dict[str, Any]) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def train(swap: str, model: nn.Module, guide: nn.Module, x: Tensor, **options: A
         guide,
         x,
         objective=choices_for(swap)["objective"],
-        **labels(len(x)),
+        **labels(len(x), model, guide),
         **{**AS_TRAIN, **options},
     )
 
@@ -130,7 +130,9 @@ def test_log_marginal(swap: str) -> None:
     x = images(model)
     try:
         staged, eager = (
-            log_marginal(model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x))
+            log_marginal(
+                model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x, model, guide)
+            )
             for tier in ("graph", "off")
         )
     except UserError as error:
