@@ -171,6 +171,11 @@ class Quantity:
                     self._keep(batch, slice(max(row, LOOKED_AT - self._num_seen), row + 1))
         self._num_seen += len(x)
 
+    @property
+    def num_images(self) -> int:
+        """How many images were seen."""
+        return self._num_seen
+
     def _keep(self, batch: Batch, rows: slice) -> None:
         if len(batch[0][rows]):
             self._few.append(

@@ -80,7 +80,7 @@ class Scorer:
             draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
             # its own seed: the numbers are the same however the tiles are shared out among
             # processes
-            set_generators(mix(self.seed, start + rows.start))
+            set_generators(mix(self.seed, start + rows.start), images.device)
             if self.exact:
                 scored.append(_exact(draw, len(part), self.num_samples))
             else:
