@@ -1,9 +1,9 @@
-"""What is given as data becomes tensors: images, named fields, floating-point numbers."""
+"""What is given as data becomes tensors: images, floating-point numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -92,25 +92,6 @@ def as_images(data: Any, what: str = "x") -> Tensor:
             f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
         )
     return data.detach().contiguous()  # a traced program is one for these strides
-
-
-def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
-    """Named fields as tensors with one row an image."""
-    tensors = {}
-    for name, value in fields.items():
-        given = value
-        if not isinstance(value, np.ndarray | Tensor) and not hasattr(value, "to_numpy"):
-            with suppress(TypeError, ValueError, RuntimeError):  # a list of numbers
-                given = torch.as_tensor(value)
-        tensors[name] = as_tensor(given, f"field {name!r}", A_FIELD).contiguous()
-        if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
-            constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
-            raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are "
-                f"{num_images} images: expected one row an "
-                f"image{constant if isinstance(value, int | float) else ''}"
-            )
-    return tensors
 
 
 def as_float(x: Tensor) -> Tensor:

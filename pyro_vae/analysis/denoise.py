@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_vae.analysis.gibbs import Evidence, Restored, restore
 from pyro_vae.errors import UserError
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.program import validation
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 
 Noise = Callable[[Tensor], Any]

@@ -18,10 +18,10 @@ from pyro_vae.analysis.mutual_information import Information, mutual_information
 from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import figure
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_count
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.errors import UserError
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.layouts import (
     PARTICLE_PLATE,
     Fields,
@@ -31,6 +30,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""

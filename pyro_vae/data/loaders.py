@@ -21,8 +21,9 @@ from torch.utils.data import (
 )
 
 from pyro_vae.errors import UserError, first_line
+from pyro_vae.fields import as_fields, constants, has_rows, merged
 from pyro_vae.rng import mix, permutation
-from pyro_vae.tensors import as_fields, as_images, as_tensor
+from pyro_vae.tensors import as_images, as_tensor
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 Part = tuple[int, int]
@@ -206,11 +207,21 @@ class Streamed(Source):
     """
 
     def __init__(
-        self, data: Any, batch_size: int, device: torch.device, part: Part = (0, 1)
+        self,
+        data: Any,
+        batch_size: int,
+        device: torch.device,
+        part: Part = (0, 1),
+        fields: Mapping[str, Any] | None = None,
     ) -> None:
         if isinstance(data, IterableDataset) and hasattr(data, "__len__"):
             data = DataLoader(data, batch_size)
-        self.device, self.part = device, part
+        self.device, self.part, self.constants = device, part, constants(fields or {})
+        if rows := sorted(merged(fields or {}).keys() - self.constants.keys()):
+            raise UserError(
+                f"fields ({', '.join(rows)}) can't be given beside a Dataset: let its items be "
+                "dicts that hold them"
+            )
         self._given = data if isinstance(data, DataLoader) else None
         self.dataset = data.dataset if isinstance(data, DataLoader) else data
         self._name = type(self.dataset).__name__
@@ -329,18 +340,13 @@ class Streamed(Source):
                 f"a batch of {self._name} has a {found} in the place of x: expected x, (x, y), or "
                 "a dict with 'x' and named fields, all tensors"
             )
-        moved = {
-            name: as_tensor(value, name).to(self.device, non_blocking=True)
-            for name, value in items.items()
-            if isinstance(value, Tensor | np.ndarray)
-        }
-        for name, value in moved.items():
-            if value.dim() == 0 or len(value) != len(moved["x"]):
-                raise UserError(
-                    f"a batch of {self._name} has {name} of shape {tuple(value.shape)} beside x of "
-                    f"shape {tuple(moved['x'].shape)}: expected one row an image"
-                )
-        return moved.pop("x"), moved
+        x = as_tensor(items["x"], "x").to(self.device, non_blocking=True)
+        fields = {n: v for n, v in items.items() if n != "x" and has_rows(v)}
+        try:
+            given = as_fields({**self.constants, **fields}, len(x))
+        except UserError as error:
+            raise UserError(f"a batch of {self._name}: {error}") from None
+        return x, {n: v.to(self.device, non_blocking=True) for n, v in given.items()}
 
 
 def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
@@ -405,12 +411,7 @@ def make_source(
     wrong with it.
     """
     if isinstance(data, DataLoader | Dataset):
-        if fields:
-            raise UserError(
-                f"fields ({', '.join(fields)}) can't be given beside a Dataset: let its items be "
-                "dicts that hold them"
-            )
-        return Streamed(data, batch_size, device, part)
+        return Streamed(data, batch_size, device, part, fields)
     x = as_images(data, what)
     source = Resident if has_room(x, device) else Hosted
     return source(x, as_fields(fields, len(x)), batch_size, device, part)

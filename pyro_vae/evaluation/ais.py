@@ -25,8 +25,8 @@ from pyro_vae.evaluation.unconstrained import Point, Unconstrained
 from pyro_vae.evaluation.weight_sums import WeightSums
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.pair import dry_run
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed
 from pyro_vae.training.oracle import check_scores

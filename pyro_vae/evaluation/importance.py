@@ -37,8 +37,8 @@ from pyro_vae.evaluation.tiling import padded, rows_of, stops, tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import ImageSums
 from pyro_vae.pair import dry_run
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import check_seed, permutation
 from pyro_vae.training.oracle import check_scores

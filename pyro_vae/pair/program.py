@@ -24,6 +24,7 @@ from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import argument_of, arguments
 
 
 class ParameterStore(Messenger):
@@ -180,24 +181,27 @@ class Program:
         )  # an amortized guide's, which takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
-        return self.call(x, **self.select(fields))
+        return self.call(x, **arguments(self.select(fields)))
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fields that the program receives; a ``UserError`` where a required one was not given."""
-        if missing := [name for name in self._required if name not in fields]:
-            known = ", ".join(sorted(fields)) or "none"
+        given = set(map(argument_of, fields))
+        if missing := [name for name in self._required if name not in given]:
+            known = ", ".join(sorted(given)) or "none"
             raise UserError(
                 f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
                 f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
             )
-        return {name: value for name, value in fields.items() if self._receives(name)}
+        return {name: value for name, value in fields.items() if self.receives(argument_of(name))}
 
-    def _receives(self, field: str) -> bool:
-        return self.takes(field) and (field != "index" or self.wants(field) or self._passes_index)
+    def receives(self, argument: str) -> bool:
+        """Whether the program is given this argument, where there is one."""
+        own_index = argument != "index" or self.wants(argument) or self._passes_index
+        return self.takes(argument) and own_index
 
-    def takes(self, field: str) -> bool:
-        """Whether the program receives this field where it is given."""
-        return field in self.taken or self._takes_all
+    def takes(self, argument: str) -> bool:
+        """Whether the program's signature has this argument, or takes all."""
+        return argument in self.taken or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""

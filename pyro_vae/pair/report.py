@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae.pair import dry_run
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 

@@ -23,8 +23,8 @@ from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair import dry_run
-from pyro_vae.pair.fields import takes_fields
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.data_init import start_from_data

@@ -179,3 +179,9 @@ def test_what_a_name_may_stand_for() -> None:
         ["num_epochs"], ["learning-rate"], ["batch_size"], ["Trace_ELBO"], ["MeanField"],
         ["batch_size"], [],
     ]  # fmt: skip
+
+
+def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
+    """``fields={…}`` holds those that an option has the name of."""
+    with pytest.raises(UserError, match="no argument 'mask', and no program takes"):
+        pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)

@@ -1,4 +1,6 @@
-"""Named fields beside x (labels, masks, weights): each is one that a program takes, or is refused."""
+"""Named fields beside x (labels, masks, weights) against the programs' signatures: each is one that
+a program takes, or is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
 from pyro_vae.errors import UserError, nearest
+from pyro_vae.fields import argument_of, merged
 from pyro_vae.pair.program import Program
 
 Parameters = ParamSpec("Parameters")
@@ -26,7 +29,8 @@ def takes_fields(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
     @functools.wraps(function)
     def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        if given := kwargs.keys() - set(options) - {"index"}:
+        fields = merged({name: value for name, value in kwargs.items() if name not in options})
+        if given := {argument_of(name) for name in fields} - {"index"}:
             held = signature.bind_partial(*args, **kwargs).arguments
             programs = [
                 Program(role, held[role])
