@@ -33,7 +33,7 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> list[str]
     by_lower = {choice.lower(): choice for choice in choices}
     lower = name.lower()
     words = {each: re.split("[_-]", each) for each in by_lower}
-    near = [each for each, parts in words.items() if lower in parts]
+    near = [lower] if lower in words else [e for e, parts in words.items() if lower in parts]
     near = near or [
         each
         for each, parts in words.items()

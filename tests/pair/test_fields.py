@@ -174,11 +174,12 @@ def test_stock_pyro_gives_both_programs_the_same_arguments() -> None:
 def test_what_a_name_may_stand_for() -> None:
     """Whole words, initials, spellings, in this order, and upper and lower case alike."""
     names = ["num_epochs", "learning-rate", "batch_size", "Trace_ELBO", "MeanField"]
-    meant = ("epochs", "lr", "bs", "elbo", "meanfeild", "batchsize", "zzz")
+    meant = ("epochs", "lr", "bs", "elbo", "meanfeild", "BatchSize", "zzz")
     assert [nearest(name, names) for name in meant] == [
         ["num_epochs"], ["learning-rate"], ["batch_size"], ["Trace_ELBO"], ["MeanField"],
         ["batch_size"], [],
     ]  # fmt: skip
+    assert nearest("MNIST", ["static-mnist", "mnist"]) == ["mnist"]
 
 
 def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
