@@ -1,4 +1,4 @@
-"""Devices by name, and their memory."""
+"""Devices by name."""
 
 from __future__ import annotations
 
@@ -38,33 +38,3 @@ def find_device(name: str | torch.device) -> torch.device:
                 f"device {str(name)!r} was asked for, but torch can't use it here: use cpu or auto"
             ) from None
     return device
-
-
-MEMORY_WORDS = (
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""What allocators say that has no error class of its own: the CPU's, and CUDA's libraries'."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """An allocator's error, CUDA's or the CPU's."""
-    said = any(words in str(error) for words in MEMORY_WORDS)
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-_LARGEST = 31 * 2**20  # below DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB
-
-
-def keep_freed_memory() -> None:
-    """Let glibc's allocator hold on to blocks of up to 31 MiB (mallopt(3): its thresholds rise when
-    such a block is freed).
-
-    The block is never written to, so that this costs no memory. Without it temporaries are cleared
-    pages each time: a replayed evaluation takes up to twice as long, a step of a conv net a seventh
-    longer (replayed: a quarter). Other allocators are left as they are.
-    """
-    torch.empty(_LARGEST, dtype=torch.uint8)

@@ -13,11 +13,11 @@ from torch import Tensor
 from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
 from pyro_vae.data.loaders import Batch
-from pyro_vae.devices import keep_freed_memory
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pair.layouts import plain_score
 from pyro_vae.pair.runtime import Pair
 
