@@ -160,7 +160,8 @@ def test_a_named_set_loads_or_says_what_is_missing(data: str, tmp_path: Path) ->
 def test_the_suite_names_no_part(slot: str) -> None:
     """What is listed is what is tested: no table of names here, so none to be forgotten in."""
     words: set[str] = set()
-    for path in (Path(__file__).parent / name for name in ("conforming.py", *TESTS)):
+    here = Path(__file__).parent
+    for path in (here.parent / "support" / "conforming.py", *(here / name for name in TESTS)):
         words |= set(
             "".join(c if c.isalnum() or c == "_" else " " for c in path.read_text()).split()
         )
