@@ -766,9 +766,9 @@ def describe(slot: str) -> list[Part]:
 
 
 def _summary(part: Any) -> str:
-    """The docstring's first line; a class without one inherits none."""
+    """The docstring's first paragraph; a class without one inherits none."""
     text = part if isinstance(part, str) else (getattr(part, "__doc__", None) or "")
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
 
 
 def _arguments(part: Any) -> str:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.rng import permutation
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels by which the channel axis of a four-dimensional array is recognised."""
@@ -27,7 +28,7 @@ def random_rows(
             f"{what} {fraction}: {number} image(s) cannot be divided; give at least {least + 1}"
         )
     held_out = min(max(1, round(fraction * number)), number - least)
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    order = permutation(number, seed)
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 

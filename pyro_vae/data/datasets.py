@@ -296,9 +296,7 @@ def cifar10(source: Source) -> ImageData:
 
 
 def omniglot(source: Source) -> ImageData:
-    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat (24345 + 8070) where given,
-    else drawings, resized.
-    """
+    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat, else drawings, resized."""
     path = find_burda(source.root)
     if path is None:
         found = own_split("omniglot", *read_drawings(source.root, source.download))
@@ -315,9 +313,7 @@ def omniglot(source: Source) -> ImageData:
 
 
 def static_mnist(source: Source) -> ImageData:
-    """60000 + 10000 digits, 28x28, binarized once and for all by Larochelle; three .amat files,
-    placed by hand.
-    """
+    """60000 + 10000 digits, 28x28, binarized once by Larochelle; .amat files placed by hand."""
     found = own_split("static-mnist", *read_static_mnist(source.root))
     return replace(
         found, split="the set's own split, its validation images last among the training images"

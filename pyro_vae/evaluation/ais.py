@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import ambient
-from pyro_vae.data.loaders import make_source
+from pyro_vae.data.loaders import make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.evaluation.hmc import Kernel
@@ -133,6 +133,7 @@ def ais(
     check_seed(seed)
     place = find_device(device)
     pair = Pair.of(model, guide).to(place)
+    refuse_repeats(x)
     source = make_source(x, fields, 1, place)
     source.batch_size = tile = tiles(source.num_images, num_chains, rows_of(pair, place))
     scored, found = Quantity(pair), _Figures(num_chains, place)
@@ -164,8 +165,9 @@ def ais(
                 len(images),
             )
         known, said_of_it = scored.told(bits_offset)
+        said_of_it += source.counted(scored.num_images)
     said = {
-        "num_images": source.num_images,
+        "num_images": scored.num_images,
         "precision": str(pair.cast(images).dtype).removeprefix("torch."),
         **ambient.said(place),
         "seed": seed,

@@ -19,6 +19,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import elpd_data, inference_data
 from pyro_vae.evaluation.protocol import Digest
 from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.fields import as_fields
 from pyro_vae.files import write_atomically
 from pyro_vae.formatting import figure, quantity
 from pyro_vae.pair.layouts import rows_first
@@ -167,7 +168,7 @@ def to_inference_data(
     images = as_images(x)
     _refuse_other_images(ll, images)
     num_images = min(num_images, len(images))
-    few = {name: torch.as_tensor(value)[:num_images] for name, value in fields.items()}
+    few = {name: rows[:num_images] for name, rows in as_fields(fields, len(images)).items()}
     candidates = min(max(ll.num_samples, num_draws), MOST_CANDIDATES)
     options: dict[str, Any] = {"device": device, "seed": seed}
     with visit_images(model, guide, images[:num_images], num_images, fields=few, **options) as (

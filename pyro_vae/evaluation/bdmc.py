@@ -23,11 +23,12 @@ from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import rows_of
 from pyro_vae.evaluation.traced_target import Target, make_target
 from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed, mix
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 

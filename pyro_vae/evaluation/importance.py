@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import ambient, distributed, registry
-from pyro_vae.data.loaders import Batch, Resident, Source, make_source
+from pyro_vae.data.loaders import Batch, Resident, Source, make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError
@@ -39,7 +39,7 @@ from pyro_vae.evaluation.weight_sums import ImageSums
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.rng import check_seed
+from pyro_vae.rng import check_seed, permutation
 from pyro_vae.training.oracle import check_scores
 from pyro_vae.validation import check_count
 
@@ -115,10 +115,11 @@ def log_marginal(
             chain.from_iterable(group.gather(scorer.notes)),
         )
         known, said_of_it = scored.told(bits_offset)
+        said_of_it += work.source.counted(scored.num_images)
     said = {
         "estimator": EXACT if work.exact else f"IW-{num_samples}",
         "num_samples": num_samples,
-        "num_images": work.source.num_images,
+        "num_images": scored.num_images,
         **({} if work.exact else {"proposal": _words(drawn)}),
         "precision": in_words,
         **ambient.said(place),
@@ -167,9 +168,7 @@ class _Work:
     def some(self, number: int) -> Batch:
         """A random few of the images; of a stream the first ones."""
         if isinstance(self.source, Resident):
-            rows = torch.randperm(
-                self.source.num_images, generator=torch.Generator().manual_seed(0)
-            )[:number]
+            rows = permutation(self.source.num_images, 0)[:number]
             return self.source.take(rows.to(self.source.x.device))
         return self.first[0][:number], {
             name: value[:number] for name, value in self.first[1].items()
@@ -188,8 +187,9 @@ def _prepare(
     """The images as a source, in tiles of one run of the model; a ``UserError`` where the number
     would not be log p(x).
     """
+    refuse_repeats(x)
     rows = rows_of(pair, place)
-    source = make_source(x, fields, tile_sizes(num_samples, rows)[1], place)
+    source = _tiles_of(x, fields, tile_sizes(num_samples, rows)[1], place)
     images, named = next(source.in_order())
     structure = _refuse(pair, source, (images, named), proposal)
     exact = proposal.is_exact(structure)
@@ -197,8 +197,15 @@ def _prepare(
         exact or structure.summed
     ):  # each value of a site that is summed out is a row of the model as well
         rows = max(1, rows // prod(structure.summed.values()))
-        source = make_source(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
+        source = _tiles_of(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
     return _Work(pair, source, (pair.cast(images), named), proposal, num_samples, seed, rows, exact)
+
+
+def _tiles_of(x: Any, fields: Mapping[str, Any], tile: int, place: torch.device) -> Source:
+    """In batches of one tile, those of a DataLoader too."""
+    source = make_source(x, fields, tile, place)
+    source.batch_size = tile
+    return source
 
 
 @contextmanager
@@ -293,7 +300,7 @@ def _refuse(pair: Pair, source: Source, first: Batch, proposal: Proposal) -> Str
     structure = pair.structure(pair.cast(first[0]), first[1])
     proposal.check(structure)
     if isinstance(source, Resident):
-        dry_run.check_all_support(pair, pair.cast(source.x), source.fields)
+        dry_run.check_support_of_set(pair, source.num_images, source.part)
     return structure
 
 

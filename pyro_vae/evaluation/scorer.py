@@ -79,7 +79,7 @@ class Scorer:
             draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
             # its own seed: the numbers are the same however the tiles are shared out among
             # processes
-            set_generators(mix(self.seed, start + rows.start))
+            set_generators(mix(self.seed, start + rows.start), images.device)
             if self.exact:
                 scored.append(_exact(draw, len(part), self.num_samples))
             else:
@@ -132,12 +132,19 @@ class Scorer:
             torch.cuda.empty_cache()
 
 
+MEMORY_WORDS = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What allocators say that has no error class of its own: the CPU's, and CUDA's libraries'."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """An allocator's error, CUDA's or the CPU's."""
-    said = any(
-        words in str(error)
-        for words in ("not enough memory", "can't allocate memory", "out of memory")
-    )
+    said = any(words in str(error) for words in MEMORY_WORDS)
     return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 

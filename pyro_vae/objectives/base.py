@@ -18,11 +18,11 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_whole
 
 

@@ -500,35 +500,61 @@ def check_fields(pair: Pair, fields: Fields) -> None:
             check(fields)
 
 
+SUPPORT_ROWS = 500
+"""Images that the support of an observed site is looked at together."""
+
+
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
+    """The fields, and the support of every observed site at all of these images."""
+    check_fields(pair, fields)
+    check_support_of_set(
+        pair, len(x), lambda rows: (x[rows], {name: v[rows] for name, v in fields.items()})
+    )
+
+
+def check_support_of_set(
+    pair: Pair, num_images: int, images: Callable[[slice], tuple[Tensor, Fields]]
+) -> None:
     """The support of every observed site at all images, not only at the dry run's.
+
+    Args:
+        images: rows of the set -> their images ``(B, *event_shape)`` and fields, on the pair's
+            device. They are asked for a few at a time: the set may be larger than the device.
 
     Where the model observes x itself, perhaps reshaped, and all of x is inside the support that
     five images have, one look suffices; else, as a support may depend on the batch, the model runs
     once on all images.
     """
-    check_fields(pair, fields)
+    parts = [slice(at, at + SUPPORT_ROWS) for at in range(0, num_images, SUPPORT_ROWS)]
+
+    def cast(rows: slice) -> Tensor:
+        return pair.cast(images(rows)[0])
 
     def observed(rows: slice) -> Nodes:
+        x, fields = images(rows)
         traces = trace_pair(
-            pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()}
+            pair, pair.cast(x).clone(), {name: value.clone() for name, value in fields.items()}
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
     def holds_all(node: Any) -> bool:
         value = node["value"]
-        if not torch.equal(value.flatten(), x[:5].flatten()):
+        if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
             return False
-        try:
-            return bool(node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all())
+        try:  # one read for all of them
+            inside = [
+                node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all()
+                for x in map(cast, parts)
+            ]
+            return bool(torch.stack(inside).all())
         except RuntimeError:  # the support's bounds are tensors of five images
             return False
 
     with pair.probing():
         if all(map(holds_all, observed(slice(5)).values())):
             return
-        for start in range(0, len(x), 500):
-            for name, node in observed(slice(start, start + 500)).items():
+        for rows in parts:
+            for name, node in observed(rows).items():
                 check_support(name, node["fn"], node["value"])
 
 

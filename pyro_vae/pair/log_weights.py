@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 

@@ -19,6 +19,7 @@ from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.protocols import hook
+from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
 from pyro_vae.training.checkpoint_files import state_of
 
@@ -164,8 +165,7 @@ def _chosen(size: int, number: int | None) -> Tensor:
     """
     if number is None or number == size:
         return torch.arange(size)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
-    return order[:number].sort().values
+    return permutation(size, 0)[:number].sort().values
 
 
 def prepare(options: Train) -> Experiment:

@@ -273,4 +273,4 @@ def _check_data(
     structure = pair.structure(x, fields)
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
-    dry_run.check_all_support(pair, pair.cast(source.x), source.fields)
+    dry_run.check_support_of_set(pair, source.num_images, source.part)

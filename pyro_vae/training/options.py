@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
 from pyro_vae.rng import check_seed
 from pyro_vae.tensors import as_images
@@ -155,6 +156,7 @@ def validation_source(
         return None
     named = dict(x_valid) if isinstance(x_valid, Mapping) else {"x": x_valid}
     x = named.pop("x", None)
+    fields, named = merged(fields), {**constants(fields), **merged(named)}
     resident = isinstance(train, Resident) and not isinstance(x, Dataset | DataLoader)
     if x is None or (resident and named.keys() != fields.keys()):
         raise UserError(

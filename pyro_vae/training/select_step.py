@@ -74,6 +74,8 @@ def select_step(
             note = f"traced graph, replayed ({reason})"
     if not (step.adam and isinstance(source, Resident) and source.x.device.type == "cuda"):
         return step, source, note
+    if step.host_reads:
+        return step, source, f"{note}; no CUDA graph (the host reads in {step.host_reads[0]})"
     try:  # all of the optimiser's numbers are tensors
         rows = Rows(source)
         return CapturedStep(step, rows), rows, f"{note}, captured as one CUDA graph"
