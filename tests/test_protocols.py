@@ -231,7 +231,7 @@ def test_net_is_a_module_that_is_ready(slot: str, name: str, own: bool) -> None:
     found = first_net(part)(torch.rand(2, 3, *first_net(part).in_shape))
     assert found.shape == (2, 3, *first_net(part).out_shape)
     if not hierarchy:
-        with pytest.raises(UserError, match="ready|unknown argument.*hidden"):
+        with pytest.raises(UserError, match=r"ready|unknown argument.*hidden"):
             build(net=kind(asked.in_shape, asked.out_shape), hidden=(3,))
     wrong = kind(asked.in_shape, torch.Size([7]))
     with pytest.raises(UserError, match=r"\(7,\)|, 7\)"):
