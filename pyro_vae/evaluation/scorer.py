@@ -17,6 +17,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced_weights import Draw, Weights
 from pyro_vae.evaluation.weight_sums import ImageSums, WeightSums, pareto_khat, tail_length
+from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
 
@@ -130,22 +131,6 @@ class Scorer:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-MEMORY_WORDS = (
-    "not enough memory",
-    "can't allocate memory",
-    "out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""What allocators say that has no error class of its own: the CPU's, and CUDA's libraries'."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """An allocator's error, CUDA's or the CPU's."""
-    said = any(words in str(error) for words in MEMORY_WORDS)
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _first_line(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def prepare(
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
     with pair.active(may_create=may_create):
-        pair.structure(images, named)
+        pair.structure(images, named, scored=False)
     return pair, images, named
 
 

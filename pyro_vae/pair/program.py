@@ -42,6 +42,7 @@ class ParameterStore(Messenger):
         self.parameters: dict[str, nn.Parameter] = {}
         self.constraints: dict[str, constraints.Constraint] = {}
         self.may_create = True
+        self.before: frozenset[str] = frozenset()  # the names before a dry run
         self._entered = False
         self.seen: dict[str, nn.Parameter] = {}
 
@@ -70,6 +71,11 @@ class ParameterStore(Messenger):
         value = init() if callable(init) else init
         self.parameters[name] = nn.Parameter(transform_to(constraint).inv(value).detach().clone())
         self.constraints[name] = constraint
+
+    def forget_new(self) -> None:
+        """Leave no parameter that a dry run has made."""
+        for name in self.parameters.keys() - self.before:
+            del self.parameters[name], self.constraints[name]
 
     def _constrained(self, name: str) -> Tensor:
         unconstrained = self.parameters[name]

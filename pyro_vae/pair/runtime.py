@@ -232,22 +232,31 @@ class Pair:
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields) -> Structure:
+    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
+
+        Args:
+            scored: whether its sites are to be read by image; a pair of which that can't be done
+                is refused then, though it trains.
         """
         key = _like(x, fields)
         if key not in self._known.structures:
             self._refuse_unknown(fields)
+            self.store.before = frozenset(self.store.parameters)
             try:
                 with self.probing():
                     self._known.structures[key] = explain.understand(
                         self, lambda size: probe(x, fields, size)
                     )
             except UserError:
+                self.store.forget_new()
                 explain.refuse_broken_parameters(self)
                 raise
-        return self._known.structures[key]
+        found = self._known.structures[key]
+        if scored and found.unscored:
+            raise UserError(found.unscored)
+        return found
 
     def _refuse_unknown(self, fields: Fields) -> None:
         """What is one for all images and goes to neither program may be an option, misspelt."""

@@ -173,7 +173,7 @@ def _data(
             "weights to audit"
         )
     pair, images, named = prepare(model, guide, x, dict(fields), NUM_DRAWS)
-    structure = pair.structure(images, named)
+    structure = pair.structure(images, named, scored=False)
     refuse_unscorable(pair, images, named)
     if structure.summed:
         raise UserError(

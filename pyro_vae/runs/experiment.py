@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae import registry
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.labels import refuse_unfit
 from pyro_vae.data.transforms import OBSERVES, Observed, observe
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import Program
@@ -125,11 +126,13 @@ class Experiment:
                 f"validation ({self.options.valid_fraction:g} of train)",
             )
         if number is not None and number > len(x):
-            raise UserError(f"{number} images were asked for, but the {split} set has {len(x)}")
+            raise UserError(
+                f"{number} {self.data.one}s were asked for, but the {split} set has {len(x)}"
+            )
         if number is None or number == len(x):
             return x, {"images": words}
         return x[_chosen(len(x), number)], {
-            "images": f"{number} of {len(x)} {words} images, chosen from seed 0"
+            "images": f"{number} of {len(x)} {words} {self.data.one}s, chosen from seed 0"
         }
 
     def _observed_valid(self, rows: Tensor) -> Tensor:
@@ -174,14 +177,21 @@ def prepare(options: Train) -> Experiment:
     Raises:
         UserError: the data, a part, or the two together are wrong.
     """
-    data = image_data.load(options.data, options.data_root, seed=options.data_seed)
+    data = image_data.load(
+        options.data,
+        options.data_root,
+        seed=options.data_seed,
+        images_key=options.images_key,
+        columns=options.columns,
+        label=options.label,
+    )
     train_rows, valid_rows = torch.arange(len(data.train)), None
     if options.valid_fraction:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
     if options.batch_size > len(train_rows):
         raise UserError(
             f"--batch-size {options.batch_size} is larger than the training set, "
-            f"{len(train_rows)} images: give --batch-size {len(train_rows)} or less"
+            f"{len(train_rows)} {data.one}s: give --batch-size {len(train_rows)} or less"
         )
     known = about_the_data(options, data)
     model, guide = build_pair(options, data.event_shape, len(train_rows), **known)
@@ -208,8 +218,11 @@ def about_the_data(options: Train, data: ImageData) -> dict[str, int]:
         known["levels"] = (
             2 if options.binarize in ("dynamic", "static", "threshold") else data.levels
         )
-    if data.train_labels is not None:
-        labels = [part for part in (data.train_labels, data.test_labels) if part is not None]
+    labels = [part for part in (data.train_labels, data.test_labels) if part is not None]
+    parts = {slot: getattr(options, slot) for slot in ("model", "guide", *PARTS_OF_MODELS)}
+    if any("num_classes" in _names(slot, choice) for slot, choice in parts.items()):
+        refuse_unfit(data.name, labels)
+    if labels and min(int(part.min()) for part in labels) >= 0:
         known["num_classes"] = 1 + max(int(part.max()) for part in labels)
     return known
 
@@ -337,6 +350,8 @@ def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str
 def _refuse_unlabelled(experiment: Experiment) -> None:
     """A program that names the field y needs a data set with labels for all of its images."""
     data = experiment.data
+    if experiment.wants_labels:
+        refuse_unfit(data.name, (data.train_labels, data.test_labels))
     for role, program in experiment.programs:
         if program.wants("y") and (data.train_labels is None or data.test_labels is None):
             choice = getattr(experiment.options, role)
