@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.protocols import hook
 from pyro_vae.user_code import guarded, load_named
 
 NAMESPACES: dict[str, str] = {
@@ -102,7 +103,7 @@ def entries(slot: str) -> Iterable[EntryPoint]:
 def belongs(slot: str, part: Any) -> bool:
     if not isinstance(part, type) or inspect.isabstract(part):
         return False
-    return _is_optimizer(part) if slot == "optimizer" else getattr(part, "slot", None) == slot
+    return _is_optimizer(part) if slot == "optimizer" else hook(part, "slot") == slot
 
 
 def _is_optimizer(part: type) -> bool:
@@ -149,7 +150,7 @@ def checked(slot: str, name: str, part: Any) -> Any:
 
 def slot_of(part: Any) -> str | None:
     """The slot that a class names, or the class of an object."""
-    own = getattr(part if isinstance(part, type) else type(part), "slot", None)
+    own = hook(part if isinstance(part, type) else type(part), "slot")
     return own if isinstance(own, str) and own in NAMESPACES else None
 
 

@@ -23,6 +23,7 @@ from pyro_vae.lookup import (
     slots_by_name,
     wanted,
 )
+from pyro_vae.protocols import hook
 from pyro_vae.specs import Choice, parse
 from pyro_vae.user_code import load_named
 
@@ -105,10 +106,10 @@ def _construct(
 ) -> Any:
     label = f"{slot} {choice}"
     parameters = _Parameters(part, label)
-    written = _unpack_net(label, parameters.bind(choice))
+    written = unpack_net(label, parameters.bind(choice))
     offered, of_net = dict(context), {}
     if "net" not in written and "net" in context:
-        of_net = _unpack_net(label, {"net": context["net"]})
+        of_net = unpack_net(label, {"net": context["net"]})
     known = parameters.known(written, offered | of_net)
     if "net" in known:  # what takes no network takes none of its arguments either
         offered |= of_net
@@ -122,7 +123,7 @@ def _construct(
         )
     # a part may build what it holds in another context than its own: a decoder that also receives a
     # class has more inputs
-    inner = getattr(part, "context_of", lambda argument, values, context: context)
+    inner = hook(part, "context_of") or (lambda argument, values, context: context)
     built = {
         name: _build_argument(name, value, inner(name, values, context))
         for name, value in values.items()
@@ -194,7 +195,7 @@ def _net_defaults(part: Any) -> Iterator[Any]:
     """
     bases = inspect.getmro(part) if isinstance(part, type) else (part,)
     for base in bases:
-        if base is part or hasattr(base, "slot"):
+        if base is part or hook(base, "slot"):
             yield from (
                 parameter.default for parameter in _signature(base) if parameter.name == "net"
             )
@@ -205,15 +206,16 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
     any other.
     """
     network = resolve("net", net) if isinstance(net, str) else net
-    if not callable(network):
-        return [], True
+    if not isinstance(network, type):
+        # one that is ready has its arguments; of None nothing is known
+        return [], network is None
     parameters = _signature(network)
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     own = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return [name for name in own if name not in ("in_shape", "out_shape")], is_open
 
 
-def _unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """``net=MLP(hidden=(200,))`` as ``net=MLP, hidden=(200,)``: the part adds the shapes and builds
     it.
     """

@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
+from pyro_vae.protocols import Local, hook
 
 
 class ParameterStore(Messenger):
@@ -171,20 +172,14 @@ class Program:
             p.kind is p.VAR_KEYWORD and not p.name.startswith("_") for p in parameters
         )
         self.taken = self.field_names
-        passed_to = getattr(self.owner, "fields_go_to", None)
-        if (
-            self._takes_all
-            and passed_to is not None
-            and getattr(inner, "__name__", "") == "forward"
-        ):
+        passed_to = hook(self.owner, "fields_go_to")
+        if self._takes_all and passed_to and getattr(inner, "__name__", "") == "forward":
             reached = [
                 each if isinstance(each, Program) else Program(role, each) for each in passed_to()
             ]
             self.taken = self.taken.union(*(each.taken for each in reached))
             self._takes_all = any(each._takes_all for each in reached)
-        self._passes_index = callable(
-            getattr(self.owner, "local", None)
-        )  # an amortized guide's, which takes all fields
+        self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
         return self.call(x, **arguments(self.select(fields)))
