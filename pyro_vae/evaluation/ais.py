@@ -16,7 +16,7 @@ from pyro_vae.data.loaders import make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.annealing import Annealed, Settings, anneal, prepare_kernel, tiles
 from pyro_vae.evaluation.hmc import Kernel
-from pyro_vae.evaluation.importance import mode_notes, refuse_nan, running
+from pyro_vae.evaluation.importance import mode_notes, refuse_nan, running, said_of_scales
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.tiling import padded, rows_of, stops, tiled
@@ -109,6 +109,7 @@ def ais(
     compile: str = "auto",
     progress: bool = False,
     bits_offset: float | None = None,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> AnnealedMarginal:
     """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T =
@@ -125,6 +126,7 @@ def ais(
         num_leapfrog: L, gradients an HMC step.
         schedule: ``sigmoid`` (slow at both ends) or ``linear``.
         compile: ``auto`` and ``graph`` (the traced graph, replayed), ``inductor``, or ``off``.
+        ignore_scales: as in `log_marginal`.
 
     Raises:
         UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the
@@ -142,7 +144,7 @@ def ais(
     notes = mode_notes(pair)
     total = num_steps * -(-source.num_images // tile)
     with (
-        running(pair, place),
+        running(pair, place, ignore_scales),
         progress_bar(total, "step", progress) as bar,
     ):
         first = next(source.in_order())
@@ -174,6 +176,7 @@ def ais(
         **ambient.said(place),
         "seed": seed,
         **known,
+        **said_of_scales(ignore_scales),
         "checked": checked,
     }
     return found.result(

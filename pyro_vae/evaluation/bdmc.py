@@ -18,7 +18,7 @@ from pyro_vae import ambient
 from pyro_vae.analysis.simulate import Simulated, simulate
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.annealing import Settings, anneal, prepare_kernel, tiles
-from pyro_vae.evaluation.importance import running
+from pyro_vae.evaluation.importance import running, said_of_scales
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import rows_of
 from pyro_vae.evaluation.traced_target import Target, make_target
@@ -135,6 +135,7 @@ def bdmc(
     device: str | torch.device = "auto",
     compile: str = "auto",
     progress: bool = False,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> BDMC:
     """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse
@@ -147,6 +148,7 @@ def bdmc(
     Args:
         like: a few images, for a model that can't be called as ``model(None, size=n)``; only their
             shape is used.
+        ignore_scales: as in `log_marginal`.
         **fields: what the model is conditioned on, ``size`` rows.
 
     Raises:
@@ -163,7 +165,7 @@ def bdmc(
     tile = tiles(size, num_chains, rows_of(pair, place))
     starts = range(0, size, tile)
     with (
-        running(pair, place),
+        running(pair, place, ignore_scales),
         progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
     ):
         rows = torch.arange(tile, device=place)
@@ -187,6 +189,7 @@ def bdmc(
         "seed": seed,
         **settings.said(),
         **known,
+        **said_of_scales(ignore_scales),
         "data": "simulated from the model",
     }
     return BDMC(lower, upper, acceptance, made.x.cpu(), num_chains, said)

@@ -37,6 +37,7 @@ from pyro_vae.evaluation.tiling import padded, rows_of, stops, tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import ImageSums
 from pyro_vae.pair import dry_run
+from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
@@ -61,6 +62,7 @@ def log_marginal(
     compile: str = "auto",
     progress: bool = False,
     bits_offset: float | None = None,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> LogMarginal:
     """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8),
@@ -78,6 +80,8 @@ def log_marginal(
             number.
         bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then
             reported too.
+        ignore_scales: whether ``poutine.scale`` in the programs, such as a β that a training had, is
+            without effect: the number is log p(x) of the programs without it, and says so.
         **fields: named arguments of the programs, one row an image. The number is log p(x, y) where
             the model observes y, log p(x | y) where y moves its densities alone:
             `pyro_vae.evaluation.protocol.Quantity` has the rule.
@@ -94,7 +98,7 @@ def log_marginal(
     shown = progress and group.first
     notes = mode_notes(pair) + ((drawn.warning,) if drawn.warning else ())
     found, scored = _Gathered(num_samples), Quantity(pair)
-    with running(pair, place), arithmetic.running():
+    with running(pair, place, ignore_scales), arithmetic.running():
         work = _prepare(pair, x, fields, drawn, num_samples, seed, place)
         checked, doubts = check_scores(pair, *work.first, supports=drawn.draws_from_guide)
         scorer = work.scorer(compile, arithmetic)
@@ -127,6 +131,7 @@ def log_marginal(
         **ambient.said(place),
         "seed": seed,
         **known,
+        **said_of_scales(ignore_scales),
         "checked": checked,
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
@@ -210,12 +215,13 @@ def _tiles_of(x: Any, fields: Mapping[str, Any], tile: int, place: torch.device)
 
 
 @contextmanager
-def running(pair: Pair, place: torch.device) -> Iterator[None]:
+def running(pair: Pair, place: torch.device, ignore_scales: bool = False) -> Iterator[None]:
     """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake
     stays one sentence.
     """
     with (
         pair.active(training=False, may_create=False),
+        without_scales(ignore_scales),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
     ):
@@ -236,6 +242,11 @@ def _precision_words(work: _Work, scorer: Scorer, precision: Precision) -> str:
 
     error = measure_error(exact, scorer.estimate, *work.some(IMAGES), min(work.num_samples, DRAWS))
     return f"{precision.words} ({error})"
+
+
+def said_of_scales(ignored: bool) -> dict[str, str]:
+    """The protocol's word where the programs' scales are without effect."""
+    return {"scales": "ignored"} if ignored else {}
 
 
 class _Gathered:
