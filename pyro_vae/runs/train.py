@@ -76,6 +76,8 @@ def fit_run(
         "num_data": len(experiment.train_rows),
         "config": plain(options),
         "data_sha256": experiment.data.sha256,
+        "data_levels": experiment.data.levels,
+        "classes": list(experiment.data.classes or ()),
         **about_the_data(options, experiment.data),
     }
     new = options.resume is None
