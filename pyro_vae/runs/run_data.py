@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import lookup
 from pyro_vae.data import datasets
 from pyro_vae.data.datasets import ImageData, Likeness
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
 from pyro_vae.runs.options import Train
 from pyro_vae.runs.run_folder import Run
-from pyro_vae.training import checkpoint_files
 
 OBSERVED_LEVELS = ("dynamic", "static", "threshold")
 """Binarizations under which a checkpoint's ``levels`` are not the stored ones."""
@@ -40,16 +39,16 @@ def trained(
     return replace(prepare(options, found), model=model, guide=guide), steps
 
 
-def resumed(run: Run, options: Train) -> Experiment:
+def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:
     """The experiment of a training that goes on, its data being where ``options`` say now.
+
+    Args:
+        known: the metadata of the checkpoint that it goes on from; nothing where there is none.
 
     Raises:
         UserError: they are not the run's.
     """
     configured = run.options()
-    known: Mapping[str, Any] = {}
-    with suppress(UserError):  # what is wrong with the checkpoints is told when one is taken
-        known = checkpoint_files.newest(run.checkpoints).held.metadata
     data = options.data if options.data != configured.data else None
     if data is not None and not known:
         raise UserError(
@@ -57,7 +56,7 @@ def resumed(run: Run, options: Train) -> Experiment:
             "it out, or train a run of its own"
         )
     root = options.data_root if options.data_root != configured.data_root else None
-    found = of_run(run, configured, known, data, root) if known else load_data(options)
+    found = of_run(run, configured, known, data, root)
     return prepare(replace(options, data=configured.data, data_root=configured.data_root), found)
 
 
@@ -77,10 +76,9 @@ def of_run(
     other: str | None = None
     for place, root in _places(run, options, data, data_root):
         found = load_data(options, place, root)
-        if found.sha256 == expected:
+        shape = known.get("event_shape", list(found.event_shape))
+        if found.sha256 == (expected or found.sha256) and list(found.event_shape) == shape:
             return found
-        if expected is None and list(found.event_shape) == known.get("event_shape"):
-            return found  # of a checkpoint of before
         other = other or place
     if other is None:
         raise UserError(
@@ -148,4 +146,4 @@ def _seen_from(run: Run, path: Path) -> list[Path]:
 
 
 def _is_named(data: str) -> bool:
-    return data in datasets.DATASETS or ":" in data or data in datasets.registry.installed("data")
+    return data in datasets.DATASETS or ":" in data or data in lookup.installed("data")
