@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from math import nan
 from typing import Any, ClassVar
 
@@ -56,7 +57,8 @@ def standard_error(values: Tensor) -> float:
 class Result:
     """Figures that print as lines, below them what changes how they are to be read."""
 
-    figures: ClassVar[tuple[str, ...]] = ()  # the attributes that `to_dict` gives
+    figures: ClassVar[tuple[str, ...]] = ()
+    """The attributes that `to_dict` gives; where none are named, the object's own."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -72,7 +74,7 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The figures under their attributes' names, as plain values: what ``--json`` prints."""
-        return {name: _plain(getattr(self, name)) for name in self.figures}
+        return {name: _plain(getattr(self, name)) for name in self.figures or vars(self)}
 
 
 def _plain(value: Any) -> Any:
@@ -81,6 +83,8 @@ def _plain(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, Tensor):
         return value.tolist()
+    if is_dataclass(value):
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(each) for key, each in value.items()}
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

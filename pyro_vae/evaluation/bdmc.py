@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
-from pyro_vae.evaluation.result import Estimate
+from pyro_vae.evaluation.result import Estimate, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.rng import mix
@@ -44,37 +44,14 @@ class BDMC(Estimate):
         """Upper minus lower, ``(N,)``."""
         return self.upper_px - self.lower_px
 
-    @property
-    def lower(self) -> float:
-        """Mean lower bound: its expectation is at most the mean of log p(x)."""
-        return float(self.lower_px.mean())
-
-    @property
-    def upper(self) -> float:
-        """Mean upper bound: its expectation is at least the mean of log p(x)."""
-        return float(self.upper_px.mean())
-
-    @property
-    def gap(self) -> float:
-        """Upper minus lower: the two errors together."""
-        return float(self.gap_px.mean())
-
-    @property
-    def se_lower(self) -> float:
-        """Standard error of ``lower``, the images being a sample, Monte Carlo included; NaN for one
-        image.
-        """
-        return standard_error(self.lower_px)
-
-    @property
-    def se_upper(self) -> float:
-        """That of ``upper``."""
-        return standard_error(self.upper_px)
-
-    @property
-    def se_gap(self) -> float:
-        """That of ``gap``, paired by image: much smaller than the other two."""
-        return standard_error(self.gap_px)
+    lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
+    upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
+    gap = over_images("gap_px", "Upper minus lower: the two errors together.")
+    se_lower = over_images("lower_px", number=standard_error)
+    se_upper = over_images("upper_px", number=standard_error)
+    se_gap = over_images(
+        "gap_px", "Paired by image: much smaller than the others'.", standard_error
+    )
 
     def headline(self) -> list[str]:
         """Both bounds and their gap."""

@@ -18,7 +18,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
-from pyro_vae.evaluation.result import Estimate, LogMarginal
+from pyro_vae.evaluation.result import Estimate, LogMarginal, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles
 from pyro_vae.formatting import figure, quantity, standard_error
@@ -45,7 +45,10 @@ class Refinement(Estimate):
     for each image.
     """
 
-    columns: ClassVar[tuple[str, ...]] = ("log_px", "elbo_amortized_px", "elbo_refined_px")
+    columns: ClassVar[tuple[str, ...]] = (
+        *("log_px", "elbo_amortized_px", "elbo_refined_px"),
+        *("approximation_gap_px", "amortization_gap_px"),
+    )
     figures: ClassVar[tuple[str, ...]] = (
         *("elbo_amortized", "se_elbo_amortized", "elbo_refined", "se_elbo_refined"),
         *("approximation_gap", "se_approximation_gap", "amortization_gap", "se_amortization_gap"),
@@ -59,47 +62,27 @@ class Refinement(Estimate):
     log_px: Tensor  # (N,) log p̂(x)
     log_marginal: LogMarginal  # of q* by importance sampling: its protocol, errors and warnings
 
-    @property
-    def elbo_amortized(self) -> float:
-        """Mean ELBO[q]."""
-        return float(self.elbo_amortized_px.mean())
+    elbo_amortized = over_images("elbo_amortized_px", "Mean ELBO[q].")
+    elbo_refined = over_images("elbo_refined_px", "Mean ELBO[q*].")
+    se_elbo_amortized = over_images("elbo_amortized_px", number=standard_error)
+    se_elbo_refined = over_images("elbo_refined_px", number=standard_error)
 
     @property
-    def elbo_refined(self) -> float:
-        """Mean ELBO[q*]."""
-        return float(self.elbo_refined_px.mean())
-
-    @property
-    def approximation_gap(self) -> float:
-        """log p̂(x) − ELBO[q*]: what the family can't do. As log p̂ is a lower bound, so is this."""
-        return float((self.log_px - self.elbo_refined_px).mean())
-
-    @property
-    def amortization_gap(self) -> float:
-        """ELBO[q*] − ELBO[q]: what the network doesn't do."""
-        return float((self.elbo_refined_px - self.elbo_amortized_px).mean())
-
-    @property
-    def se_elbo_amortized(self) -> float:
-        """Standard error of ``elbo_amortized``: the images as a sample, Monte Carlo included; NaN
-        for one image.
+    def approximation_gap_px(self) -> Tensor:
+        """log p̂(x) − ELBO[q*], ``(N,)``: what the family can't do. As log p̂ is a lower bound, so is
+        this.
         """
-        return standard_error(self.elbo_amortized_px)
+        return self.log_px - self.elbo_refined_px
 
     @property
-    def se_elbo_refined(self) -> float:
-        """That of ``elbo_refined``."""
-        return standard_error(self.elbo_refined_px)
+    def amortization_gap_px(self) -> Tensor:
+        """ELBO[q*] − ELBO[q], ``(N,)``: what the network doesn't do."""
+        return self.elbo_refined_px - self.elbo_amortized_px
 
-    @property
-    def se_approximation_gap(self) -> float:
-        """That of ``approximation_gap``, paired by image."""
-        return standard_error(self.log_px - self.elbo_refined_px)
-
-    @property
-    def se_amortization_gap(self) -> float:
-        """That of ``amortization_gap``, paired by image."""
-        return standard_error(self.elbo_refined_px - self.elbo_amortized_px)
+    approximation_gap = over_images("approximation_gap_px", "What the family can't do, at least.")
+    amortization_gap = over_images("amortization_gap_px", "What the network doesn't do.")
+    se_approximation_gap = over_images("approximation_gap_px", number=standard_error)
+    se_amortization_gap = over_images("amortization_gap_px", number=standard_error)
 
     @property
     def warnings(self) -> tuple[str, ...]:

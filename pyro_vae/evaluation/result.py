@@ -38,6 +38,15 @@ SOUND_KHAT, SOUND_ESS = 0.5, 300.0
 UNSOUND = "interval unsound"
 
 
+def over_images(
+    figures: str,
+    doc: str = "Its standard error, the images being a sample; Monte Carlo included.",
+    number: Callable[[Tensor], Any] = torch.mean,
+) -> Any:
+    """A property: one number, in nats, of a result's figures of each image ``(N,)``."""
+    return property(lambda result: float(number(getattr(result, figures))), doc=doc)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Estimate(Result):
     """Figures of each of N images, in nats, with the protocol behind them."""
@@ -131,27 +140,21 @@ class LogMarginal(Estimate):
     num_samples: int
     bits_offset: float | None = None
 
+    mean = over_images("log_px", "mean L_K: its expectation is at most the set's mean log p(x).")
+    se_total = over_images("log_px", "Of the mean, with the set as a sample.", standard_error)
+    elbo = over_images("elbo_px", "The mean log weight: the ELBO where the guide is the proposal.")
+    debiased = over_images("debiased_px", "Jackknifed (Nowozin 2018): nearer, and **not** a bound.")
+    median_ess = over_images("ess", "Median of the effective sample sizes.", torch.median)
+
     @property
     def exact(self) -> bool:
         """Whether no latent was drawn: log p(x) itself, without a Monte Carlo error."""
         return self.protocol.get("estimator") == EXACT
 
     @property
-    def mean(self) -> float:
-        """mean L_K: its expectation is at most the set's mean log p(x)."""
-        return float(self.log_px.mean())
-
-    @property
     def se_mc(self) -> float:
         """Monte Carlo error of the mean, the set being fixed: √Σ se² / N."""
         return float(self.se.square().sum().sqrt() / self.num_images)
-
-    @property
-    def se_total(self) -> float:
-        """Standard error of the mean with the set as a sample, Monte Carlo included: sd(L) / √N;
-        NaN for one image.
-        """
-        return standard_error(self.log_px)
 
     @property
     def bias(self) -> float:
@@ -166,27 +169,10 @@ class LogMarginal(Estimate):
         return self.mean if self.exact else self.mean - log(20) / self.num_images
 
     @property
-    def elbo(self) -> float:
-        """The mean log weight of the same draws: the guide's ELBO where the guide is the proposal."""
-        return float(self.elbo_px.mean())
-
-    @property
-    def debiased(self) -> float:
-        """mean of the jackknifed estimates (Nowozin 2018): nearer to log p(x) than the mean, and
-        **not** a bound.
-        """
-        return float(self.debiased_px.mean())
-
-    @property
     def high_khat(self) -> float:
         """The share of images with k̂ > 0.7, of those that have a k̂."""
         known = self.khat[~self.khat.isnan()]
         return float((known > 0.7).double().mean()) if len(known) else float("nan")
-
-    @property
-    def median_ess(self) -> float:
-        """The median over the images of the weights' effective sample size."""
-        return float(self.ess.median())
 
     @property
     def bits_per_dim(self) -> float | None:
