@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_vae.data.loaders import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import arguments, as_fields
 from pyro_vae.pair.layouts import (
     Geometry,
     latent_nodes,
@@ -34,7 +35,6 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
@@ -416,7 +416,7 @@ def _blank(
 
 def _generate(pair: Pair, size: int, blank: Tensor, fields: dict[str, Tensor]) -> Any:
     if _takes_size(pair):
-        return pair.model.call(None, size=size, **pair.model.select(fields))
+        return pair.model.call(None, size=size, **arguments(pair.model.select(fields)))
     images = blank[:1].expand(size, *blank.shape[1:])
     return poutine.uncondition(pair.model)(images, fields)
 

@@ -27,12 +27,12 @@ from torch.distributions import Independent
 from pyro_vae.analysis.encode import mean_of, sample, visit_images
 from pyro_vae.analysis.latents import ROWS
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
 from pyro_vae.pair.layouts import Fields, Site, repeated, rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import check_seed, mix
-from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_count
 
 METHODS = ("metropolis", "gibbs")

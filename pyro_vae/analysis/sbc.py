@@ -15,10 +15,10 @@ from pyro_vae.analysis.encode import visit_images
 from pyro_vae.analysis.latents import guide_draws, join
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.devices import find_device
+from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.rng import check_seed, mix
-from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_count
 
 BATCH = 250

@@ -98,6 +98,8 @@ def _prepared(options: Train, device: torch.device) -> tuple[Experiment, Structu
     experiment = distributed.current().after_the_first(
         lambda: prepare(options)
     )  # which may download the data
+    if not options.quiet:
+        _say(str(experiment.data))
     experiment.images(
         "test", options.eval_images
     )  # too many are told before the training, not after
@@ -425,10 +427,20 @@ def _keep_images(
     )
     found.estimate.to_csv(run.per_image_file)
     if pictures:
-        fields = experiment.fields(found.split, len(found.x))
-        shown = reconstruct(experiment.model, experiment.guide, found.x, device=device, **fields)
-        fitting = (each for each in shown.values() if each[0].numel() == found.x[0].numel())
-        found.estimate.plot(run.folder / "evaluation.png", found.x, next(fitting, None))
+        found.estimate.plot(run.folder / "evaluation.png", *_shown(experiment, found, device))
+
+
+def _shown(
+    experiment: Experiment, found: evaluation_methods.Outcome, device: str
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """The images for the page of plots and their reconstructions; none of a table."""
+    assert found.x is not None
+    if experiment.data.table:
+        return None, None
+    fields = experiment.fields(found.split, len(found.x))
+    shown = reconstruct(experiment.model, experiment.guide, found.x, device=device, **fields)
+    fitting = (each for each in shown.values() if each[0].numel() == found.x[0].numel())
+    return found.x, next(fitting, None)
 
 
 def _stored(run: Run, options: Compare) -> LogMarginal | None:

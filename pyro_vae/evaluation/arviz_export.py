@@ -18,6 +18,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import inference_data
 from pyro_vae.evaluation.protocol import Digest
 from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.fields import as_fields
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
@@ -63,7 +64,7 @@ def to_inference_data(
     images = as_images(x)
     _refuse_other_images(ll, images)
     num_images = min(num_images, len(images))
-    few = {name: torch.as_tensor(value)[:num_images] for name, value in fields.items()}
+    few = {name: rows[:num_images] for name, rows in as_fields(fields, len(images)).items()}
     candidates = min(max(ll.num_samples, num_draws), MOST_CANDIDATES)
     options: dict[str, Any] = {"device": device, "seed": seed}
     with visit_images(model, guide, images[:num_images], num_images, fields=few, **options) as (

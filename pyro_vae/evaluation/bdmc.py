@@ -16,9 +16,10 @@ from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
 from pyro_vae.evaluation.result import Estimate, over_images
 from pyro_vae.evaluation.setup import Setup
+from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.rng import mix
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 

@@ -30,6 +30,7 @@ from pyro_vae.evaluation.setup import Setup, dtype_name
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
+from pyro_vae.rng import permutation
 from pyro_vae.validation import check_count
 
 
@@ -160,7 +161,6 @@ class _Draws:
         """A random few of the images; of a stream the first ones."""
         source, (x, fields) = self.setup.source, self.setup.first
         if isinstance(source, Resident):
-            random = torch.Generator().manual_seed(0)
-            rows = torch.randperm(source.num_images, generator=random)[:number]
+            rows = permutation(source.num_images, 0)[:number]
             return source.take(rows.to(source.x.device))
         return x[:number], {name: value[:number] for name, value in fields.items()}

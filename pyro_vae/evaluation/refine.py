@@ -21,12 +21,13 @@ from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
 from pyro_vae.evaluation.result import Estimate, LogMarginal, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles
+from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep

@@ -17,6 +17,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced_weights import Draw, Weights
 from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
+from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
 
@@ -78,7 +79,7 @@ class Scorer:
             draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
             # its own seed: the numbers are the same however the tiles are shared out among
             # processes
-            set_generators(mix(self.seed, start + rows.start))
+            set_generators(mix(self.seed, start + rows.start), images.device)
             if self.exact:
                 scored.append(_exact(draw, len(part), self.num_samples))
             else:
@@ -129,15 +130,6 @@ class Scorer:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """An allocator's error, CUDA's or the CPU's."""
-    said = any(
-        words in str(error)
-        for words in ("not enough memory", "can't allocate memory", "out of memory")
-    )
-    return said or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
 def _first_line(error: BaseException) -> str:

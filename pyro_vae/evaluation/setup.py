@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_vae import ambient
-from pyro_vae.data.loaders import Batch, Resident, Source, make_source
+from pyro_vae.data.loaders import Batch, Resident, Source, make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import padded, rows_of
@@ -75,6 +75,7 @@ class Setup:
         Raises:
             UserError: the number would not be log p(x) of each image.
         """
+        refuse_repeats(x)
         self.source = make_source(x, fields, 1, self.place)
         self.source.batch_size = tile(self.source.num_images)
         if isinstance(self.source, Resident):
@@ -84,18 +85,15 @@ class Setup:
         self.structure = self.pair.structure(*self.first)
         check(self.structure)
         if isinstance(self.source, Resident):
-            self._check_support(self.source.x, self.source.fields)
+            dry_run.check_support_of_set(self.pair, self.source.num_images, self.source.part)
         self._checked, doubts = check_scores(self.pair, *self.first, supports=supports)
         self.notes += doubts
 
     def see(self, batch: Batch) -> None:
         """The next images that are scored, as they are given; each is to be seen once."""
         if not isinstance(self.source, Resident):
-            self._check_support(*batch)
+            dry_run.check_all_support(self.pair, self.pair.cast(batch[0]), batch[1])
         self._quantity.see(batch)
-
-    def _check_support(self, x: Tensor, fields: Mapping[str, Tensor]) -> None:
-        dry_run.check_all_support(self.pair, self.pair.cast(x), fields)
 
     def tiles(self, size: int) -> tuple[Batch, Batch]:
         """A tile of the first images, and one of rows drawn from the whole set."""
@@ -120,10 +118,11 @@ class Setup:
         its notes become the estimate's.
         """
         known, said_of_it = self._quantity.told(bits_offset)
-        self.notes += said_of_it
+        number = self._quantity.num_images
+        self.notes += said_of_it + self.source.counted(number)
         return {
             **how,
-            "num_images": self.source.num_images,
+            "num_images": number,
             **({} if "precision" in how else {"precision": dtype_name(self.first[0])}),
             **ambient.said(self.place),
             "seed": self.seed,

@@ -18,11 +18,11 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.tensors import as_fields
 from pyro_vae.validation import check_whole
 
 
@@ -129,12 +129,26 @@ class Objective(ELBO):
 
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
-        structure = pair.structure(x, fields)
+        structure = pair.structure(x, fields, scored=False)
+        if (suited := self.suited(structure)) is not self:
+            return suited.run(pair, x, fields, kl_weight)
         _refuse_requests(self, structure)
         self.check(structure)
         layout = self.layout(structure, pair.layout(x, fields)) if self.num_particles > 1 else None
         terms = pair.run(x, fields, self.num_particles, layout, draw=self.draw)
         return self.estimate(terms, structure, kl_weight)
+
+    def suited(self, structure: Structure) -> Objective:
+        """This objective; Pyro's own of the same loss for a pair that only Pyro's own code trains.
+
+        Raises:
+            UserError: Pyro has none.
+        """
+        if not structure.by_pyro:
+            return self
+        from pyro_vae.objectives.pyro_elbo import counterpart
+
+        return counterpart(self, structure)
 
     def check(self, structure: Structure) -> None:  # most objectives serve every pair
         """Raise a ``UserError`` where this objective can't serve such a pair."""

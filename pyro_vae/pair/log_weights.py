@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 
@@ -77,7 +78,7 @@ def prepare(
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
     with pair.active(may_create=may_create):
-        pair.structure(images, named)
+        pair.structure(images, named, scored=False)
     return pair, images, named
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_vae.fields import argument_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
@@ -26,7 +27,7 @@ class PairReport:
     """A sound pair, as understood; ``print`` it."""
 
     structure: Structure
-    layout: str  # of many draws: plate, rows or repeat
+    layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
     fields: tuple[str, ...]  # those that the two programs name
     warnings: tuple[str, ...] = ()  # images that depend on each other, supports that differ
 
@@ -35,10 +36,16 @@ class PairReport:
         lines = [
             f"observed sites: {', '.join(s.observed)}; latent sites: "
             f"{', '.join(s.latents) or 'none'}",
-            f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
-            + (" (subsampling: fit only, no log p(x))" if s.subsampling else ""),
+            *(
+                [
+                    f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
+                    + (" (subsampling: fit only, no log p(x))" if s.subsampling else "")
+                ]
+                if s.plates[0]
+                else []
+            ),
             *s.words(),
-            f"many draws: {LAYOUT_WORDS[self.layout]}",
+            *([f"many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
         ]
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")
@@ -74,9 +81,11 @@ def check_pair(
         UserError: where they are no pair: which site, which plate, both shapes, and what to change.
     """
     pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
-    structure = pair.structure(images, named)
+    structure = pair.structure(images, named, scored=False)
     dry_run.check_all_support(pair, images, named)
-    wanted = sorted((pair.model.field_names | pair.guide.field_names) & named.keys())
+    wanted = sorted((pair.model.field_names | pair.guide.field_names) & {*map(argument_of, named)})
+    if structure.unscored:
+        return PairReport(structure, "", tuple(wanted), (f"fit only: {structure.unscored}",))
     notes = support_notes(pair, images, named)
     if site := independence(pair, images, named).site:
         notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import argument_of, is_constant, made_of
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -231,21 +232,42 @@ class Pair:
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields) -> Structure:
+    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
+
+        Args:
+            scored: whether its sites are to be read by image; a pair of which that can't be done
+                is refused then, though it trains.
         """
         key = _like(x, fields)
         if key not in self._known.structures:
+            self._refuse_unknown(fields)
+            self.store.before = frozenset(self.store.parameters)
             try:
                 with self.probing():
                     self._known.structures[key] = explain.understand(
                         self, lambda size: probe(x, fields, size)
                     )
             except UserError:
+                self.store.forget_new()
                 explain.refuse_broken_parameters(self)
                 raise
-        return self._known.structures[key]
+        found = self._known.structures[key]
+        if scored and found.unscored:
+            raise UserError(found.unscored)
+        return found
+
+    def _refuse_unknown(self, fields: Fields) -> None:
+        """What is one for all images and goes to neither program may be an option, misspelt."""
+        for name in filter(is_constant, fields):
+            known = argument_of(name)
+            if not any(program.receives(known) for program in (self.model, self.guide)):
+                taken = sorted({*self.model.field_names, *self.guide.field_names})
+                raise UserError(
+                    f"{known!r} is no option, and no argument of the model or the guide "
+                    f"({did_you_mean('argument', known, taken)})"
+                )
 
     def layout(self, x: Tensor, fields: Fields) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
@@ -331,7 +353,9 @@ def _weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
 
 
 def _like(x: Tensor, fields: Fields) -> Any:
-    rows = sorted((name, tuple(value.shape[1:]), value.dtype) for name, value in fields.items())
+    rows = sorted(
+        (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
+    )
     return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
 
 

@@ -13,11 +13,14 @@ from torch import Tensor
 from pyro_vae import registry
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.labels import refuse_unfit
 from pyro_vae.data.transforms import OBSERVES, Observed, observe
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.protocols import hook
+from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
 from pyro_vae.training.checkpoint_files import state_of
 
@@ -86,7 +89,7 @@ class Experiment:
     @property
     def amortized(self) -> bool:
         """Whether the guide has a q(z | x) of images that it was not fitted on."""
-        return bool(getattr(self.guide, "amortized", True))
+        return bool(hook(self.guide, "amortized"))
 
     @property
     def stored_valid(self) -> Tensor | None:
@@ -123,11 +126,13 @@ class Experiment:
                 f"validation ({self.options.valid_fraction:g} of train)",
             )
         if number is not None and number > len(x):
-            raise UserError(f"{number} images were asked for, but the {split} set has {len(x)}")
+            raise UserError(
+                f"{number} {self.data.one}s were asked for, but the {split} set has {len(x)}"
+            )
         if number is None or number == len(x):
             return x, {"images": words}
         return x[_chosen(len(x), number)], {
-            "images": f"{number} of {len(x)} {words} images, chosen from seed 0"
+            "images": f"{number} of {len(x)} {words} {self.data.one}s, chosen from seed 0"
         }
 
     def _observed_valid(self, rows: Tensor) -> Tensor:
@@ -143,8 +148,8 @@ class Experiment:
         shapes: dict[str, Any] = {
             n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken
         }
-        if hasattr(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
-            shapes["latent_dim"] = tuple(self.model.latent_dims)
+        if dims := hook(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
+            shapes["latent_dim"] = tuple(dims)
         return {
             **known,
             **({"kind": self.kind} if self.kind else {}),
@@ -163,8 +168,7 @@ def _chosen(size: int, number: int | None) -> Tensor:
     """
     if number is None or number == size:
         return torch.arange(size)
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(0))
-    return order[:number].sort().values
+    return permutation(size, 0)[:number].sort().values
 
 
 def prepare(options: Train) -> Experiment:
@@ -173,14 +177,21 @@ def prepare(options: Train) -> Experiment:
     Raises:
         UserError: the data, a part, or the two together are wrong.
     """
-    data = image_data.load(options.data, options.data_root, seed=options.data_seed)
+    data = image_data.load(
+        options.data,
+        options.data_root,
+        seed=options.data_seed,
+        images_key=options.images_key,
+        columns=options.columns,
+        label=options.label,
+    )
     train_rows, valid_rows = torch.arange(len(data.train)), None
     if options.valid_fraction:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
     if options.batch_size > len(train_rows):
         raise UserError(
             f"--batch-size {options.batch_size} is larger than the training set, "
-            f"{len(train_rows)} images: give --batch-size {len(train_rows)} or less"
+            f"{len(train_rows)} {data.one}s: give --batch-size {len(train_rows)} or less"
         )
     known = about_the_data(options, data)
     model, guide = build_pair(options, data.event_shape, len(train_rows), **known)
@@ -207,8 +218,11 @@ def about_the_data(options: Train, data: ImageData) -> dict[str, int]:
         known["levels"] = (
             2 if options.binarize in ("dynamic", "static", "threshold") else data.levels
         )
-    if data.train_labels is not None:
-        labels = [part for part in (data.train_labels, data.test_labels) if part is not None]
+    labels = [part for part in (data.train_labels, data.test_labels) if part is not None]
+    parts = {slot: getattr(options, slot) for slot in ("model", "guide", *PARTS_OF_MODELS)}
+    if any("num_classes" in _names(slot, choice) for slot, choice in parts.items()):
+        refuse_unfit(data.name, labels)
+    if labels and min(int(part.min()) for part in labels) >= 0:
         known["num_classes"] = 1 + max(int(part.max()) for part in labels)
     return known
 
@@ -318,14 +332,14 @@ def _sees_levels(options: Train) -> bool:
         registry.resolve(slot, registry.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
-    return next((part.observes for part in parts if hasattr(part, "observes")), None) == "levels"
+    return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:
     """A mass over other levels than the data's has outcomes that never happen, or lacks some that
     do.
     """
-    levels = getattr(getattr(model, "likelihood", model), "levels", None)
+    levels = hook(getattr(model, "likelihood", model), "levels")
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
         raise UserError(
             f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as "
@@ -336,6 +350,8 @@ def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str
 def _refuse_unlabelled(experiment: Experiment) -> None:
     """A program that names the field y needs a data set with labels for all of its images."""
     data = experiment.data
+    if experiment.wants_labels:
+        refuse_unfit(data.name, (data.train_labels, data.test_labels))
     for role, program in experiment.programs:
         if program.wants("y") and (data.train_labels is None or data.test_labels is None):
             choice = getattr(experiment.options, role)
@@ -372,10 +388,10 @@ def _observes(model: Any, options: Train) -> tuple[str, str | None]:
     likelihood, or by the model.
     """
     law = getattr(model, "likelihood", model)
-    observes = getattr(law, "observes", None)
+    observes = hook(law, "observes")
     if observes is None and options.binarize == "auto":
         raise UserError(
             f"the model {options.model} does not say what its x is: give it an attribute "
             f"`observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
         )
-    return observes or "real", getattr(law, "kind", None)
+    return observes or "real", hook(law, "kind")

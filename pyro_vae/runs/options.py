@@ -51,7 +51,15 @@ class Train:
     """Train a model and a guide, and estimate log p(x) of the test set."""
 
     data: str = "digits"
-    """A data set's name (see `pyro-vae list data`), a .npz or .npy file, or a folder of images."""
+    """A data set's name (see `pyro-vae list data`), a .npz or .npy file, a .csv or .tsv table of
+    numbers, or a folder of images.
+    """
+    images_key: str | None = None
+    """Of a .npz file: the array that has the images, if it is not called images."""
+    columns: str | None = None
+    """Of a table: the columns to take, as in a,b,pixel0:pixel783; by default all but --label."""
+    label: str | None = None
+    """Of a table or a .npz file: the column or the array that has the labels."""
     data_root: Path | None = None
     """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"

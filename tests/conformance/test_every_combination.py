@@ -9,10 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from conforming import DEFAULTS, build, choices_for, every, images, labels, one_line, swaps
 
 from pyro_vae import fit
 from pyro_vae.errors import UserError
+from tests.support.conforming import (
+    DEFAULTS,
+    build,
+    choices_for,
+    every,
+    images,
+    labels,
+    one_line,
+    swaps,
+)
 
 pytestmark = pytest.mark.slow
 

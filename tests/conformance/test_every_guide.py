@@ -9,13 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conforming import choices_for, every, images, names, one_line, programs, rows, shaken, verdict
-from laws import assert_mean_ratio_is_one, scipy_log_prob
 from torch import Tensor
 
 from pyro_vae import log_densities
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from tests.support.conforming import (
+    choices_for,
+    every,
+    images,
+    names,
+    one_line,
+    programs,
+    rows,
+    shaken,
+    verdict,
+)
+from tests.support.laws import assert_mean_ratio_is_one, scipy_log_prob
 
 DOUBLE = torch.float64
 

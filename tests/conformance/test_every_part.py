@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from conforming import (
+
+from pyro_vae import fit, log_marginal, registry
+from pyro_vae.cli.entry import main
+from pyro_vae.data.datasets import Source
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.registry import NAMESPACES
+from tests.support.conforming import (
     DEFAULTS,
     SWAPPED,
     build,
@@ -24,15 +32,7 @@ from conforming import (
     rows,
     swaps,
 )
-from laws import grid
-
-from pyro_vae import fit, log_marginal, registry
-from pyro_vae.cli.entry import main
-from pyro_vae.data.datasets import Source
-from pyro_vae.errors import UserError
-from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.pair.runtime import Pair
-from pyro_vae.registry import NAMESPACES
+from tests.support.laws import grid
 
 
 @pytest.mark.parametrize("part", swaps(*NAMESPACES))

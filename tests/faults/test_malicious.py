@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import QUICK, checkpoints, done, one_line
 
 import pyro_vae
 from pyro_vae import UserError, registry
@@ -24,6 +23,7 @@ from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.options import Train, read_config
 from pyro_vae.training import checkpoint_files
+from tests.support.children import QUICK, checkpoints, done, one_line
 
 
 class Evil:
