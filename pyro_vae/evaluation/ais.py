@@ -15,6 +15,7 @@ from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import stops
 from pyro_vae.evaluation.weight_sums import Curve, Gathered, ImageSums, WeightSums
 from pyro_vae.formatting import figure
+from pyro_vae.pair.signatures import takes_fields
 
 LOW_ACCEPTANCE = 0.2
 
@@ -60,6 +61,7 @@ class AnnealedMarginal(LogMarginal):
         return [line + self._bits(), f"  a lower bound in expectation; {of_bounds}"]
 
 
+@takes_fields
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],

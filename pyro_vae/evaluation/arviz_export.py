@@ -22,6 +22,7 @@ from pyro_vae.fields import as_fields
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 MOST_CANDIDATES = 20_000
 
 
+@takes_fields
 def to_inference_data(
     ll: LogMarginal,
     model: Callable[..., Any],

@@ -18,6 +18,7 @@ from pyro_vae.evaluation.result import Estimate, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import mix
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
@@ -65,6 +66,7 @@ class BDMC(Estimate):
         return [line, f"  about the model's own images, {of_data}"]
 
 
+@takes_fields
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],

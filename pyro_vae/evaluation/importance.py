@@ -30,10 +30,12 @@ from pyro_vae.evaluation.setup import Setup, dtype_name
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import permutation
 from pyro_vae.validation import check_count
 
 
+@takes_fields
 def log_marginal(
     model: Callable[..., Any],
     guide: Callable[..., Any],

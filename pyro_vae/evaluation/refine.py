@@ -25,6 +25,7 @@ from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
 from pyro_vae.tensors import as_images
@@ -101,6 +102,7 @@ class Refinement(Estimate):
         return [line, gaps]
 
 
+@takes_fields
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],
