@@ -125,9 +125,10 @@ class _Draws:
 
     @classmethod
     def of(cls, setup: Setup, proposal: Proposal, num_samples: int) -> _Draws:
-        """Each value of a site that is summed out is a row of the model as well."""
-        exact = proposal.is_exact(setup.structure)
-        rows = max(1, setup.rows // prod(setup.structure.summed.values()))
+        """Each value of a site that is summed over is a row of the model as well."""
+        structure, exact = setup.structure, proposal.is_exact(setup.structure)
+        values = (*structure.summed.values(), *structure.enumerated.values())
+        rows = max(1, setup.rows // prod(values))
         setup.source.batch_size = rows if exact else tile_sizes(num_samples, rows)[1]
         return cls(setup, proposal, num_samples, rows, exact)
 
