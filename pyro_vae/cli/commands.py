@@ -438,7 +438,7 @@ def _stored(run: Run, options: Compare) -> LogMarginal | None:
     from pyro_vae.evaluation.result_files import load_estimate
 
     ll = load_estimate(run.estimate_file(options.method, options.split), run.trained(_say))
-    if ll is None or options.num_images not in (None, ll.num_images):
+    if not isinstance(ll, LogMarginal) or options.num_images not in (None, ll.num_images):
         return None
     return ll if options.num_samples in (None, ll.num_samples) else None
 
