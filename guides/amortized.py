@@ -9,7 +9,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.nn import make_encoder
-from pyro_vae.nn.conditional import check_latent_dim
+from pyro_vae.nn.conditional import NetSpec, check_latent_dim
 
 
 class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
         event_shape: tuple[int, ...],
         latent_dim: int,
         num_params: int,
-        net: str | type | None = "MLP",
+        net: NetSpec | None = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__()

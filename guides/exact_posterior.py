@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.protocols import hook
 
 
 class ExactPosterior(PyroModule):
@@ -23,7 +24,7 @@ class ExactPosterior(PyroModule):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        if not callable(getattr(model, "posterior", None)):
+        if not callable(hook(model, "posterior")):
             raise UserError(
                 "ExactPosterior is a guide for a model that knows p(z | x) in closed form, such "
                 f"as LinearGaussian, and {type(model).__name__} has no posterior(x): use a guide "

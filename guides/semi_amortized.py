@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
-from pyro_vae.guides.mean_field import MeanField
+from pyro_vae.guides.mean_field import MeanField, NetSpec
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -36,7 +36,7 @@ class SemiAmortized(MeanField):
         steps: int = 5,
         step_size: float = 0.2,
         num_particles: int = 8,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_whole("SemiAmortized(steps={!r})", steps, "steps")

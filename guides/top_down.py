@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.nn.hierarchy import levels_of
 from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.net import NetSpec
 
 
 class TopDown(PyroModule):
@@ -31,7 +32,7 @@ class TopDown(PyroModule):
     slot: ClassVar[str] = "guide"
 
     def __init__(
-        self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any
+        self, event_shape: tuple[int, ...], model: Any, net: NetSpec = "MLP", **net_args: Any
     ) -> None:
         super().__init__()
         self.climb = nn.ModuleList(

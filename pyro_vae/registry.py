@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.protocols import hook
 
 NAMESPACES: dict[str, str] = {
     "model": "pyro_vae.models",
@@ -315,7 +316,7 @@ def _entries(slot: str) -> Iterable[EntryPoint]:
 def _belongs(slot: str, part: Any) -> bool:
     if not isinstance(part, type) or inspect.isabstract(part):
         return False
-    return _is_optimizer(part) if slot == "optimizer" else getattr(part, "slot", None) == slot
+    return _is_optimizer(part) if slot == "optimizer" else hook(part, "slot") == slot
 
 
 def _is_optimizer(part: type) -> bool:
@@ -362,7 +363,7 @@ def _checked(slot: str, name: str, part: Any) -> Any:
 
 def _slot_of(part: Any) -> str | None:
     """The slot that a class names, or the class of an object."""
-    own = getattr(part if isinstance(part, type) else type(part), "slot", None)
+    own = hook(part if isinstance(part, type) else type(part), "slot")
     return own if isinstance(own, str) and own in NAMESPACES else None
 
 
@@ -559,12 +560,10 @@ def _construct(
 ) -> Any:
     label = f"{slot} {choice}"
     parameters = _Parameters(part, label)
-    written = _unpack_net(label, parameters.bind(choice))
+    written = unpack_net(label, parameters.bind(choice))
     offered = {key: value for key, value in context.items() if key != "net"}
     if "net" not in written:
-        offered |= _unpack_net(
-            label, {key: value for key, value in context.items() if key == "net"}
-        )
+        offered |= unpack_net(label, {key: value for key, value in context.items() if key == "net"})
     known = parameters.known(written, offered)
     values = {name: offered[name] for name in known if name in offered} | written
     missing = [name for name in parameters.required if name not in values]
@@ -575,7 +574,7 @@ def _construct(
         )
     # a part may build what it holds in another context than its own: a decoder that also receives a
     # class has more inputs
-    inner = getattr(part, "context_of", lambda argument, values, context: context)
+    inner = hook(part, "context_of") or (lambda argument, values, context: context)
     built = {
         name: _build_argument(name, value, inner(name, values, context))
         for name, value in values.items()
@@ -652,7 +651,7 @@ def _net_defaults(part: Any) -> Iterator[Any]:
     """
     bases = inspect.getmro(part) if isinstance(part, type) else (part,)
     for base in bases:
-        if base is part or hasattr(base, "slot"):
+        if base is part or hook(base, "slot"):
             yield from (
                 parameter.default for parameter in _signature(base) if parameter.name == "net"
             )
@@ -663,15 +662,17 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
     any other.
     """
     network = resolve("net", net) if isinstance(net, str) else net
-    if not callable(network):
-        return [], True
+    if not isinstance(
+        network, type
+    ):  # one that is ready has its arguments; of None nothing is known
+        return [], network is None
     parameters = _signature(network)
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     own = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     return [name for name in own if name not in ("in_shape", "out_shape")], is_open
 
 
-def _unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """``net=MLP(hidden=(200,))`` as ``net=MLP, hidden=(200,)``: the part adds the shapes and builds
     it.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.loaders import Batch, Source
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
+from pyro_vae.protocols import hook
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for
@@ -29,7 +30,7 @@ def rows_of(pair: Pair, place: torch.device) -> int:
     """`ROWS` on this device, fewer where a likelihood of the model has many decoder outputs for
     each pixel.
     """
-    widest = max((getattr(module, "per_pixel", 1) for module in pair.modules), default=1)
+    widest = max((hook(module, "per_pixel") for module in pair.modules), default=1)
     return ROWS.get(place.type, ROWS["cpu"]) // max(1, widest // OUTPUTS)
 
 

@@ -34,6 +34,7 @@ from pyro_vae.pair.layouts import (
 from pyro_vae.pair.program import Program, validation
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.unscored import ONE_KIND, unscored
+from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -388,7 +389,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
 
 def _fitting(pair: Pair) -> str:
     """The guides that the model names as its own, in words."""
-    guides = getattr(pair.model.owner, "fitting_guides", ())
+    guides = hook(pair.model.owner, "fitting_guides")
     return (
         f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
         if guides
@@ -553,8 +554,7 @@ def check_fields(pair: Pair, fields: Fields) -> None:
     ``check_fields(fields)``.
     """
     for program in (pair.model, pair.guide):
-        check = getattr(program.owner, "check_fields", None)
-        if check is not None:
+        if check := hook(program.owner, "check_fields"):
             check(fields)
 
 

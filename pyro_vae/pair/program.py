@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
+from pyro_vae.protocols import Local
 
 
 class ParameterStore(Messenger):
@@ -166,9 +167,7 @@ class Program:
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
         self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self._passes_index = callable(
-            getattr(self.owner, "local", None)
-        )  # an amortized guide's, which takes all fields
+        self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
         return self.call(x, **arguments(self.select(fields)))

@@ -19,6 +19,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.protocols import hook
 from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
 from pyro_vae.training.checkpoint_files import state_of
@@ -88,7 +89,7 @@ class Experiment:
     @property
     def amortized(self) -> bool:
         """Whether the guide has a q(z | x) of images that it was not fitted on."""
-        return bool(getattr(self.guide, "amortized", True))
+        return bool(hook(self.guide, "amortized"))
 
     @property
     def stored_valid(self) -> Tensor | None:
@@ -147,8 +148,8 @@ class Experiment:
         shapes: dict[str, Any] = {
             n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken
         }
-        if hasattr(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
-            shapes["latent_dim"] = tuple(self.model.latent_dims)
+        if dims := hook(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
+            shapes["latent_dim"] = tuple(dims)
         return {
             **known,
             **({"kind": self.kind} if self.kind else {}),
@@ -331,14 +332,14 @@ def _sees_levels(options: Train) -> bool:
         registry.resolve(slot, registry.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
-    return next((part.observes for part in parts if hasattr(part, "observes")), None) == "levels"
+    return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:
     """A mass over other levels than the data's has outcomes that never happen, or lacks some that
     do.
     """
-    levels = getattr(getattr(model, "likelihood", model), "levels", None)
+    levels = hook(getattr(model, "likelihood", model), "levels")
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
         raise UserError(
             f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as "
@@ -387,10 +388,10 @@ def _observes(model: Any, options: Train) -> tuple[str, str | None]:
     likelihood, or by the model.
     """
     law = getattr(model, "likelihood", model)
-    observes = getattr(law, "observes", None)
+    observes = hook(law, "observes")
     if observes is None and options.binarize == "auto":
         raise UserError(
             f"the model {options.model} does not say what its x is: give it an attribute "
             f"`observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
         )
-    return observes or "real", getattr(law, "kind", None)
+    return observes or "real", hook(law, "kind")
