@@ -144,7 +144,7 @@ def ais(
         progress_bar(total, "step", progress) as bar,
     ):
         first = next(source.in_order())
-        checked, doubts = check_scores(pair, pair.cast(first[0]), first[1])
+        checked, doubts = check_scores(pair, pair.cast(*first), first[1])
         tiles_of_images = [padded(*batch, tile, pair) for batch in (first, source.drawn(seed))]
         space = Unconstrained(pair, *tiles_of_images[0], num_chains)
         target, how = make_target(space, compile, *tiles_of_images)
@@ -168,7 +168,7 @@ def ais(
         said_of_it += source.counted(scored.num_images)
     said = {
         "num_images": scored.num_images,
-        "precision": str(pair.cast(images).dtype).removeprefix("torch."),
+        "precision": str(pair.dtype or pair.cast(images).dtype).removeprefix("torch."),
         **ambient.said(place),
         "seed": seed,
         **known,

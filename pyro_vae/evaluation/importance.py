@@ -152,7 +152,7 @@ class _Work:
 
     def scorer(self, tier: str, precision: Precision) -> Scorer:
         """Staged in this tier and at this precision."""
-        precision.check(self.first[0].dtype, self.first[0].device)
+        precision.check(self.pair.dtype or self.first[0].dtype, self.first[0].device)
 
         def make(chunk: int, tile: int) -> tuple[Weights, str]:
             size = self.source.num_images, self.num_samples, chunk
@@ -226,7 +226,7 @@ def _precision_words(work: _Work, scorer: Scorer, precision: Precision) -> str:
     few of the images.
     """
     if not precision.reduced:
-        return str(work.first[0].dtype).removeprefix("torch.")
+        return str(work.pair.dtype or work.first[0].dtype).removeprefix("torch.")
     plain = work.scorer("graph", FLOAT32)
 
     def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:
@@ -297,7 +297,7 @@ def _refuse(pair: Pair, source: Source, first: Batch, proposal: Proposal) -> Str
     """What the pair's programs look like, where log p(x) can be had from them."""
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)
-    structure = pair.structure(pair.cast(first[0]), first[1])
+    structure = pair.structure(pair.cast(*first), first[1])
     proposal.check(structure)
     if isinstance(source, Resident):
         dry_run.check_support_of_set(pair, source.num_images, source.part)

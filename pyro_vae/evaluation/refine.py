@@ -165,8 +165,9 @@ def refine(
     place = find_device(device)
     images = as_images(x)
     pair = Pair.of(model, guide).to(place)
-    seen = pair.cast(images.to(place))
+    seen = images.to(place)
     named = {name: value.to(place) for name, value in as_fields(fields, len(images)).items()}
+    seen = pair.cast(seen, named)
     named.setdefault("index", torch.arange(len(images), device=place))
     options: dict[str, Any] = {
         "num_samples": num_samples,

@@ -152,7 +152,7 @@ def _held_loss(
     watched = (
         [] if any(map(hooked, parameters)) else list(parameters)
     )  # a hook is the user's, and may count
-    one = torch.ones((), dtype=x.dtype, device=x.device)
+    one = torch.ones((), dtype=pair.dtype, device=x.device)
 
     def stock() -> Tensor:
         batch = _own(x, fields)

@@ -15,7 +15,9 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 import pyro_vae as pv
+from pyro_vae import objectives
 from pyro_vae.fields import merged
+from pyro_vae.pair.rescoring import leaves
 from tests.support.foreign import SPELLINGS, Foreign, exact
 
 EXACT = 1e-9
@@ -36,20 +38,22 @@ def test_loss_and_gradients_are_pyros(name: str) -> None:
     fields = merged(case.fields)
 
     def ours() -> Tensor:
-        objective = pv.objectives.Trace_ELBO()
+        objective = objectives.Trace_ELBO()
         return objective.differentiable_loss(case.model, case.guide, case.x.clone(), **case.fields)
 
     def stock() -> Tensor:
-        return torch.as_tensor(
-            Trace_ELBO().differentiable_loss(case.model, case.guide, case.x.clone(), **fields)
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pyro.deterministic in the guide
+            return torch.as_tensor(
+                Trace_ELBO().differentiable_loss(case.model, case.guide, case.x.clone(), **fields)
+            )
 
     ours()  # what a dry run makes, it makes before
     values = []
     for run in (ours, stock):
         pyro.set_rng_seed(3)
         values.append(run())
-    parameters = pv.training.stepper.leaves(*values)
+    parameters = leaves(*values)
     assert parameters
     torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-5)
     for own, theirs in zip(*(gradients_of(value, parameters) for value in values), strict=True):
@@ -73,7 +77,7 @@ def test_it_goes_through(name: str) -> None:
                 case.model, case.guide, case.x, num_samples=5, device="cpu", **case.fields
             )
         return
-    number = 2000 if case.plain else 50
+    number = 50 if case.log_px is None and not case.plain else 2000
     found = pv.log_marginal(
         case.model, case.guide, case.x, num_samples=number, device="cpu", **case.fields
     )

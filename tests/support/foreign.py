@@ -705,7 +705,8 @@ def an_imputed_observation() -> Foreign:
     def guide(x: Tensor, seen: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", v.posterior(x))
-            pyro.sample("x_unobserved", dist.Normal(0 * x, 1.0).to_event(1))
+            with poutine.mask(mask=~seen):  # as Pyro asks for
+                pyro.sample("x_unobserved", dist.Normal(v.b, 2.0).expand(x.shape).to_event(1))
 
     seen = torch.arange(N) % 2 == 0
     return Foreign(
@@ -843,7 +844,7 @@ def other_words_for_a_law() -> Foreign:
         options = {"dtype": x.dtype, "device": x.device}
         with pyro.plate("data", x.size(0)):
             noise = dist.Normal(torch.zeros((), **options), 1.0).expand([x.size(0), CODES])
-            z = pyro.sample("z", noise.independent(1))
+            z = pyro.sample("z", noise.to_event(1))
             unit = dist.Normal(torch.zeros(PIXELS, **options), 1.0).to_event(1)
             move = dist.transforms.AffineTransform(z @ v.w + v.b, SIGMA, event_dim=1)
             pyro.sample("x", dist.TransformedDistribution(unit, [move]), obs=x)
