@@ -16,11 +16,13 @@ from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 
+@takes_fields
 def log_densities(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -41,6 +43,7 @@ def log_densities(
         return pair.run(images, named, num_particles)
 
 
+@takes_fields
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -59,7 +62,7 @@ def log_weights(
     with pair.active(training=False, may_create=False):
         refuse_unscorable(pair, images, named)
         dry_run.check_all_support(pair, images, named)
-        return pair.run(images, named, num_particles).log_weights()
+        return pair.run(images, named, num_particles, every_value=True).log_weights()
 
 
 def prepare(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.fields import argument_of, is_constant, made_of
+from pyro_vae.errors import UserError
+from pyro_vae.fields import made_of
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -253,12 +253,19 @@ class Pair:
         layout: str | None = None,
         score: Score = plain_score,
         draw: Draw = plain_draw,
+        *,
+        every_value: bool = False,
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``.
+        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
         """
-        geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
-        layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
+        structure = self.structure(x, fields)
+        values = structure.enumerated if every_value else {}
+        geometry = replace(structure.geometry, score=score, draw=draw, enumerated=values)
+        if num_particles == 1:
+            layout = "repeat"
+        elif layout is None:
+            layout = self.layout(x, fields, every_value=every_value)
         return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
@@ -273,7 +280,6 @@ class Pair:
         """
         key = _like(x, fields)
         if key not in self._known.structures:
-            self._refuse_unknown(fields)
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
@@ -289,28 +295,18 @@ class Pair:
             raise UserError(found.unscored)
         return found
 
-    def _refuse_unknown(self, fields: Fields) -> None:
-        """What is one for all images and goes to neither program may be an option, misspelt."""
-        for name in filter(is_constant, fields):
-            known = argument_of(name)
-            if not any(program.receives(known) for program in (self.model, self.guide)):
-                taken = sorted({*self.model.field_names, *self.guide.field_names})
-                raise UserError(
-                    f"{known!r} is no option, and no argument of the model or the guide "
-                    f"({did_you_mean('argument', known, taken)})"
-                )
-
-    def layout(self, x: Tensor, fields: Fields) -> str:
+    def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
         repetition.
         """
-        key = _like(x, fields)
+        values = self.structure(x, fields).enumerated if every_value else {}
+        key = _like(x, fields), bool(values)
         if key not in self._known.layouts:
-            self._known.layouts[key] = self._choose_layout(x, fields)
+            self._known.layouts[key] = self._choose_layout(x, fields, values)
         return self._known.layouts[key]
 
-    def _choose_layout(self, x: Tensor, fields: Fields) -> str:
-        geometry = self.structure(x, fields).geometry
+    def _choose_layout(self, x: Tensor, fields: Fields, values: dict[str, int]) -> str:
+        geometry = replace(self.structure(x, fields).geometry, enumerated=values)
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
@@ -325,7 +321,9 @@ class Pair:
 
         with self.probing():
             reference = terms("repeat")
-            for layout in LAYOUTS[:-1]:
+            for layout in (
+                LAYOUTS[:-1] if not values else LAYOUTS[:1]
+            ):  # merging rows takes draws without values
                 try:
                     found = terms(layout)
                 except Exception:  # a layout that a user's program can't run under is not for it

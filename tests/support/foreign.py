@@ -703,10 +703,12 @@ def an_imputed_observation() -> Foreign:
             pyro.sample("x", v.decode(z), obs=x, obs_mask=seen)
 
     def guide(x: Tensor, seen: Tensor) -> None:
+        mean = v.encoder(x).where(seen[:, None], Z)
+        spread = COVARIANCE.where(seen[:, None, None], torch.eye(CODES, **D))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", v.posterior(x))
+            z = pyro.sample("z", dist.MultivariateNormal(mean, spread))
             with poutine.mask(mask=~seen):  # as Pyro asks for
-                pyro.sample("x_unobserved", dist.Normal(v.b, 2.0).expand(x.shape).to_event(1))
+                pyro.sample("x_unobserved", v.decode(z))
 
     seen = torch.arange(N) % 2 == 0
     return Foreign(
