@@ -26,7 +26,7 @@ from pyro_vae.evaluation.precision import (
 from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.result import EXACT, LogMarginal
 from pyro_vae.evaluation.scorer import Scorer
-from pyro_vae.evaluation.setup import Setup, dtype_name
+from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
@@ -138,7 +138,7 @@ class _Draws:
     def scorer(self, tier: str, precision: Precision) -> Scorer:
         """Staged in this tier and at this precision."""
         pair, first = self.setup.pair, self.setup.first[0]
-        precision.check(first.dtype, first.device)
+        precision.check(pair.dtype or first.dtype, first.device)
         size = self.setup.source.num_images, self.num_samples
 
         def make(chunk: int, tile: int) -> tuple[Weights, str]:
@@ -153,7 +153,7 @@ class _Draws:
         a few of the images.
         """
         if not precision.reduced:
-            return dtype_name(self.setup.first[0])
+            return self.setup.dtype_name
         plain = self.scorer("graph", FLOAT32)
 
         def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from pyro_vae import ambient
@@ -83,13 +83,20 @@ class Setup:
         if isinstance(self.source, Resident):
             dry_run.check_fields(self.pair, self.source.fields)
         images, named = next(self.source.in_order())
-        self.first = self.pair.cast(images), named
+        self.first = self.pair.cast(images, named), named
         self.structure = self.pair.structure(*self.first)
         check(self.structure)
         if isinstance(self.source, Resident):
             dry_run.check_support_of_set(self.pair, self.source.num_images, self.source.part)
         self._checked, doubts = check_scores(self.pair, *self.first, supports=supports)
         self.notes += doubts
+
+    @property
+    def dtype_name(self) -> str:
+        """``float32``: the programs' dtype, of which images are too, unless they are whole
+        numbers.
+        """
+        return str(self.pair.dtype or self.first[0].dtype).removeprefix("torch.")
 
     def see(self, batch: Batch) -> None:
         """The next images that are scored, as they are given; each is to be seen once."""
@@ -125,7 +132,7 @@ class Setup:
         return {
             **how,
             "num_images": number,
-            **({} if "precision" in how else {"precision": dtype_name(self.first[0])}),
+            **({} if "precision" in how else {"precision": self.dtype_name}),
             **ambient.said(self.place),
             "seed": self.seed,
             **known,
@@ -152,11 +159,6 @@ def running(pair: Pair, place: torch.device, ignore_scales: bool = False) -> Ite
         torch.no_grad(),
     ):
         yield
-
-
-def dtype_name(x: Tensor) -> str:
-    """``float32``."""
-    return str(x.dtype).removeprefix("torch.")
 
 
 def mode_notes(pair: Pair) -> tuple[str, ...]:

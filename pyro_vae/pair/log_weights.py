@@ -82,10 +82,12 @@ def prepare(
     """The pair, understood, and a batch in its dtype with its fields and ``index``."""
     check_count("num_particles", num_particles)
     pair = Pair.of(model, guide)
-    images = pair.cast(as_images(x))
+    images = as_images(x, missing=True)
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
+    dry_run.check_fields(pair, named)
     with pair.active(may_create=may_create):
+        images = pair.cast(images, named)
         pair.structure(images, named, scored=False)
     return pair, images, named
 
