@@ -86,7 +86,7 @@ class Hierarchical(PyroModule):
         }
         return {**context, "latent_dim": dims[0], **level_args(net_args, len(dims))[0]}
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vae.analysis.gibbs import Evidence, Restored, restore
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import validation
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 
 Noise = Callable[[Tensor], Any]
@@ -25,6 +26,7 @@ PIXEL_MOVES = 5
 """Metropolis moves of the pixels for each of z: they cost no network."""
 
 
+@takes_fields
 def denoise(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -21,6 +21,7 @@ from pyro_vae.formatting import figure
 from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_count
 
@@ -204,6 +205,7 @@ class Diagnostics:
         }
 
 
+@takes_fields
 def diagnose(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -35,6 +35,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
@@ -48,6 +49,7 @@ known by its size.
 """
 
 
+@takes_fields
 def encode(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -81,6 +83,7 @@ def encode(
     return _join(parts)
 
 
+@takes_fields
 def reconstruct(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -127,6 +130,7 @@ def reconstruct(
     return _join(parts)
 
 
+@takes_fields
 def sample(
     model: Callable[..., Any],
     size: int,
@@ -160,6 +164,7 @@ def sample(
         return _join(generation.run(rows, {}, mean) for rows in _slices(size, batch_size))
 
 
+@takes_fields
 def decode(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from pyro_vae.analysis.gibbs import Evidence, Restored, restore
 from pyro_vae.errors import UserError
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 
 
+@takes_fields
 def impute(
     model: Callable[..., Any],
     guide: Callable[..., Any],

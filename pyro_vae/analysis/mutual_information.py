@@ -30,6 +30,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""
@@ -86,6 +87,7 @@ class Information:
         }
 
 
+@takes_fields
 def mutual_information(
     model: Callable[..., Any],
     guide: Callable[..., Any],

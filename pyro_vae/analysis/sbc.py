@@ -17,6 +17,7 @@ from pyro_vae.analysis.simulate import simulate
 from pyro_vae.devices import find_device
 from pyro_vae.fields import as_fields
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import check_seed, mix
 from pyro_vae.validation import check_count
 
@@ -83,6 +84,7 @@ class SBC:
         }
 
 
+@takes_fields
 def sbc_ranks(
     model: Callable[..., Any],
     guide: Callable[..., Any],

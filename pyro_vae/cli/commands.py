@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_vae import distributed, registry
+from pyro_vae import distributed, lookup, registry
 from pyro_vae.analysis.encode import reconstruct
 from pyro_vae.cli import bench
 from pyro_vae.data.loaders import make_source
@@ -27,7 +27,7 @@ from pyro_vae.objectives import Loss
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.runs import evaluation_methods, run_folder
+from pyro_vae.runs import evaluation_methods, parts, run_folder
 from pyro_vae.runs.experiment import Experiment, dry_run, prepare
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.runs.run_folder import Run
@@ -317,20 +317,20 @@ def plot(options: Plot) -> None:
 @execute.register
 def list_parts(options: List) -> None:
     """Show the parts of one slot or of all."""
-    if options.slot is not None and options.slot not in registry.NAMESPACES:
-        raise UserError(did_you_mean("slot", options.slot, registry.NAMESPACES))
-    slots = list(registry.NAMESPACES) if options.slot is None else [options.slot]
-    parts = {slot: registry.describe(slot) for slot in slots}
+    if options.slot is not None and options.slot not in lookup.NAMESPACES:
+        raise UserError(did_you_mean("slot", options.slot, lookup.NAMESPACES))
+    slots = list(lookup.NAMESPACES) if options.slot is None else [options.slot]
+    listed = {slot: parts.describe(slot) for slot in slots}
     if options.json:
         print(
             json.dumps(
-                {slot: [asdict(part) for part in found] for slot, found in parts.items()}, indent=2
+                {slot: [asdict(part) for part in found] for slot, found in listed.items()}, indent=2
             )
         )
         return
     columns = shutil.get_terminal_size((LIST_WIDTH, 0)).columns
     wrap = partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
-    for slot, found in parts.items():
+    for slot, found in listed.items():
         print(slot)
         names = max((len(part.name) for part in found), default=0)
         width = max(LEAST_TEXT, columns - names - 4)

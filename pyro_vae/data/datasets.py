@@ -22,7 +22,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup
 from pyro_vae.data.arrays import checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.labels import Classes, as_classes
@@ -173,9 +173,9 @@ def load(
         return DATASETS[name](source)
     if path.is_dir():
         return _split(path.resolve().name, read_folder(path), source)
-    installed = registry.installed("data")
+    installed = lookup.installed("data")
     if ":" in name or name in installed:
-        loader: Loader = registry.resolve("data", name)
+        loader: Loader = lookup.resolve("data", name)
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(

@@ -26,6 +26,7 @@ from pyro_vae.evaluation.weight_sums import WeightSums
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed
 from pyro_vae.training.oracle import check_scores
@@ -92,6 +93,7 @@ class AnnealedMarginal(LogMarginal):
         return {**super().to_dict(), "acceptance": float(self.acceptance.mean())}
 
 
+@takes_fields
 def ais(
     model: Callable[..., Any],
     guide: Callable[..., Any],

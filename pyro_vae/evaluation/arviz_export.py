@@ -25,6 +25,7 @@ from pyro_vae.formatting import figure, quantity
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
@@ -136,6 +137,7 @@ def to_elpd(ll: LogMarginal) -> Any:
     )
 
 
+@takes_fields
 def to_inference_data(
     ll: LogMarginal,
     model: Callable[..., Any],

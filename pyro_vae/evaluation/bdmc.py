@@ -26,6 +26,7 @@ from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed, mix
 from pyro_vae.tensors import as_images
@@ -119,6 +120,7 @@ class BDMC:
         return {**figures, "acceptance": float(self.acceptance.mean()), "protocol": self.protocol}
 
 
+@takes_fields
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],

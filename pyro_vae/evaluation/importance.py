@@ -38,6 +38,7 @@ from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import ImageSums
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import check_seed, permutation
 from pyro_vae.training.oracle import check_scores
@@ -46,6 +47,7 @@ from pyro_vae.validation import check_count
 _MODE_DEPENDENT = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
+@takes_fields
 def log_marginal(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -28,6 +28,7 @@ from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, protocol_line, quantity
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import check_seed, mix
 from pyro_vae.tensors import as_images
@@ -121,6 +122,7 @@ class Refinement:
         return {**figures, "protocol": self.protocol, "warnings": list(self.log_marginal.warnings)}
 
 
+@takes_fields
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -17,7 +17,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
-from pyro_vae.freed_memory import keep_freed_memory
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pair.layouts import plain_score
 from pyro_vae.pair.runtime import Pair
 

@@ -16,11 +16,13 @@ from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 
+@takes_fields
 def log_densities(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -41,6 +43,7 @@ def log_densities(
         return pair.run(images, named, num_particles)
 
 
+@takes_fields
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -12,6 +12,7 @@ from pyro_vae.fields import argument_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
@@ -71,6 +72,7 @@ class PairReport:
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
+@takes_fields
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.fields import argument_of, is_constant, made_of
+from pyro_vae.errors import UserError
+from pyro_vae.fields import made_of
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -242,7 +242,6 @@ class Pair:
         """
         key = _like(x, fields)
         if key not in self._known.structures:
-            self._refuse_unknown(fields)
             self.store.before = frozenset(self.store.parameters)
             try:
                 with self.probing():
@@ -257,17 +256,6 @@ class Pair:
         if scored and found.unscored:
             raise UserError(found.unscored)
         return found
-
-    def _refuse_unknown(self, fields: Fields) -> None:
-        """What is one for all images and goes to neither program may be an option, misspelt."""
-        for name in filter(is_constant, fields):
-            known = argument_of(name)
-            if not any(program.receives(known) for program in (self.model, self.guide)):
-                taken = sorted({*self.model.field_names, *self.guide.field_names})
-                raise UserError(
-                    f"{known!r} is no option, and no argument of the model or the guide "
-                    f"({did_you_mean('argument', known, taken)})"
-                )
 
     def layout(self, x: Tensor, fields: Fields) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of

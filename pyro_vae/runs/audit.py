@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.analysis.latents import by_draw
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.importance import running
@@ -279,7 +279,7 @@ class _Writer:
 
     def _argument(self, name: str, value: Any, wanted: Mapping[int, str]) -> str:
         if name == "net" and isinstance(value, str):
-            return self._class(registry.resolve("net", value))
+            return self._class(lookup.resolve("net", value))
         return self._write(value, wanted)
 
     def _plain(self, value: Any, wanted: Mapping[int, str]) -> str:

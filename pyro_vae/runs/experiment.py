@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.labels import refuse_unfit
@@ -291,9 +291,9 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     """The arguments that the constructor of this part names and the choice leaves open; those
     without a default alone.
     """
-    read = registry.parse(choice)
+    read = specs.parse(choice)
     try:
-        parameters = inspect.signature(registry.resolve(slot, read.name)).parameters.values()
+        parameters = inspect.signature(lookup.resolve(slot, read.name)).parameters.values()
     except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
         return set()
     return {
@@ -329,7 +329,7 @@ def _sees_levels(options: Train) -> bool:
     says.
     """
     parts = [
-        registry.resolve(slot, registry.parse(getattr(options, slot)).name)
+        lookup.resolve(slot, specs.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
     return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"

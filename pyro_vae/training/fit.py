@@ -24,6 +24,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.data_init import start_from_data
@@ -48,6 +49,7 @@ from pyro_vae.training.stepper import Stepper
 __all__: Sequence[str] = ["Diverged", "fit"]
 
 
+@takes_fields
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],

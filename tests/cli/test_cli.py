@@ -20,7 +20,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.cli.entry import main, parse
-from pyro_vae.registry import NAMESPACES
+from pyro_vae.lookup import NAMESPACES
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.options import COMMANDS, Train
 

@@ -15,7 +15,7 @@ from pyro import infer, poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae import fit, guides, models, registry
+from pyro_vae import fit, guides, lookup, models, registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import FreeBits, Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
@@ -364,7 +364,7 @@ def test_a_closed_kl_is_the_same_of_any_number_of_particles(
     torch.testing.assert_close(found.kl, kl)
 
 
-@pytest.mark.parametrize("name", sorted(registry.members("objective")))
+@pytest.mark.parametrize("name", sorted(lookup.members("objective")))
 def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
     """Reconstruction and KL, whatever is maximised: the single-sample ELBO's parts."""
     model, guide = fresh("PyroModules")

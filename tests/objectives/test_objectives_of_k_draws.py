@@ -16,7 +16,7 @@ from pyro import infer, poutine
 from pyro.distributions.transforms import affine_autoregressive, conditional_planar
 from torch import Tensor, nn
 
-from pyro_vae import fit, registry
+from pyro_vae import fit, lookup, registry
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import (
@@ -40,7 +40,7 @@ from tests.support.pairs import FORMS, LATENT, PIXELS, Decoder, Encoder, binary_
 from tests.support.steps import plain_step
 
 X = binary_images(20)
-NAMES = sorted(registry.members("objective"))
+NAMES = sorted(lookup.members("objective"))
 K_DRAWS: list[Objective] = [
     IWAE(4),
     RenyiELBO(0.5, 4),
