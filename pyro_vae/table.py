@@ -44,9 +44,7 @@ class Table:
         )
         title = f"<caption>{html.escape(self.title)}</caption>" if self.title else ""
         below = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return (
-            f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
-        )
+        return f"<table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}"
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -55,7 +53,9 @@ class Table:
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with the first column to the left and the others to the right."""
     # a combining letter, as in k̂, has no width of its own
-    widths = [max(len(row[i]) - row[i].count("\u0302") for row in rows) for i in range(len(rows[0]))]
+    widths = [
+        max(len(row[i]) - row[i].count("\u0302") for row in rows) for i in range(len(rows[0]))
+    ]
     lines = []
     for first, *others in rows:
         cells = [

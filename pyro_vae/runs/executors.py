@@ -15,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pyro_vae.errors import UserError, first_line as one_line
+from pyro_vae.errors import UserError, one_line
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -92,8 +92,11 @@ def run_all(
     for number, piece in suspects.items():  # alone, so that the guilty one is known
         done, lost = yield from _round(work, {number: piece}, 1, pool)
         if lost:
-            yield number, WorkerLost(
-                "its process was killed, and so was that of a second try (out of memory?)"
+            yield (
+                number,
+                WorkerLost(
+                    "its process was killed, and so was that of a second try (out of memory?)"
+                ),
             )
 
 

@@ -168,9 +168,7 @@ def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
     )
 
 
-def paired(
-    cells: Mapping[int, Scored], others: Mapping[int, Scored]
-) -> tuple[float, float, float]:
+def paired(cells: Mapping[int, Scored], others: Mapping[int, Scored]) -> tuple[float, float, float]:
     """The mean difference of two methods, by seed, and its standard errors over images and over
     seeds: over the seeds that both have (NaN where there is none in common).
     """
