@@ -195,10 +195,9 @@ def _prepare(
     images, named = next(source.in_order())
     structure = _refuse(pair, source, (images, named), proposal)
     exact = proposal.is_exact(structure)
-    if (
-        exact or structure.summed
-    ):  # each value of a site that is summed out is a row of the model as well
-        rows = max(1, rows // prod(structure.summed.values()))
+    values = [*structure.summed.values(), *structure.enumerated.values()]
+    if exact or values:  # each value of a site that is summed over is a row of the model as well
+        rows = max(1, rows // prod(values))
         source = _tiles_of(x, fields, rows if exact else tile_sizes(num_samples, rows)[1], place)
     return _Work(pair, source, (pair.cast(images), named), proposal, num_samples, seed, rows, exact)
 

@@ -61,11 +61,20 @@ class Proposal(ABC):
 
 @dataclass(frozen=True)
 class Guide(Proposal):
-    """z ~ q(z | x), weights p(x, z) / q(z | x) (Burda et al. 2016)."""
+    """z ~ q(z | x), weights p(x, z) / q(z | x) (Burda et al. 2016).
+
+    A site that the guide asks to enumerate is not drawn: the weight is the sum over its values.
+    """
+
+    def is_exact(self, structure: Structure) -> bool:
+        """Whether every latent, if there is one, is enumerated."""
+        return set(structure.latents) <= structure.enumerated.keys()
 
     def kernel(self, pair: Pair) -> Kernel:
         """The pair's own log weights."""
-        return lambda x, fields, k, score: pair.run(x, fields, k, score=score).log_weights()
+        return lambda x, fields, k, score: pair.run(
+            x, fields, k, score=score, every_value=True
+        ).log_weights()
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,8 @@ def scale_of_two(patch: pytest.MonkeyPatch) -> None:
     """Observed sites count twice, as under a plate of twice the batch."""
     plain = layouts._read
 
-    def read(node: Any, *args: Any) -> Any:
-        site = plain(node, *args)
+    def read(node: Any, *args: Any, **values: Any) -> Any:
+        site = plain(node, *args, **values)
         return replace(site, log_prob=2.0 * site.log_prob) if node["is_observed"] else site
 
     patch.setattr(layouts, "_read", read)
