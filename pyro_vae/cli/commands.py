@@ -23,9 +23,10 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs import parts, run_folder
-from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored, trained
+from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.train import train_run, write_pictures
 from pyro_vae.training import checkpoint_files
@@ -77,7 +78,7 @@ def audit(options: Audit) -> None:
 
     run = run_folder.open_run(options.run)
     with registry.recorded() as calls:
-        experiment, _ = trained(run, options.data_root, _say)
+        experiment, _ = trained(run, options.data, options.data_root, _say)
     number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
     x, _ = experiment.images("test", number)
     weights = checkpoint_files.newest(run.checkpoints).path
@@ -106,7 +107,8 @@ def compare_runs(options: Compare) -> None:
     if number is None:
         number = next((ll.num_images for ll in held.values() if ll is not None), None)
     for run in opened:
-        if held[str(run)] is None:
+        found = held[str(run)]
+        if found is None or number not in (None, found.num_images):
             held[str(run)] = evaluated(run, options, number, _say)
     result = compare({name: ll for name, ll in held.items() if ll is not None})
     print(
@@ -163,7 +165,7 @@ def plot(options: Plot) -> None:
     path = (
         _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
     )
-    experiments = [trained(run, options.data_root, _say)[0] for run in opened]
+    experiments = [trained(run, options.data, options.data_root, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:

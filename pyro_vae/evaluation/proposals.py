@@ -46,6 +46,11 @@ class Proposal(ABC):
         """The shares of the draws that come from each part, in a chunk's order."""
         return (1.0,)
 
+    def in_words(self) -> str:
+        """For the protocol: ``defensive(scale=2.0, weight=0.2)``."""
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return type(self).__name__.lower() + (f"({settings})" if settings else "")
+
     def check(self, structure: Structure) -> None:
         """Raise a ``UserError`` where the weights would not be those of each image's p(x)."""
         refuse_bad_weights(structure)

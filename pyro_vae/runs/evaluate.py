@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from pyro_vae import distributed
 from pyro_vae.analysis.encode import reconstruct
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.runs import evaluation_methods, run_folder
 from pyro_vae.runs.evaluation_methods import Outcome
-from pyro_vae.runs.experiment import Experiment, prepare
+from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Compare, Evaluate
+from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.signals import Stopped
 
 Tell = Callable[[str], None]
 """Is given each line that a user should see meanwhile."""
-
-
-def trained(run: Run, data_root: Path | None, tell: Tell) -> tuple[Experiment, int]:
-    """A run's experiment with the trained model and guide in it, and the steps that they were
-    trained for.
-    """
-    options = run.options()
-    model, guide, held = run.load_pair(tell=tell)
-    experiment = prepare(
-        replace(options, data_root=data_root) if data_root is not None else options
-    )
-    if list(experiment.data.event_shape) != held.metadata["event_shape"]:
-        raise UserError(
-            f"{options.data}: images of shape {tuple(experiment.data.event_shape)}, but {run} was "
-            f"trained on {tuple(held.metadata['event_shape'])}: name the folder of its data with "
-            "--data-root"
-        )
-    return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
 
 
 def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
@@ -48,7 +31,7 @@ def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
     """
     run.results()  # damaged results are told before the work, not after
     experiment, steps = distributed.current().after_the_first(
-        lambda: trained(run, options.data_root, tell)
+        lambda: trained(run, options.data, options.data_root, tell, new=options.split == "all")
     )
     try:
         found = outcome(experiment, options, steps)
@@ -66,8 +49,11 @@ def outcome(experiment: Experiment, options: Evaluate, steps: int) -> Outcome | 
     """
     if not evaluation_methods.METHODS[options.method].divided and not distributed.goes_on():
         return None
+    begun = time.monotonic()
     found = evaluation_methods.evaluate(experiment, options, steps)
-    return found if distributed.goes_on() else None
+    if not distributed.goes_on():
+        return None
+    return replace(found, figures={**found.figures, **provenance(time.monotonic() - begun)})
 
 
 def keep(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) -> None:
@@ -101,7 +87,7 @@ def keep_images(
 def stored(run: Run, options: Compare, tell: Tell) -> LogMarginal | None:
     """The run's latest estimate of the kind that is asked for, of its present parameters."""
     ll = load_estimate(run.estimate_file(options.method, options.split), run.trained(tell))
-    if ll is None or options.num_images not in (None, ll.num_images):
+    if not isinstance(ll, LogMarginal) or options.num_images not in (None, ll.num_images):
         return None
     return ll if options.num_samples in (None, ll.num_samples) else None
 
@@ -121,10 +107,10 @@ def evaluated(run: Run, options: Compare, number: int | None, tell: Tell) -> Log
         compile=options.compile,
         quiet=options.quiet,
     )
-    experiment, steps = trained(run, options.data_root, tell)
-    found = evaluation_methods.evaluate(experiment, evaluation, steps)
+    experiment, steps = trained(run, options.data, options.data_root, tell)
+    found = outcome(experiment, evaluation, steps)
+    assert found is not None and found.estimate is not None
     keep(run, experiment, found, evaluation)
-    assert found.estimate is not None
     return found.estimate
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
-from pyro_vae.runs.options import Train, plain, stored_names
+from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names
 from pyro_vae.runs.ranking import Ranking, Scored, best, rank
 from pyro_vae.signals import Failure
 from pyro_vae.table import Table
@@ -147,9 +147,8 @@ def check_folders(every: Sequence[Cell], out: Path) -> None:
         if not (folder / "config.toml").is_file():
             continue
         held = run_folder.open_run(folder).options()
-        free = ("data_root", "device", "compile", "pictures", "checkpoint_minutes")
         for name in stored_names():
-            if name not in free and getattr(held, name) != getattr(cell.options, name):
+            if name not in FREE_ON_RESUME and getattr(held, name) != getattr(cell.options, name):
                 raise UserError(
                     f"{folder} has a run with {name} = {getattr(held, name)!r}, not "
                     f"{getattr(cell.options, name)!r}: give another --out"
@@ -174,8 +173,6 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from pyro_vae.runs.train import train_run
-
     torch.set_num_threads(piece["threads"])
     folder = Path(piece["folder"])
     given = {
@@ -184,10 +181,51 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
     }
     options = Train(**given, quiet=True)
     try:
-        train_run(options, folder)
+        bring_to_its_end(options, folder)
     except (UserError, Failure, OSError, MemoryError) as error:
         return {"failed": str(error) or type(error).__name__}
     return {"failed": ""}
+
+
+def bring_to_its_end(options: Train, folder: Path) -> None:
+    """Train and score the cell's test images, then its validation images, from where it is."""
+    from pyro_vae.evaluation.result_files import save_estimate
+    from pyro_vae.runs import run_folder
+    from pyro_vae.runs.evaluate import outcome
+    from pyro_vae.runs.run_data import trained
+    from pyro_vae.runs.train import is_complete, train_run
+
+    if not (folder / "config.toml").is_file():
+        train_run(replace(options, out=folder), _unheard)
+    elif not is_complete(run_folder.open_run(folder)):
+        train_run(replace(options, resume=folder), _unheard)
+    run = run_folder.open_run(folder)
+    path = run.estimate_file("iw", "valid")
+    if (
+        options.valid_fraction == 0
+        or path.is_file()
+        or not run.estimate_file("iw", "test").is_file()
+    ):
+        return
+    experiment, steps = trained(run, None, options.data_root, _unheard)
+    evaluation = Evaluate(
+        folder,
+        split="valid",
+        num_samples=options.num_samples,
+        num_images=options.eval_images,
+        seed=options.seed,
+        device=options.device,
+        compile=options.compile,
+        quiet=True,
+    )
+    found = outcome(experiment, evaluation, steps)
+    if found is not None and found.estimate is not None:
+        run.add_result(evaluations=[{"split": "valid", **found.figures}])
+        save_estimate(path, found.estimate, run.trained())
+
+
+def _unheard(line: str) -> None:
+    """What a run tells on its way; a sweep tells how each cell ends."""
 
 
 def score_of(outcome: Outcome) -> Scored | None:

@@ -4,7 +4,10 @@ and stopped without a loss.
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from pyro_vae.runs.evaluate import Tell
 from pyro_vae.runs.experiment import Experiment, dry_run, prepare
 from pyro_vae.runs.fit_run import fit_run, last_state
 from pyro_vae.runs.options import Evaluate, Train
+from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run_data import resumed
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.signals import Stopped
 from pyro_vae.training.history import History
@@ -60,7 +65,7 @@ def _begun(options: Train, tell: Tell) -> Finished | None:
     if options.out is not None:
         run_folder.refuse_taken(options.out)
     device = find_device(options.device)
-    experiment, structure = _prepared(options, device, tell)
+    experiment, structure = _prepared(partial(prepare, options), options, device, tell)
     run = run_folder.create(options.out, run_folder.run_name(options))
     with run.held():
         return _finished(run, experiment, structure, device, None, tell)
@@ -78,8 +83,9 @@ def _resumed(run: Run, options: Train, tell: Tell) -> Finished | None:
                 "it again"
             )
         run.sweep()
-        experiment, structure = _prepared(options, device, tell)
-        state = group.once(lambda: last_state(experiment, run, tell))
+        state, known = group.once(lambda: last_state(run, tell))
+        how = partial(resumed, run, options, known)
+        experiment, structure = _prepared(how, options, device, tell)
         return _finished(run, experiment, structure, device, state, tell)
 
 
@@ -89,9 +95,10 @@ def is_complete(run: Run) -> bool:
     return bool(results.get("training") and results.get("evaluations"))
 
 
-def _prepared(options: Train, device: torch.device, tell: Tell) -> tuple[Experiment, Structure]:
-    # which may download the data
-    experiment = distributed.current().after_the_first(lambda: prepare(options))
+def _prepared(
+    how: Callable[[], Experiment], options: Train, device: torch.device, tell: Tell
+) -> tuple[Experiment, Structure]:
+    experiment = distributed.current().after_the_first(how)  # which may download the data
     if not options.quiet:
         tell(str(experiment.data))
     # too many are told before the training, not after
@@ -169,6 +176,7 @@ def _reconstruction_error(
     experiment: Experiment, device: torch.device, history: History, site: str
 ) -> tuple[dict[str, Any], str]:
     """−log p(x | z) of the test images, for a guide that has no density."""
+    begun = time.monotonic()
     pair = Pair.of(experiment.model, experiment.guide)
     loss = Loss(registry.build("objective", "Trace_ELBO"), pair).to(device)
     x, words = experiment.images("test", experiment.options.eval_images)
@@ -185,6 +193,7 @@ def _reconstruction_error(
         "mean": None,
         "protocol": {**words, **experiment.protocol(history.num_steps)},
         "warnings": [why],
+        **provenance(time.monotonic() - begun),
     }
     return (
         result,
