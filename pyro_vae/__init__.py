@@ -94,7 +94,12 @@ if TYPE_CHECKING:
     from pyro_vae.training.state import TrainingState
 
 
+_NAMESPACES = ("data", "guides", "models", "objectives")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
