@@ -13,8 +13,8 @@ from pyro_vae.nn.conditional import Likelihood
 class Laplace(Likelihood):  # p(x | z): the decoder network gives a location for each pixel
     kind, observes = "density", "real"  # a density, of real numbers
 
-    def __init__(self, latent_dim, event_shape, b=0.1, net="MLP", **net_args):
-        super().__init__(latent_dim, event_shape, 1, net, **net_args)  # 1 number a pixel
+    def __init__(self, event_shape, latent_dim, b=0.1, net="MLP", **net_args):
+        super().__init__(event_shape, latent_dim, 1, net, **net_args)  # 1 number a pixel
         self.b = b
 
     def forward(self, context=None):  # context: z

@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 # no module has the name of a public function: once imported, it would stand in the function's place
 _HOME = {
     "fit": "training.fit",
@@ -70,6 +68,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    __version__: str
     from pyro_vae.analysis.denoise import denoise
     from pyro_vae.analysis.diagnose import diagnose
     from pyro_vae.analysis.encode import encode, reconstruct, sample
@@ -100,6 +99,8 @@ _NAMESPACES = ("data", "guides", "models", "objectives")
 def __getattr__(name: str) -> Any:
     if name in _NAMESPACES:
         return import_module(f"{__name__}.{name}")
+    if name == "__version__":  # of what is installed: pyproject.toml alone writes it
+        return import_module("importlib.metadata").version("pyro-vae")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

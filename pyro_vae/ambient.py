@@ -66,19 +66,28 @@ def exact(products: str = "ieee") -> Iterator[None]:
     """No autocast, and products of float32 numbers as named (``ieee`` or ``tf32``); the settings
     are put back on leaving.
     """
+    with (
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        products_as(products),
+    ):
+        yield
+
+
+@contextmanager
+def products_as(precision: str) -> Iterator[None]:
+    """Products of float32 numbers as named (``ieee`` or ``tf32``), and autocast as it is."""
     changed = []
-    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
-        try:
-            for each in (
-                SETTINGS
-            ):  # one that follows the general setting has moved with it, and goes on following it
-                if (before := each.fp32_precision) != products:
-                    each.fp32_precision = products
-                    changed.append((each, before))
-            yield
-        finally:
-            for each, before in reversed(changed):
-                each.fp32_precision = before
+    try:
+        for each in SETTINGS:
+            # one that follows the general setting has moved with it, and goes on following it
+            if (before := each.fp32_precision) != precision:
+                each.fp32_precision = precision
+                changed.append((each, before))
+        yield
+    finally:
+        for each, before in reversed(changed):
+            each.fp32_precision = before
 
 
 @contextmanager

@@ -24,7 +24,16 @@ from pyro_vae.signals import Failure
 Result = TypeVar("Result")
 
 LONGEST_WAIT = timedelta(days=1)
-"""For a process that is slow: one that dies is noticed at once."""
+"""For small values: a process may wait for another's whole evaluation. Over gloo one that dies is
+noticed at once.
+"""
+
+STEP_WAIT = timedelta(minutes=15)
+"""For gradients: over NCCL the others of a process that died are told by this time alone. It covers
+a compiler's time, and a checkpoint's.
+"""
+
+_of_small_values: dist.ProcessGroup | None = None
 
 
 _groups = count(1)
@@ -54,7 +63,7 @@ class Alone:
         """This process's own seed, out of one that all have."""
         return seed
 
-    def begin_step(self, seed: int, step: int) -> None:
+    def begin_step(self, seed: int, step: int, device: torch.device) -> None:
         """Before a training step's noise is drawn."""
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
@@ -90,24 +99,26 @@ class Several(Alone):
     """One process of a group that torch.distributed has initialised: ``size`` of them, this one
     being number ``rank``.
 
-    Small values go over gloo; gradients over the backend of their device. Where another process has
-    died: `Lost`.
+    Small values go over gloo, by a group of their own where `begun` has made it; gradients over the
+    backend of their device. Where another process has died: `Lost`.
     """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.reduce = self._reduce
-        self.host = torch.device("cpu" if "gloo" in dist.get_backend_config() else "cuda")
+        self.small = _of_small_values
+        gloo = self.small is not None or "gloo" in dist.get_backend_config()
+        self.host = torch.device("cpu" if gloo else "cuda")
 
     def seed_of(self, seed: int) -> int:
         """Its own; the first process keeps the seed of a training by one process."""
         return mix(seed, self.rank) % 2**32 if self.rank else seed
 
-    def begin_step(self, seed: int, step: int) -> None:
+    def begin_step(self, seed: int, step: int, device: torch.device) -> None:
         """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's
         generators.
         """
-        set_generators(mix(seed, self.rank, step))
+        set_generators(mix(seed, self.rank, step), device)
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
         """Numbers rank, rank + size, …"""
@@ -137,14 +148,14 @@ class Several(Alone):
         """An all-reduce of a few integers."""
         held = torch.tensor(numbers, device=self.host)
         with _noticing():
-            dist.all_reduce(held, dist.ReduceOp.MAX)
+            dist.all_reduce(held, dist.ReduceOp.MAX, self.small)
         return tuple(held.tolist())
 
     def gather(self, value: Result) -> list[Result]:
         """Each process's, on all of them."""
         found: list[Any] = [None] * self.size
         with _noticing():
-            dist.all_gather_object(found, value)
+            dist.all_gather_object(found, value, self.small)
         return found
 
     def once(self, work: Callable[[], Result]) -> Result:
@@ -153,7 +164,7 @@ class Several(Alone):
         """
         held = [work() if self.first else None]
         with _noticing():
-            dist.broadcast_object_list(held, 0)
+            dist.broadcast_object_list(held, 0, self.small)
         return held[0]  # type: ignore[return-value]
 
     def after_the_first(self, work: Callable[[], Result]) -> Result:
@@ -205,23 +216,29 @@ def begun(device: str) -> Iterator[None]:
     if torchrun.size() == 1:
         yield
         return
-    backend = "gloo"
+    global _of_small_values
+    backend, own = "gloo", dict[str, Any]()
     if find_device(device).type == "cuda":
-        _take_device(device)
+        own["device_id"] = _take_device(device)
         backend = "cpu:gloo,cuda:nccl"
     held = torchrun.store()
-    own: dict[str, Any] = {}
-    if (
-        held is not None
-    ):  # under a name of its own, so that a process may be in a group more than once
+    if held is not None:
+        # under a name of its own, so that a process may be in a group more than once
         place = dist.PrefixStore(f"group {next(_groups)}", held)
-        own = {"store": place, "rank": torchrun.rank(), "world_size": torchrun.size()}
+        own |= {"store": place, "rank": torchrun.rank(), "world_size": torchrun.size()}
     try:
-        dist.init_process_group(backend, timeout=LONGEST_WAIT, **own)
+        dist.init_process_group(backend, timeout=STEP_WAIT, **own)
+        _of_small_values = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         raise Failure(f"the processes don't find each other: {_first_line(error)}") from error
     yield
-    if dist.is_initialized():
+    _end_groups()
+
+
+def _end_groups() -> None:
+    global _of_small_values
+    _of_small_values = None
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
@@ -230,12 +247,11 @@ def goes_on() -> bool:
     nothing left to do.
     """
     first = current().first
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    _end_groups()
     return first
 
 
-def _take_device(device: str) -> None:
+def _take_device(device: str) -> torch.device:
     """Let ``cuda`` be the CUDA device of this process's number on its machine."""
     if find_device(device).index is not None:
         raise UserError(
@@ -251,7 +267,9 @@ def _take_device(device: str) -> None:
             f"{here} processes on this machine, which has {there} CUDA devices: start as many, or "
             "give --device cpu"
         )
-    torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", torchrun.rank())))
+    own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", torchrun.rank())))
+    torch.cuda.set_device(own)
+    return own
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pyro_vae.errors import UserError
 
@@ -25,20 +26,33 @@ def mix(seed: int, *others: int) -> int:
     )
 
 
-def set_generators(seed: int) -> None:
-    """Seed torch's generators on the CPU and, where CUDA is in use, there.
+def permutation(number: int, seed: int) -> Tensor:
+    """Rows 0 … number − 1 in an order that the seed decides: the same one on every device."""
+    return torch.randperm(number, generator=torch.Generator().manual_seed(seed), device="cpu")
 
-    ``torch.manual_seed`` does the same a hundred times as slowly: where CUDA is not in use it notes
-    down who has called.
+
+def set_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's generator on the CPU and, where the device is another one, its own.
+
+    ``torch.manual_seed`` seeds every device, a hundred times as slowly: where CUDA is not in use it
+    notes down who has called.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def kept_randomness(device: torch.device) -> Iterator[None]:
+    """Give the caller's random state, on the CPU and on this device, back at the end."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 @contextmanager
 def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators, and give the caller's state back at the end."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        set_generators(seed)
+    with kept_randomness(device):
+        set_generators(seed, device)
         yield

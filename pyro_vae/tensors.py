@@ -1,33 +1,83 @@
-"""What is given as data becomes tensors: images, named fields, floating-point numbers."""
+"""What is given as data becomes tensors: images, floating-point numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+A_SET = "expected a tensor or array (N, *event_shape), a Dataset or a DataLoader"
+A_FIELD = (
+    "expected numbers, a tensor or array with one row an image (classes as whole numbers from 0)"
+)
+
+
+def as_tensor(value: Any, what: str, expected: str = A_SET) -> Tensor:
+    """An array or tensor of numbers as a dense tensor that torch's functions serve.
+
+    Raises:
+        UserError: it is something else; the line names what was found and how to convert it.
+    """
+    if isinstance(value, np.ndarray):
+        value = _from_array(value, what, expected)
+    if not isinstance(value, Tensor):
+        raise UserError(f"{what} is a {type(value).__name__}: {expected}{_advice(value)}")
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.")
+        raise UserError(f"{what} is sparse ({layout}): give {what}.to_dense()")
+    if value.is_nested or value.is_meta or value.is_quantized:
+        kind = (
+            "nested" if value.is_nested else "on the meta device" if value.is_meta else "quantized"
+        )
+        raise UserError(
+            f"{what} is a tensor that is {kind}: expected plain numbers, such as float32"
+        )
+    if value.is_complex():
+        raise UserError(f"{what} is complex: expected real numbers")
+    if value.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        return value.to(torch.int64)  # torch has few functions for these
+    if value.is_floating_point() and value.dtype not in FLOATS:
+        raise UserError(f"{what} is of dtype {value.dtype}: give {what}.to(torch.float32)")
+    return value
+
+
+def _from_array(array: NDArray[Any], what: str, expected: str) -> Tensor:
+    """In the machine's own byte order, and writable, as torch wants it."""
+    if array.dtype.kind not in "biuf":
+        raise UserError(f"{what} is an array of dtype {array.dtype}: {expected}")
+    if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
+        raise UserError(f"{what} is an array with masked entries: fill them or leave the rows out")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise UserError(f"{what} is of dtype {array.dtype}: give {what}.astype('float64')")
+    native = np.asarray(array, dtype=array.dtype.newbyteorder("="))
+    return torch.from_numpy(np.require(native, requirements=["C", "W"]))
+
+
+def _advice(value: Any) -> str:
+    """How to make numbers of it, where it has a way."""
+    for method, call in (
+        ("to_numpy", '.to_numpy(dtype="float32")'),  # pandas, polars, xarray
+        ("toarray", ".toarray()"),  # scipy.sparse
+        ("__array__", "numpy.asarray"),
+    ):
+        if hasattr(value, method):
+            return f"; give its {call}"
+    return ""
 
 
 def as_images(data: Any, what: str = "x") -> Tensor:
     """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one
     (NaN: which image).
     """
-    if isinstance(data, np.ndarray):
-        if data.dtype.kind not in "biuf":
-            raise UserError(f"{what} is an array of dtype {data.dtype}: expected numbers")
-        data = torch.from_numpy(np.ascontiguousarray(data))
-    if not isinstance(data, Tensor):
-        raise UserError(
-            f"{what} is a {type(data).__name__}: expected a tensor or array (N, *event_shape), a "
-            "Dataset or a DataLoader"
-        )
-    if data.is_complex():
-        raise UserError(f"{what} is complex: expected real numbers")
+    data = as_tensor(data, what)
     if data.dim() < 2:
         raise UserError(
             f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image"
@@ -42,31 +92,6 @@ def as_images(data: Any, what: str = "x") -> Tensor:
             f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
         )
     return data.detach().contiguous()  # a traced program is one for these strides
-
-
-def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
-    """Named fields as tensors with one row an image."""
-    tensors = {}
-    for name, value in fields.items():
-        try:
-            tensors[name] = torch.as_tensor(value).contiguous()
-        except (TypeError, ValueError, RuntimeError):
-            dtype = getattr(value, "dtype", None)
-            what = (
-                f"an array of dtype {dtype}" if dtype is not None else f"a {type(value).__name__}"
-            )
-            raise UserError(
-                f"field {name!r} is {what}: expected numbers, a tensor or array with one row an "
-                "image (classes as whole numbers from 0)"
-            ) from None
-        if tensors[name].dim() == 0 or len(tensors[name]) != num_images:
-            constant = f"; for one number, functools.partial(model, {name}={value!r}), and the guide likewise"
-            raise UserError(
-                f"field {name!r} has shape {tuple(tensors[name].shape)}, but there are "
-                f"{num_images} images: expected one row an "
-                f"image{constant if isinstance(value, int | float) else ''}"
-            )
-    return tensors
 
 
 def as_float(x: Tensor) -> Tensor:

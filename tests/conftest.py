@@ -6,6 +6,7 @@ import pyro
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tests.support", "tests.differential")
 torch.set_num_threads(1)
 
 

@@ -132,7 +132,7 @@ def test_one_process_is_a_group_that_does_nothing() -> None:
     before, state = x.clone(), torch.get_rng_state()
     group.add(x)
     group.broadcast([x])
-    group.begin_step(0, 1)
+    group.begin_step(0, 1, torch.device("cpu"))
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), state)
     assert (group.rank, group.size, group.first, group.reduce) == (0, 1, True, None)
     assert group.seed_of(5) == 5 and group.largest(1, 2) == (1, 2) and group.gather("a") == ["a"]

@@ -22,6 +22,7 @@ from torch import Tensor
 from pyro_vae.data.loaders import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import arguments, as_fields
 from pyro_vae.pair.layouts import (
     Geometry,
     latent_nodes,
@@ -34,7 +35,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.tensors import as_fields
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
@@ -48,6 +49,7 @@ known by its size.
 """
 
 
+@takes_fields
 def encode(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -81,6 +83,7 @@ def encode(
     return _join(parts)
 
 
+@takes_fields
 def reconstruct(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -127,6 +130,7 @@ def reconstruct(
     return _join(parts)
 
 
+@takes_fields
 def sample(
     model: Callable[..., Any],
     size: int,
@@ -160,6 +164,7 @@ def sample(
         return _join(generation.run(rows, {}, mean) for rows in _slices(size, batch_size))
 
 
+@takes_fields
 def decode(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
@@ -416,7 +421,7 @@ def _blank(
 
 def _generate(pair: Pair, size: int, blank: Tensor, fields: dict[str, Tensor]) -> Any:
     if _takes_size(pair):
-        return pair.model.call(None, size=size, **pair.model.select(fields))
+        return pair.model.call(None, size=size, **arguments(pair.model.select(fields)))
     images = blank[:1].expand(size, *blank.shape[1:])
     return poutine.uncondition(pair.model)(images, fields)
 

@@ -29,6 +29,9 @@ TensorFunction = Callable[..., Sequence[Tensor]]
 # their output's shape, or the very branch that was traced, depends on the batch that was traced
 DATA_DEPENDENT = ("nonzero", "masked_select", "_local_scalar_dense", "unique", "item")
 
+# they read an error code from the device, so that the host takes part
+HOST_READS = ("_linalg_check_errors", "_assert_scalar")
+
 
 def check_tier(name: str) -> None:
     """A ``UserError`` for what is no tier."""
@@ -53,6 +56,11 @@ class TensorProgram:
         """Replay the graph node by node: the same operations in the same order, to the last bit."""
         outputs: Sequence[Tensor] = self.graph(*self.captured, *arguments)
         return outputs
+
+    @property
+    def host_reads(self) -> list[str]:
+        """The operations in which the host reads from the device: a CUDA graph can't have them."""
+        return [name for node in self.graph.graph.nodes if (name := _name(node)) in HOST_READS]
 
     def compile(self, arguments: Sequence[Tensor]) -> TensorFunction:
         """The graph compiled by inductor, its noise being eager noise; for inputs shaped like
@@ -92,9 +100,13 @@ def trace(function: TensorFunction, arguments: Sequence[Tensor]) -> TensorProgra
     return TensorProgram(module, captured)
 
 
+def _name(node: fx.Node) -> str:
+    return getattr(node.target, "__name__", str(node.target)).split(".")[0]
+
+
 def _refuse_data_dependence(graph: fx.Graph) -> None:
     for node in graph.nodes:
-        name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+        name = _name(node)
         if name in DATA_DEPENDENT:
             raise NotStageable(f"the program calls {name}, whose result depends on the batch")
         if name in ("index", "index_put", "index_put_"):

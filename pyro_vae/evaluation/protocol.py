@@ -19,6 +19,7 @@ from torch.distributions import Independent, Normal, StudentT
 
 from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError
+from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.enumeration import innermost
 from pyro_vae.pair.layouts import Geometry, plain_draw, sample_nodes, trace_model
@@ -151,6 +152,7 @@ class Quantity:
         self._digests: dict[str, Digest] = {}  # of x and of the fields that the model receives
         self._first: dict[str, Tensor] = {}  # each one's first row
         self._varied: set[str] = set()
+        self._constants: dict[str, Any] = {}  # what is one for all images
         self._few: list[Batch] = []
         self._num_seen = 0
 
@@ -160,7 +162,10 @@ class Quantity:
         """
         x, fields = batch
         self._keep(batch, slice(max(LOOKED_AT - self._num_seen, 0)))
-        for name, rows in {X: x, **self.pair.model.select(fields)}.items():
+        selected = self.pair.model.select(fields)
+        self._constants |= {n: n.value for n in selected if is_constant(n) and n.value is not None}
+        varying = {n: rows for n, rows in selected.items() if not is_constant(n)}
+        for name, rows in {X: x, **varying}.items():
             self._digests.setdefault(name, Digest()).add(rows)
             if name not in self._varied:
                 first = self._first.setdefault(name, rows[:1].clone())
@@ -170,6 +175,11 @@ class Quantity:
                     row = int(other[0])
                     self._keep(batch, slice(max(row, LOOKED_AT - self._num_seen), row + 1))
         self._num_seen += len(x)
+
+    @property
+    def num_images(self) -> int:
+        """How many images were seen."""
+        return self._num_seen
 
     def _keep(self, batch: Batch, rows: slice) -> None:
         if len(batch[0][rows]):
@@ -209,7 +219,10 @@ class Quantity:
             "num_dims": num_dims,
             "sha256": self._digests[X].hex(),
             "scored": {site: self._digest(site, found, own[site]) for site in found.sites},
-            "conditions": {name: self._digests[name].hex() for name in found.conditions},
+            "conditions": {
+                **{name: self._digests[name].hex() for name in found.conditions},
+                **{name: Digest(repr(value)).hex() for name, value in self._constants.items()},
+            },
             "kind": _kind(laws),
             **({"factors": factors} if factors else {}),
         }

@@ -29,7 +29,7 @@ from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.rescoring import statistics_kept
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 
 _JIT = "it traces the programs by torch.jit, which is deprecated: use the class of that name without Jit"
 _REFUSED: Mapping[type, str] = {
@@ -103,9 +103,13 @@ class PyroELBO(Objective):
         place = "pyro.infer." if getattr(infer, kind.__name__, None) is kind else ""
         return f"{place}{kind.__qualname__}({', '.join(said)})"
 
+    def suited(self, structure: Structure) -> Objective:
+        """Itself, for every pair."""
+        return self
+
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """Pyro's loss of one batch, and the figures of its traces."""
-        weight = _Scaled(pair.structure(x, fields).latents, kl_weight)
+        weight = _Scaled(pair.structure(x, fields, scored=False).latents, kl_weight)
         model, guide = (
             _Recorded(program, x, fields, weight) for program in (pair.model, pair.guide)
         )
@@ -144,6 +148,33 @@ class PyroELBO(Objective):
         ends with.
         """
         return Trace_ELBO(self.num_particles).estimate(terms, structure, kl_weight)
+
+
+def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
+    """Pyro's own objective of the same loss.
+
+    Raises:
+        UserError: there is none; or it would draw from the prior what the engine sums out.
+    """
+    name, kind = type(objective).__name__, objective.stock
+    if kind is None:
+        raise UserError(
+            f"{name} does not serve this pair; objective='Trace_ELBO' does, by Pyro's own code: "
+            f"{structure.by_pyro}"
+        )
+    if structure.summed:
+        raise UserError(
+            f"the guide lacks {', '.join(map(repr, structure.summed))}, which {name} can't sum out "
+            "in this pair: give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), and the "
+            f"model within pyro.infer.config_enumerate ({structure.by_pyro})"
+        )
+    if structure.enumerated and objective.enumerates:
+        nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles
+        return PyroELBO(infer.TraceEnum_ELBO(max_plate_nesting=nesting, num_particles=number))
+    # where the guide samples in another order than the model, Pyro's closed forms are wrong
+    if kind is infer.TraceMeanField_ELBO and set(structure.sampled.values()) - {NO_CLOSED_FORM}:
+        kind = infer.Trace_ELBO
+    return PyroELBO(kind(num_particles=objective.num_particles))
 
 
 class _Recorded:

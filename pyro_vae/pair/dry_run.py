@@ -4,7 +4,7 @@ is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.fields import is_constant
 from pyro_vae.pair import (
     kl,  # noqa: F401  # the first registers closed forms
+    requests,
     rescoring,  # the first registers closed forms
 )
 from pyro_vae.pair.enumeration import innermost, num_values
@@ -31,7 +33,10 @@ from pyro_vae.pair.layouts import (
     trace_model,
 )
 from pyro_vae.pair.program import Program, validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.requests import other_plate
+from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
+from pyro_vae.pair.unscored import ONE_KIND, unscored
+from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -65,9 +70,11 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
         try:
             model = _trace(pair, pair.model, x, fields, drawn)
         except UserError:
-            _check_latents(
-                dict(sample_nodes(_trace(pair, pair.model, x, fields))), dict(sample_nodes(drawn))
-            )
+            alone = dict(sample_nodes(_trace(pair, pair.model, x, fields)))
+            _check_latents(alone, dict(sample_nodes(drawn)))
+            for name, node in sample_nodes(drawn):
+                if name in alone and (kinds := _kinds(alone[name], node)):
+                    raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
             raise
     return model, drawn, x
 
@@ -83,7 +90,8 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        raise UserError(_why_it_failed(program, x, error)) from error
+        why = _of_another_batch(pair, program, x) or _why_it_failed(program, x, fields, error)
+        raise UserError(why) from error
     pair.note_parameters(program)
     return trace
 
@@ -105,19 +113,50 @@ def refuse_broken_parameters(pair: Pair) -> None:
                 )
 
 
-def _why_it_failed(program: Program, x: Tensor, error: Exception) -> str:
+def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
+    """A sentence where a parameter was made with a row for each image of the larger batch."""
+    for name, parameter in pair.store.parameters.items():
+        if parameter.dim() and len(parameter) == len(x) + 1 and name not in pair.store.before:
+            return (
+                f"pyro.param({name!r}) of the {program.role} has a row for each image (its shape is "
+                f"{tuple(parameter.shape)} for {len(parameter)} images), and batches have others: "
+                "take the rows of a parameter of the whole set by the field `index`, or use "
+                "pyro_vae.guides.PerDatum"
+            )
+    return ""
+
+
+def _why_it_failed(program: Program, x: Tensor, fields: Fields, error: Exception) -> str:
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to
     change.
     """
     site = _site_of(error)
     if site is None or "Shape mismatch inside plate" not in str(error):
-        return _failure(program.role, f"on {len(x)} images of shape {tuple(x.shape[1:])}", error)
+        on = f"on {len(x)} images of shape {tuple(x.shape[1:])}"
+        return _failure(program.role, on, error) + _hints(program, x, fields, error)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
         f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
         "the dimensions that belong to one image are its event, so write "
         f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
+
+
+def _hints(program: Program, x: Tensor, fields: Fields, error: Exception) -> str:
+    """What is unusual in what the program was given, and may be why it failed."""
+    if "subsample_size does not match" in str(error):
+        return (
+            "; the batches are made for a program, so let it take all rows that it is given "
+            "(subsample_size=None)"
+        )
+    found = [
+        f"field {name!r} holds {int(value.min())}"
+        for name, value in program.select(fields).items()
+        if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
+    ]
+    if bool(x.isnan().any()):
+        found.append("x holds NaN")
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _failure(role: str, when: str, error: Exception) -> str:
@@ -156,6 +195,9 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     """
     batches = probe(5), probe(4), probe(5)
     structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
+        asked = dict.fromkeys(structure.enumerated, why)
+        structure = replace(structure, asked=structure.asked | asked, enumerated={})
     if structure.summed:
         structure = _check_enumeration(pair, *probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
@@ -175,17 +217,35 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     (model, guide), (model_at_four, guide_at_four) = (
         tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
     )
-    _check_names(model, guide, model_at_four.keys() | guide_at_four.keys(), _fitting(pair))
-    model_plates = _data_plates("model", model, model_at_four, num_images)
-    guide_plates = _data_plates("guide", guide, guide_at_four, num_images)
+    _check_names(model, guide, _fitting(pair))
+    terms = [repr(name) for name, node in guide.items() if node["is_observed"]]
+    guide, guide_at_four = (
+        {name: node for name, node in sites.items() if not node["is_observed"]}
+        for sites in (guide, guide_at_four)
+    )
+    found = unscored(model, guide, (model_at_four, guide_at_four), num_images, _kinds)
+    model_plates, guide_plates = (
+        _data_plates(role, sites, at_four, num_images, found.loose)
+        for role, sites, at_four in (
+            ("model", model, model_at_four),
+            ("guide", guide, guide_at_four),
+        )
+    )
     _check_latents(model, guide, model_plates, guide_plates)
-    for node in model.values():
-        _check_values(node, num_images)
+    for name, node in model.items():
+        kinds = _kinds(node, guide[name]) if name in guide else ""
+        try:
+            _check_values(node, num_images)
+        except UserError:
+            if kinds:
+                raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
+            raise
     summed = _summed_out(model, guide, model_plates)
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
     analytic, sampled = _analytic_kl(model, guide, latents)
+    asked, enumerated = requests.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
     dims = [
         f.dim
@@ -198,36 +258,41 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         {
             p[name].name: None
             for name, node in sites.items()
-            if not isinstance(node["fn"], dist.Unit)
+            if name in p and not isinstance(node["fn"], dist.Unit)
         }
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
         observed=tuple(name for name, node in model.items() if node["is_observed"]),
         latents=latents,
-        geometry=Geometry(frozenset(f.name for f in frames), min(dims) - 1, summed=tuple(summed)),
+        geometry=Geometry(
+            frozenset(f.name for f in frames), min(dims, default=-1) - 1, summed=tuple(summed)
+        ),
         plates=(" and ".join(own[0]), " and ".join(own[1] or own[0])),
         analytic=analytic,
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
-        asked={
-            n: what
-            for n, node in guide.items()
-            for what in ("enumerate", "baseline")
-            if node["infer"].get(what)
-        },
+        asked=asked,
+        enumerated=enumerated,
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
+        by_pyro=found.why or (f"the guide observes {', '.join(terms)}" if terms else ""),
+        unscored=found.why,
+        shared=found.shared,
     )
 
 
-def _data_plates(role: str, sites: Nodes, at_four: Nodes, num_images: int) -> dict[str, Any]:
+def _data_plates(
+    role: str, sites: Nodes, at_four: Nodes, num_images: int, loose: Collection[str]
+) -> dict[str, Any]:
     """The data plate of each site: the one of its frames whose size follows the number of images, 5
-    at five, 4 at four.
+    at five, 4 at four. Sites that are ``loose`` have none.
     """
     found = {}
     for name, node in sites.items():
+        if name in loose:
+            continue
         fewer: Any = at_four.get(name, node)
         then = {f.name: plate_size(fewer, f) for f in fewer["cond_indep_stack"]}
         plates = [f for f in node["cond_indep_stack"] if f.vectorized]
@@ -240,12 +305,12 @@ def _data_plates(role: str, sites: Nodes, at_four: Nodes, num_images: int) -> di
             those = (
                 ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
             )
-            shared = node["fn"].shape() == fewer["fn"].shape() and not node["is_observed"]
-            lead = "a latent shared by all images is not served, as log p(x) of one is not defined; one of each image's own: "
+            one = any(f.size < 0 for f in plates) and not node["is_observed"]
+            lead = "one value is drawn for all images, as that plate has no size: " * one
             raise UserError(
                 f"site {name!r} of the {role} stands outside the data plate (for {num_images} "
                 f"images it stands in {those}; its batch shape is "
-                f"{tuple(node['fn'].batch_shape)}): {lead * shared}sample it inside `with "
+                f"{tuple(node['fn'].batch_shape)}): {lead}sample it inside `with "
                 "pyro.plate('data', x.shape[0]):`"
             )
         if len(data) > 1:
@@ -282,13 +347,12 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         if node["is_observed"] or name in guide:
             continue
         found[name] = num_values(node)
-        for frame in node["cond_indep_stack"]:
-            if frame != plates[name]:
-                raise UserError(
-                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as "
-                    "well as in the data plate: a site is summed out where each image has one; "
-                    "sample it in the guide, or write a site for each of its parts"
-                )
+        if plate := other_plate(node, plates.get(name)):
+            raise UserError(
+                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
+                "in the data plate: a site is summed out where each image has one; sample it in "
+                "the guide, or write a site for each of its parts"
+            )
     return found
 
 
@@ -326,7 +390,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
 
 def _fitting(pair: Pair) -> str:
     """The guides that the model names as its own, in words."""
-    guides = getattr(pair.model.owner, "fitting_guides", ())
+    guides = hook(pair.model.owner, "fitting_guides")
     return (
         f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
         if guides
@@ -334,31 +398,23 @@ def _fitting(pair: Pair) -> str:
     )
 
 
-def _check_names(model: Nodes, guide: Nodes, names_at_four: set[str], fitting: str) -> None:
+def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
     latents = [name for name, node in model.items() if not node["is_observed"]]
-    if changed := (model.keys() | guide.keys()) ^ names_at_four:
-        raise UserError(
-            f"the sites change with the number of images ({', '.join(sorted(changed)[:3])} …), as "
-            "in `for i in pyro.plate(…)`: use one vectorised plate, `with pyro.plate('data', "
-            "x.shape[0]):`"
-        )
     if len(latents) == len(model):
-        raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
+        swapped = any(node["is_observed"] for node in guide.values())
+        raise UserError(
+            "the model observes nothing, and the guide does: were the two swapped? The model comes "
+            "first, fit(model, guide, x)"
+            if swapped
+            else "the model observes nothing: give one of its sample statements `obs=x`"
+        )
     for name, node in guide.items():
+        if node["is_observed"] or node["infer"].get("is_auxiliary"):
+            continue
         if name in model and name not in latents:
             raise UserError(
                 f"site {name!r} is sampled by the guide and observed by the model: it must be one "
                 "or the other"
-            )
-        if node["is_observed"] or node["infer"].get("is_auxiliary"):
-            what = (
-                "observed, as a pyro.factor is"
-                if node["is_observed"]
-                else "auxiliary (infer={'is_auxiliary': …})"
-            )
-            raise UserError(
-                f"the guide's site {name!r} is {what}: factors and auxiliary sites of a guide are "
-                "not served"
             )
         if name not in model:
             hint = (
@@ -397,20 +453,9 @@ def _check_latents(
                 f"latent site {name!r} has event shape {tuple(p.event_shape)} in the model and "
                 f"{tuple(q.event_shape)} in the guide: build both with the same latent dimension"
             )
-        masses = _is_point_mass(prior) or _is_point_mass(
-            guide[name]
-        )  # which a discrete law may have as well
-        if not masses and _is_discrete(prior) != _is_discrete(guide[name]):
-            kinds = [
-                f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}"
-                for n in (prior, guide[name])
-            ]
-            raise UserError(
-                f"latent site {name!r} is {kinds[0]}, in the model and {kinds[1]}, in the guide, "
-                "and no ratio of the two is a weight: give both a discrete law, or both a "
-                "continuous one (such as the relaxed one)"
-            )
-        if model_plates and guide_plates and model_plates[name].dim != guide_plates[name].dim:
+        if not (model_plates and guide_plates and name in model_plates and name in guide_plates):
+            continue
+        if model_plates[name].dim != guide_plates[name].dim:
             of = [
                 f"{f.name!r} at dimension {f.dim}" for f in (model_plates[name], guide_plates[name])
             ]
@@ -420,12 +465,27 @@ def _check_latents(
             )
 
 
+def _kinds(prior: Any, drawn: Any) -> str:
+    """The two laws of a latent in words, where one is of masses and the other of densities."""
+    masses = _is_point_mass(prior) or _is_point_mass(drawn)  # which a discrete law may have as well
+    if masses or _is_discrete(prior) == _is_discrete(drawn):
+        return ""
+    of = [
+        f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, drawn)
+    ]
+    return f"{of[0]}, in the model and {of[1]}, in the guide"
+
+
 def _check_values(node: Any, num_images: int) -> None:
     """The value that the model observes, or that the guide drew, against the model's distribution."""
     fn, value, name = node["fn"], node["value"], node["name"]
     split = max(value.dim() - fn.event_dim, 0)
     batch, event = value.shape[:split], value.shape[split:]
-    if event != fn.event_shape or not _fits(batch, fn.batch_shape):
+    # a law of sequences of any length, such as DiscreteHMM, says 1 for it
+    same = event == fn.event_shape or (
+        not isinstance(fn, dist.Independent) and _fits(fn.event_shape, event)
+    )
+    if not same or not _fits(batch, fn.batch_shape):
         raise UserError(
             f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
             f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
@@ -495,40 +555,65 @@ def check_fields(pair: Pair, fields: Fields) -> None:
     ``check_fields(fields)``.
     """
     for program in (pair.model, pair.guide):
-        check = getattr(program.owner, "check_fields", None)
-        if check is not None:
+        if check := hook(program.owner, "check_fields"):
             check(fields)
 
 
+SUPPORT_ROWS = 500
+"""Images that the support of an observed site is looked at together."""
+
+
 def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
+    """The fields, and the support of every observed site at all of these images."""
+    check_fields(pair, fields)
+    check_support_of_set(
+        pair, len(x), lambda rows: (x[rows], {name: v[rows] for name, v in fields.items()})
+    )
+
+
+def check_support_of_set(
+    pair: Pair, num_images: int, images: Callable[[slice], tuple[Tensor, Fields]]
+) -> None:
     """The support of every observed site at all images, not only at the dry run's.
+
+    Args:
+        images: rows of the set -> their images ``(B, *event_shape)`` and fields, on the pair's
+            device. They are asked for a few at a time: the set may be larger than the device.
 
     Where the model observes x itself, perhaps reshaped, and all of x is inside the support that
     five images have, one look suffices; else, as a support may depend on the batch, the model runs
     once on all images.
     """
-    check_fields(pair, fields)
+    parts = [slice(at, at + SUPPORT_ROWS) for at in range(0, num_images, SUPPORT_ROWS)]
+
+    def cast(rows: slice) -> Tensor:
+        return pair.cast(images(rows)[0])
 
     def observed(rows: slice) -> Nodes:
+        x, fields = images(rows)
         traces = trace_pair(
-            pair, x[rows].clone(), {name: value[rows].clone() for name, value in fields.items()}
+            pair, pair.cast(x).clone(), {name: value.clone() for name, value in fields.items()}
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
     def holds_all(node: Any) -> bool:
         value = node["value"]
-        if not torch.equal(value.flatten(), x[:5].flatten()):
+        if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
             return False
-        try:
-            return bool(node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all())
+        try:  # one read for all of them
+            inside = [
+                node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all()
+                for x in map(cast, parts)
+            ]
+            return bool(torch.stack(inside).all())
         except RuntimeError:  # the support's bounds are tensors of five images
             return False
 
     with pair.probing():
         if all(map(holds_all, observed(slice(5)).values())):
             return
-        for start in range(0, len(x), 500):
-            for name, node in observed(slice(start, start + 500)).items():
+        for rows in parts:
+            for name, node in observed(rows).items():
                 check_support(name, node["fn"], node["value"])
 
 
@@ -568,5 +653,5 @@ def _analytic_kl(
             kl_divergence(guide[name]["fn"], model[name]["fn"])
             analytic.append(name)
         except NotImplementedError:
-            sampled[name] = "no closed form is registered for its two distributions"
+            sampled[name] = NO_CLOSED_FORM
     return tuple(analytic), sampled

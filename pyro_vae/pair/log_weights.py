@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import as_fields
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
-from pyro_vae.tensors import as_fields, as_images
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 
+@takes_fields
 def log_densities(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -40,6 +43,7 @@ def log_densities(
         return pair.run(images, named, num_particles)
 
 
+@takes_fields
 def log_weights(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -58,7 +62,7 @@ def log_weights(
     with pair.active(training=False, may_create=False):
         refuse_unscorable(pair, images, named)
         dry_run.check_all_support(pair, images, named)
-        return pair.run(images, named, num_particles).log_weights()
+        return pair.run(images, named, num_particles, every_value=True).log_weights()
 
 
 def prepare(
@@ -77,7 +81,7 @@ def prepare(
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
     with pair.active(may_create=may_create):
-        pair.structure(images, named)
+        pair.structure(images, named, scored=False)
     return pair, images, named
 
 

@@ -24,6 +24,8 @@ from torch.distributions import constraints, transform_to
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
+from pyro_vae.fields import argument_of, arguments
+from pyro_vae.protocols import Local, hook
 
 
 class ParameterStore(Messenger):
@@ -40,6 +42,7 @@ class ParameterStore(Messenger):
         self.parameters: dict[str, nn.Parameter] = {}
         self.constraints: dict[str, constraints.Constraint] = {}
         self.may_create = True
+        self.before: frozenset[str] = frozenset()  # the names before a dry run
         self._entered = False
         self.seen: dict[str, nn.Parameter] = {}
 
@@ -68,6 +71,11 @@ class ParameterStore(Messenger):
         value = init() if callable(init) else init
         self.parameters[name] = nn.Parameter(transform_to(constraint).inv(value).detach().clone())
         self.constraints[name] = constraint
+
+    def forget_new(self) -> None:
+        """Leave no parameter that a dry run has made."""
+        for name in self.parameters.keys() - self.before:
+            del self.parameters[name], self.constraints[name]
 
     def _constrained(self, name: str) -> Tensor:
         unconstrained = self.parameters[name]
@@ -119,7 +127,8 @@ class Program:
     ``x`` goes to the first parameter; of the named fields each program receives those that its
     signature names. One that takes ``**kwargs`` receives all that the caller gave, but ``index``,
     which is ours, only where it has a name for it, or is a guide whose ``local(x, **fields)`` may
-    have one.
+    have one. ``**_`` takes none; where a module's ``forward`` passes its fields on, its method
+    ``fields_go_to()`` returns the programs that read them.
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
@@ -158,26 +167,42 @@ class Program:
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
-        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self._passes_index = callable(
-            getattr(self.owner, "local", None)
-        )  # an amortized guide's, which takes all fields
+        # **_ is there for stock Pyro, which gives both programs the same arguments, and is not read
+        self._takes_all = any(
+            p.kind is p.VAR_KEYWORD and not p.name.startswith("_") for p in parameters
+        )
+        self.taken = self.field_names
+        passed_to = hook(self.owner, "fields_go_to")
+        if self._takes_all and passed_to and getattr(inner, "__name__", "") == "forward":
+            reached = [
+                each if isinstance(each, Program) else Program(role, each) for each in passed_to()
+            ]
+            self.taken = self.taken.union(*(each.taken for each in reached))
+            self._takes_all = any(each._takes_all for each in reached)
+        self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
-        return self.call(x, **self.select(fields))
+        return self.call(x, **arguments(self.select(fields)))
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fields that the program receives; a ``UserError`` where a required one was not given."""
-        if missing := [name for name in self._required if name not in fields]:
-            known = ", ".join(sorted(fields)) or "none"
+        given = set(map(argument_of, fields))
+        if missing := [name for name in self._required if name not in given]:
+            known = ", ".join(sorted(given)) or "none"
             raise UserError(
                 f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
                 f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
             )
-        return {name: value for name, value in fields.items() if self._receives(name)}
+        return {name: value for name, value in fields.items() if self.receives(argument_of(name))}
 
-    def _receives(self, field: str) -> bool:
-        return self.wants(field) or (self._takes_all and (field != "index" or self._passes_index))
+    def receives(self, argument: str) -> bool:
+        """Whether the program is given this argument, where there is one."""
+        own_index = argument != "index" or self.wants(argument) or self._passes_index
+        return self.takes(argument) and own_index
+
+    def takes(self, argument: str) -> bool:
+        """Whether the program's signature has this argument, or takes all."""
+        return argument in self.taken or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""

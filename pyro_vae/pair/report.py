@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_vae.fields import argument_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
@@ -26,7 +28,7 @@ class PairReport:
     """A sound pair, as understood; ``print`` it."""
 
     structure: Structure
-    layout: str  # of many draws: plate, rows or repeat
+    layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
     fields: tuple[str, ...]  # those that the two programs name
     warnings: tuple[str, ...] = ()  # images that depend on each other, supports that differ
 
@@ -35,22 +37,28 @@ class PairReport:
         lines = [
             f"observed sites: {', '.join(s.observed)}; latent sites: "
             f"{', '.join(s.latents) or 'none'}",
-            f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
-            + (" (subsampling: fit only, no log p(x))" if s.subsampling else ""),
+            *(
+                [
+                    f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
+                    + (" (subsampling: fit only, no log p(x))" if s.subsampling else "")
+                ]
+                if s.plates[0]
+                else []
+            ),
             *s.words(),
-            f"many draws: {LAYOUT_WORDS[self.layout]}",
+            *([f"many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
         ]
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")
-        if s.not_reparameterized:
+        if s.score_function:
             lines.append(
-                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's "
+                f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
                 "score-function gradients)"
             )
         if s.asked:
             lines.append(
                 "trained by Pyro's own objectives alone: "
-                f"{', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+                f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
             lines.append(
@@ -64,6 +72,7 @@ class PairReport:
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
+@takes_fields
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:
@@ -74,9 +83,11 @@ def check_pair(
         UserError: where they are no pair: which site, which plate, both shapes, and what to change.
     """
     pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
-    structure = pair.structure(images, named)
+    structure = pair.structure(images, named, scored=False)
     dry_run.check_all_support(pair, images, named)
-    wanted = sorted((pair.model.field_names | pair.guide.field_names) & named.keys())
+    wanted = sorted((pair.model.field_names | pair.guide.field_names) & {*map(argument_of, named)})
+    if structure.unscored:
+        return PairReport(structure, "", tuple(wanted), (f"fit only: {structure.unscored}",))
     notes = support_notes(pair, images, named)
     if site := independence(pair, images, named).site:
         notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
+from pyro_vae.fields import made_of
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -221,43 +222,60 @@ class Pair:
         layout: str | None = None,
         score: Score = plain_score,
         draw: Draw = plain_draw,
+        *,
+        every_value: bool = False,
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``.
+        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
         """
-        geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
-        layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
+        structure = self.structure(x, fields)
+        values = structure.enumerated if every_value else {}
+        geometry = replace(structure.geometry, score=score, draw=draw, enumerated=values)
+        if num_particles == 1:
+            layout = "repeat"
+        elif layout is None:
+            layout = self.layout(x, fields, every_value=every_value)
         return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields) -> Structure:
+    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
+
+        Args:
+            scored: whether its sites are to be read by image; a pair of which that can't be done
+                is refused then, though it trains.
         """
         key = _like(x, fields)
         if key not in self._known.structures:
+            self.store.before = frozenset(self.store.parameters)
             try:
                 with self.probing():
                     self._known.structures[key] = explain.understand(
                         self, lambda size: probe(x, fields, size)
                     )
             except UserError:
+                self.store.forget_new()
                 explain.refuse_broken_parameters(self)
                 raise
-        return self._known.structures[key]
+        found = self._known.structures[key]
+        if scored and found.unscored:
+            raise UserError(found.unscored)
+        return found
 
-    def layout(self, x: Tensor, fields: Fields) -> str:
+    def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
         repetition.
         """
-        key = _like(x, fields)
+        values = self.structure(x, fields).enumerated if every_value else {}
+        key = _like(x, fields), bool(values)
         if key not in self._known.layouts:
-            self._known.layouts[key] = self._choose_layout(x, fields)
+            self._known.layouts[key] = self._choose_layout(x, fields, values)
         return self._known.layouts[key]
 
-    def _choose_layout(self, x: Tensor, fields: Fields) -> str:
-        geometry = self.structure(x, fields).geometry
+    def _choose_layout(self, x: Tensor, fields: Fields, values: dict[str, int]) -> str:
+        geometry = replace(self.structure(x, fields).geometry, enumerated=values)
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
@@ -272,7 +290,9 @@ class Pair:
 
         with self.probing():
             reference = terms("repeat")
-            for layout in LAYOUTS[:-1]:
+            for layout in (
+                LAYOUTS[:-1] if not values else LAYOUTS[:1]
+            ):  # merging rows takes draws without values
                 try:
                     found = terms(layout)
                 except Exception:  # a layout that a user's program can't run under is not for it
@@ -331,7 +351,9 @@ def _weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
 
 
 def _like(x: Tensor, fields: Fields) -> Any:
-    rows = sorted((name, tuple(value.shape[1:]), value.dtype) for name, value in fields.items())
+    rows = sorted(
+        (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
+    )
     return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
 
 

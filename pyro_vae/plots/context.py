@@ -29,6 +29,17 @@ class Subject:
     history: list[dict[str, Any]] = field(default_factory=list)
     seed: int = 0
     device: str | torch.device = "auto"
+    classes: tuple[str, ...] | None = None  # their names
+    table: bool = False  # rows of a table, which no picture shows
+
+    @property
+    def one(self) -> str:
+        """What one of the data is called."""
+        return "row" if self.x.dim() == 2 else "image"
+
+    def class_name(self, label: int) -> str:
+        """The class's name, or its number."""
+        return self.classes[label] if self.classes else str(label)
 
     @property
     def options(self) -> dict[str, Any]:

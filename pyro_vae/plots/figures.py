@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import ceil, sqrt
 
 import numpy as np
@@ -109,8 +109,14 @@ def rows_figure(
     return grid_figure(np.concatenate(lines), title, row_labels=labels)
 
 
-def scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str, str]) -> Figure:
-    """A scatter at equal aspect; up to ten classes in colour, each with its number at its median."""
+def scatter(
+    points: Tensor,
+    labels: Tensor | None,
+    title: str,
+    names: tuple[str, str],
+    class_name: Callable[[int], str] = str,
+) -> Figure:
+    """A scatter at equal aspect; up to ten classes in colour, each with its name at its median."""
     figure = Figure(figsize=(4.6, 4.2), layout="constrained")
     axes = figure.subplots()
     xy = points.numpy()
@@ -123,8 +129,8 @@ def scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str,
         order = np.random.default_rng(0).permutation(len(xy))  # no class lies on top of the others
         axes.scatter(xy[order, 0], xy[order, 1], s=size, c=colours[order], linewidths=0, alpha=0.8)
         for label, colour in zip(classes, COLOURS, strict=False):
-            axes.scatter([], [], s=18, color=colour, linewidths=0, label=str(label))
-        _write_classes(axes, xy, of)
+            axes.scatter([], [], s=18, color=colour, linewidths=0, label=class_name(label))
+        _write_classes(axes, xy, of, class_name)
         figure.legend(
             title="class", loc="outside right center", frameon=False, fontsize=8, title_fontsize=8
         )
@@ -141,8 +147,10 @@ def scatter(points: Tensor, labels: Tensor | None, title: str, names: tuple[str,
     return figure
 
 
-def _write_classes(axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64]) -> None:
-    """Each class's number at its median, unless another's stands there already."""
+def _write_classes(
+    axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64], class_name: Callable[[int], str]
+) -> None:
+    """Each class's name at its median, unless another's stands there already."""
     least = 0.04 * float(np.ptp(xy, axis=0).max())
     placed: list[NDArray[np.float32]] = []
     for label in np.unique(of):
@@ -151,7 +159,7 @@ def _write_classes(axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64]) -
             placed.append(place)
             halo = [withStroke(linewidth=2, foreground="white")]
             axes.annotate(
-                str(label),
+                class_name(int(label)),
                 place,
                 ha="center",
                 va="center",

@@ -75,7 +75,7 @@ def classes(subject: Subject) -> Figure:
             **subject.options,
             y=y,
         )
-        rows.append((str(int(label)), image_site(sites, shape)))
+        rows.append((subject.class_name(int(label)), image_site(sites, shape)))
     title = (
         "Means of $p(x|z,y)$: one class $y$ a row, the same draw $z$ of the prior in each column"
     )

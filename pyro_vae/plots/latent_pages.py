@@ -37,7 +37,8 @@ def latent(subject: Subject) -> Figure:
         points, how, axes = _project(points, subject.seed)
         title = f"{how} of the {dimensions}-D means of $q(z|x)$"
     data = f" of {subject.name}" if subject.name else ""
-    return scatter(points, subject.labels, f"{title}\n{len(points)} test images{data}", axes)
+    title = f"{title}\n{len(points)} test {subject.one}s{data}"
+    return scatter(points, subject.labels, title, axes, subject.class_name)
 
 
 def manifold(subject: Subject) -> Figure:

@@ -51,7 +51,18 @@ def subject_of(
     labels: Tensor | None = data.test_labels
     if labels is not None and len(labels) != len(observed.x_test):
         labels = None
-    return Subject(model, guide, observed.x_test, labels, data.name, history_rows, seed, device)
+    return Subject(
+        model,
+        guide,
+        observed.x_test,
+        labels,
+        data.name,
+        history_rows,
+        seed,
+        device,
+        data.classes,
+        data.table,
+    )
 
 
 def write_pictures(
@@ -137,8 +148,14 @@ def _known(pages: Sequence[str] | None) -> list[str]:
     return list(PAGES) if pages is None else list(pages)
 
 
+OF_ANY_DATA = ("curves", "latent")
+"""The pages that show no image."""
+
+
 def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
     try:
+        if subject.table and name not in OF_ANY_DATA:
+            raise DoesNotFit(f"{subject.name} is a table, whose rows are no images")
         return PAGES[name](subject)
     except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
         if asked_for:

@@ -24,7 +24,7 @@ from pyro_vae.errors import UserError, did_you_mean
 OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
-FREE_ON_RESUME = ("data_root", "device", "compile", "pictures", "checkpoint_minutes")
+FREE_ON_RESUME = ("data", "data_root", "device", "compile", "pictures", "checkpoint_minutes")
 """Options that may differ when a run is resumed: where and how, not what. The length may not: the
 schedule ends with it.
 """
@@ -51,7 +51,15 @@ class Train:
     """Train a model and a guide, and estimate log p(x) of the test set."""
 
     data: str = "digits"
-    """A data set's name (see `pyro-vae list data`), a .npz or .npy file, or a folder of images."""
+    """A data set's name (see `pyro-vae list data`), a .npz or .npy file, a .csv or .tsv table of
+    numbers, or a folder of images.
+    """
+    images_key: str | None = None
+    """Of a .npz file: the array that has the images, if it is not called images."""
+    columns: str | None = None
+    """Of a table: the columns to take, as in a,b,pixel0:pixel783; by default all but --label."""
+    label: str | None = None
+    """Of a table or a .npz file: the column or the array that has the labels."""
     data_root: Path | None = None
     """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
@@ -124,7 +132,9 @@ class Train:
     checkpoint_minutes: float = option(5.0, least=0)
     """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint, with its own options."""
+    """Go on with the run in this folder, from its last checkpoint, with its own options; --data where
+    they are elsewhere now.
+    """
     out: Path | None = None
     """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
     json: bool = False
@@ -188,12 +198,16 @@ class Evaluate:
     """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and
     refine.
     """
-    split: Literal["test", "valid"] = "test"
-    """Which images: the test set, or those held out for validation."""
+    split: Literal["test", "valid", "all"] = "test"
+    """Which images: the test set, those held out for validation, or all of another set, the one that
+    --data names.
+    """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws."""
     device: str = "auto"
@@ -215,6 +229,8 @@ class Evaluate:
                     f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
                     "leave it out"
                 )
+        if self.split == "all" and self.data is None:
+            raise UserError("--split all scores all of another set: name it with --data")
         if self.method == "bdmc" and self.split != "test":
             raise UserError("--method bdmc simulates its images: leave --split out")
 
@@ -237,8 +253,10 @@ class Audit:
 
     run: Run
     """The run's folder."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
 
@@ -263,8 +281,10 @@ class Compare:
     """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws, where a run is evaluated."""
     device: str = "auto"
@@ -323,8 +343,10 @@ class Plot:
     """Other runs' folders: one picture with a column for each run and a row for each page."""
     out: Path | None = None
     """With --beside: the picture's file (.png); by default RUN/beside.png."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
     device: str = "auto"

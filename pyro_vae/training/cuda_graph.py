@@ -18,6 +18,10 @@ WARM_UPS = 3
 """Runs on a side stream before a graph is captured, as torch asks for."""
 
 
+Capture = Callable[[Callable[[], Tensor], torch.device], Callable[[], Tensor]]
+"""(step, device) -> a function that does the step again, with no word from the host."""
+
+
 class Rows(Source):
     """A resident source whose shuffled batches are row numbers, for a step that gathers its images
     itself.
@@ -56,7 +60,7 @@ class CapturedStep(TrainStep):
         self,
         inner: StagedStep,
         rows: Rows,
-        capture: Callable[[Callable[[], Tensor]], Callable[[], Tensor]] | None = None,
+        capture: Capture | None = None,
     ) -> None:
         super().__init__(inner.loss, inner.parameters, inner.update, inner.observe)
         self.tier, self.inner, self.source = inner.tier, inner, rows
@@ -64,7 +68,7 @@ class CapturedStep(TrainStep):
         with self.undone():
             try:
                 self._replay = (capture or capture_on_cuda)(
-                    lambda: inner(*rows.images((self._rows, {})))
+                    lambda: inner(*rows.images((self._rows, {}))), self._rows.device
                 )
             except Exception as error:
                 raise NotStageable(f"no CUDA graph ({first_line(error)})") from error
@@ -81,20 +85,32 @@ class CapturedStep(TrainStep):
         self.inner.check(*batches)
 
 
-def capture_on_cuda(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Warm up on a side stream, then capture; the function that is given replays."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = step()
+def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """Warm up on a side stream, then capture; the function that is given replays.
+
+    Streams and graphs belong to the current device, so that ``device`` is made the current one: a
+    capture elsewhere would be empty, and its replay a training that changes nothing. A capture that
+    fails is reset, and a number is drawn, which raises where the generator is still capturing.
+    """
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:  # calls of other threads (a data loader's) don't end this capture
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                output = step()
+        except Exception:
+            graph.reset()
+            torch.rand((), device=device)
+            raise
 
     def replay() -> Tensor:
-        graph.replay()
+        with torch.cuda.device(device):
+            graph.replay()
         return output
 
     return replay

@@ -24,6 +24,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.data_init import start_from_data
@@ -48,6 +49,7 @@ from pyro_vae.training.stepper import Stepper
 __all__: Sequence[str] = ["Diverged", "fit"]
 
 
+@takes_fields
 def fit(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -163,6 +165,8 @@ def _fit(
     with own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
+        structure = pair.structure(images, rows, scored=False)
+        loss.objective = goal.suited(structure)
         if begun is None:
             start_from_data(pair, source, observe, seed)
         group.broadcast(pair.tensors())
@@ -181,7 +185,7 @@ def _fit(
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
-            lines = [f"training step: {history.note}", *pair.structure(images, rows).words()]
+            lines = [f"training step: {history.note}", *structure.words()]
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
         loop = Loop(
@@ -270,7 +274,7 @@ def _check_data(
             )
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields)
+    structure = pair.structure(x, fields, scored=False)
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
-    dry_run.check_all_support(pair, pair.cast(source.x), source.fields)
+    dry_run.check_support_of_set(pair, source.num_images, source.part)

@@ -140,7 +140,7 @@ class Loop:
                 risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)
             ):
                 self.loss.kl_weight.fill_(self.options.kl_weight * risen)
-            self.group.begin_step(self.options.seed, at.step)
+            self.group.begin_step(self.options.seed, at.step, at.sums.device)
             sums = take(x, named)
             at.step += 1
             if sums is None:

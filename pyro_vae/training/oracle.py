@@ -14,7 +14,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import infer
+from pyro import infer, poutine
 from pyro.infer import ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
@@ -67,8 +67,10 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
     )
     with _own_randomness(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
-        structure = pair.structure(seen, fields)
-        notes, alone = support_notes(pair, seen, fields), independence(pair, seen, fields)
+        structure = pair.structure(seen, fields, scored=False)
+        notes, alone = _unscored_notes(stepper, structure), Independence(structure.unscored)
+        if not structure.unscored:
+            notes, alone = support_notes(pair, seen, fields), independence(pair, seen, fields)
         with (
             pair.active(training=True),
             restored([*pair.tensors(), *stepper.parameters]),
@@ -80,12 +82,25 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
     words = (
         f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
     )
-    if alone.site:
+    if alone.site and not structure.unscored:
         notes += (
             f"site {alone.site} depends on the other images of a batch, so this pair has no log "
             "p(x) of an image",
         )
     return words, *notes
+
+
+def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
+    """What is to be said of a pair that trains and has no log p(x) of an image."""
+    notes = (f"no log p(x) of an image: {structure.unscored}",)
+    source = stepper.source
+    if structure.shared and not structure.subsampling and source.batch_size < source.num_images:
+        notes += (
+            f"what concerns {', '.join(map(repr, structure.shared))} counts in full at each batch "
+            f"of {source.batch_size}: for the ELBO of the set give the data plate the set's size, "
+            f"pyro.plate('data', {source.num_images}, subsample_size=len(x))",
+        )
+    return notes
 
 
 def check_scores(
@@ -134,9 +149,9 @@ def _held_loss(
     if not objective.stageable:
         return "loss and gradient are its own"
     ours, theirs = _counterparts(objective, structure)
-    watched = (
-        [] if any(map(hooked, parameters)) else list(parameters)
-    )  # a hook is the user's, and may count
+    # a hook is the user's, and may count; beside sums Pyro has another score-function estimator
+    other = isinstance(theirs, infer.TraceEnum_ELBO) and structure.score_function
+    watched = [] if other or any(map(hooked, parameters)) else list(parameters)
     one = torch.ones((), dtype=x.dtype, device=x.device)
 
     def stock() -> Tensor:
@@ -146,9 +161,12 @@ def _held_loss(
             model = infer.config_enumerate(model, default="parallel")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.as_tensor(
-                stock_loss(theirs, model, lambda: pair.guide(*batch)), device=x.device
+            # what the guide observes is no density of z: weights are without it
+            guide = poutine.block(
+                lambda: pair.guide(*batch),
+                hide_fn=lambda site: site["type"] == "sample" and site["is_observed"],
             )
+            return torch.as_tensor(stock_loss(theirs, model, guide), device=x.device)
 
     def differentiated(run: Callable[[], Tensor]) -> list[Tensor]:
         pyro.set_rng_seed(0)
@@ -162,7 +180,11 @@ def _held_loss(
         )
         return [value.detach(), *(gradient.detach() for gradient in filled)]
 
-    own = differentiated(lambda: ours.estimate(pair.run(*_own(x, fields)), structure, one).loss)
+    def estimated() -> Tensor:
+        terms = pair.run(*_own(x, fields), every_value=True)
+        return ours.estimate(terms, structure, one).loss
+
+    own = differentiated(estimated)
     if not all(bool(value.isfinite().all()) for value in own):
         return "no loss, as it or its gradient is not finite here"
     try:
@@ -189,7 +211,7 @@ def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective
     """The objective at one draw an image, and Pyro's own of the same loss; where Pyro has none,
     Trace_ELBO of both.
     """
-    if structure.summed:
+    if structure.summed or structure.enumerated:
         return Trace_ELBO(), infer.TraceEnum_ELBO(
             max_plate_nesting=-structure.geometry.particle_dim - 1
         )

@@ -68,7 +68,8 @@ class Stepper:
         eager = TrainStep(self.loss, self.parameters, self.update, self.observe)
         with pair.active(training=True):
             chosen = select_step(eager, self.tier, self._total_steps, self._source, options.seed)
-        self.step, self.source, self.note = chosen
+        self.step, self.source, why = chosen
+        self.note = "; ".join(filter(None, (why, self.source.note)))
         self.tier = self.step.tier
         self._seen = self._signature()
 

@@ -4,43 +4,29 @@ distribution.
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conforming import EVENT_SHAPE, LEVELS, build, every, images, one_line, shaken, swaps
-from laws import assert_mean_ratio_is_one, log_mass, pixel_support, scipy_log_prob
 
 from pyro_vae import check_pair
 from pyro_vae.data.datasets import random_split
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import ConditionalDistribution, Likelihood
+from pyro_vae.nn.conditional import Likelihood
+from tests.support.conforming import EVENT_SHAPE, LEVELS, build, every, images, one_line, swaps
+from tests.support.laws import pixel_support
+from tests.support.part_laws import (
+    DOUBLE,
+    assert_draws_are_the_densitys,
+    assert_log_prob_is_scipys,
+    assert_mass_is_one,
+    law_of,
+    part_of,
+)
 
-DOUBLE = torch.float64
 each = pytest.mark.parametrize("swap", swaps("prior", "likelihood"))
 batches = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
-
-
-def part_of(
-    swap: str, event_shape: tuple[int, ...]
-) -> tuple[ConditionalDistribution, ConditionalDistribution]:
-    """The part and its model's prior, away from the initial point, in float64."""
-    slot, name = swap.split("=", 1)
-    model: Any = shaken(build(event_shape=event_shape, dtype=DOUBLE, **{slot: name})[0]).eval()
-    return getattr(model, slot), model.prior
-
-
-def law_of(swap: str, batch: tuple[int, ...], event_shape: tuple[int, ...] = (2,)) -> Any:
-    """The part's distribution with this batch shape: at draws of the prior, or a prior as a plate
-    makes it.
-    """
-    part, prior = part_of(swap, event_shape)
-    torch.manual_seed(0)
-    context = prior().sample(torch.Size([prod(batch)])).reshape(*batch, -1)
-    return part(context) if isinstance(part, Likelihood) else part().expand(torch.Size(batch))
 
 
 @each
@@ -76,24 +62,12 @@ def test_draws_are_in_the_support(swap: str) -> None:
 @each
 @pytest.mark.parametrize("seed", [0, 1])
 def test_mass_is_one(swap: str, seed: int) -> None:
-    """Σ or ∫ over the whole support of a law with two entries: enumerated, a range of counts, or a
-    trapezoid.
-    """
-    part, prior = part_of(swap, (2,))
-    torch.manual_seed(seed)
-    law = part(prior().sample()) if isinstance(part, Likelihood) else part()
-    with torch.no_grad():
-        assert log_mass(law).item() == pytest.approx(0.0, abs=2e-5)
+    assert_mass_is_one(swap, seed)
 
 
 @each
 def test_log_prob_is_scipys(swap: str) -> None:
-    law = law_of(swap, (3,))
-    x = law.sample((4,))
-    expected = scipy_log_prob(law, x)
-    if expected is None:
-        pytest.skip("SciPy has no such distribution")
-    np.testing.assert_allclose(law.log_prob(x).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert_log_prob_is_scipys(swap)
 
 
 # ---- priors
@@ -101,13 +75,7 @@ def test_log_prob_is_scipys(swap: str) -> None:
 
 @every("prior")
 def test_the_mean_density_ratio_at_draws_is_one(prior: str) -> None:
-    """E_p[h(z) / p(z)] = 1 for a fixed density h of light tails: the draws are those of the
-    density.
-    """
-    law = law_of(f"prior={prior}", ())
-    with torch.no_grad():
-        pilot, z = law.sample((500,)), law.sample((5000,))
-        assert_mean_ratio_is_one(pilot, z, law.log_prob(z))
+    assert_draws_are_the_densitys(prior)
 
 
 # ---- likelihoods

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conforming import SWAPPED, choices_for, images, loss_of, programs, rows, shaken, swaps, verdict
-from laws import grid
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
@@ -18,6 +16,18 @@ from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from tests.support.conforming import (
+    SWAPPED,
+    choices_for,
+    images,
+    loss_of,
+    programs,
+    rows,
+    shaken,
+    swaps,
+    verdict,
+)
+from tests.support.laws import grid
 
 DOUBLE = torch.float64
 

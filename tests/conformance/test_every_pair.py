@@ -6,16 +6,19 @@ from __future__ import annotations
 
 from math import isfinite
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from conforming import (
+
+from pyro_vae import compare, log_marginal
+from pyro_vae.errors import UserError
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training.checkpoint_files import Checkpoint
+from tests.support.conforming import (
     EVENT_SHAPE,
     SWAPPED,
-    choices_for,
     images,
-    labels,
     loss_of,
     mean_loss,
     one_line,
@@ -24,48 +27,17 @@ from conforming import (
     shaken,
     swaps,
 )
-from torch import Tensor, nn
-
-from pyro_vae import compare, fit, log_marginal
-from pyro_vae.errors import UserError
-from pyro_vae.pair.runtime import Pair
-from pyro_vae.training import checkpoint_files
-from pyro_vae.training.checkpoint_files import Checkpoint
+from tests.support.part_laws import assert_training_lowers_the_loss, train
 
 each = pytest.mark.parametrize("swap", swaps(*SWAPPED))
 each_pair = pytest.mark.parametrize(
     "swap", [swap for swap in swaps(*SWAPPED) if not swap.startswith("objective=")]
 )
-AS_TRAIN: dict[str, Any] = {
-    "batch_size": 4,
-    "progress": False,
-    "schedule": "constant",
-    "device": "cpu",
-}
-
-
-def train(swap: str, model: nn.Module, guide: nn.Module, x: Tensor, **options: Any) -> Any:
-    """A short training by the objective that goes with the swapped part."""
-    return fit(
-        model,
-        guide,
-        x,
-        objective=choices_for(swap)["objective"],
-        **labels(len(x)),
-        **{**AS_TRAIN, **options},
-    )
 
 
 @each
 def test_twenty_steps_lower_the_loss(swap: str) -> None:
-    """On a few images, again and again, under the same noise before and after."""
-    model, guide = programs(swap)
-    x = images(shaken(programs(swap, seed=5)[0]))
-    loss = loss_of(swap, model, guide)
-    before = mean_loss(loss, x)
-    history = train(swap, model, guide, x, num_steps=20, learning_rate=0.005, compile="off")
-    assert history.num_steps == 20 and all(isfinite(record.loss) for record in history.train)
-    assert mean_loss(loss, x) < before
+    assert_training_lowers_the_loss(swap)
 
 
 @pytest.mark.slow
@@ -130,7 +102,9 @@ def test_log_marginal(swap: str) -> None:
     x = images(model)
     try:
         staged, eager = (
-            log_marginal(model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x))
+            log_marginal(
+                model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x, model, guide)
+            )
             for tier in ("graph", "off")
         )
     except UserError as error:

@@ -9,9 +9,9 @@ from math import isfinite
 from pathlib import Path
 
 import pytest
-from conforming import SWAPPED, choices_for, swaps
 
 from pyro_vae.cli.entry import main
+from tests.support.conforming import SWAPPED, choices_for, swaps
 
 QUICK = ["--num-samples", "5", "--device", "cpu", "--compile", "off", "--quiet", "--json"]
 

@@ -11,19 +11,23 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import conforming
 import numpy as np
 import pytest
-import test_every_density
-import test_every_pair
 import torch
-from conforming import build, images, swaps
 from pyro import distributions as dist
 
 from pyro_vae import fit, log_marginal, models, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
-from pyro_vae.registry import NAMESPACES
+from pyro_vae.lookup import NAMESPACES
+from tests.support import conforming
+from tests.support.conforming import build, images, swaps
+from tests.support.part_laws import (
+    assert_draws_are_the_densitys,
+    assert_log_prob_is_scipys,
+    assert_mass_is_one,
+    assert_training_lowers_the_loss,
+)
 
 LAB = '''
 """What a laboratory might write."""
@@ -248,9 +252,9 @@ def test_a_listed_part_is_in_the_suite(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "prior=Added" not in swaps("prior")
     swap = listed(monkeypatch, dist.Normal)
     assert swap in swaps(*conforming.SWAPPED)
-    test_every_density.test_mass_is_one(swap, 0)
-    test_every_density.test_log_prob_is_scipys(swap)
-    test_every_pair.test_twenty_steps_lower_the_loss(swap)
+    assert_mass_is_one(swap, 0)
+    assert_log_prob_is_scipys(swap)
+    assert_training_lowers_the_loss(swap)
 
 
 @pytest.mark.parametrize("mistake", [Tilted, Shrunk])
@@ -259,10 +263,10 @@ def test_a_listed_part_with_a_mistake_fails(mistake: type, monkeypatch: pytest.M
     the last of these.
     """
     swap = listed(monkeypatch, mistake)
-    laws = [lambda: test_every_density.test_the_mean_density_ratio_at_draws_is_one("Added")]
+    laws = [lambda: assert_draws_are_the_densitys("Added")]
     if mistake is Tilted:
-        laws += [lambda: test_every_density.test_mass_is_one(swap, 0)]
-        laws += [lambda: test_every_density.test_log_prob_is_scipys(swap)]
+        laws += [lambda: assert_mass_is_one(swap, 0)]
+        laws += [lambda: assert_log_prob_is_scipys(swap)]
     for law in laws:
         with pytest.raises(AssertionError):
             law()

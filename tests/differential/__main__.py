@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from .grammar import generate
-from .judge import FAILURES, judge
-from .page import page, read
+from tests.differential.grammar import generate
+from tests.differential.judge import FAILURES, judge
+from tests.differential.page import page, read
 
 DOCS = Path(__file__).parents[2] / "docs" / "differential.md"
 

@@ -14,7 +14,7 @@ from collections import defaultdict, namedtuple
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from .cover import COVER, RATES
+from tests.differential.cover import COVER, RATES
 
 Law = namedtuple("Law", "priors guides width features num_features path", defaults=(True,))
 # a latent in both programs: {p} is the guide's slice of the encoder's outputs, {z} the value,

@@ -16,9 +16,17 @@ import pyro.distributions as dist
 import torch
 
 import pyro_vae as pv
-
-from .grammar import DECODERS, FEATURES, generate
-from .oracle import Diverges, Untrainable, build, float64, log_px, make_optimizer, run_once, train
+from tests.differential.grammar import DECODERS, FEATURES, generate
+from tests.differential.oracle import (
+    Diverges,
+    Untrainable,
+    build,
+    float64,
+    log_px,
+    make_optimizer,
+    run_once,
+    train,
+)
 
 TOLERANCE = 1e-6  # of parameters, buffers and figures, relative, after the whole training
 STANDARD_ERRORS = 5.0

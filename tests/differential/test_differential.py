@@ -6,10 +6,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from .cover import COVER, FACTORS, met, pairwise_cover
-from .grammar import generate
-from .judge import FAILURES, Verdict, float64, judge
-from .oracle import build, log_px
+from tests.differential.cover import COVER, FACTORS, met, pairwise_cover
+from tests.differential.grammar import generate
+from tests.differential.judge import FAILURES, Verdict, float64, judge
+from tests.differential.oracle import build, log_px
 
 SUITE = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(60, 360))]
 BY_HAND = [pytest.param(seed, marks=pytest.mark.stress) for seed in range(360, 1000)]

@@ -13,8 +13,8 @@ from pyro_vae import guides, models
 from pyro_vae.ambient import SETTINGS
 from pyro_vae.compile import trace
 from pyro_vae.evaluation.precision import BFloat16, MeasuredError, find_precision
-from pyro_vae.evaluation.scorer import is_out_of_memory
 from pyro_vae.evaluation.traced_weights import TracedWeights
+from pyro_vae.memory import is_out_of_memory
 
 
 def pair() -> tuple[models.GenerativeModel, guides.MeanField]:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from children import QUICK, checkpoints, disk_is_full, done, one_line, small_files
 
 import pyro_vae as pv
+from tests.support.children import QUICK, checkpoints, disk_is_full, done, one_line, small_files
 from tests.support.runs import assert_same_end
 
 TRAIN = ["train", *QUICK, "--steps", "40", "--checkpoint-minutes", "0", "--out", "run"]
@@ -57,7 +57,7 @@ def stops_after(steps: int) -> object:
     """The setup of a child that is terminated after so many steps."""
     from functools import partial
 
-    from children import terminated_after
+    from tests.support.children import terminated_after
 
     return partial(terminated_after, steps)
 
@@ -95,7 +95,7 @@ def test_a_run_that_may_no_longer_be_written(tmp_path: Path) -> None:
     """As on a file system that was mounted again, read-only: no file can be created, root's
     neither.
     """
-    from children import read_only
+    from tests.support.children import read_only
 
     assert done(tmp_path, TRAIN, stops_after(7)).wait() == 143
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}

@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from children import QUICK, checkpoints, done, one_line
 
 import pyro_vae as pv
+from tests.support.children import QUICK, checkpoints, done, one_line
 
 WILD = [
     *QUICK,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import QUICK, Child, checkpoints, done
 
 import pyro_vae as pv
 from pyro_vae.training import checkpoint_files
+from tests.support.children import QUICK, Child, checkpoints, done
 from tests.support.runs import assert_same_end
 
 RUN = [

@@ -6,7 +6,7 @@ import json
 import platform
 from pathlib import Path
 
-from children import QUICK, Child, checkpoints, done, one_line
+from tests.support.children import QUICK, Child, checkpoints, done, one_line
 
 TRAIN = ["train", *QUICK, "--steps", "1000000", "--checkpoint-minutes", "0", "--out", "run"]
 

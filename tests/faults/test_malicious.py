@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import QUICK, checkpoints, done, one_line
 
 import pyro_vae
-from pyro_vae import UserError, registry
+from pyro_vae import UserError, lookup, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.options import Train, read_config
 from pyro_vae.training import checkpoint_files
+from tests.support.children import QUICK, checkpoints, done, one_line
 
 
 class Evil:
@@ -170,7 +170,7 @@ CALLS = [  # what an installed package has, which makes a file or a folder, or u
     "functools:partial()",
 ]
 PLACES = [
-    *((slot, "{}") for slot in registry.NAMESPACES),
+    *((slot, "{}") for slot in lookup.NAMESPACES),
     ("guide", "MeanField(hidden={})"),
     ("guide", "MixtureOfGaussians(components=[({},)])"),
     ("guide", "MeanField(net={})"),
@@ -201,7 +201,7 @@ def test_nothing_is_called_but_a_part(
     }
     calls = (
         [call.partition("(")[0] for call in CALLS]
-        if place == "{}" and slot not in registry.PROGRAMS
+        if place == "{}" and slot not in lookup.PROGRAMS
         else []
     )
     for call in (*CALLS, *calls):

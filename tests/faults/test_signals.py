@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from children import QUICK, SMALL, Child, checkpoints, done, fsync_hangs
 
 import pyro_vae as pv
 from pyro_vae.training import checkpoint_files
+from tests.support.children import QUICK, SMALL, Child, checkpoints, done, fsync_hangs
 
 ENDLESS = ["--compile", "off", "--steps", "1000000", "--batch-size", "1", "--out", "run"]
 """An epoch has 1294 steps: whenever a signal comes, it is within one."""

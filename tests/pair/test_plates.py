@@ -335,7 +335,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "shared": (
         shared,
         shared_guide,
-        "'z' of the model .*a latent shared by all images is not served",
+        "'z' of the model .*one value is drawn for all images, as that plate has no size",
     ),
 }
 

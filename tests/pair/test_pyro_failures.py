@@ -166,7 +166,7 @@ REFUSED: dict[str, tuple[Any, Any, float, str]] = {
         outside_model,
         outside_guide,
         1.0,
-        r"'shift' of the model stands outside the data plate .*: sample it inside",
+        r"'shift': a latent shared by all images, .*log p\(x\) of one image is not defined",
     ),
     "a subsampling plate": (
         subsampling_model,

@@ -201,8 +201,7 @@ def test_more_dimensions_are_projected_and_it_is_said(number: int, how: str) -> 
     subject = Subject(model, guide, torch.rand(number, 16).round())
     axes = PAGES["latent"](subject).axes[0]
     assert (
-        f"{how} of the 5-D means" in axes.get_title()
-        and f"{number} test images" in axes.get_title()
+        f"{how} of the 5-D means" in axes.get_title() and f"{number} test rows" in axes.get_title()
     )
     points = np.asarray(axes.collections[0].get_offsets())
     assert points.shape == (number, 2)

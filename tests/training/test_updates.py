@@ -3,6 +3,7 @@ not finite leaves no trace.
 """
 
 import shutil
+from typing import Any
 
 import pyro
 import pytest
@@ -10,6 +11,7 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
+from pyro_vae.compile.trace import NotStageable, trace
 from pyro_vae.data.loaders import Resident
 from pyro_vae.training.cuda_graph import CapturedStep, Rows
 from pyro_vae.training.fit import fit
@@ -298,7 +300,7 @@ def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
         with eager.loss.pair.active(training=True):
             if captured:
                 source = Rows(source)  # type: ignore[arg-type]
-                step = CapturedStep(step, source, lambda inner: inner)  # type: ignore[arg-type]
+                step = CapturedStep(step, source, lambda inner, device: inner)  # type: ignore[arg-type]
             torch.manual_seed(0)
             sums = []
             for epoch in range(2):
@@ -528,3 +530,33 @@ def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
         progress=False,
     )
     assert history.compile == "off" and "hook" in history.note and called.count(True) == 3
+
+
+def test_a_step_in_which_the_host_reads_is_not_captured() -> None:
+    """A Cholesky factor's error code is read by the host: known from the trace, before a capture
+    that would fail.
+    """
+
+    def factor(x: torch.Tensor) -> list[torch.Tensor]:
+        return [torch.linalg.cholesky(x @ x.mT + torch.eye(3))]
+
+    x = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
+    assert trace(factor, [x]).host_reads == ["_linalg_check_errors"]
+    assert trace(lambda x: [torch.linalg.cholesky_ex(x)[0]], [torch.eye(3)]).host_reads == []
+
+
+def test_a_capture_that_fails_is_one_sentence_and_leaves_no_trace() -> None:
+    eager, _, _ = step_of("MLP")
+    optimizer = torch.optim.Adam(eager.parameters, lr=1e-2, fused=True)
+    step, _ = chosen(eager, optimizer, "graph", health=Health.on(CPU))
+    before, state = [p.detach().clone() for p in eager.parameters], torch.get_rng_state()
+
+    def failing(inner: Any, device: torch.device) -> Any:
+        inner()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    rows = Rows(Resident(images(70), {}, 16, CPU))
+    with pytest.raises(NotStageable, match=r"no CUDA graph .*not permitted"):
+        CapturedStep(step, rows, failing)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in zip(before, eager.parameters, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,92 @@
+"""Pairs that Pyro trains and that have no log p(x) of one image: why, and which of their sites are
+not of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Nodes = Mapping[str, Any]
+
+ONE_KIND = "give both a discrete law, or both a continuous one (such as the relaxed one)"
+"""What to do about a mass against a density."""
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """What the dry runs on many images and on one fewer showed."""
+
+    why: str = ""  # a sentence; empty where log p(x) can be had
+    shared: tuple[str, ...] = ()  # latents of the whole set
+    loose: frozenset[str] = frozenset()  # sites that no plate of images tells apart by image
+
+
+def unscored(
+    model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: int, laws: Callable[..., str]
+) -> Unscored:
+    """Why log p(x) of one image can't be had from these sites.
+
+    Args:
+        model, guide: their sites at ``num_images`` images; the guide's without what it observes.
+        few: the same at one image fewer.
+        laws: in words, where one program's law of a latent is discrete and the other's is not.
+    """
+    every = frozenset((*model, *guide))
+    if changed := sorted(every ^ {*few[0], *few[1]}):
+        return Unscored(
+            f"the sites change with the number of images ({', '.join(changed[:3])} …), as in `for "
+            "i in pyro.plate(…)`, so log p(x) of one image can't be told: use one vectorised "
+            "plate, `with pyro.plate('data', x.shape[0]):`",
+            loose=every,
+        )
+    for sites in (model, guide):
+        for node in sites.values():
+            for frame in node["cond_indep_stack"]:
+                if frame.full_size == num_images and frame.size != num_images:
+                    return Unscored(
+                        f"plate {frame.name!r} takes {frame.size} of its {num_images} images, so "
+                        "the others have no log p(x): let the program take all rows that it is "
+                        "given (subsample_size=None), as the batches are made for it",
+                        loose=every,
+                    )
+    for name, node in guide.items():
+        own = name not in model or model[name]["is_observed"]
+        if own and node["infer"].get("is_auxiliary"):
+            return Unscored(
+                f"the guide's site {name!r} is auxiliary (infer={{'is_auxiliary': True}}), so "
+                "log q(z | x) is an integral over it, and log p(x) has no weights: sample z alone "
+                "in the guide"
+            )
+    shared = {
+        name: None
+        for role, sites, fewer in zip(("model", "guide"), (model, guide), few, strict=True)
+        for name, node in sites.items()
+        if _is_shared(node, fewer[name], num_images)
+    }
+    if shared:
+        names = ", ".join(map(repr, shared))
+        of = "a latent" if len(shared) == 1 else "latents"
+        return Unscored(
+            f"{names}: {of} shared by all images, outside the data plate, so that log p(x) of one "
+            "image is not defined; fit trains such a pair; to score images, give each its own "
+            "latents, and the networks parameters",
+            shared=tuple(shared),
+            loose=frozenset(shared),
+        )
+    for name, node in model.items():
+        if name in guide and (words := laws(node, guide[name])):
+            return Unscored(
+                f"latent site {name!r} is {words}, and no ratio of the two is a weight: {ONE_KIND}"
+            )
+    return Unscored()
+
+
+def _is_shared(node: Any, fewer: Any, num_images: int) -> bool:
+    if node["is_observed"] or node["fn"].shape() != fewer["fn"].shape():
+        return False
+    return all(
+        not frame.vectorized or (frame.size >= 0 and frame.size != num_images)
+        for frame in node["cond_indep_stack"]
+    )

@@ -1,0 +1,1 @@
+"""The laws, by wing. What several files share is in `tests.support`."""
