@@ -270,15 +270,6 @@ def test_compare_reads_what_stored_results_score(
     assert code == 2 and "'a' scores at site 'x'" in text
 
 
-def test_compare_refuses_different_numbers_of_images(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert evaluate("--num-samples 5", 5) == 0
-    capsys.readouterr()
-    assert main(["compare", "a", "b"]) == 2
-    assert "'a' is of 5 images and 'b' of 12" in capsys.readouterr().err
-
-
 def test_a_stored_estimate_is_the_estimate(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = run_folder.open_run("a")
     model, guide, _ = run.load_pair()
