@@ -202,6 +202,12 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
                 f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
                 "model"
             )
+    ignored = [name for name, result in results.items() if result.protocol.get("scales")]
+    if ignored and len(ignored) < len(results):
+        notes.append(
+            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
+            "its programs; the others as their programs are"
+        )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
         gap = float(getattr(results[row.name], "bias", nan)) - best
@@ -218,7 +224,17 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
-_SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
+_SHOWN = (
+    "data",
+    "split",
+    "images",
+    "observation",
+    "binarization",
+    "kind",
+    "estimator",
+    "scales",
+    "sha256",
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
