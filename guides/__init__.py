@@ -22,6 +22,7 @@ from pyro_vae.guides.per_datum import PerDatum
 from pyro_vae.guides.planar import Planar
 from pyro_vae.guides.point_estimate import PointEstimate
 from pyro_vae.guides.semi_amortized import SemiAmortized
+from pyro_vae.guides.semi_supervised import SemiSupervised
 from pyro_vae.guides.top_down import TopDown
 
 __all__ = [
@@ -41,5 +42,6 @@ __all__ = [
     "Planar",
     "PointEstimate",
     "SemiAmortized",
+    "SemiSupervised",
     "TopDown",
 ]

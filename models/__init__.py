@@ -23,6 +23,7 @@ from pyro_vae.models.linear_gaussian import LinearGaussian
 from pyro_vae.models.mixture_of_gaussians import MixtureOfGaussians
 from pyro_vae.models.negative_binomial import NegativeBinomial
 from pyro_vae.models.poisson import Poisson
+from pyro_vae.models.semi_supervised import SemiSupervised
 from pyro_vae.models.standard_normal import StandardNormal
 from pyro_vae.models.student_t import StudentT
 from pyro_vae.models.vamp_prior import VampPrior
@@ -43,6 +44,7 @@ __all__ = [
     "MixtureOfGaussians",
     "NegativeBinomial",
     "Poisson",
+    "SemiSupervised",
     "StandardNormal",
     "StudentT",
     "VampPrior",

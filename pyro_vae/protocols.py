@@ -64,6 +64,8 @@ class Guide(Protocol):
     """Passes of a flow's networks for a z that it did not draw; 0 where the density is closed."""
     fields_go_to: Callable[[], tuple[Callable[..., Any], ...]] | None = None
     """The programs to which ``forward(x, **fields)`` passes its fields: their signatures name them."""
+    classify: Callable[[Tensor], Tensor] | None = None
+    """x → log q(y | x) of each class, ``(B, C)``, of a guide that has the class as a latent."""
     start: Callable[..., Tensor] | None = None
     """(x, **fields) → η at which `refine` begins, ``(B, P)``; ``local`` where there is none."""
 

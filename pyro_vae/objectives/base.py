@@ -134,7 +134,6 @@ class Objective(ELBO):
         structure = pair.structure(x, fields, scored=False)
         if (suited := self.suited(structure)) is not self:
             return suited.run(pair, x, fields, kl_weight)
-        _refuse_requests(self, structure)
         self.check(structure)
         return self.estimate(self.terms(pair, x, fields), structure, kl_weight)
 
@@ -158,8 +157,9 @@ class Objective(ELBO):
 
         return counterpart(self, structure)
 
-    def check(self, structure: Structure) -> None:  # most objectives serve every pair
+    def check(self, structure: Structure) -> None:
         """Raise a ``UserError`` where this objective can't serve such a pair."""
+        _refuse_requests(self, structure)
 
     def layout(self, structure: Structure, layout: str) -> str:
         """The layout to use for several particles, given the pair's own choice."""

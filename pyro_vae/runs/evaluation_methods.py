@@ -88,7 +88,10 @@ def _sampled(
         bits_offset=experiment.observed.bits_offset,
         **_given(options, "num_samples", "precision"),
     )
-    return Outcome(result.to_dict(), str(result), options.split, result, x)
+    known = experiment.accuracy(options.split, number)
+    lines = [str(result), *(f"  {name} of q(y | x): {value:.2%}" for name, value in known.items())]
+    figures = {**result.to_dict(), **known}
+    return Outcome(figures, "\n".join(lines), options.split, result, x)
 
 
 def _annealed(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:

@@ -102,6 +102,10 @@ class Train:
     """
     grad_clip: float | None = option(None, above=0)
     """The largest norm of the gradient; a longer gradient is scaled down to it."""
+    labels: int | None = option(None, least=1)
+    """How many training images keep their label, chosen at random and evenly over the classes; the
+    others' is -1, not known. For --model and --guide SemiSupervised.
+    """
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
