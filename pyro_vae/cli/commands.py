@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 import textwrap
+import warnings
 from dataclasses import asdict
 from functools import partial, singledispatch
 from itertools import zip_longest
@@ -71,6 +72,8 @@ def _begin(options: Train) -> None:
         run_folder.refuse_taken(options.out)
     device = find_device(options.device)
     experiment, structure = _prepared(options, device)
+    if experiment.doubts:
+        warnings.warn(experiment.doubts, stacklevel=2)
     run = run_folder.create(options.out, run_folder.run_name(options))
     with run.held():
         _train(run, experiment, structure, device, None)

@@ -189,8 +189,11 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
 
 
 def _words(observation: Any) -> str:
-    """Whether ``--binarize`` was given or chosen by itself changes no x."""
-    return str(observation).removesuffix(" (auto)")
+    """Whether ``--binarize`` was given or chosen by itself changes no x, nor does the number of
+    levels of which a stored one is one.
+    """
+    words = str(observation).removesuffix(" (auto)")
+    return "whole numbers as stored" if words.startswith("integer levels 0 to ") else words
 
 
 def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
@@ -228,7 +231,17 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
-_SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
+_SHOWN = (
+    "data",
+    "split",
+    "images",
+    "observation",
+    "binarization",
+    "levels",
+    "kind",
+    "estimator",
+    "sha256",
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
