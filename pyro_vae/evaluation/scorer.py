@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced_weights import Draw, Weights
-from pyro_vae.evaluation.weight_sums import ImageSums, WeightSums, pareto_khat, tail_length
+from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
@@ -32,7 +32,6 @@ it is run.
 
 Result = TypeVar("Result")
 Fields = Mapping[str, Tensor]
-Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
 
 
 @dataclass

@@ -130,7 +130,8 @@ def make_weights(
                 f"{precision.words}"
             )
         return EagerWeights(kernel), "eager Pyro, as asked for"
-    pair.layout(*first)  # chosen beforehand: a dry run reads values, which a trace can't
+    for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
+        pair.layout(*first, every_value=every)
     seconds = (
         2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples / _FLOPS_PER_SECOND
     )

@@ -168,6 +168,9 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
             "in this pair: give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), and the "
             f"model within pyro.infer.config_enumerate ({structure.by_pyro})"
         )
+    if structure.enumerated and objective.enumerates:
+        nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles
+        return PyroELBO(infer.TraceEnum_ELBO(max_plate_nesting=nesting, num_particles=number))
     # where the guide samples in another order than the model, Pyro's closed forms are wrong
     if kind is infer.TraceMeanField_ELBO and set(structure.sampled.values()) - {NO_CLOSED_FORM}:
         kind = infer.Trace_ELBO

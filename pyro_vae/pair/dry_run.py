@@ -19,6 +19,7 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import is_constant
 from pyro_vae.pair import (
     kl,  # noqa: F401  # the first registers closed forms
+    requests,
     rescoring,  # the first registers closed forms
 )
 from pyro_vae.pair.enumeration import innermost, num_values
@@ -32,6 +33,7 @@ from pyro_vae.pair.layouts import (
     trace_model,
 )
 from pyro_vae.pair.program import Program, validation
+from pyro_vae.pair.requests import other_plate
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.unscored import ONE_KIND, unscored
 from pyro_vae.protocols import hook
@@ -193,6 +195,9 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     """
     batches = probe(5), probe(4), probe(5)
     structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
+        asked = dict.fromkeys(structure.enumerated, why)
+        structure = replace(structure, asked=structure.asked | asked, enumerated={})
     if structure.summed:
         structure = _check_enumeration(pair, *probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
@@ -240,6 +245,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
     analytic, sampled = _analytic_kl(model, guide, latents)
+    asked, enumerated = requests.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
     dims = [
         f.dim
@@ -267,12 +273,8 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
-        asked={
-            n: what
-            for n, node in guide.items()
-            for what in ("enumerate", "baseline")
-            if node["infer"].get(what)
-        },
+        asked=asked,
+        enumerated=enumerated,
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
         by_pyro=found.why or (f"the guide observes {', '.join(terms)}" if terms else ""),
@@ -345,13 +347,12 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         if node["is_observed"] or name in guide:
             continue
         found[name] = num_values(node)
-        for frame in node["cond_indep_stack"]:
-            if frame != plates.get(name, frame):
-                raise UserError(
-                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as "
-                    "well as in the data plate: a site is summed out where each image has one; "
-                    "sample it in the guide, or write a site for each of its parts"
-                )
+        if plate := other_plate(node, plates.get(name)):
+            raise UserError(
+                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
+                "in the data plate: a site is summed out where each image has one; sample it in "
+                "the guide, or write a site for each of its parts"
+            )
     return found
 
 

@@ -62,7 +62,7 @@ def log_weights(
     with pair.active(training=False, may_create=False):
         refuse_unscorable(pair, images, named)
         dry_run.check_all_support(pair, images, named)
-        return pair.run(images, named, num_particles).log_weights()
+        return pair.run(images, named, num_particles, every_value=True).log_weights()
 
 
 def prepare(

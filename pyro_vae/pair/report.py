@@ -50,15 +50,15 @@ class PairReport:
         ]
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")
-        if s.not_reparameterized:
+        if s.score_function:
             lines.append(
-                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's "
+                f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
                 "score-function gradients)"
             )
         if s.asked:
             lines.append(
                 "trained by Pyro's own objectives alone: "
-                f"{', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+                f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
             lines.append(

@@ -222,12 +222,19 @@ class Pair:
         layout: str | None = None,
         score: Score = plain_score,
         draw: Draw = plain_draw,
+        *,
+        every_value: bool = False,
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``.
+        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
         """
-        geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
-        layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
+        structure = self.structure(x, fields)
+        values = structure.enumerated if every_value else {}
+        geometry = replace(structure.geometry, score=score, draw=draw, enumerated=values)
+        if num_particles == 1:
+            layout = "repeat"
+        elif layout is None:
+            layout = self.layout(x, fields, every_value=every_value)
         return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
@@ -257,17 +264,18 @@ class Pair:
             raise UserError(found.unscored)
         return found
 
-    def layout(self, x: Tensor, fields: Fields) -> str:
+    def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
         repetition.
         """
-        key = _like(x, fields)
+        values = self.structure(x, fields).enumerated if every_value else {}
+        key = _like(x, fields), bool(values)
         if key not in self._known.layouts:
-            self._known.layouts[key] = self._choose_layout(x, fields)
+            self._known.layouts[key] = self._choose_layout(x, fields, values)
         return self._known.layouts[key]
 
-    def _choose_layout(self, x: Tensor, fields: Fields) -> str:
-        geometry = self.structure(x, fields).geometry
+    def _choose_layout(self, x: Tensor, fields: Fields, values: dict[str, int]) -> str:
+        geometry = replace(self.structure(x, fields).geometry, enumerated=values)
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
@@ -282,7 +290,9 @@ class Pair:
 
         with self.probing():
             reference = terms("repeat")
-            for layout in LAYOUTS[:-1]:
+            for layout in (
+                LAYOUTS[:-1] if not values else LAYOUTS[:1]
+            ):  # merging rows takes draws without values
                 try:
                     found = terms(layout)
                 except Exception:  # a layout that a user's program can't run under is not for it

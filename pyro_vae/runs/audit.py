@@ -25,8 +25,8 @@ from torch import Tensor
 from pyro_vae import lookup, registry
 from pyro_vae.analysis.latents import by_draw
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.importance import running
 from pyro_vae.evaluation.proposals import Guide
+from pyro_vae.evaluation.setup import running
 from pyro_vae.evaluation.traced_weights import make_weights
 from pyro_vae.files import write_atomically
 from pyro_vae.pair.layouts import Site, rows_first

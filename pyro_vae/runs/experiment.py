@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,13 +116,13 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test`` or ``valid``, or ``number`` of them (the same at every call), and
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
         words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.
         """
-        x, words = self.observed.x_test, "test"
+        x, words = self.observed.x_test, {"all": "new"}.get(split, "test")
         if split == "valid":
             if self.stored_valid is None:
                 raise UserError(
@@ -177,22 +178,41 @@ def _chosen(size: int, number: int | None) -> Tensor:
     return permutation(size, 0)[:number].sort().values
 
 
-def prepare(options: Train) -> Experiment:
-    """Load the data, build the parts and decide what is observed; nothing is trained or written.
-
-    Raises:
-        UserError: the data, a part, or the two together are wrong.
-    """
-    data = image_data.load(
-        options.data,
-        options.data_root,
+def load_data(options: Train, data: str | None = None, root: Path | None = None) -> ImageData:
+    """The data that the options name, or those at another place."""
+    found = image_data.load(
+        options.data if data is None else data,
+        options.data_root if root is None else root,
         seed=options.data_seed,
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
     )
-    if options.levels is not None:
-        data = data.with_levels(options.levels)
+    return found if options.levels is None else found.with_levels(options.levels)
+
+
+def scored(options: Train, data: ImageData, model: Any, guide: Any) -> Experiment:
+    """A trained pair with all of another set as its test set, observed as the options say."""
+    observes, kind = _observes(model, options)
+    observed = observe(data, options.binarize, observes, options.data_seed)
+    every = torch.arange(len(data.test))
+    experiment = Experiment(options, data, observed, model, guide, every, None, kind)
+    _refuse_unlabelled(experiment)
+    return experiment
+
+
+def prepare(
+    options: Train, data: ImageData | None = None, pair: tuple[Any, Any] | None = None
+) -> Experiment:
+    """Load the data, build the parts and decide what is observed; nothing is trained or written.
+
+    Args:
+        data, pair: those, where they are there already: the images, and the model with its guide.
+
+    Raises:
+        UserError: the data, a part, or the two together are wrong.
+    """
+    data = load_data(options) if data is None else data
     train_rows, valid_rows = torch.arange(len(data.train)), None
     if options.valid_fraction:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
@@ -203,7 +223,7 @@ def prepare(options: Train) -> Experiment:
         )
     known = about_the_data(options, data)
     _refuse_unused(options)
-    model, guide = build_pair(options, data.event_shape, len(train_rows), **known)
+    model, guide = pair or build_pair(options, data.event_shape, len(train_rows), **known)
     observes, kind = _observes(model, options)
     observed = observe(data, options.binarize, observes, options.data_seed)
     _check_levels(model, observes, known, data.name)

@@ -300,7 +300,7 @@ def test_the_closed_kl_is_torchs() -> None:
 def test_particles_are_an_average(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same expected loss and gradients as one particle, in every layout; less noise."""
     model, guide = fresh("PyroModules")
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     one, many = BOTH[name][0](), BOTH[name][0](num_particles=4)
     samples = {
         k: [ours(goal, model, guide, X, seed) for seed in range(150)]
@@ -325,7 +325,7 @@ def assert_same_mean(a: Tensor, b: Tensor, z: float) -> None:
 @pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
 def test_particles_of_score_functions(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = bernoulli_latents()
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     runs = {k: [ours(Trace_ELBO(k), model, guide, X, seed) for seed in range(200)] for k in (1, 4)}
     for leaf in runs[1][0][1]:
         one, many = (torch.stack([g[leaf].flatten() for _, g in runs[k]]) for k in (1, 4))
@@ -355,7 +355,7 @@ def test_a_closed_kl_is_the_same_of_any_number_of_particles(
     draws, is in it.
     """
     model, guide = fresh("PyroModules")
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     found = objective(model, guide).measure(X, {})
     with torch.no_grad():
         kl = kl_divergence(

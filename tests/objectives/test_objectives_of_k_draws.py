@@ -235,7 +235,7 @@ def test_path_derivatives_are_those_at_leaves(
 ) -> None:
     torch.manual_seed(1)
     model, guide = PAIRS[form]()
-    monkeypatch.setattr(Pair, "layout", lambda *_: "repeat")
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: "repeat")
     _, found = ours(objective, model, guide, X)
     expected = path_gradient(model, guide, objective.num_particles, isinstance(objective, DReG))
     assert expected.keys() == found.keys() and len(expected) > 4
@@ -555,7 +555,7 @@ def test_a_replayed_step_is_the_eager_step(
     """Loss, figures and gradients to the last bit, at KL weights that the program was not traced
     with.
     """
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     loss = registry.build("objective", name)(*fresh("functions"))
     with loss.pair.active(training=True):
         eager = plain_step(loss, X, {})
