@@ -204,6 +204,12 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
                 f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
                 "model"
             )
+    ignored = [name for name, result in results.items() if result.protocol.get("scales")]
+    if ignored and len(ignored) < len(results):
+        notes.append(
+            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
+            "its programs; the others as their programs are"
+        )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
         gap = float(getattr(results[row.name], "bias", nan)) - best
@@ -229,6 +235,7 @@ _SHOWN = (
     "levels",
     "kind",
     "estimator",
+    "scales",
     "sha256",
 )
 
