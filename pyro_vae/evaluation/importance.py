@@ -49,6 +49,7 @@ def log_marginal(
     compile: str = "auto",
     progress: bool = False,
     bits_offset: float | None = None,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> LogMarginal:
     """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8),
@@ -66,6 +67,8 @@ def log_marginal(
             number.
         bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then
             reported too.
+        ignore_scales: whether ``poutine.scale`` in the programs, such as a β that a training had, is
+            without effect: the number is log p(x) of the programs without it, and says so.
         **fields: named arguments of the programs, one row an image. The number is log p(x, y) where
             the model observes y, log p(x | y) where y moves its densities alone:
             `pyro_vae.evaluation.protocol.Quantity` has the rule.
@@ -76,7 +79,7 @@ def log_marginal(
     check_count("num_samples", num_samples)
     arithmetic, group = find_precision(precision), distributed.current()
     drawn: Proposal = registry.build("proposal", proposal)
-    setup = Setup(model, guide, seed, device, progress and group.first)
+    setup = Setup(model, guide, seed, device, progress and group.first, ignore_scales)
     setup.notes += (drawn.warning,) if drawn.warning else ()
     found = Gathered(num_samples)
     with setup.running(), arithmetic.running():

@@ -20,6 +20,7 @@ from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import padded, rows_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.log_weights import refuse_bad_weights
+from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import check_seed
@@ -47,9 +48,10 @@ class Setup:
         seed: int,
         device: str | torch.device,
         progress: bool = False,
+        ignore_scales: bool = False,
     ) -> None:
         check_seed(seed)
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.ignore_scales = seed, progress, ignore_scales
         self.place = find_device(device)
         self.pair = Pair.of(model, guide).to(self.place)
         self.rows = rows_of(self.pair, self.place)  # draws times images of one run of the model
@@ -134,6 +136,7 @@ class Setup:
             **ambient.said(self.place),
             "seed": self.seed,
             **known,
+            **({"scales": "ignored"} if self.ignore_scales else {}),
             "checked": self._checked,
             **(settings or {}),
             **(dict(given) if given else {"data": "as given"}),
@@ -141,16 +144,17 @@ class Setup:
 
     def running(self) -> AbstractContextManager[None]:
         """`running` its pair on its device."""
-        return running(self.pair, self.place)
+        return running(self.pair, self.place, self.ignore_scales)
 
 
 @contextmanager
-def running(pair: Pair, place: torch.device) -> Iterator[None]:
+def running(pair: Pair, place: torch.device, ignore_scales: bool = False) -> Iterator[None]:
     """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake
     stays one sentence.
     """
     with (
         pair.active(training=False, may_create=False),
+        without_scales(ignore_scales),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
     ):

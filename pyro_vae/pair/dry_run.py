@@ -709,6 +709,15 @@ def _is_point_mass(node: Any) -> bool:
     return isinstance(innermost(node["fn"]), dist.Delta)
 
 
+def _own_scale(node: Any) -> Tensor:
+    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size not in (None, frame.size):
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
 def _analytic_kl(
     model: Nodes, guide: Nodes, latents: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -723,6 +732,9 @@ def _analytic_kl(
         before = guide_order[: guide_order.index(name)]
         if late := [other for other in latents[:position] if other not in before]:
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
+            continue
+        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
+            sampled[name] = "poutine.scale is another one in the model than in the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

@@ -35,6 +35,7 @@ from pyro_vae.pair.program import (
     dry_run,
     handled,
     modules_called,
+    scales_ignored,
     validation,
 )
 from pyro_vae.pair.structure import Structure
@@ -385,7 +386,7 @@ def _like(x: Tensor, fields: Fields) -> Any:
     rows = sorted(
         (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
     )
-    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
+    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()
 
 
 def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
