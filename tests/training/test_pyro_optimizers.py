@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from tests.support.foreign import X, Vae
+from tests.support.foreign import Vae, X
 
 STEPS: dict[str, Any] = {"num_steps": 4, "batch_size": 3, "progress": False, "device": "cpu"}
 
