@@ -35,9 +35,7 @@ def trained(optimizer: Any, **options: Any) -> Vae:
     ],
 )
 def test_the_step_is_torchs(pyros: Any, torchs: Any) -> None:
-    for own, other in zip(
-        trained(pyros).parameters(), trained(torchs).parameters(), strict=True
-    ):
+    for own, other in zip(trained(pyros).parameters(), trained(torchs).parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
 
 
