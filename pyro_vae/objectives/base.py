@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
-from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
-from pyro_vae.pair.program import Program
+from pyro_vae.pair.layouts import Call, Fields, SiteTerms, plain_draw
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_whole
@@ -165,7 +164,7 @@ class Objective(ELBO):
         """The layout to use for several particles, given the pair's own choice."""
         return layout
 
-    def draw(self, guide: Program, x: Tensor, fields: Fields) -> Trace:
+    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
         """The guide's draws, and the densities that they are scored by."""
         return plain_draw(guide, x, fields)
 

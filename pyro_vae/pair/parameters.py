@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,13 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     _refuse_names("lacks", place, own.keys() - tensors.keys())
     _refuse_names("has, and the pair lacks,", place, new - waiting)
     for name, each in own.items():
-        _refuse_other(place, name, each.tensor, str(each.constraint), tensors[name], about[name])
+        _refuse_other(place, name, tensors[name], about[name], each.tensor, str(each.constraint))
     _refuse_untied(place, own, tensors)
     with torch.no_grad():
         for name, each in own.items():
             each.tensor.copy_(tensors[name])
     pair.store.waiting = {
-        name: (
-            tensors[name],
-            lambda t, c, n=name: _refuse_other(place, n, t, c, tensors[n], about[n]),
-        )
+        name: (tensors[name], partial(_refuse_other, place, name, tensors[name], about[name]))
         for name in waiting
     }
 
@@ -241,7 +239,7 @@ def _refuse_names(what: str, place: Path, names: set[str]) -> None:
 
 
 def _refuse_other(
-    place: Path, name: str, own: Tensor, constraint: str, held: Tensor, about: Mapping[str, str]
+    place: Path, name: str, held: Tensor, about: Mapping[str, str], own: Tensor, constraint: str
 ) -> None:
     """A ``UserError`` where the file's tensor is not one for this parameter."""
     pairs = (

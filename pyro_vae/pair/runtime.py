@@ -147,7 +147,8 @@ class Pair:
         programs are methods of.
         """
         shared = self.model.owner is not None and self.model.owner is self.guide.owner
-        found, covered = [], set()
+        found: list[tuple[str, nn.Module]] = []
+        covered: set[int] = set()
         for program in (self.model, self.guide):
             for name, module in program.roots:
                 parts = [program.role] * (not shared or bool(name)) + [name] * bool(name)
