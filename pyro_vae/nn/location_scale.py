@@ -13,15 +13,21 @@ from torch.nn import functional as F
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit
 
-MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
+MEANS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+SCALES = ("learned", "per_image", "per_pixel")
 
 
 class LocationScale(Likelihood):
     """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
 
-    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a
-    second output of the decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a
-    per-pixel σ.
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels), ``per_pixel`` (σ_d(z), a
+    second output of the decoder) or ``per_image`` (σ(z), the softplus of that output's mean over
+    the pixels). ``mean="sigmoid"`` holds μ in (0, 1), ``"tanh"`` in (−1, 1). ``min_scale`` is added
+    to a σ that depends on z.
     """
 
     kind = "density"
@@ -39,11 +45,9 @@ class LocationScale(Likelihood):
     ) -> None:
         name = type(self).__name__
         fixed = isinstance(scale, int | float) and not isinstance(scale, bool)
-        if not fixed and scale not in ("learned", "per_pixel"):
+        if not fixed and scale not in SCALES:
             raise UserError(
-                did_you_mean(
-                    f"scale of {name}", str(scale), ["learned", "per_pixel", "a positive number"]
-                )
+                did_you_mean(f"scale of {name}", str(scale), [*SCALES, "a positive number"])
             )
         if fixed and not 0 < float(scale) < float("inf"):
             raise UserError(f"{name}(scale={scale}): σ must be positive and finite")
@@ -51,9 +55,11 @@ class LocationScale(Likelihood):
             raise UserError(f"{name}(min_scale={min_scale}): expected a number, 0 or more")
         if mean not in MEANS:
             raise UserError(did_you_mean(f"mean of {name}", mean, MEANS))
-        super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
+        super().__init__(
+            event_shape, latent_dim, 1 if fixed or scale == "learned" else 2, net, **net_args
+        )
         self.mean = MEANS[mean]()
-        self.min_scale = min_scale
+        self.min_scale, self.one_scale = min_scale, scale == "per_image"
         if fixed:
             self.register_buffer("log_scale", torch.tensor(float(scale)).log())
         elif scale == "learned":
@@ -68,10 +74,17 @@ class LocationScale(Likelihood):
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""
         location, *raw_scale = self.outputs(context)
+        if raw_scale and self.one_scale:
+            pixels = tuple(range(-len(self.event_shape), 0))
+            raw_scale = [raw_scale[0].mean(pixels, keepdim=True)]
         scale = F.softplus(raw_scale[0]) + self.min_scale if raw_scale else self.log_scale.exp()
         return self.law(self.mean(location), scale).to_event(len(self.event_shape))
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
         """The location; a per-pixel scale is left as it is."""
-        location = inner_logit(mean) if isinstance(self.mean, nn.Sigmoid) else mean
+        location = mean
+        if isinstance(self.mean, nn.Sigmoid):
+            location = inner_logit(mean)
+        elif isinstance(self.mean, nn.Tanh):  # tanh(u) = 2 sigmoid(2 u) − 1
+            location = inner_logit((mean + 1) / 2) / 2
         return location, *[None] * (self.per_pixel - 1)
