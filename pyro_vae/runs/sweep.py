@@ -237,16 +237,17 @@ def preview(every: Sequence[Cell], out: Path) -> Table:
     A few steps of each method are timed, in a few seconds in all; the evaluation is not.
     """
     found: dict[Any, tuple[str, str]] = {}
-    started, rows = time.monotonic(), []
+    started, rows, notes = time.monotonic(), [], [f"{len(every)} cells in {out}"]
     for cell in every:
         if cell.method not in found:
             found[cell.method] = _looked_at(cell, time.monotonic() - started < LOOKED_AT)
         seconds, refused = found[cell.method]
         run = out / cell.name
         done = "resumed or done" if (run / "config.toml").is_file() else "new"
-        rows.append((cell.name, done if not refused else "refused", seconds, refused))
-    columns = ("cell", "state", "training", "reason")
-    return Table(columns, tuple(rows), notes=(f"{len(rows)} cells in {out}",))
+        rows.append((cell.name, done if not refused else "refused", seconds))
+        if refused:
+            notes.append(f"{cell.name}: {refused}")
+    return Table(("cell", "state", "training"), tuple(rows), notes=tuple(notes))
 
 
 def _looked_at(cell: Cell, timed: bool) -> tuple[str, str]:

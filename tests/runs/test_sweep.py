@@ -88,7 +88,7 @@ def test_what_is_refused_is_one_line_and_the_preview_tells_it_before(tmp_path: P
     every = cells([grid])
     table = preview(every, tmp_path)
     assert [row[1] for row in table.rows] == ["new", "refused"]
-    assert table.rows[0][2].startswith("about") and table.rows[1][3]
+    assert table.rows[0][2].startswith("about") and "Delta" in table.notes[1]
     assert not list(tmp_path.iterdir())  # nothing was written
     failed = run_cell(as_piece(every[1], tmp_path, 1, 1))["failed"]
     assert failed and "\n" not in failed
