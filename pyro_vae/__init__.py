@@ -37,6 +37,7 @@ _HOME = {
     "reconstruct": "analysis.encode",
     "sample": "analysis.encode",
     "load": "runs.run_folder",
+    "sweep": "runs.sweep",
     "Pair": "pair.runtime",
     "UserError": "errors",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "sample",
     "save_parameters",
     "sbc_ranks",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from pyro_vae.pair.report import check_pair
     from pyro_vae.pair.runtime import Pair
     from pyro_vae.runs.run_folder import load
+    from pyro_vae.runs.sweep import sweep
     from pyro_vae.training.callbacks import EarlyStopping, EpochEnd
     from pyro_vae.training.checkpoints import Checkpoints
     from pyro_vae.training.divergence import Diverged

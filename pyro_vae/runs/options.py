@@ -418,23 +418,6 @@ class Bench:
     """Print the results as one JSON object; the tables go to stderr."""
 
 
-Command = Train | Evaluate | Audit | Compare | Sample | Plot | List | Bench
-
-COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "sample": Sample,
-    "plot": Plot,
-    "list": List,
-    "bench": Bench,
-}
-
-DIVIDED = (Train, Evaluate)
-"""Commands that torchrun's processes share; of any other, the first process alone runs."""
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
