@@ -537,9 +537,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, no TOML, an unknown option, or a value of another type.
     """
+    return typed(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds; a ``UserError`` where it can't be read."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        held = tomllib.loads(text)
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
@@ -549,16 +553,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not valid TOML ({error}); write lines such as latent_dim = 20"
         ) from error
+
+
+def typed(held: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """These options of a training by their names, each of the right type; ``of`` is where they are
+    from, for messages.
+    """
     values = {}
     for key, value in held.items():
         name = key.replace("-", "_")
         if name not in stored_names():
-            raise UserError(f"{path}: {did_you_mean('option', key, stored_names())}")
+            raise UserError(f"{of}: {did_you_mean('option', key, stored_names())}")
         kinds = _kinds(Train, name)
         value = Path(value) if Path in kinds and isinstance(value, str) else value
         limits = next(each.metadata for each in fields(Train) if each.name == name)
         if not any(_is_a(value, kind) for kind in kinds):
-            raise UserError(f"{path}: {key} = {value!r}: expected {_expected(kinds, limits)}")
+            raise UserError(f"{of}: {key} = {value!r}: expected {_expected(kinds, limits)}")
         values[name] = float(value) if isinstance(value, int) and float in kinds else value
     return values
 
