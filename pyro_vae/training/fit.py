@@ -81,12 +81,18 @@ def fit(
     with R times as many.
 
     Args:
+        model, guide: Pyro programs of ``x``, ``(B, *event_shape)``, and of the named fields that
+            their signatures have.
         x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader,
             which streams.
         objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
+        batch_size: images a step.
+        learning_rate: that of the optimiser, at its highest.
+        optimizer: a name or call, ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a function of
+            the list of parameters that returns an optimiser.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
@@ -101,9 +107,11 @@ def fit(
             epoch.
         seed: of the noise, the order and the binarization. The caller's random state is left as it
             was.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
         compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace
             them once, and are your word that Python decides nothing in them (docs/tracing.md);
             ``auto`` traces parts of this package, and no other's.
+        progress: whether steps and figures are shown on stderr.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
             (the device is then read at each step).
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
