@@ -8,9 +8,8 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.nn.diagonal_normal import DiagonalNormal
-from pyro_vae.nn.hierarchy import levels_of
-from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.conditional import DiagonalNormal
+from pyro_vae.nn.hierarchy import encoders, levels_of
 from pyro_vae.nn.net import NetSpec
 
 

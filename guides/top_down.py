@@ -11,8 +11,7 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.nn.hierarchy import levels_of
-from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.hierarchy import encoders, levels_of
 from pyro_vae.nn.net import NetSpec
 
 

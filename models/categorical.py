@@ -6,8 +6,8 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.nn.bisection import solve
 from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec, check_levels
+from pyro_vae.nn.special import solve
 
 
 class Categorical(Likelihood):

@@ -8,8 +8,8 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.nn.bisection import solve
 from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec
+from pyro_vae.nn.special import solve
 
 
 class ContinuousBernoulli(Likelihood):

@@ -1,9 +1,67 @@
-"""The Gaussian likelihood of real-valued pixels."""
+"""The Gaussian likelihood of real-valued pixels, and what likelihoods with a location and a scale share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
 
 from pyro import distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pyro_vae.nn.location_scale import LocationScale
+from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit, number_or_word
+
+MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
+
+
+class LocationScale(Likelihood):
+    """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
+
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a
+    second output of the decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a
+    per-pixel σ.
+    """
+
+    kind = "density"
+    observes = "real"
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        scale: float | str = "learned",
+        mean: str = "identity",
+        min_scale: float = 1e-3,
+        net: NetSpec = "MLP",
+        **net_args: Any,
+    ) -> None:
+        name = type(self).__name__
+        fixed = number_or_word(f"scale of {name}", scale, ["learned", "per_pixel"], "σ")
+        if not 0 <= min_scale < float("inf"):
+            raise UserError(f"{name}(min_scale={min_scale}): expected a number, 0 or more")
+        if mean not in MEANS:
+            raise UserError(did_you_mean(f"mean of {name}", mean, MEANS))
+        super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
+        self.mean = MEANS[mean]()
+        self.min_scale = min_scale
+        # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
+        self.log_of("scale", fixed, start=0.25)
+
+    @abstractmethod
+    def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:
+        """The law of each pixel, its location ``(*batch, *event_shape)``."""
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z = context)."""
+        location, *raw_scale = self.outputs(context)
+        scale = F.softplus(raw_scale[0]) + self.min_scale if raw_scale else self.log_scale.exp()
+        return self.law(self.mean(location), scale).to_event(len(self.event_shape))
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The location; a per-pixel scale is left as it is."""
+        location = inner_logit(mean) if isinstance(self.mean, nn.Sigmoid) else mean
+        return location, *[None] * (self.per_pixel - 1)
 
 
 class Gaussian(LocationScale):

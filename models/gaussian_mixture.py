@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.nn.conditional import number_of_images
 from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
@@ -81,13 +82,7 @@ class GaussianMixture(PyroModule):
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x), or model(None, "
-                "size=n)"
-            )
-        with pyro.plate("data", num_images):
+        with pyro.plate("data", number_of_images(x, size)):
             component = pyro.sample("component", dist.Categorical(logits=self.logits))
             image: Tensor = pyro.sample("x", self.law(component), obs=x)
         return image
