@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import sample_nodes
 from pyro_vae.pair.program import Program
-from pyro_vae.validation import check_whole
+from pyro_vae.validation import check_number, check_whole
 
 
 class SemiAmortized(MeanField):
@@ -40,10 +40,8 @@ class SemiAmortized(MeanField):
         **net_args: Any,
     ) -> None:
         check_whole("SemiAmortized(steps={!r})", steps, "steps")
-        if not 0 < step_size < float("inf"):
-            raise UserError(
-                f"SemiAmortized(step_size={step_size!r}): expected a positive number, such as 0.2"
-            )
+        words = "a positive number, such as 0.2"
+        check_number("SemiAmortized(step_size={!r})", step_size, words, ends="()")
         if isinstance(num_particles, bool) or num_particles not in range(2, 10_001, 2):
             raise UserError(
                 f"SemiAmortized(num_particles={num_particles!r}): expected an even number of "

@@ -9,8 +9,8 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit, number_or_word
+from pyro_vae.validation import check_choice, check_number
 
 MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
 
@@ -38,10 +38,8 @@ class LocationScale(Likelihood):
     ) -> None:
         name = type(self).__name__
         fixed = number_or_word(f"scale of {name}", scale, ["learned", "per_pixel"], "σ")
-        if not 0 <= min_scale < float("inf"):
-            raise UserError(f"{name}(min_scale={min_scale}): expected a number, 0 or more")
-        if mean not in MEANS:
-            raise UserError(did_you_mean(f"mean of {name}", mean, MEANS))
+        check_number(f"{name}(min_scale={{}})", min_scale, "a number, 0 or more")
+        check_choice(f"mean of {name}", mean, MEANS)
         super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
         self.mean = MEANS[mean]()
         self.min_scale = min_scale

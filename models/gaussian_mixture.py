@@ -15,9 +15,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import number_of_images
-from pyro_vae.validation import check_whole
+from pyro_vae.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
@@ -55,12 +55,8 @@ class GaussianMixture(PyroModule):
     ) -> None:
         super().__init__()
         check_whole("GaussianMixture(components={!r})", components, "components")
-        if covariance not in COVARIANCES:
-            raise UserError(
-                did_you_mean("covariance of GaussianMixture", str(covariance), COVARIANCES)
-            )
-        if not 0 < min_scale < float("inf"):
-            raise UserError(f"GaussianMixture(min_scale={min_scale}): expected a positive number")
+        check_choice("covariance of GaussianMixture", covariance, COVARIANCES)
+        check_number("GaussianMixture(min_scale={})", min_scale, "a positive number", ends="()")
         self.event_shape, self.covariance, self.min_scale = (
             torch.Size(event_shape),
             covariance,

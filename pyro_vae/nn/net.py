@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from math import inf, prod
+from math import prod
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae import registry
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_choice, check_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -36,7 +37,7 @@ does without them.
 def activation(name: str) -> nn.Module:
     """The activation of that name; a ``UserError`` lists the known ones."""
     if name.lower() not in ACTIVATIONS:
-        raise UserError(did_you_mean("activation", name, ACTIVATIONS))
+        check_choice("activation", name, ACTIVATIONS)
     return ACTIVATIONS[name.lower()]()
 
 
@@ -104,21 +105,11 @@ class Net(nn.Module, ABC):
         """Keep and apply the options that every network of this package has, its layers being
         there.
         """
-        if init not in INITS:
-            raise UserError(did_you_mean(f"init of {type(self).__name__}", str(init), INITS))
-        if (
-            isinstance(input_scale, bool)
-            or not isinstance(input_scale, int | float)
-            or not 0 < input_scale < inf
-        ):
-            raise UserError(
-                f"{type(self).__name__}(input_scale={input_scale!r}): expected a positive number, "
-                "such as 255 for 8-bit levels"
-            )
-        if output_bias not in (None, "mean"):
-            raise UserError(
-                did_you_mean(f"output_bias of {type(self).__name__}", str(output_bias), ["mean"])
-            )
+        name, words = type(self).__name__, "a positive number, such as 255 for 8-bit levels"
+        check_choice(f"init of {name}", init, INITS)
+        check_number(f"{name}(input_scale={{!r}})", input_scale, words, ends="()")
+        if output_bias is not None:
+            check_choice(f"output_bias of {name}", output_bias, ["mean"])
         self.input_scale, self.output_bias = float(input_scale), output_bias
         if init == "glorot":
             glorot(self)

@@ -23,6 +23,7 @@ from pyro_vae.objectives.base import (
 )
 from pyro_vae.pair.layouts import Site, SiteTerms, masked, per_image, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_number
 
 
 def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Any:
@@ -168,11 +169,8 @@ class FreeBits(_ByKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.free_bits) not in (int, float) or not 0 <= self.free_bits < float("inf"):
-            raise UserError(
-                f"FreeBits(free_bits={self.free_bits!r}): expected nats for a latent site, 0 or "
-                "more"
-            )
+        words = "nats for a latent site, 0 or more"
+        check_number("FreeBits(free_bits={!r})", self.free_bits, words)
 
     def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
         """The KL of the batch, or λ an image and particle where that is more."""

@@ -16,6 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.pair.layouts import SiteTerms, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_number
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,8 @@ class RenyiELBO(MultiSampleObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.alpha) not in (int, float) or not -inf < self.alpha < inf:
-            raise UserError(
-                f"RenyiELBO(alpha={self.alpha!r}): expected a finite number, 0 for IWAE and 1 for "
-                "the ELBO"
-            )
+        words = "a finite number, 0 for IWAE and 1 for the ELBO"
+        check_number("RenyiELBO(alpha={!r})", self.alpha, words, -inf, ends="()")
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """1/(1 − α) log (1/K) Σ_k exp (1 − α) ℓ_k, and its limit at α = 1."""
@@ -177,10 +175,8 @@ class CIWAE(MultiSampleObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.beta) not in (int, float) or not 0 <= self.beta <= 1:
-            raise UserError(
-                f"CIWAE(beta={self.beta!r}): expected a share from 0 (IWAE) to 1 (the ELBO)"
-            )
+        words = "a share from 0 (IWAE) to 1 (the ELBO)"
+        check_number("CIWAE(beta={!r})", self.beta, words, high=1, ends="[]")
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """β mean ℓ + (1 − β) log-mean-exp ℓ."""

@@ -194,21 +194,7 @@ def _fit(
             lines = [f"training step: {history.note}", *structure.words()]
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
-        loop = Loop(
-            loss,
-            stepper,
-            options,
-            decay,
-            warmup,
-            total_steps,
-            valid,
-            after_epoch,
-            history,
-            at,
-            settings,
-            here,
-            group,
-        )
+        loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
 
 

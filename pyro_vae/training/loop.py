@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pyro_vae import distributed
 from pyro_vae.data.loaders import Batch, Source
-from pyro_vae.distributed import Alone
 from pyro_vae.objectives import Loss
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
@@ -22,7 +21,6 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.divergence import Diverged, find_step, largest
 from pyro_vae.training.history import History, Record
 from pyro_vae.training.kl_warmup import Warmup
-from pyro_vae.training.options import FitOptions
 from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.state import (
     Position,
@@ -62,19 +60,23 @@ class Occasional:
 class Loop:
     """Everything is decided; what is left is to run."""
 
-    loss: Loss
     stepper: Stepper
-    options: FitOptions
     decay: Schedule
     warmup: Warmup
-    total_steps: int
     valid: Source | None
     callbacks: Sequence[Any]
     history: History
     at: Position
     settings: Mapping[str, Any]
     place: Mapping[str, Any]
-    group: Alone
+
+    def __post_init__(self) -> None:
+        self.loss, self.options, self.group = (
+            self.stepper.loss,
+            self.stepper.options,
+            self.stepper.group,
+        )
+        self.total_steps = self.stepper.total_steps
 
     def run(self) -> History:
         """Epochs until the steps are done, or a callback ends them."""

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
 from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
 from pyro_vae.tensors import as_images
@@ -22,6 +22,7 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.kl_warmup import make_warmup
 from pyro_vae.training.settings import Settings, check_fields, option
 from pyro_vae.training.state import TrainingState
+from pyro_vae.validation import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ class FitOptions(Settings):
     def __post_init__(self) -> None:
         check_fields(self, flags=False)
         make_warmup(self.kl_warmup)
-        if self.freeze not in (None, "model", "guide"):
-            raise UserError(did_you_mean("part to freeze", str(self.freeze), ["model", "guide"]))
+        if self.freeze is not None:
+            check_choice("part to freeze", self.freeze, ["model", "guide"])
 
 
 def observations(
@@ -70,8 +71,7 @@ def observations(
         "threshold": Threshold(levels),
         "none": Grey(levels),
     }
-    if binarize not in choices:
-        raise UserError(did_you_mean("binarization", str(binarize), ["dynamic", *choices]))
+    check_choice("binarization", binarize, ["dynamic", *choices])
     return None, choices[binarize]
 
 
