@@ -37,7 +37,7 @@ class BottomUp(PyroModule):
             map(DiagonalNormal, nets)
         )  # q(z_1 | x), then q(z_{l+1} | z_l)
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z_1, …, z_L upwards; the last is returned, ``(B, latent_dims[-1])``."""
         first, *others = self.conditionals
         q = first(x)

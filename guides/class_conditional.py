@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
@@ -11,7 +11,7 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn.one_hot import OneHot
 
@@ -45,8 +45,8 @@ class ClassConditional(AmortizedGuide):
         self.embedding = nn.Linear(num_classes, prod(joint) - prod(event_shape), bias=False)
         nn.init.normal_(self.embedding.weight)
         if isinstance(guide, str):  # written as its own, so that a misspelt one is refused
-            read = registry.parse(guide)
-            guide = registry.Choice(read.name, read.args, {**net_args, **read.kwargs})
+            read = specs.parse(guide)
+            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
         self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
         if not isinstance(self.guide, AmortizedGuide):
             raise UserError(
@@ -85,6 +85,10 @@ class ClassConditional(AmortizedGuide):
             (x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])),
             dim=-len(self.event_shape),
         )
+
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The inner guide."""
+        return (self.guide,)
 
     def local(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """The inner guide's η, ``(B, num_params)``."""

@@ -34,7 +34,7 @@ class ExactPosterior(PyroModule):
             model,
         )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z ~ p(z | x), ``(B, latent_dim)``."""
         posterior = self._model[0].posterior(x)
         with pyro.plate("data", x.shape[0]):

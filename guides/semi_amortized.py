@@ -1,5 +1,6 @@
 """The guide that starts at a network's guess and climbs."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -55,6 +56,10 @@ class SemiAmortized(MeanField):
         half = torch.randn(num_particles // 2, 1, latent_dim)
         half = half / half.square().mean(0).sqrt()  # mean 0 and variance 1, exactly
         self.register_buffer("noise", torch.cat((half, -half)))
+
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The model, whose ELBO is climbed."""
+        return self._model
 
     def local(self, x: Tensor, **fields: Any) -> Tensor:
         """η after the steps, ``(B, 2 · latent_dim)``."""

@@ -41,7 +41,7 @@ class TopDown(PyroModule):
             model,
         )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z_L, …, z_1 downwards; the last is returned, ``(B, latent_dims[0])``."""
         h, seen = x, []
         for net in self.climb:

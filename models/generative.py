@@ -27,10 +27,10 @@ class GenerativeModel(PyroModule):
         z: Tensor = pyro.sample("z", self.prior())
         return z
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """
         with pyro.plate("data", number_of_images(x, size)):
-            image: Tensor = pyro.sample("x", self.likelihood(self.decoded(**fields)), obs=x)
+            image: Tensor = pyro.sample("x", self.likelihood(self.decoded(**_)), obs=x)
         return image

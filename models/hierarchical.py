@@ -88,7 +88,7 @@ class Hierarchical(GenerativeModel):
         }
         return {**context, "latent_dim": dims[0], **level_args(net_args, len(dims))[0]}
 
-    def decoded(self, **fields: Any) -> Tensor:
+    def decoded(self, **_: Any) -> Tensor:
         """z_L, …, z_1, sampled downwards; the last is decoded, ``(B, latent_dims[0])``."""
         num_levels = len(self.latent_dims)
         z: Tensor = pyro.sample(f"z{num_levels}", self.prior())

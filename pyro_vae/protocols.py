@@ -62,6 +62,8 @@ class Guide(Protocol):
     """Whether its gradient leaves a part out by design."""
     scoring_passes: int = 0
     """Passes of a flow's networks for a z that it did not draw; 0 where the density is closed."""
+    fields_go_to: Callable[[], tuple[Callable[..., Any], ...]] | None = None
+    """The programs to which ``forward(x, **fields)`` passes its fields: their signatures name them."""
     start: Callable[..., Tensor] | None = None
     """(x, **fields) → η at which `refine` begins, ``(B, P)``; ``local`` where there is none."""
 

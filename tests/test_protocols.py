@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import fit, guides, models, registry
+from pyro_vae import fit, guides, lookup, models, registry
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP, Net
 from pyro_vae.protocols import DEFAULTS, Conditional, DataStart, Guide, Local, Part, hook
@@ -21,7 +21,7 @@ from pyro_vae.protocols import DEFAULTS, Conditional, DataStart, Guide, Local, P
 ROOT = Path(__file__).parents[1]
 SHAPE, LATENTS = (1, 4, 4), 3
 SLOTS = ("model", "prior", "likelihood", "guide")
-PARTS = [(slot, name) for slot in SLOTS for name in registry.members(slot)]
+PARTS = [(slot, name) for slot in SLOTS for name in lookup.members(slot)]
 
 
 # ---- the hooks
@@ -67,7 +67,7 @@ def built(slot: str, name: str, **given: Any) -> Any:
     context: dict[str, Any] = {"event_shape": SHAPE, "latent_dim": LATENTS, "levels": 4}
     context |= {"num_data": 8, "num_classes": 2, "prior": "StandardNormal"}
     context |= {"likelihood": "Bernoulli", "hidden": (5,)}
-    if "encoder" in inspect.signature(registry.resolve(slot, name)).parameters:
+    if "encoder" in inspect.signature(lookup.resolve(slot, name)).parameters:
         context["encoder"] = guides.MeanField(SHAPE, LATENTS, hidden=(5,))
     if slot == "guide":
         kind = {"ExactPosterior": "LinearGaussian", "BottomUp": "Hierarchical"}
@@ -126,16 +126,16 @@ def test_constructors_have_one_order(slot: str, name: str) -> None:
     """Those by position in the order of `rank`, those by name alone as well; the network's own
     arguments last.
     """
-    parameters = list(inspect.signature(registry.resolve(slot, name)).parameters.values())
+    parameters = list(inspect.signature(lookup.resolve(slot, name)).parameters.values())
     for kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY):
         ranks = [rank(p.name) for p in parameters if p.kind is kind]
-        assert ranks == sorted(ranks), f"{name}{inspect.signature(registry.resolve(slot, name))}"
+        assert ranks == sorted(ranks), f"{name}{inspect.signature(lookup.resolve(slot, name))}"
 
 
-@pytest.mark.parametrize("name", registry.members("likelihood"))
+@pytest.mark.parametrize("name", lookup.members("likelihood"))
 def test_a_likelihood_takes_its_two_sizes_in_either_order(name: str) -> None:
     """By their names, in the order of all parts, and in the one that older scripts have."""
-    kind = registry.resolve("likelihood", name)
+    kind = lookup.resolve("likelihood", name)
     one, other, named = (
         kind(SHAPE, LATENTS, hidden=(5,)),
         kind(LATENTS, SHAPE, hidden=(5,)),
@@ -154,7 +154,7 @@ def test_a_likelihood_takes_its_two_sizes_in_either_order(name: str) -> None:
 TAKERS = [
     (slot, name)
     for slot, name in PARTS
-    if "net" in inspect.signature(registry.resolve(slot, name)).parameters
+    if "net" in inspect.signature(lookup.resolve(slot, name)).parameters
 ]
 """The parts whose constructor has a net."""
 
@@ -186,7 +186,7 @@ SPELLINGS: dict[str, Callable[[], dict[str, Any]]] = {
 def direct(slot: str, name: str, **net: Any) -> nn.Module:
     """The part by its class, with what the registry would fill in."""
     torch.manual_seed(0)
-    kind = registry.resolve(slot, name)
+    kind = lookup.resolve(slot, name)
     dims = {"prior": models.StandardNormal(2), "latent_dims": (4, 2)}
     known: dict[str, Any] = {"event_shape": SHAPE, "latent_dim": LATENTS, "num_classes": 2}
     known |= {"model": built("model", "GenerativeModel")}

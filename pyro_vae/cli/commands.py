@@ -8,7 +8,9 @@ import json
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial, singledispatch
 from itertools import zip_longest
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_vae import distributed, registry
+from pyro_vae import distributed, lookup, registry
 from pyro_vae.analysis.encode import reconstruct
 from pyro_vae.cli import bench
 from pyro_vae.data.loaders import make_source
@@ -27,9 +29,11 @@ from pyro_vae.objectives import Loss
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
-from pyro_vae.runs import evaluation_methods, run_folder
+from pyro_vae.runs import evaluation_methods, parts, run_folder
 from pyro_vae.runs.experiment import Experiment, dry_run, prepare
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run_data import resumed, trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.train import fit_run, last_state
 from pyro_vae.signals import Stopped
@@ -70,7 +74,7 @@ def _begin(options: Train) -> None:
     if options.out is not None:
         run_folder.refuse_taken(options.out)
     device = find_device(options.device)
-    experiment, structure = _prepared(options, device)
+    experiment, structure = _prepared(partial(prepare, options), options, device)
     run = run_folder.create(options.out, run_folder.run_name(options))
     with run.held():
         _train(run, experiment, structure, device, None)
@@ -89,15 +93,15 @@ def _resume(run: Run, options: Train) -> None:
                 "it again"
             )
         run.sweep()
-        experiment, structure = _prepared(options, device)
-        state = group.once(lambda: last_state(experiment, run, _say))
+        state, known = group.once(lambda: last_state(run, _say))
+        experiment, structure = _prepared(partial(resumed, run, options, known), options, device)
         _train(run, experiment, structure, device, state)
 
 
-def _prepared(options: Train, device: torch.device) -> tuple[Experiment, Structure]:
-    experiment = distributed.current().after_the_first(
-        lambda: prepare(options)
-    )  # which may download the data
+def _prepared(
+    how: Callable[[], Experiment], options: Train, device: torch.device
+) -> tuple[Experiment, Structure]:
+    experiment = distributed.current().after_the_first(how)  # which may download the data
     if not options.quiet:
         _say(str(experiment.data))
     experiment.images(
@@ -161,6 +165,7 @@ def _reconstruction_error(
     experiment: Experiment, device: torch.device, history: History, site: str
 ) -> tuple[dict[str, Any], str]:
     """−log p(x | z) of the test images, for a guide that has no density."""
+    begun = time.monotonic()
     pair = Pair.of(experiment.model, experiment.guide)
     loss = Loss(registry.build("objective", "Trace_ELBO"), pair).to(device)
     x, words = experiment.images("test", experiment.options.eval_images)
@@ -177,6 +182,7 @@ def _reconstruction_error(
         "mean": None,
         "protocol": {**words, **experiment.protocol(history.num_steps)},
         "warnings": [why],
+        **provenance(time.monotonic() - begun),
     }
     return (
         result,
@@ -196,7 +202,7 @@ def evaluate(options: Evaluate) -> None:
         run = run_folder.open_run(options.run)
         run.results()  # damaged results are told before the work, not after
         experiment, steps = distributed.current().after_the_first(
-            lambda: _trained(run, options.data_root)
+            lambda: trained(run, options.data, options.data_root, _say, new=options.split == "all")
         )
         try:
             found = _outcome(experiment, options, steps)
@@ -218,7 +224,7 @@ def audit(options: Audit) -> None:
 
     run = run_folder.open_run(options.run)
     with registry.recorded() as calls:
-        experiment, _ = _trained(run, options.data_root)
+        experiment, _ = trained(run, options.data, options.data_root, _say)
     number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
     x, _ = experiment.images("test", number)
     weights = checkpoint_files.newest(run.checkpoints).path
@@ -247,7 +253,8 @@ def compare_runs(options: Compare) -> None:
     if number is None:
         number = next((ll.num_images for ll in stored.values() if ll is not None), None)
     for run in opened:
-        if stored[str(run)] is None:
+        found = stored[str(run)]
+        if found is None or number not in (None, found.num_images):
             stored[str(run)] = _evaluated(run, options, number)
     result = compare({name: ll for name, ll in stored.items() if ll is not None})
     print(
@@ -304,7 +311,7 @@ def plot(options: Plot) -> None:
     path = (
         _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
     )
-    experiments = [_trained(run, options.data_root)[0] for run in opened]
+    experiments = [trained(run, options.data, options.data_root, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
@@ -317,20 +324,20 @@ def plot(options: Plot) -> None:
 @execute.register
 def list_parts(options: List) -> None:
     """Show the parts of one slot or of all."""
-    if options.slot is not None and options.slot not in registry.NAMESPACES:
-        raise UserError(did_you_mean("slot", options.slot, registry.NAMESPACES))
-    slots = list(registry.NAMESPACES) if options.slot is None else [options.slot]
-    parts = {slot: registry.describe(slot) for slot in slots}
+    if options.slot is not None and options.slot not in lookup.NAMESPACES:
+        raise UserError(did_you_mean("slot", options.slot, lookup.NAMESPACES))
+    slots = list(lookup.NAMESPACES) if options.slot is None else [options.slot]
+    listed = {slot: parts.describe(slot) for slot in slots}
     if options.json:
         print(
             json.dumps(
-                {slot: [asdict(part) for part in found] for slot, found in parts.items()}, indent=2
+                {slot: [asdict(part) for part in found] for slot, found in listed.items()}, indent=2
             )
         )
         return
     columns = shutil.get_terminal_size((LIST_WIDTH, 0)).columns
     wrap = partial(textwrap.wrap, break_on_hyphens=False, break_long_words=False)
-    for slot, found in parts.items():
+    for slot, found in listed.items():
         print(slot)
         names = max((len(part.name) for part in found), default=0)
         width = max(LEAST_TEXT, columns - names - 4)
@@ -352,26 +359,6 @@ def run_benchmarks(options: Bench) -> None:
 # What they share
 
 
-def _trained(run: Run, data_root: Path | None) -> tuple[Experiment, int]:
-    """A run's experiment with the trained model and guide in it, and the steps that they were
-    trained for.
-    """
-    from dataclasses import replace
-
-    options = run.options()
-    model, guide, held = run.load_pair(tell=_say)
-    experiment = prepare(
-        replace(options, data_root=data_root) if data_root is not None else options
-    )
-    if list(experiment.data.event_shape) != held.metadata["event_shape"]:
-        raise UserError(
-            f"{options.data}: images of shape {tuple(experiment.data.event_shape)}, but {run} was "
-            f"trained on {tuple(held.metadata['event_shape'])}: name the folder of its data with "
-            "--data-root"
-        )
-    return replace(experiment, model=model, guide=guide), int(held.metadata.get("step", 0))
-
-
 def _outcome(
     experiment: Experiment, options: Evaluate, steps: int
 ) -> evaluation_methods.Outcome | None:
@@ -380,8 +367,11 @@ def _outcome(
     """
     if not evaluation_methods.METHODS[options.method].divided and not distributed.goes_on():
         return None
+    begun = time.monotonic()
     found = evaluation_methods.evaluate(experiment, options, steps)
-    return found if distributed.goes_on() else None
+    if not distributed.goes_on():
+        return None
+    return replace(found, figures={**found.figures, **provenance(time.monotonic() - begun)})
 
 
 def _evaluation(run: Run, options: Train, method: Literal["iw", "refine"]) -> Evaluate:
@@ -448,7 +438,7 @@ def _stored(run: Run, options: Compare) -> LogMarginal | None:
     from pyro_vae.evaluation.result_files import load_estimate
 
     ll = load_estimate(run.estimate_file(options.method, options.split), run.trained(_say))
-    if ll is None or options.num_images not in (None, ll.num_images):
+    if not isinstance(ll, LogMarginal) or options.num_images not in (None, ll.num_images):
         return None
     return ll if options.num_samples in (None, ll.num_samples) else None
 
@@ -468,10 +458,10 @@ def _evaluated(run: Run, options: Compare, number: int | None) -> LogMarginal:
         compile=options.compile,
         quiet=options.quiet,
     )
-    experiment, steps = _trained(run, options.data_root)
-    found = evaluation_methods.evaluate(experiment, evaluation, steps)
+    experiment, steps = trained(run, options.data, options.data_root, _say)
+    found = _outcome(experiment, evaluation, steps)
+    assert found is not None and found.estimate is not None
     _keep(run, experiment, found, evaluation)
-    assert found.estimate is not None
     return found.estimate
 
 

@@ -5,7 +5,7 @@ all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import gcd
+from math import ceil, gcd
 
 import torch
 from torch import Tensor
@@ -42,6 +42,14 @@ def tile_sizes(num_samples: int, rows: int) -> tuple[int, int]:
     fits = [n for n in range(1, min(common, rows) + 1) if common % n == 0]
     chunk = fits[-1] if fits[-1] >= min(num_samples, rows) // 16 else min(num_samples, rows)
     return chunk, max(1, rows // chunk)
+
+
+def even_tiles(num_images: int, num_draws: int, rows: int) -> int:
+    """Images of one tile: draws times images at most about ``rows``, the tiles of nearly equal
+    size.
+    """
+    fit = max(1, rows // num_draws)
+    return ceil(num_images / ceil(num_images / fit))
 
 
 def padded(

@@ -4,11 +4,17 @@ with K.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import chain
 from math import ceil, log, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_vae.distributed import Alone
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.tiling import stops
 
 
 def tail_length(num_samples: int) -> int:
@@ -157,7 +163,7 @@ class WeightSums:
         return ImageSums(
             self.log_mean(),
             self.total / k,
-            variance,
+            variance.sqrt(),
             ess,
             share,
             self._jackknife(),
@@ -201,16 +207,59 @@ def split_draws(num_draws: int, strata: tuple[float, ...]) -> list[int]:
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Per image, ``(B,)`` float64, nats."""
+    """Per image, ``(B,)`` float64, nats, under the names of `LogMarginal`."""
 
     log_px: Tensor  # L_K
-    elbo: Tensor  # the mean log weight
-    variance: Tensor  # v, of the mean weight, relative
+    elbo_px: Tensor  # the mean log weight
+    se: Tensor  # √v, v being the relative variance of the mean weight
     ess: Tensor
-    max_share: Tensor  # of the largest weight
-    debiased: Tensor  # jackknife; not a bound
+    max_weight_share: Tensor  # of the largest weight
+    debiased_px: Tensor  # jackknife; not a bound
     khat: Tensor
 
-    def columns(self) -> Tensor:
-        """The figures of each image in their order here, ``(7, B)``, on the CPU."""
-        return torch.stack([getattr(self, field.name) for field in fields(self)]).cpu()
+
+Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
+
+
+class Gathered:
+    """The figures of each tile of images, put together as those of the set."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.stops = stops(num_samples)
+        self._tiles: list[tuple[int, list[str], Tensor, list[float]]] = []
+
+    def add(self, start: int, sums: ImageSums, curve: Curve, **others: Tensor) -> None:
+        """A tile, in one part or more, whose first image is the set's number ``start``; ``others``
+        are more figures of each image, ``(B,)``, or another estimator's in the place of the sums'.
+        """
+        columns = {**vars(sums), **others}
+        stacked = torch.stack([each.double() for each in columns.values()]).cpu()
+        sums_of_curve = torch.stack([curve[stop] for stop in self.stops]).tolist()
+        self._tiles.append((start, list(columns), stacked, sums_of_curve))
+
+    def gather(self, group: Alone) -> None:
+        """The tiles of all processes, in the images' order: sums then have the bits that one
+        process gives them.
+        """
+        tiles = chain.from_iterable(group.gather(self._tiles))
+        self._tiles = sorted(tiles, key=lambda tile: tile[0])
+
+    def figures(self) -> dict[str, Any]:
+        """Those of all images, ``(N,)`` by name, and the curve, means over the images.
+
+        Raises:
+            UserError: an image whose estimate is NaN.
+        """
+        _, names, columns, curves = zip(*self._tiles, strict=True)
+        found = dict(zip(names[0], torch.cat(columns, dim=1), strict=True))
+        log_px = found["log_px"]
+        if bool((wrong := log_px.isnan()).any()):
+            raise UserError(
+                f"image {int(wrong.nonzero()[0])}: its log weights hold a NaN: look for NaN in "
+                "the model's parameters, or a refined guide given other images"
+            )
+        totals = [sum(values) for values in zip(*curves, strict=True)]
+        return {
+            **found,
+            "curve": {k: total / len(log_px) for k, total in zip(self.stops, totals, strict=True)},
+        }

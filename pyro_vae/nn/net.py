@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_choice, check_number
 
@@ -36,9 +36,7 @@ does without them.
 
 def activation(name: str) -> nn.Module:
     """The activation of that name; a ``UserError`` lists the known ones."""
-    if name.lower() not in ACTIVATIONS:
-        check_choice("activation", name, ACTIVATIONS)
-    return ACTIVATIONS[name.lower()]()
+    return ACTIVATIONS[check_choice("activation", name.lower(), ACTIVATIONS)]()
 
 
 class Net(nn.Module, ABC):
@@ -177,7 +175,7 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
     own = {k: v for k, v in args.items() if OF_ONE_DIRECTION.get(k, direction) == direction}
     if isinstance(net, nn.Module):
         return _ready(net, own, inputs, outputs)
-    part = registry.resolve("net", net) if isinstance(net, str) else net
+    part = lookup.resolve("net", net) if isinstance(net, str) else net
     if not isinstance(part, type) or not hasattr(part, direction):
         what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
         raise UserError(

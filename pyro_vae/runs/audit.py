@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.analysis.latents import by_draw
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.importance import running
 from pyro_vae.evaluation.proposals import Guide
+from pyro_vae.evaluation.setup import running
 from pyro_vae.evaluation.traced_weights import make_weights
 from pyro_vae.files import write_atomically
 from pyro_vae.pair.layouts import Site, rows_first
@@ -279,7 +279,7 @@ class _Writer:
 
     def _argument(self, name: str, value: Any, wanted: Mapping[int, str]) -> str:
         if name == "net" and isinstance(value, str):
-            return self._class(registry.resolve("net", value))
+            return self._class(lookup.resolve("net", value))
         return self._write(value, wanted)
 
     def _plain(self, value: Any, wanted: Mapping[int, str]) -> str:

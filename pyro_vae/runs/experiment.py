@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.labels import refuse_unfit
@@ -109,13 +110,13 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test`` or ``valid``, or ``number`` of them (the same at every call), and
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
         words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.
         """
-        x, words = self.observed.x_test, "test"
+        x, words = self.observed.x_test, {"all": "new"}.get(split, "test")
         if split == "valid":
             if self.stored_valid is None:
                 raise UserError(
@@ -171,20 +172,35 @@ def _chosen(size: int, number: int | None) -> Tensor:
     return permutation(size, 0)[:number].sort().values
 
 
-def prepare(options: Train) -> Experiment:
-    """Load the data, build the parts and decide what is observed; nothing is trained or written.
-
-    Raises:
-        UserError: the data, a part, or the two together are wrong.
-    """
-    data = image_data.load(
-        options.data,
-        options.data_root,
+def load_data(options: Train, data: str | None = None, root: Path | None = None) -> ImageData:
+    """The data that the options name, or those at another place."""
+    return image_data.load(
+        options.data if data is None else data,
+        options.data_root if root is None else root,
         seed=options.data_seed,
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
     )
+
+
+def scored(options: Train, data: ImageData, model: Any, guide: Any) -> Experiment:
+    """A trained pair with all of another set as its test set, observed as the options say."""
+    observes, kind = _observes(model, options)
+    observed = observe(data, options.binarize, observes, options.data_seed)
+    every = torch.arange(len(data.test))
+    experiment = Experiment(options, data, observed, model, guide, every, None, kind)
+    _refuse_unlabelled(experiment)
+    return experiment
+
+
+def prepare(options: Train, data: ImageData | None = None) -> Experiment:
+    """Load the data, build the parts and decide what is observed; nothing is trained or written.
+
+    Raises:
+        UserError: the data, a part, or the two together are wrong.
+    """
+    data = load_data(options) if data is None else data
     train_rows, valid_rows = torch.arange(len(data.train)), None
     if options.valid_fraction:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
@@ -291,9 +307,9 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     """The arguments that the constructor of this part names and the choice leaves open; those
     without a default alone.
     """
-    read = registry.parse(choice)
+    read = specs.parse(choice)
     try:
-        parameters = inspect.signature(registry.resolve(slot, read.name)).parameters.values()
+        parameters = inspect.signature(lookup.resolve(slot, read.name)).parameters.values()
     except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
         return set()
     return {
@@ -329,7 +345,7 @@ def _sees_levels(options: Train) -> bool:
     says.
     """
     parts = [
-        registry.resolve(slot, registry.parse(getattr(options, slot)).name)
+        lookup.resolve(slot, specs.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
     return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"

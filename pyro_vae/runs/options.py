@@ -21,7 +21,7 @@ from pyro_vae.training.settings import Settings, check_fields, expected, is_a, k
 OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
-FREE_ON_RESUME = ("data_root", "device", "compile", "pictures", "checkpoint_minutes")
+FREE_ON_RESUME = ("data", "data_root", "device", "compile", "pictures", "checkpoint_minutes")
 """Options that may differ when a run is resumed: where and how, not what. The length may not: the
 schedule ends with it.
 """
@@ -98,7 +98,9 @@ class Train(Settings, Experiment):
     checkpoint_minutes: float = option(5.0, least=0)
     """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint, with its own options."""
+    """Go on with the run in this folder, from its last checkpoint, with its own options; --data where
+    they are elsewhere now.
+    """
     out: Path | None = None
     """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
     json: bool = False
@@ -162,12 +164,16 @@ class Evaluate:
     """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and
     refine.
     """
-    split: Literal["test", "valid"] = "test"
-    """Which images: the test set, or those held out for validation."""
+    split: Literal["test", "valid", "all"] = "test"
+    """Which images: the test set, those held out for validation, or all of another set, the one that
+    --data names.
+    """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws."""
     device: str = "auto"
@@ -189,6 +195,8 @@ class Evaluate:
                     f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
                     "leave it out"
                 )
+        if self.split == "all" and self.data is None:
+            raise UserError("--split all scores all of another set: name it with --data")
         if self.method == "bdmc" and self.split != "test":
             raise UserError("--method bdmc simulates its images: leave --split out")
 
@@ -211,8 +219,10 @@ class Audit:
 
     run: Run
     """The run's folder."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
 
@@ -237,8 +247,10 @@ class Compare:
     """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws, where a run is evaluated."""
     device: str = "auto"
@@ -297,8 +309,10 @@ class Plot:
     """Other runs' folders: one picture with a column for each run and a row for each page."""
     out: Path | None = None
     """With --beside: the picture's file (.png); by default RUN/beside.png."""
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
     data_root: Path | None = None
-    """Where the data are, if not where they were."""
+    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
     device: str = "auto"

@@ -4,7 +4,7 @@ without a loss.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -25,14 +25,14 @@ from pyro_vae.training.state import TrainingState
 
 
 def last_state(
-    experiment: Experiment, run: Run, tell: Callable[[str], None]
-) -> TrainingState | None:
-    """What the run's newest sound checkpoint holds, or None where none was written; ``tell`` hears
-    which one is taken.
+    run: Run, tell: Callable[[str], None]
+) -> tuple[TrainingState | None, Mapping[str, Any]]:
+    """What the run's newest sound checkpoint holds and its metadata, or None where none was
+    written; ``tell`` hears which one is taken.
 
     Raises:
-        UserError: it is of another configuration or of other data, of a newer version, or all of
-            them are damaged or gone.
+        UserError: it is of another configuration, of a newer version, or all of them are damaged
+            or gone.
     """
     if not any(checkpoint_files.listed(run.checkpoints, best) for best in (False, True)):
         epochs = len(run.rows())
@@ -45,20 +45,15 @@ def last_state(
                 "own"
             )
         tell(f"{run} has no checkpoint yet: its training begins at the first step")
-        return None
+        return None, {}
     found = checkpoint_files.newest(run.checkpoints)
     state = TrainingState.from_checkpoint(found.held, str(found.path))
     run.check_config(
         found.held, found.path, [name for name in stored_names() if name not in FREE_ON_RESUME]
     )
-    if found.held.metadata.get("data_sha256") != experiment.data.sha256:
-        raise UserError(
-            f"{experiment.options.data}: not the data that {run} was trained on (their SHA-256 is "
-            "another): name the folder of its data with --data-root, or train a run of its own"
-        )
     if found.note:
         tell(found.note)
-    return state
+    return state, found.held.metadata
 
 
 def fit_run(
@@ -78,6 +73,8 @@ def fit_run(
         "num_data": len(experiment.train_rows),
         "config": plain(options),
         "data_sha256": experiment.data.sha256,
+        "data_levels": experiment.data.levels,
+        "classes": list(experiment.data.classes or ()),
         **about_the_data(options, experiment.data),
     }
     new = options.resume is None

@@ -6,7 +6,7 @@ from torch import nn
 
 from pyro_vae.compile.trace import NotStageable, check_tier
 from pyro_vae.data.loaders import Resident, Source
-from pyro_vae.freed_memory import keep_freed_memory
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.objectives import Loss
 from pyro_vae.protocols import Part
 from pyro_vae.training.cuda_graph import CapturedStep, Rows
