@@ -35,25 +35,25 @@ class Settings:
     """What ``fit`` and ``pyro-vae train`` have in common; ``fit`` takes objects for the words too."""
 
     objective: str = "TraceMeanField_ELBO"
-    """What is maximised."""
+    """The bound on log p(x) that training raises."""
     batch_size: int = option(128, least=1)
-    """Images a step."""
+    """The number of images in one step."""
     learning_rate: float = option(1e-3, above=0)
-    """The learning rate at its highest."""
+    """The highest learning rate."""
     optimizer: str = "Adam"
     """A torch optimiser, such as "Adam(eps=1e-4)"."""
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
     kl_weight: float = option(1.0, least=0)
-    """The weight of the KL term (β)."""
+    """The weight of the KL in training (β)."""
     kl_warmup: float | str = option(0.0, least=0)
-    """How that weight is reached: a number of epochs over which it rises from 0, or
+    """How the KL weight is reached: a number of epochs over which it rises from 0, or
     "Cyclical(cycles=4, ramp=0.5)".
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient."""
+    """The largest norm of the gradient; a longer gradient is scaled down to it."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the initial parameters, the order of the images and the noise."""
+    """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
     """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
     on_divergence: Literal["stop", "skip"] = "stop"
