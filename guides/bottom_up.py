@@ -22,6 +22,12 @@ class BottomUp(PyroModule):
     closed form that is right: the model draws the others given latents that this guide has not
     drawn yet.
 
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        model: a model with ``latent_dims``, such as ``Hierarchical``.
+        net: the network from the image; those above it are MLPs.
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+
     Raises:
         UserError: the model has no layers of latents.
     """

@@ -33,6 +33,13 @@ class MixtureOfGaussians(AmortizedGuide):
     """q(z | x) = 1/C Σ_c N(μ_c(x), diag σ_c²(x)), a mixture with equal weights.
 
     η = (μ_c, log σ_c) of each of the C ``components``. Its KL is sampled.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        components: C, the number of Gaussians.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -24,6 +24,16 @@ class SemiAmortized(MeanField):
     again (Kim et al. 2018; first order: the network learns as if the steps did not depend on its
     guess). ``model`` is the generative model; it is not part of the guide, whose parameters are the
     network's alone.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        model: the generative model, which is used and not owned.
+        steps: gradient steps for each image.
+        step_size: the factor of the natural gradient, a positive number.
+        num_particles: fixed noises of the ELBO's estimate, an even number.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     first_order: ClassVar[bool] = True

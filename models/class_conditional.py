@@ -25,6 +25,11 @@ class ClassConditional(GenerativeModel):
     num_classes`` inputs (the command line does so, and takes ``num_classes`` from the data). Labels
     are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``; images of chosen classes are
     ``model(None, size=n, y=labels)``.
+
+    Args:
+        prior: p(z), event shape ``(latent_dim,)``.
+        likelihood: p(x | z, y), which decodes ``(B, latent_dim + num_classes)``.
+        num_classes: the number of classes; labels are 0 … num_classes − 1.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class ClassConditional(GenerativeModel):
         z = super().decoded()
         return torch.cat((z, self.classes(y).expand(*z.shape[:-1], -1)), dim=-1)
 
-    def forward(
+    def forward(  # type: ignore[override]  # it names its field, and takes no other
         self, x: Tensor | None = None, size: int | None = None, y: Tensor | None = None
     ) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)`` of the classes ``y`` ``(B,)``, or generate ``size``

@@ -29,6 +29,14 @@ class DiscretizedLogistic(Likelihood):
     The decoder gives a location and a log scale for each component of each pixel, on a scale on
     which the levels lie in [−1, 1], and the mixture's logits. The command line fills ``levels``
     from the data. Channels are independent given z.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more.
+        components: logistics in the mixture of each pixel.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"

@@ -25,6 +25,7 @@ class LocationScale(Likelihood):
 
     kind = "density"
     observes = "real"
+    log_scale: Tensor
 
     def __init__(
         self,
@@ -69,6 +70,15 @@ class Gaussian(LocationScale):
     pixels) or ``per_pixel`` (σ_d(z), a second output of the decoder). ``mean="sigmoid"`` holds μ in
     (0, 1), as AEVB does for the Frey faces. ``min_scale`` is added to a per-pixel σ, without which
     a pixel that never varies has an unbounded density.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        scale: σ: a positive number, ``learned`` or ``per_pixel``.
+        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
+        min_scale: what is added to a per-pixel σ, 0 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

@@ -38,6 +38,12 @@ class GaussianMixture(PyroModule):
     the engine sums the site ``component`` out. Every standard deviation (of a pixel given those
     before it, where full) is at least ``min_scale``, without which a component on one image has an
     unbounded density. Training starts from k-means of the training images.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        components: the number of Gaussians.
+        covariance: ``diagonal`` or ``full``.
+        min_scale: the least standard deviation, a positive number.
     """
 
     slot: ClassVar[str] = "model"

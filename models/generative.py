@@ -13,6 +13,10 @@ class GenerativeModel(PyroModule):
     """z ~ p(z), x ~ p(x | z), independently for each image in the plate ``data``.
 
     A model with other latents overrides `decoded`.
+
+    Args:
+        prior: p(z), event shape ``(latent_dim,)``.
+        likelihood: p(x | z), which decodes ``(B, latent_dim)``.
     """
 
     slot: ClassVar[str] = "model"

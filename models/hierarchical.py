@@ -33,6 +33,14 @@ class Hierarchical(GenerativeModel):
     level or, as ``((200, 200), (100, 100))``, each level's own from the image upwards, of which the
     first is the likelihood's where that is built from its name.
 
+    Args:
+        prior: p(z_L).
+        likelihood: p(x | z_1).
+        latent_dims: the dimensions of z_1, …, z_L; by default those of the two parts.
+        net: that of a likelihood which is built from its name; its arguments are those of every
+            level.
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+
     Raises:
         UserError: dimensions that are not those of the prior and the likelihood.
     """

@@ -21,6 +21,10 @@ class LinearGaussian(GenerativeModel):
     linear layer: the program is inherited, and what this class adds is what those two parts make
     solvable. Its guide is ``ExactPosterior``; any other works as well, with the gap between ELBO
     and `log_px` for all to see.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z, fewer than pixels for `fit_ml`.
     """
 
     kind, observes = "density", "real"

@@ -17,10 +17,18 @@ class NegativeBinomial(Likelihood):
 
     ``total_count`` is r: a positive number, ``learned`` (one, shared by all pixels), or
     ``per_pixel`` (r_d(z), a second output of the decoder).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        total_count: r: a positive number, ``learned`` or ``per_pixel``.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"
     observes = "levels"
+    log_total_count: Tensor
 
     def __init__(
         self,

@@ -20,6 +20,16 @@ class StudentT(LocationScale):
     ``df`` is ν, a positive number or ``learned`` (one, shared by all pixels); ``scale``, ``mean``
     and ``min_scale`` are those of `Gaussian`, which is the limit ν → ∞. Pictures show μ: for ν ≤ 1
     the law has no mean.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        df: ν: a positive number, or ``learned``.
+        scale: σ: a positive number, ``learned`` or ``per_pixel``.
+        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
+        min_scale: what is added to a per-pixel σ, 0 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -50,6 +50,12 @@ class VampPrior(Prior):
     autoregressive flow, which inverts each z under each component, take few of them; a warning says
     so.
 
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        encoder: the guide, with ``local`` and ``build`` (`pyro_vae.protocols.Local`).
+        components: C, the number of pseudo-inputs.
+
     Raises:
         UserError: the encoder gives no density at z of another image (a table, a point mass, a
             planar flow, a guide of images with classes).
@@ -107,7 +113,7 @@ class VampPrior(Prior):
         """Once, on two pseudo-inputs: q(z | u) at a z that it didn't draw."""
         (encoder,) = self._encoder
         name = type(encoder).__name__
-        if not isinstance(encoder, Local):
+        if not isinstance(self._encoder[0], Local):
             raise UserError(
                 f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as "
                 "MeanField"

@@ -44,6 +44,10 @@ class Net(nn.Module, ABC):
 
     ``encoder`` and ``decoder`` build the two directions of an auto-encoder from one set of
     arguments, written in the encoder's order: a decoder reverses them.
+
+    Args:
+        in_shape: the shape of an input: of an image, or ``(numbers,)``.
+        out_shape: the shape of an output.
     """
 
     slot: ClassVar[str] = "net"
@@ -175,17 +179,15 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
     own = {k: v for k, v in args.items() if OF_ONE_DIRECTION.get(k, direction) == direction}
     if isinstance(net, nn.Module):
         return _ready(net, own, inputs, outputs)
-    part = lookup.resolve("net", net) if isinstance(net, str) else net
+    part: Any = lookup.resolve("net", net) if isinstance(net, str) else net
     if not isinstance(part, type) or not hasattr(part, direction):
         what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
         raise UserError(
             f"net is {what}: expected a name such as 'Conv', a call such as "
             "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is ready"
         )
-    make = part.encoder if direction == "encoder" else part.decoder
-    built: Net = make(
-        *((inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)), **own
-    )
+    sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
+    built: Net = getattr(part, direction)(*sizes, **own)
     return built
 
 
@@ -225,6 +227,9 @@ def make_encoder(net: NetSpec, event_shape: tuple[int, ...], num_outputs: int, *
         num_outputs: how many numbers an image is mapped to.
         **args: the network's own arguments; those of the other side are passed over.
 
+    Returns:
+        A network of any number of batch dimensions; one that is ready is part of it.
+
     Raises:
         UserError: no such network; arguments beside one that is ready, or one of other shapes.
     """
@@ -243,6 +248,9 @@ def make_decoder(
         event_shape: that of an image.
         per_pixel: numbers for each pixel, which are laid along the first event dimension.
         **args: the network's own arguments; those of the other side are passed over.
+
+    Returns:
+        As `make_encoder`.
 
     Raises:
         UserError: as `make_encoder`.

@@ -179,6 +179,10 @@ class Objective(ELBO):
 class Loss(nn.Module):
     """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
     place.
+
+    Args:
+        objective: what is maximised.
+        pair: the two programs.
     """
 
     kl_weight: Tensor

@@ -69,6 +69,9 @@ class Trace_ELBO(Objective):
     Pyro's estimator of the same name: pathwise gradients where a site is reparameterised,
     score-function gradients elsewhere. ``num_particles`` draws an image are averaged, all in one
     run.
+
+    Args:
+        num_particles: draws of z for each image.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
@@ -150,6 +153,9 @@ class TraceMeanField_ELBO(_ByKL):
     By site: closed where every latent before it in the model is before it in the guide too and a
     form is registered, sampled otherwise (Pyro's own takes the closed form in either case, and is
     wrong in the second). Equal to Pyro's to the last bit where Pyro's is right.
+
+    Args:
+        num_particles: draws of z for each image.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
@@ -174,6 +180,10 @@ class FreeBits(_ByKL):
     KL exists for every prior and guide, flows and full covariances too, where that of one dimension
     does not; λ is for the whole site. KL_s is closed or sampled by the rule of
     `TraceMeanField_ELBO`, and at λ = 0 so is the loss.
+
+    Args:
+        free_bits: λ, nats for each latent site, 0 or more.
+        num_particles: draws of z for each image.
     """
 
     free_bits: float = 0.5

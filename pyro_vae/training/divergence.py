@@ -27,6 +27,13 @@ class Diverged(RuntimeError):
 
     ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where
     it begins, in words), and ``state``, from which a training can be resumed.
+
+    Args:
+        message: the sentence.
+        step: the step, counted from 1; None where it could not be found.
+        learning_rate: that of the step.
+        site: where it begins, in words.
+        state: the `TrainingState` before that step, from which a training can go on.
     """
 
     def __init__(

@@ -43,7 +43,8 @@ from pyro_vae.training.options import (
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.state import Position, TrainingState, differences, this_place
+from pyro_vae.training.snapshot import Position
+from pyro_vae.training.state import TrainingState, differences, this_place
 from pyro_vae.training.stepper import Stepper
 
 __all__: Sequence[str] = ["Diverged", "fit"]

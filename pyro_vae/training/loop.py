@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from typing import Any, NoReturn
@@ -21,39 +21,16 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.divergence import Diverged, find_step, largest
 from pyro_vae.training.history import History, Record
 from pyro_vae.training.kl_warmup import Warmup
+from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.state import (
-    Position,
-    Snapshot,
-    TrainingState,
-    callback_states,
-    history_state,
-)
+from pyro_vae.training.snapshot import Position, Snapshot
+from pyro_vae.training.state import TrainingState, callback_states, history_state
 from pyro_vae.training.stepper import Stepper
 
 SHARE_OF_MEMORY, SHARE_OF_CHECK = 300, 100
 """At an epoch's end the state is copied, and a staged step checked, where it costs at most such a
 part of the time since.
 """
-
-
-@dataclass
-class Occasional:
-    """Something that costs time: done where it is at most a part of the time since the last."""
-
-    share: int
-    since: float = field(default_factory=time.perf_counter)
-    cost: float = 0.0
-
-    @property
-    def due(self) -> bool:
-        """Whether it is worth its time again."""
-        return time.perf_counter() - self.since > self.share * self.cost
-
-    def done(self, begun: float) -> None:
-        """It has been done, from ``begun`` until now."""
-        self.since = time.perf_counter()
-        self.cost = self.since - begun
 
 
 @dataclass

@@ -92,7 +92,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
     """What is to be said of a pair that trains and has no log p(x) of an image."""
-    notes = (f"no log p(x) of an image: {structure.unscored}",)
+    notes: tuple[str, ...] = (f"no log p(x) of an image: {structure.unscored}",)
     source = stepper.source
     if structure.shared and not structure.subsampling and source.batch_size < source.num_images:
         notes += (

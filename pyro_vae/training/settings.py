@@ -71,8 +71,9 @@ def check_fields(options: Any, *, flags: bool = True) -> None:
         flags: whether its fields are flags of the command line; else they are arguments of a
             function, which takes objects for words.
     """
+    owner: Any = type(options)
     for each in fields(options):
-        kinds, value = kinds_of(type(options), each.name), getattr(options, each.name)
+        kinds, value = kinds_of(owner, each.name), getattr(options, each.name)
         if not flags and (str in kinds or not (each.metadata or get_origin(kinds[0]) is Literal)):
             continue
         if not (any(is_a(value, kind) for kind in kinds) and _in_range(value, each.metadata)):

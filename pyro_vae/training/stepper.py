@@ -40,7 +40,8 @@ class Stepper:
         self.loss, self.observe, self.options, self.group = loss, observe, options, group
         self.health = Health.on(loss.kl_weight.device, skip=options.on_divergence == "skip")
         self.optim: torch.optim.Optimizer | None = None
-        self._source, self.total_steps, self.tier = source, total_steps, options.compile
+        self._source, self.total_steps = source, total_steps
+        self.tier: str = options.compile
         self.find()
 
     def find(self) -> None:
