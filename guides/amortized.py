@@ -57,7 +57,9 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
             self.net = make_encoder(net, event_shape, num_params, **net_args)
 
     def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
-        """The programs to which ``forward`` passes its named fields on: their signatures name them."""
+        """The programs to which ``forward`` passes its named fields on: their signatures name
+        them.
+        """
         return (self.local,)
 
     def local(self, x: Tensor, **_: Any) -> Tensor:

@@ -21,7 +21,7 @@ class EqualMixture(dist.MixtureSameFamily):
     has_rsample = True
     support = constraints.real_vector
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  # torch's own signature
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws, ``(*sample_shape, *batch_shape, D)``."""
         draws = self.component_distribution.rsample(sample_shape)
         which = torch.randint(draws.shape[-2], draws.shape[:-2], device=draws.device)

@@ -1,4 +1,4 @@
-"""The likelihood of grey levels as rounded real values, and its distribution, which neither torch nor Pyro has."""
+"""The likelihood of grey levels as rounded real values; neither torch nor Pyro has such a law."""
 
 from __future__ import annotations
 

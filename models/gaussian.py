@@ -1,4 +1,6 @@
-"""The Gaussian likelihood of real-valued pixels, and what likelihoods with a location and a scale share."""
+"""Likelihoods of real-valued pixels with a location and a scale: what they share, and the
+Gaussian.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class LinearGaussian(GenerativeModel):
         return next(module for module in self.likelihood.modules() if isinstance(module, nn.Linear))
 
     def log_px(self, x: Tensor) -> Tensor:
-        """log N(x; b, WWᵀ + σ²I) of the images ``x``, ``(B, *event_shape)``: ``(B,)``, nats, exact."""
+        """log N(x; b, WWᵀ + σ²I) of images, ``(B, *event_shape)``: ``(B,)``, nats, exact."""
         noise = self.scale.square().expand(len(self.bias))
         marginal = dist.LowRankMultivariateNormal(self.bias, self.weight, noise)
         log_px: Tensor = marginal.log_prob(x.flatten(1))

@@ -27,7 +27,7 @@ class NegativeBinomial(Likelihood):
     """
 
     kind = "mass"
-    observes = "levels"
+    observes = "counts"
     log_total_count: Tensor
 
     def __init__(

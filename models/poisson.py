@@ -20,7 +20,7 @@ class Poisson(Likelihood):
     """
 
     kind = "mass"
-    observes = "levels"
+    observes = "counts"
 
     def __init__(
         self,

@@ -26,7 +26,9 @@ s (NSF) on one core.
 
 
 class _EvenMixture(dist.MixtureSameFamily):
-    """Equal weights; each z is put before every component in full, as not every flow broadcasts it."""
+    """Equal weights; each z is put before every component in full, as not every flow broadcasts
+    it.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log 1/C Σ_c q_c(z)."""

@@ -32,7 +32,7 @@ def check_number(
         ends: such as ``"(]"``: the brackets of the interval.
 
     Raises:
-        UserError: it is something else; True, NaN and what is no ``int`` or ``float`` are no numbers.
+        UserError: it is something else, as are True, NaN, and what is no ``int`` or ``float``.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     inside = number and (low <= value if ends[0] == "[" else low < value)

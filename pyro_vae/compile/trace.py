@@ -247,5 +247,6 @@ def missing_compiler(device: torch.device) -> str:
     if shutil.which("g++") is None:
         return "inductor needs g++, which is not installed"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return f"inductor needs the headers of Python {sys.version_info.major}.{sys.version_info.minor}"
+        major, minor, *_ = sys.version_info
+        return f"inductor needs the headers of Python {major}.{minor}"
     return ""

@@ -22,7 +22,7 @@ from pyro_vae.validation import check_whole
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
 
-Observes = Literal["binary", "unit", "real", "levels"]
+Observes = Literal["binary", "unit", "real", "levels", "counts"]
 
 
 def check_latent_dim(latent_dim: int) -> None:
@@ -83,7 +83,8 @@ class Likelihood(ConditionalDistribution):
 
     ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
     only. ``observes`` tells what values a pixel may take, from which ``--binarize auto`` chooses:
-    ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, or ``levels`` (the integers stored in the file).
+    ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, ``levels`` (the integers 0 … levels − 1 that are
+    stored in the file) or ``counts`` (whole numbers from 0, without a largest one).
 
     Args:
         event_shape: that of an image; ``latent_dim``: how many numbers z has. The other way round,
@@ -115,8 +116,8 @@ class Likelihood(ConditionalDistribution):
             self.register_buffer("started", torch.tensor(False))
 
     def log_of(self, name: str, number: float | None, start: float) -> None:
-        """``log_<name>``: of a fixed number a buffer; else a parameter, which begins at ``start``, but
-        where the decoder gives one for each pixel.
+        """``log_<name>``: of a fixed number a buffer; else a parameter that begins at ``start``,
+        but where the decoder gives one for each pixel.
         """
         if number is not None:
             self.register_buffer(f"log_{name}", torch.tensor(number).log())
@@ -149,7 +150,9 @@ class Likelihood(ConditionalDistribution):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether the decoder was built with ``output_bias=mean`` and its start is still to come."""
+        """Whether the decoder was built with ``output_bias=mean`` and its start is still to
+        come.
+        """
         return not bool(getattr(self, "started", True))
 
     def start_from_data(self, data: TrainingImages) -> None:

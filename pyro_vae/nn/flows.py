@@ -43,7 +43,8 @@ class FlowDistribution(ZukoToPyro):
     drew it.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's contract for a distribution class
+    # torch's contract for a distribution class
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
 
     @property

@@ -1,4 +1,6 @@
-"""The networks of a hierarchy, one a level: the first between image and z1, the others between vectors."""
+"""The networks of a hierarchy, one a level: the first between image and z1, the others between
+vectors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives: what is maximised, by name; each says its bound as a formula, in nats for each image."""
+"""Objectives: what is maximised, by name; each says its bound as a formula, in nats an image."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ from pyro_vae.objectives.multi_sample import MIWAE as MIWAE
 from pyro_vae.objectives.multi_sample import RenyiELBO as RenyiELBO
 from pyro_vae.objectives.path_derivatives import STL as STL
 from pyro_vae.objectives.path_derivatives import DReG as DReG
-from pyro_vae.objectives.pyro_elbo import adopt  # noqa: F401  # what the registry makes of an object that is given for a name
+from pyro_vae.objectives.pyro_elbo import adopt as adopt  # what the registry makes of an object
 
 __all__ = [name for name, part in globals().items() if isinstance(part, type)]

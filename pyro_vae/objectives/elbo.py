@@ -80,7 +80,9 @@ class Trace_ELBO(Objective):
     num_particles: int = 1
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one particle."""
+        """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one
+        particle.
+        """
         terms = terms.expected()
         value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
         surrogate: Any = 0.0  # what is differentiated
@@ -109,7 +111,9 @@ class _ByKL(Objective):
     enumerates: ClassVar[bool] = True
 
     def check(self, structure: Structure) -> None:
-        """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
+        """Refuse draws that are not reparameterised: this estimator has pathwise gradients
+        alone.
+        """
         refuse_no_path(self, structure, "'Trace_ELBO'")
 
     def layout(self, structure: Structure, layout: str) -> str:

@@ -170,10 +170,13 @@ def _fit(
     )
     settings = {
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": _words(goal), "optimizer": _words(options.optimizer), "learning_rate": options.learning_rate,
+        "objective": _words(goal), "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate,
         "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
-        "grad_clip": options.grad_clip, "freeze": options.freeze, "binarize": _words(observe or once),
-        "x_valid": valid.num_images if valid is not None else 0, "seed": seed, "on_divergence": options.on_divergence,
+        "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": _words(observe or once),
+        "x_valid": valid.num_images if valid is not None else 0, "seed": seed,
+        "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
     begun = _begun(options.resume, settings)
@@ -266,7 +269,9 @@ def _first_batch(
 def _check_data(
     pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
 ) -> None:
-    """What the dry run shows on five images, and the support of the observed site on all of them."""
+    """What the dry run shows on five images, and the support of the observed site on all of
+    them.
+    """
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(

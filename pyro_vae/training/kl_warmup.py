@@ -1,4 +1,4 @@
-"""KL warm-up: the share of the KL weight that is reached, as a function of the steps that are done."""
+"""KL warm-up: the share of the KL weight that is reached after so many steps."""
 
 from __future__ import annotations
 

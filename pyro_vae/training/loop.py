@@ -1,4 +1,6 @@
-"""The training loop: batches, steps and records; a training between two steps is a `TrainingState`."""
+"""The training loop: batches, steps and records; a training between two steps is a
+`TrainingState`.
+"""
 
 from __future__ import annotations
 
@@ -222,7 +224,9 @@ class Loop:
         return figures
 
     def step_or_skip(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
-        """A step, or None where it was left out because something was not finite; reads the device."""
+        """A step, or None where it was left out because something was not finite; reads the
+        device.
+        """
         buffers = [
             (buffer, buffer.clone())
             for module in self.loss.pair.modules

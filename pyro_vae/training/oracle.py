@@ -156,7 +156,8 @@ def _held_loss(
 
     def stock() -> Tensor:
         batch = _own(x, fields)
-        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731  # what the guide wrote into it is there
+        # what the guide wrote into its batch is there
+        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731
         if structure.summed:
             model = infer.config_enumerate(model, default="parallel")
         with warnings.catch_warnings():

@@ -32,7 +32,9 @@ def option(
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``fit`` and ``pyro-vae train`` have in common; ``fit`` takes objects for the words too."""
+    """What ``fit`` and ``pyro-vae train`` have in common; ``fit`` takes objects for the words
+    too.
+    """
 
     objective: str = "TraceMeanField_ELBO"
     """The bound on log p(x) that training raises."""
