@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_vae.cli.command_table import COMMANDS
 from pyro_vae.cli.entry import parse
-from pyro_vae.runs.options import COMMANDS
 from tests.support.printed import (
     INSTALL,
     MARKER,
@@ -100,6 +100,13 @@ def test_every_public_name_has_its_page() -> None:
         namespace = import_module(section.split()[0])
         listed = re.findall(r"^   (\w+)$", section, flags=re.MULTILINE)
         assert sorted(listed) == sorted(namespace.__all__), section.split()[0]
+
+
+def test_every_command_has_its_help_on_the_page() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^```\{command-help\} (\w+)$", text, flags=re.MULTILINE)) == set(
+        COMMANDS
+    )
 
 
 def test_readme_is_short_and_begins_with_a_result() -> None:
