@@ -29,8 +29,15 @@ class SemiSupervised(PyroModule):
 
     y is enumerated. In train mode q(y | x) is all at the known class where the field ``y`` has one,
     whole numbers, −1 where it has none: there the sum has one value. In eval mode labels are not
-    used, so that log p(x) is of x alone. The family is an amortized guide, given by its name and
-    built here.
+    used, so that log p(x) is of x alone.
+
+    Args:
+        guide: the family of q(z | x, y): an amortized guide, by its name.
+        num_classes: the number of classes.
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the networks: a name, a call or a class (`make_encoder`).
+        **net_args: the networks' own arguments, such as ``hidden=(200, 200)``.
     """
 
     slot: ClassVar[str] = "guide"

@@ -1,9 +1,83 @@
-"""The Gaussian likelihood of real-valued pixels."""
+"""Likelihoods of real-valued pixels with a location and a scale: what they share, and the
+Gaussian.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
 
 from pyro import distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pyro_vae.nn.location_scale import LocationScale
+from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit, number_or_word
+from pyro_vae.validation import check_choice, check_number
+
+MEANS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+SCALES = ["learned", "per_image", "per_pixel"]
+
+
+class LocationScale(Likelihood):
+    """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
+
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels), ``per_pixel`` (σ_d(z), a
+    second output of the decoder) or ``per_image`` (σ(z), the softplus of that output's mean over
+    the pixels). ``mean="sigmoid"`` holds μ in (0, 1), ``"tanh"`` in (−1, 1). ``min_scale`` is added
+    to a σ that depends on z.
+    """
+
+    kind = "density"
+    observes = "real"
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        scale: float | str = "learned",
+        mean: str = "identity",
+        min_scale: float = 1e-3,
+        net: NetSpec = "MLP",
+        **net_args: Any,
+    ) -> None:
+        name = type(self).__name__
+        fixed = number_or_word(f"scale of {name}", scale, SCALES, "σ")
+        check_number(f"{name}(min_scale={{}})", min_scale, "a number, 0 or more")
+        check_choice(f"mean of {name}", mean, MEANS)
+        super().__init__(
+            event_shape, latent_dim, 1 if fixed or scale == "learned" else 2, net, **net_args
+        )
+        self.mean = MEANS[mean]()
+        self.min_scale, self.one_scale = min_scale, scale == "per_image"
+        # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
+        self.log_of("scale", fixed, start=0.25)
+
+    @abstractmethod
+    def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:
+        """The law of each pixel, its location ``(*batch, *event_shape)``."""
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z = context)."""
+        location, *raw_scale = self.outputs(context)
+        if raw_scale and self.one_scale:
+            pixels = tuple(range(-len(self.event_shape), 0))
+            raw_scale = [raw_scale[0].mean(pixels, keepdim=True)]
+        scale = F.softplus(raw_scale[0]) + self.min_scale if raw_scale else self.log_scale.exp()
+        return self.law(self.mean(location), scale).to_event(len(self.event_shape))
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The location; a per-pixel scale is left as it is."""
+        location = mean
+        if isinstance(self.mean, nn.Sigmoid):
+            location = inner_logit(mean)
+        elif isinstance(self.mean, nn.Tanh):  # tanh(u) = 2 sigmoid(2 u) − 1
+            location = inner_logit((mean + 1) / 2) / 2
+        return location, *[None] * (self.per_pixel - 1)
 
 
 class Gaussian(LocationScale):
@@ -14,6 +88,15 @@ class Gaussian(LocationScale):
     f_σ(z)² I), f_σ being of that output's mean over the pixels. ``mean="sigmoid"`` holds μ in (0,
     1), as AEVB does for the Frey faces, ``"tanh"`` in (−1, 1). ``min_scale`` is added to a σ of z,
     without which a pixel that never varies has an unbounded density.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        scale: σ: a positive number, ``learned``, ``per_pixel`` or ``per_image``.
+        mean: ``identity``; ``sigmoid``, which keeps μ in (0, 1), or ``tanh``, in (−1, 1).
+        min_scale: what is added to a σ that depends on z, 0 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

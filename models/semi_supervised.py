@@ -36,6 +36,13 @@ class SemiSupervised(PyroModule):
     ``latent_dim + num_classes`` inputs (the command line does so). Images of chosen classes are
     ``model(None, size=n, y=labels)``.
 
+    Args:
+        prior: p(z).
+        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs.
+        encoder: the guide, which has q(y | x).
+        num_classes: the number of classes.
+        alpha: α for one labelled image; by default 0.1 · N / N_labelled.
+
     Raises:
         UserError: an encoder without q(y | x); a likelihood of other inputs; a negative ``alpha``.
     """
