@@ -24,7 +24,7 @@ to 1e-6 after the whole training (50 steps or more) and log p(x) within 5 standa
 says why; *different*, or a *traceback*, else.
 
     python -m tests.differential 17                                        # prints program 17, judges it, says what it is due to
-    pytest tests/differential -m "not slow"                                # 60 programs; with `-m ""` 360, `-m stress` 1000
+    pytest tests/differential -m "not slow"                                # 23 programs; all tests: 115, `-m stress`: 1000
     python -m tests.differential --many 0 1000 --out sweep.json            # a JSON line for each program
     python -m tests.differential --page sweep.json --at COMMIT           # writes this page
 

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.traced_target import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 from tests.support import pairs
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
+from tests.support.grids import thinned
 from tests.support.spaces import SPACES
 
 EXACT: dict[str, Callable[[], Exact]] = {
@@ -79,8 +80,7 @@ def test_the_exact_guide_has_no_variance(name: str) -> None:
 # ---- imperfect ones
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 20])
-@pytest.mark.parametrize("name", INEXACT)
+@pytest.mark.parametrize(("num_steps", "name"), thinned([1, 2, 20], INEXACT))
 def test_the_mean_weight_is_px(name: str, num_steps: int) -> None:
     """E[ŵ / p(x)] = 1 for any number of steps."""
     case = INEXACT[name](400)
