@@ -89,7 +89,14 @@ def test_the_mean_weight_is_px(name: str, num_steps: int) -> None:
     assert result.lower95 < case.mean
 
 
-@pytest.mark.parametrize("name", ["wide", "two sites", "gamma", "inner plate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wide",
+        "inner plate",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("two sites", "gamma")),
+    ],
+)
 def test_the_truth_lies_between(name: str) -> None:
     """Forward ≤ exact ≤ reverse, each E[w⁻¹ …] = 1, on the very images that were simulated; and the
     gap falls with T.
@@ -133,7 +140,7 @@ def test_agrees_with_importance_sampling_on_a_network() -> None:
 # ---- how it runs
 
 
-@pytest.mark.parametrize("name", ["wide", "simplex"])
+@pytest.mark.parametrize("name", ["wide", pytest.param("simplex", marks=pytest.mark.slow)])
 def test_staged_equals_eager(name: str) -> None:
     case = INEXACT[name](12)
     eager, staged = (anneal(case, 8, compile=tier) for tier in ("off", "graph"))

@@ -118,6 +118,7 @@ def test_staged_equals_eager() -> None:
     torch.testing.assert_close(runs[0].guide.eta, runs[1].guide.eta, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_tiles_come_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, whole = refined_ppca()
     monkeypatch.setitem(tiling.ROWS, "cpu", 120)
