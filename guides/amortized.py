@@ -1,6 +1,7 @@
 """The amortized guide: one network gives every image its own variational parameters."""
 
 from abc import ABCMeta, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pyro
@@ -9,7 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.nn import make_encoder
-from pyro_vae.nn.conditional import check_latent_dim
+from pyro_vae.nn.conditional import NetSpec, check_latent_dim
 
 
 class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]
@@ -39,7 +40,7 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
         event_shape: tuple[int, ...],
         latent_dim: int,
         num_params: int,
-        net: str | type | None = "MLP",
+        net: NetSpec | None = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__()
@@ -48,7 +49,11 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
         if net is not None:
             self.net = make_encoder(net, event_shape, num_params, **net_args)
 
-    def local(self, x: Tensor, **fields: Any) -> Tensor:
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The programs to which ``forward`` passes its named fields on: their signatures name them."""
+        return (self.local,)
+
+    def local(self, x: Tensor, **_: Any) -> Tensor:
         """η, ``(B, num_params)``, for the images ``x``, ``(B, *event_shape)``."""
         eta: Tensor = self.net(x)
         return eta

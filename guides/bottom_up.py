@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.nn.diagonal_normal import DiagonalNormal
 from pyro_vae.nn.hierarchy import levels_of
 from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.net import NetSpec
 
 
 class BottomUp(PyroModule):
@@ -29,7 +30,7 @@ class BottomUp(PyroModule):
     slot: ClassVar[str] = "guide"
 
     def __init__(
-        self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any
+        self, event_shape: tuple[int, ...], model: Any, net: NetSpec = "MLP", **net_args: Any
     ) -> None:
         super().__init__()
         nets = encoders(event_shape, levels_of("BottomUp", model), 1, net, net_args)
@@ -37,7 +38,7 @@ class BottomUp(PyroModule):
             map(DiagonalNormal, nets)
         )  # q(z_1 | x), then q(z_{l+1} | z_l)
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z_1, …, z_L upwards; the last is returned, ``(B, latent_dims[-1])``."""
         first, *others = self.conditionals
         q = first(x)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any
 
 import torch
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn.one_hot import OneHot
 
@@ -34,7 +34,7 @@ class ClassConditional(AmortizedGuide):
         *,
         event_shape: tuple[int, ...],
         latent_dim: int,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__(event_shape, latent_dim, 0, net=None)
@@ -44,6 +44,9 @@ class ClassConditional(AmortizedGuide):
         self.classes = OneHot(num_classes)
         self.embedding = nn.Linear(num_classes, prod(joint) - prod(event_shape), bias=False)
         nn.init.normal_(self.embedding.weight)
+        if isinstance(guide, str):  # written as its own, so that a misspelt one is refused
+            read = specs.parse(guide)
+            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
         self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
         if not isinstance(self.guide, AmortizedGuide):
             raise UserError(
@@ -62,12 +65,13 @@ class ClassConditional(AmortizedGuide):
         argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """What the registry fills an argument's open arguments from: the inner guide sees larger
-        images.
+        images, by the network that is written here.
         """
         if argument != "guide" or "event_shape" not in context:
             return context
         shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
-        return {**context, "event_shape": shape}
+        net = {k: v for k, v in values.items() if k not in ("guide", "num_classes")}
+        return {**context, **net, "event_shape": shape}
 
     def check_fields(self, fields: Mapping[str, Tensor]) -> None:
         """A ``UserError`` for labels that are no classes of this guide."""
@@ -81,6 +85,10 @@ class ClassConditional(AmortizedGuide):
             (x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])),
             dim=-len(self.event_shape),
         )
+
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The inner guide."""
+        return (self.guide,)
 
     def local(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """The inner guide's η, ``(B, num_params)``."""

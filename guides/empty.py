@@ -18,5 +18,5 @@ class Empty(PyroModule):
     def __init__(self) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, **fields: Any) -> None:
+    def forward(self, x: Tensor, **_: Any) -> None:
         """Sample nothing."""

@@ -7,6 +7,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.protocols import hook
 
 
 class ExactPosterior(PyroModule):
@@ -23,7 +24,7 @@ class ExactPosterior(PyroModule):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        if not callable(getattr(model, "posterior", None)):
+        if not callable(hook(model, "posterior")):
             raise UserError(
                 "ExactPosterior is a guide for a model that knows p(z | x) in closed form, such "
                 f"as LinearGaussian, and {type(model).__name__} has no posterior(x): use a guide "
@@ -33,7 +34,7 @@ class ExactPosterior(PyroModule):
             model,
         )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z ~ p(z | x), ``(B, latent_dim)``."""
         posterior = self._model[0].posterior(x)
         with pyro.plate("data", x.shape[0]):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,7 +22,7 @@ class FullRank(AmortizedGuide):
         self,
         event_shape: tuple[int, ...],
         latent_dim: int,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         num_below = latent_dim * (latent_dim - 1) // 2

@@ -7,7 +7,7 @@ import torch
 from pyro import distributions as dist
 from pyro.distributions.transforms import ConditionalAffineAutoregressive
 from pyro.nn import ConditionalAutoRegressiveNN
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
@@ -31,7 +31,7 @@ class IAF(AmortizedGuide):
         depth: int = 4,
         width: int = 100,
         context_dim: int = 50,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_depth("IAF", depth)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
 from pyro_vae.validation import check_whole
@@ -21,7 +21,7 @@ class LowRank(AmortizedGuide):
         event_shape: tuple[int, ...],
         latent_dim: int,
         rank: int = 2,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_whole("LowRank(rank={!r})", rank, "directions")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
 
@@ -14,7 +14,7 @@ class MeanField(AmortizedGuide):
         self,
         event_shape: tuple[int, ...],
         latent_dim: int,
-        net: str | type | None = "MLP",
+        net: NetSpec | None = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__(event_shape, latent_dim, 2 * latent_dim, net, **net_args)

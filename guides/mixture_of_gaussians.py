@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -40,7 +40,7 @@ class MixtureOfGaussians(AmortizedGuide):
         event_shape: tuple[int, ...],
         latent_dim: int,
         components: int = 4,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_whole("MixtureOfGaussians(components={!r})", components, "components")

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
 from pyro_vae.nn.flows import check_depth, pushed_forward, spline_transform
@@ -26,7 +26,7 @@ class NSF(AmortizedGuide):
         bins: int = 8,
         width: int = 100,
         context_dim: int = 50,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_depth("NSF", depth)

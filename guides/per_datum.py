@@ -42,7 +42,7 @@ class PerDatum(MeanField):
         self.register_buffer("direction", torch.arange(1.0, num_pixels + 1).sin(), persistent=False)
         self.register_buffer("seen", torch.full((num_data,), -1.0))
 
-    def local(self, x: Tensor, index: Tensor | None = None, **fields: Any) -> Tensor:
+    def local(self, x: Tensor, index: Tensor | None = None, **_: Any) -> Tensor:
         """The images' rows of the table, ``(B, 2 · latent_dim)``."""
         rows, known = self._rows(x, index)
         mark_rows(self.table)
@@ -51,7 +51,7 @@ class PerDatum(MeanField):
             known.unsqueeze(-1), eta, torch.full((), torch.nan, dtype=eta.dtype, device=eta.device)
         )
 
-    def start(self, x: Tensor, index: Tensor | None = None, **fields: Any) -> Tensor:
+    def start(self, x: Tensor, index: Tensor | None = None, **_: Any) -> Tensor:
         """The mean of all rows, for images that have none."""
         return self.table.mean(0).expand(len(x), -1)
 

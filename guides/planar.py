@@ -4,7 +4,7 @@ from typing import Any
 
 from pyro import distributions as dist
 from pyro.distributions.transforms.planar import ConditionedPlanar
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
 from pyro_vae.nn.flows import check_depth
@@ -24,7 +24,7 @@ class Planar(AmortizedGuide):
         event_shape: tuple[int, ...],
         latent_dim: int,
         depth: int = 10,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_depth("Planar", depth)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pyro import distributions as dist
-from pyro_vae.guides.amortized import AmortizedGuide
+from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
 
@@ -18,7 +18,7 @@ class PointEstimate(AmortizedGuide):
         self,
         event_shape: tuple[int, ...],
         latent_dim: int,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__(event_shape, latent_dim, latent_dim, net, **net_args)

@@ -1,10 +1,11 @@
 """The guide that starts at a network's guess and climbs."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from pyro import poutine
-from pyro_vae.guides.mean_field import MeanField
+from pyro_vae.guides.mean_field import MeanField, NetSpec
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -36,7 +37,7 @@ class SemiAmortized(MeanField):
         steps: int = 5,
         step_size: float = 0.2,
         num_particles: int = 8,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_whole("SemiAmortized(steps={!r})", steps, "steps")
@@ -57,6 +58,10 @@ class SemiAmortized(MeanField):
         half = torch.randn(num_particles // 2, 1, latent_dim)
         half = half / half.square().mean(0).sqrt()  # mean 0 and variance 1, exactly
         self.register_buffer("noise", torch.cat((half, -half)))
+
+    def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
+        """The model, whose ELBO is climbed."""
+        return self._model
 
     def local(self, x: Tensor, **fields: Any) -> Tensor:
         """η after the steps, ``(B, 2 · latent_dim)``."""

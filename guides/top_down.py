@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.nn.hierarchy import levels_of
 from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.net import NetSpec
 
 
 class TopDown(PyroModule):
@@ -31,7 +32,7 @@ class TopDown(PyroModule):
     slot: ClassVar[str] = "guide"
 
     def __init__(
-        self, event_shape: tuple[int, ...], model: Any, net: str | type = "MLP", **net_args: Any
+        self, event_shape: tuple[int, ...], model: Any, net: NetSpec = "MLP", **net_args: Any
     ) -> None:
         super().__init__()
         self.climb = nn.ModuleList(
@@ -41,7 +42,7 @@ class TopDown(PyroModule):
             model,
         )  # a tuple hides it from the guide's submodules: freezing q does not freeze p
 
-    def forward(self, x: Tensor, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor, **_: Any) -> Tensor:
         """Sample z_L, …, z_1 downwards; the last is returned, ``(B, latent_dims[0])``."""
         h, seen = x, []
         for net in self.climb:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn import functional as F
 
-from pyro_vae.nn.conditional import Likelihood, check_levels, inner_logit
+from pyro_vae.nn.conditional import Likelihood, NetSpec, check_levels, inner_logit
 
 
 class Binomial(Likelihood):
@@ -23,13 +23,13 @@ class Binomial(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         levels: int = 256,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__(latent_dim, event_shape, 1, net, **net_args)
+        super().__init__(event_shape, latent_dim, 1, net, **net_args)
         self.levels = check_levels("Binomial", levels)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:

@@ -7,7 +7,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae.nn.bisection import solve
-from pyro_vae.nn.conditional import INNER, Likelihood, check_levels
+from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec, check_levels
 
 
 class Categorical(Likelihood):
@@ -23,14 +23,14 @@ class Categorical(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         levels: int = 256,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__(
-            latent_dim, event_shape, check_levels("Categorical", levels), net, **net_args
+            event_shape, latent_dim, check_levels("Categorical", levels), net, **net_args
         )
         self.levels = levels
 

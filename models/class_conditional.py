@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import ConditionalDistribution
 from pyro_vae.nn.one_hot import OneHot
+from pyro_vae.protocols import hook
 
 NUM_CLASSES = 10
 
@@ -39,7 +40,7 @@ class ClassConditional(PyroModule):
         self.classes = OneHot(num_classes)
         self.prior = prior
         self.likelihood = likelihood
-        inputs, latent_dim = getattr(likelihood, "latent_dim", None), prior.event_shape.numel()
+        inputs, latent_dim = hook(likelihood, "latent_dim"), prior.event_shape.numel()
         if inputs is not None and inputs != latent_dim + num_classes:
             raise UserError(
                 f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "

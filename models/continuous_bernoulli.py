@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pyro_vae.nn.bisection import solve
-from pyro_vae.nn.conditional import INNER, Likelihood
+from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec
 
 
 class ContinuousBernoulli(Likelihood):
@@ -22,12 +22,12 @@ class ContinuousBernoulli(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
-        net: str | type = "MLP",
+        latent_dim: int,
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__(latent_dim, event_shape, 1, net, **net_args)
+        super().__init__(event_shape, latent_dim, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""

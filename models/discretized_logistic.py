@@ -8,7 +8,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae.nn.bisection import solve
-from pyro_vae.nn.conditional import INNER, Likelihood, check_levels
+from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec, check_levels
 from pyro_vae.nn.discretized_logistic import DiscretizedLogistic as Law
 from pyro_vae.validation import check_whole
 
@@ -32,17 +32,17 @@ class DiscretizedLogistic(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         levels: int = 256,
         components: int = 1,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         check_whole("DiscretizedLogistic(components={!r})", components, "components")
         check_levels("DiscretizedLogistic", levels)
         super().__init__(
-            latent_dim, event_shape, 2 if components == 1 else 3 * components, net, **net_args
+            event_shape, latent_dim, 2 if components == 1 else 3 * components, net, **net_args
         )
         self.levels, self.components = levels, components
 

@@ -77,7 +77,7 @@ class GaussianMixture(PyroModule):
             )  # the rest of the root
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """

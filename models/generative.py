@@ -19,7 +19,7 @@ class GenerativeModel(PyroModule):
         self.prior = prior
         self.likelihood = likelihood
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP
-from pyro_vae.nn.conditional import ConditionalDistribution, check_latent_dim
+from pyro_vae.nn.conditional import ConditionalDistribution, NetSpec, check_latent_dim
 from pyro_vae.nn.diagonal_normal import DiagonalNormal
 from pyro_vae.nn.levels import level_args
+from pyro_vae.nn.net import unpacked
+from pyro_vae.protocols import hook
 
 
 class Hierarchical(PyroModule):
@@ -39,11 +41,11 @@ class Hierarchical(PyroModule):
         prior: ConditionalDistribution,
         likelihood: ConditionalDistribution,
         latent_dims: tuple[int, ...] | None = None,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         super().__init__()
-        top, bottom = prior.event_shape.numel(), getattr(likelihood, "latent_dim", None)
+        top, bottom = prior.event_shape.numel(), hook(likelihood, "latent_dim")
         self.latent_dims = (
             _checked(latent_dims) if latent_dims is not None else (bottom or top, top)
         )
@@ -54,7 +56,7 @@ class Hierarchical(PyroModule):
                 f"latent_dim={self.latent_dims[0]} and the prior latent_dim={self.latent_dims[-1]}"
             )
         self.prior, self.likelihood = prior, likelihood
-        between = level_args(net_args, len(self.latent_dims))[1:]
+        between = level_args(unpacked(net, net_args)[1], len(self.latent_dims))[1:]
         self.conditionals = nn.ModuleList(  # p(z_l | z_{l+1}), l = 1 … L − 1
             DiagonalNormal(MLP.decoder(above, (2 * below,), **args))
             for (below, above), args in zip(pairwise(self.latent_dims), between, strict=True)
@@ -84,7 +86,7 @@ class Hierarchical(PyroModule):
         }
         return {**context, "latent_dim": dims[0], **level_args(net_args, len(dims))[0]}
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **fields: Any) -> Tensor:
+    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """

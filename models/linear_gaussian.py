@@ -28,7 +28,7 @@ class LinearGaussian(GenerativeModel):
     def __init__(self, event_shape: tuple[int, ...], latent_dim: int) -> None:
         super().__init__(
             StandardNormal(latent_dim),
-            Gaussian(latent_dim, event_shape, scale="learned", hidden=()),
+            Gaussian(event_shape, latent_dim, scale="learned", hidden=()),
         )
 
     @property

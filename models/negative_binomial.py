@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.nn.conditional import Likelihood, output_of, rate_of
+from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
 from pyro_vae.nn.log_gamma import log_gamma_ratio
 
 
@@ -25,10 +25,10 @@ class NegativeBinomial(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         total_count: float | str = "learned",
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         fixed = isinstance(total_count, int | float) and not isinstance(total_count, bool)
@@ -42,7 +42,7 @@ class NegativeBinomial(Likelihood):
                 f"NegativeBinomial(total_count={total_count}): r must be positive and finite"
             )
         super().__init__(
-            latent_dim, event_shape, 2 if total_count == "per_pixel" else 1, net, **net_args
+            event_shape, latent_dim, 2 if total_count == "per_pixel" else 1, net, **net_args
         )
         if fixed:
             self.register_buffer("log_total_count", torch.tensor(float(total_count)).log())

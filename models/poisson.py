@@ -5,7 +5,7 @@ from typing import Any
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.nn.conditional import Likelihood, output_of, rate_of
+from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
 
 
 class Poisson(Likelihood):
@@ -18,12 +18,12 @@ class Poisson(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
-        net: str | type = "MLP",
+        latent_dim: int,
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__(latent_dim, event_shape, 1, net, **net_args)
+        super().__init__(event_shape, latent_dim, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""

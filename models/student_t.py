@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.nn.location_scale import LocationScale
 from pyro_vae.nn.log_gamma import log_gamma_ratio
+from pyro_vae.nn.net import NetSpec
 
 
 class StudentT(LocationScale):
@@ -23,13 +24,13 @@ class StudentT(LocationScale):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         df: float | str = "learned",
         scale: float | str = "learned",
         mean: str = "identity",
         min_scale: float = 1e-3,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         fixed = isinstance(df, int | float) and not isinstance(df, bool)
@@ -41,7 +42,7 @@ class StudentT(LocationScale):
             raise UserError(
                 f"StudentT(df={df}): ν must be positive and finite; its limit is Gaussian"
             )
-        super().__init__(latent_dim, event_shape, scale, mean, min_scale, net, **net_args)
+        super().__init__(event_shape, latent_dim, scale, mean, min_scale, net, **net_args)
         if fixed:
             self.register_buffer("log_df", torch.tensor(float(df)).log())
         else:

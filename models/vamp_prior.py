@@ -11,7 +11,9 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import Prior
+from pyro_vae.nn import Net
+from pyro_vae.nn.conditional import Prior, in_order
+from pyro_vae.protocols import Local, hook
 from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
@@ -56,13 +58,15 @@ class VampPrior(Prior):
     started: Tensor
 
     def __init__(
-        self, latent_dim: int, event_shape: tuple[int, ...], encoder: Any, components: int = 500
+        self, event_shape: tuple[int, ...], latent_dim: int, encoder: Any, components: int = 500
     ) -> None:
+        event_shape, latent_dim = in_order(event_shape, latent_dim)
         super().__init__(latent_dim)
         check_whole("VampPrior(components={!r})", components, "components")
         self.pseudo_logits = nn.Parameter(torch.randn(components, *event_shape))
         self.register_buffer("started", torch.tensor(False))
-        self.input_scale = float(getattr(getattr(encoder, "net", None), "input_scale", 1.0))
+        net = getattr(encoder, "net", None)
+        self.input_scale = net.input_scale if isinstance(net, Net) else 1.0
         self._encoder = (encoder,)  # in a tuple, so that its parameters are not the model's
         self._check_encoder()
         self._warn_of_inversions(components)
@@ -103,7 +107,7 @@ class VampPrior(Prior):
         """Once, on two pseudo-inputs: q(z | u) at a z that it didn't draw."""
         (encoder,) = self._encoder
         name = type(encoder).__name__
-        if not all(callable(getattr(encoder, part, None)) for part in ("local", "build")):
+        if not isinstance(encoder, Local):
             raise UserError(
                 f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as "
                 "MeanField"
@@ -132,7 +136,7 @@ class VampPrior(Prior):
     def _warn_of_inversions(self, components: int) -> None:
         """Said and not refused: a machine may have the time and the memory."""
         (encoder,) = self._encoder
-        passes = getattr(encoder, "scoring_passes", 0)
+        passes = hook(encoder, "scoring_passes")
         if components * passes > MOST_PASSES:
             warnings.warn(
                 f"VampPrior scores every z under {components} components, and "

@@ -1,9 +1,13 @@
-"""Numbers and names in printed lines."""
+"""Numbers and names in printed lines, and results that print themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import is_dataclass
+from math import nan
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 
 def quantity(protocol: Mapping[str, Any]) -> str:
@@ -43,3 +47,44 @@ def share(value: float) -> str:
 def shorten(value: Any) -> str:
     text = str(value)
     return text[:12] + "…" if len(text) == 64 else text
+
+
+def standard_error(values: Tensor) -> float:
+    """sd / √N of the values ``(N,)``; NaN for one of them."""
+    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else nan
+
+
+class Result:
+    """Figures that print as lines, below them what changes how they are to be read."""
+
+    figures: ClassVar[tuple[str, ...]] = ()
+    """The attributes that `to_dict` gives; where none are named, the object's own."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the figures are to be read."""
+        return ()
+
+    def lines(self) -> list[str]:
+        """The printed lines, without the warnings."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join([*self.lines(), *(f"  warning: {text}" for text in self.warnings)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under their attributes' names, as plain values: what ``--json`` prints."""
+        return {name: _plain(getattr(self, name)) for name in self.figures or vars(self)}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if is_dataclass(value):
+        return _plain(vars(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, tuple | list) else value

@@ -14,7 +14,7 @@ x = torch.ones(10, 4, 4)
 """
 
 KEEPING = {
-    "alone": "from pyro_vae.freed_memory import keep_freed_memory; keep_freed_memory()",
+    "alone": "from pyro_vae.memory import keep_freed_memory; keep_freed_memory()",
     "a training": PAIR + "pv.fit(model, guide, x, num_epochs=1, progress=False, compile='off')",
     "an evaluation": PAIR + "pv.log_marginal(model, guide, x, num_samples=10, compile='graph')",
 }

@@ -2,6 +2,7 @@
 context.
 """
 
+import keyword
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -14,9 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.errors import UserError
-from pyro_vae.registry import Choice, Part, build, describe, members, parse, resolve
+from pyro_vae.lookup import members, resolve
+from pyro_vae.registry import build
+from pyro_vae.runs.parts import Part, describe
+from pyro_vae.specs import Choice, parse
 
 
 class MLP:
@@ -125,9 +129,9 @@ def fake_namespaces(monkeypatch: pytest.MonkeyPatch) -> None:
         "net": "fake_nn",
         "data": "fake_data",
     }
-    monkeypatch.setattr(
-        registry, "NAMESPACES", {**places, "optimizer": "torch.optim", "schedule": "not_there"}
-    )
+    places |= {"optimizer": "torch.optim", "schedule": "not_there"}
+    for module in (lookup, registry):
+        monkeypatch.setattr(module, "NAMESPACES", places)
 
 
 def refusal(slot: str, spec: Any, **context: Any) -> str:
@@ -141,7 +145,7 @@ def refusal(slot: str, spec: Any, **context: Any) -> str:
 # Reading
 
 identifiers = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
-    lambda text: text not in ("inf", "__debug__") and not registry.keyword.iskeyword(text)
+    lambda text: text not in ("inf", "__debug__") and not keyword.iskeyword(text)
 )
 files = st.from_regex(r"[A-Za-z0-9_.~/ -]{0,12}[a-z]\.py", fullmatch=True).map(str.strip)
 places = st.lists(identifiers, min_size=1, max_size=3).map(".".join) | files
@@ -335,7 +339,7 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("Broken", "not_there:X", "g"),
     ]
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
+        lookup, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
     )
     assert resolve("guide", "Theirs") is MeanField
     assert "did you mean 'Theirs'" in refusal("guide", "Their")
@@ -442,7 +446,7 @@ def test_what_is_no_part_is_refused_before_it_is_called(tmp_path: Path) -> None:
 def test_an_entry_point_is_looked_at_too(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [EntryPoint("Theirs", "os:mkdir", "g")]
     monkeypatch.setattr(
-        registry, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
+        lookup, "entry_points", lambda group: entries if group == "pyro_vae.guide" else []
     )
     for spec in ("Theirs", "Theirs(x)"):
         assert "guide Theirs is a function, not a class" in refusal("guide", spec, **CONTEXT)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.gibbs import Evidence, Restored, restore
+from pyro_vae.analysis.gibbs import Redraw, Restored, restore
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import validation
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 
 Noise = Callable[[Tensor], Any]
@@ -25,6 +25,7 @@ PIXEL_MOVES = 5
 """Metropolis moves of the pixels for each of z: they cost no network."""
 
 
+@takes_fields
 def denoise(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -65,73 +66,61 @@ def denoise(
             f"noise is a {type(noise).__name__}: expected a function of x, such as lambda x: "
             "dist.Normal(x, 0.3)"
         )
+    y = as_images(noisy, "noisy").cpu()
+
+    def start(drawn: Callable[[int], Tensor]) -> Tensor:
+        return _likeliest(noise, y, drawn)
+
+    def redraw(rows: slice, like: Tensor) -> Redraw:
+        own = y[rows].to(like.device, like.dtype if y.is_floating_point() else None)
+        own = own.repeat(len(like) // len(own), *(1 for _ in y.shape[1:]))
+        return lambda x, draw: _moved(noise, own, x, draw)
+
     return restore(
-        model,
-        guide,
-        _Noisy(as_images(noisy, "noisy").cpu(), noise),
-        num_samples,
-        num_steps,
-        method,
-        seed,
-        device,
-        fields,
+        model, guide, y.shape, start, redraw, fields, num_samples, num_steps, method, seed, device
     )
 
 
-@dataclass(frozen=True)
-class _Noisy(Evidence):
-    """y ~ p(y | x)."""
+def _log_noise(noise: Noise, y: Tensor, x: Tensor) -> Tensor:
+    """log p(y_d | x_d), nats, of x's shape; −inf where y is no value of the noise at x."""
+    with validation(distributions=False):  # y may lie outside a support that moves with x
+        law = noise(x)
+        found = law.log_prob(y)
+    if not isinstance(found, Tensor) or found.shape != x.shape:
+        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(
+            f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected "
+            "one number a pixel, as dist.Normal(x, 0.3) gives without to_event"
+        )
+    return torch.where(law.support.check(y) & ~found.isnan(), found, -torch.inf)
 
-    y: Tensor  # (N, *event_shape)
-    noise: Noise
 
-    def shape(self) -> torch.Size:
-        """That of y."""
-        return self.y.shape
+def _likeliest(noise: Noise, y: Tensor, drawn: Callable[[int], Tensor]) -> Tensor:
+    """Each pixel at the likeliest of some draws from the prior."""
+    start = drawn(0)
+    own = y.to(start) if y.is_floating_point() else y
+    best = _log_noise(noise, own, start)
+    for candidate in range(1, CANDIDATES):
+        images = drawn(candidate)
+        found = _log_noise(noise, own, images)
+        start, best = torch.where(found > best, images, start), torch.maximum(found, best)
+    if bool((never := (best == -torch.inf).all(0)).any()):
+        image, *pixel = never.nonzero()[0].tolist()
+        raise UserError(
+            f"y, image {image}, pixel {tuple(pixel)}: {float(y[(image, *pixel)]):g} has "
+            f"no density under noise(x) at any of the {CANDIDATES * len(best)} values of x "
+            "that the model drew there: is that the noise of y?"
+        )
+    return start
 
-    def log_noise(self, x: Tensor) -> Tensor:
-        """log p(y_d | x_d), nats, of x's shape; −inf where y is no value of the noise at x."""
-        with validation(distributions=False):  # y may lie outside a support that moves with x
-            law = self.noise(x)
-            found = law.log_prob(self.y)
-        if not isinstance(found, Tensor) or found.shape != x.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise UserError(
-                f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected "
-                "one number a pixel, as dist.Normal(x, 0.3) gives without to_event"
-            )
-        return torch.where(law.support.check(self.y) & ~found.isnan(), found, -torch.inf)
 
-    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
-        """Each pixel at the likeliest of some draws from the prior."""
-        start = drawn(0)
-        here = _Noisy(self.y.to(start) if self.y.is_floating_point() else self.y, self.noise)
-        best = here.log_noise(start)
-        for candidate in range(1, CANDIDATES):
-            images = drawn(candidate)
-            found = here.log_noise(images)
-            start, best = torch.where(found > best, images, start), torch.maximum(found, best)
-        if bool((never := (best == -torch.inf).all(0)).any()):
-            image, *pixel = never.nonzero()[0].tolist()
-            raise UserError(
-                f"y, image {image}, pixel {tuple(pixel)}: {float(self.y[(image, *pixel)]):g} has "
-                f"no density under noise(x) at any of the {CANDIDATES * len(best)} values of x "
-                "that the model drew there: is that the noise of y?"
-            )
-        return start
-
-    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
-        """y of these images, ``times`` over."""
-        y = self.y[rows].to(like.device, like.dtype if self.y.is_floating_point() else None)
-        return _Noisy(y.expand(times, *y.shape).flatten(0, 1), self.noise)
-
-    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """Some Metropolis moves of every pixel, each with p(x_d | z) as its proposal."""
-        here = self.log_noise(x)
-        for _ in range(PIXEL_MOVES):
-            new = draw()
-            there = self.log_noise(new)
-            # not a difference: from a pixel that y excludes, any move that y permits is taken
-            accepted = torch.log(torch.rand_like(here)) + here < there
-            x, here = torch.where(accepted, new, x), torch.where(accepted, there, here)
-        return x
+def _moved(noise: Noise, y: Tensor, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+    """Some Metropolis moves of every pixel, each with p(x_d | z) as its proposal."""
+    here = _log_noise(noise, y, x)
+    for _ in range(PIXEL_MOVES):
+        new = draw()
+        there = _log_noise(noise, y, new)
+        # not a difference: from a pixel that y excludes, any move that y permits is taken
+        accepted = torch.log(torch.rand_like(here)) + here < there
+        x, here = torch.where(accepted, new, x), torch.where(accepted, there, here)
+    return x

@@ -6,21 +6,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
 from pyro_vae.analysis.encode import visit_images
-from pyro_vae.analysis.latents import by_draw
+from pyro_vae.analysis.latents import by_draw, join
 from pyro_vae.analysis.mutual_information import Information, mutual_information
 from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
-from pyro_vae.formatting import figure
+from pyro_vae.formatting import Result, figure, standard_error
 from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_count
 
@@ -48,10 +49,13 @@ nothing of x.
 
 
 @dataclass(frozen=True, eq=False)
-class ActiveUnits:
+class ActiveUnits(Result):
     """Units u with Var_x(E_q[u | x]) > 0.01 (Burda et al. 2016); a unit is one number of one latent
     site.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("count", "num_units", "threshold", "variances")
+    threshold: ClassVar[float] = ACTIVE
 
     variances: dict[str, Tensor]  # by site, (D,)
     num_draws: int
@@ -71,25 +75,15 @@ class ActiveUnits:
         """All units."""
         return sum(len(values) for values in self.variances.values())
 
-    def __str__(self) -> str:
-        lines = [
-            f"active units: {self.count} of {self.num_units} (variance of the posterior mean over "
-            f"images > {ACTIVE:g})"
-        ]
-        return "\n".join([*lines, *_by_site(self.variances, "variances, largest first")])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {
-            "count": self.count,
-            "num_units": self.num_units,
-            "threshold": ACTIVE,
-            "variances": {name: values.tolist() for name, values in self.variances.items()},
-        }
+    def lines(self) -> list[str]:
+        """The number of active units, and the variances by site."""
+        line = f"active units: {self.count} of {self.num_units} (variance of the posterior mean "
+        line += f"over images > {ACTIVE:g})"
+        return [line, *_by_site(self.variances, "variances, largest first")]
 
 
 @dataclass(frozen=True)
-class RateDistortion:
+class RateDistortion(Result):
     """Nats per image: ELBO = −(rate + distortion) (Alemi et al. 2018). Errors: the images as a
     sample.
     """
@@ -103,29 +97,25 @@ class RateDistortion:
     num_images: int
     num_draws: int
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """The three with their errors."""
+        names = {"rate": "rate", "distortion": "distortion", "elbo": "ELBO"}
         parts = (
-            f"{name} {figure(value)} ± {error:.2f}"
-            for name, value, error in (
-                ("rate", self.rate, self.rate_se),
-                ("distortion", self.distortion, self.distortion_se),
-                ("ELBO", self.elbo, self.elbo_se),
-            )
+            f"{words} {figure(getattr(self, name))} ± {getattr(self, name + '_se'):.2f}"
+            for name, words in names.items()
         )
-        return f"{', '.join(parts)} nats (N = {self.num_images}, {self.num_draws} draws each)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return dict(vars(self))
+        return [f"{', '.join(parts)} nats (N = {self.num_images}, {self.num_draws} draws each)"]
 
 
 @dataclass(frozen=True, eq=False)
-class DimensionKL:
+class DimensionKL(Result):
     """E_x KL(q(z | x) ‖ p(z)) by dimension, in nats; entries add up to the rate.
 
     A site whose distributions do not factorise over its dimensions (a flow, a full covariance, a
     mixture) has one entry, for all of them.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("values", "how", "total")
 
     values: dict[str, Tensor]  # by site, (D,) or (1,)
     how: dict[str, str]  # by site, how it was computed
@@ -135,22 +125,15 @@ class DimensionKL:
         """The rate."""
         return float(torch.cat(list(self.values.values())).sum())
 
-    def __str__(self) -> str:
-        lines = [f"KL by dimension, in all {self.total:.2f} nats"]
-        lines += [f"  {name}: {how}" for name, how in self.how.items()]
-        return "\n".join([*lines, *_by_site(self.values, "nats, largest first")])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {
-            "values": {name: values.tolist() for name, values in self.values.items()},
-            "how": self.how,
-            "total": self.total,
-        }
+    def lines(self) -> list[str]:
+        """The rate, how it was computed, and its parts by site."""
+        how = [f"  {name}: {words}" for name, words in self.how.items()]
+        shown = _by_site(self.values, "nats, largest first")
+        return [f"KL by dimension, in all {self.total:.2f} nats", *how, *shown]
 
 
 @dataclass(frozen=True, eq=False)
-class Diagnostics:
+class Diagnostics(Result):
     """All of them, of one set of images."""
 
     units: ActiveUnits
@@ -187,11 +170,9 @@ class Diagnostics:
             )
         return tuple(found)
 
-    def __str__(self) -> str:
-        parts = [
-            str(part) for part in (self.rate_distortion, self.units, self.kl, self.information)
-        ]
-        return "\n".join(parts + [f"warning: {text}" for text in self.warnings])
+    def lines(self) -> list[str]:
+        """Those of the parts."""
+        return [str(part) for part in (self.rate_distortion, self.units, self.kl, self.information)]
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
@@ -204,6 +185,7 @@ class Diagnostics:
         }
 
 
+@takes_fields
 def diagnose(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -239,15 +221,14 @@ def diagnose(
             refuse_no_latents(pair.structure(images, named))
             refuse_unscorable(pair, images, named)
             parts.append(_visit(pair, images, named, num_draws))
-    sites = list(parts[0].kl)
-    kl = {name: torch.cat([part.kl[name] for part in parts]) for name in sites}
-    means = {name: torch.cat([part.means[name] for part in parts]) for name in sites}
-    noise = {name: torch.cat([part.noise[name] for part in parts]) for name in sites}
+    kl, means, noise = (
+        join(getattr(part, name) for part in parts) for name in ("kl", "means", "noise")
+    )
     distortion = torch.cat([part.distortion for part in parts])
     if len(distortion) < 2:
         raise UserError("x holds one image: a representation is diagnosed on two or more")
     rate = torch.cat([values.sum(1, keepdim=True) for values in kl.values()], dim=1).sum(1)
-    variances = {name: (means[name].var(0) - noise[name].mean(0)).clamp(min=0.0) for name in sites}
+    variances = {name: (means[name].var(0) - noise[name].mean(0)).clamp(min=0.0) for name in kl}
     return Diagnostics(
         ActiveUnits(variances, num_draws),
         RateDistortion(
@@ -341,7 +322,7 @@ def _units(rows: Tensor, num_draws: int) -> Tensor:
 
 
 def _mean(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+    return float(values.mean()), standard_error(values)
 
 
 def _by_site(values: Mapping[str, Tensor], words: str) -> list[str]:

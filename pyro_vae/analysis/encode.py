@@ -19,10 +19,11 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.data.loaders import make_source
+from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
+from pyro_vae.pair.dry_run import check_support_of_set
 from pyro_vae.pair.layouts import (
     Geometry,
     latent_nodes,
@@ -35,6 +36,7 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
@@ -48,6 +50,7 @@ known by its size.
 """
 
 
+@takes_fields
 def encode(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -81,6 +84,7 @@ def encode(
     return _join(parts)
 
 
+@takes_fields
 def reconstruct(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -127,6 +131,7 @@ def reconstruct(
     return _join(parts)
 
 
+@takes_fields
 def sample(
     model: Callable[..., Any],
     size: int,
@@ -160,6 +165,7 @@ def sample(
         return _join(generation.run(rows, {}, mean) for rows in _slices(size, batch_size))
 
 
+@takes_fields
 def decode(
     model: Callable[..., Any],
     values: Mapping[str, Tensor],
@@ -275,9 +281,10 @@ def visit_images(
     source = make_source(x, fields, batch_size, place)
     with pair.active(may_create=False):
         first, named = next(iter(source.in_order()))
-        pair.structure(
-            pair.cast(first), named
-        )  # meets modules that closures hide, so that eval mode reaches them
+        # meets modules that closures hide, so that eval mode reaches them
+        pair.structure(pair.cast(first, named), named)
+        if isinstance(source, Resident) and bool(source.x.isnan().any()):
+            check_support_of_set(pair, source.num_images, source.part)
     with _quiet(pair, place, seed):
         # copies: a program may write into its batch
         yield (

@@ -9,16 +9,15 @@ Metropolis–Hastings step whose proposal
    is the guide (Mattei & Frellsen 2018, section 3.3). Without the test (``gibbs``) this is
    pseudo-Gibbs (Rezende et al. 2014, appendix F), whose law is that of the model only where the
    guide is the model's posterior.
-2. x given z and y, pixel by pixel (`Evidence.redraw`).
+2. x given z and y, pixel by pixel (`Redraw`).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -29,6 +28,7 @@ from pyro_vae.analysis.encode import mean_of, sample, visit_images
 from pyro_vae.analysis.latents import ROWS
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import as_fields
+from pyro_vae.formatting import Result
 from pyro_vae.pair.layouts import Fields, Site, repeated, rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
@@ -47,11 +47,13 @@ LOW_ACCEPTANCE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Restored:
+class Restored(Result):
     """Draws of p(x | y) from K independent chains at each of N images, and their moments.
 
     Averages are over all chains, and all steps of a chain but its first half.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("acceptance", "method", "num_steps", "warnings")
 
     samples: Tensor  # (K, N, *event_shape), the chains' last states
     # (K, N, *event_shape), the mean of p(x | z) at the chains' last z, without regard to y
@@ -81,49 +83,43 @@ class Restored:
             )
         return tuple(found)
 
-    def __str__(self) -> str:
+    def lines(self) -> list[str]:
+        """How many chains of what length, and how often they moved."""
         chains, images = self.samples.shape[:2]
         line = f"{images} images, {chains} chains of {self.num_steps} steps each ({self.method}); "
-        line += f"acceptance {float(self.acceptance.mean()):.2f}"
-        return "\n".join([line, *(f"  warning: {text}" for text in self.warnings)])
+        return [f"{line}acceptance {float(self.acceptance.mean()):.2f}"]
 
 
-class Evidence(ABC):
-    """What is known of N images ``(N, *event_shape)``, and x given it and z."""
-
-    @abstractmethod
-    def shape(self) -> torch.Size:
-        """``(N, *event_shape)``."""
-
-    @abstractmethod
-    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
-        """First states ``(K, N, *event_shape)``; ``drawn(i)`` gives as many draws x ~ p(x), others
-        for each i.
-        """
-
-    @abstractmethod
-    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
-        """The evidence of these images, ``times`` over, on the device and in the dtype of ``like``."""
-
-    @abstractmethod
-    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z), pixels
-        independent.
-        """
+Start = Callable[[Callable[[int], Tensor]], Tensor]
+"""First states ``(K, N, *event_shape)``; it is given ``drawn``, of which ``drawn(i)`` are as many
+draws x ~ p(x), others for each i.
+"""
+Redraw = Callable[[Tensor, Callable[[], Tensor]], Tensor]
+"""``(x, draw)`` to x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z),
+pixels independent.
+"""
 
 
 def restore(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    evidence: Evidence,
+    shape: torch.Size,
+    start: Start,
+    redraw: Callable[[slice, Tensor], Redraw],
+    fields: Mapping[str, Any],
     num_samples: int,
     num_steps: int,
     method: str,
     seed: int,
     device: str | torch.device,
-    fields: Mapping[str, Any],
 ) -> Restored:
     """Run ``num_samples`` chains at each image.
+
+    Args:
+        shape: of the images, ``(N, *event_shape)``.
+        start: gives the first states.
+        redraw: gives the move of x for the images of these rows, chains at which are the rows of a
+            tensor of x's shape, chain by chain.
 
     Raises:
         UserError: no chain can be run with this pair, in one sentence: a point mass, a subsampling
@@ -135,7 +131,6 @@ def restore(
     check_seed(seed)
     if method not in METHODS:
         raise UserError(did_you_mean("method", str(method), METHODS))
-    shape = evidence.shape()
     named = as_fields(fields, shape[0])
 
     def drawn(stream: int) -> Tensor:
@@ -150,18 +145,18 @@ def restore(
         )
         return _whole(sites, torch.Size((num_samples, *shape)))
 
-    start = evidence.start(drawn)
+    states = start(drawn)
     size, done = max(1, ROWS // num_samples), 0
     parts: list[Restored] = []
-    with visit_images(model, guide, start[0], size, device, seed, named) as (pair, batches):
+    with visit_images(model, guide, states[0], size, device, seed, named) as (pair, batches):
         for images, own in batches:
             rows = slice(done, done + len(images))
             done = rows.stop
             if not parts:
                 _refuse_unfit(pair, images, own, method)
             x, repeated_fields = repeated(images, own, num_samples)
-            x = start[:, rows].flatten(0, 1).to(x)
-            chains = _Chains(pair, x, repeated_fields, evidence.at(rows, num_samples, x))
+            x = states[:, rows].flatten(0, 1).to(x)
+            chains = _Chains(pair, x, repeated_fields, redraw(rows, x))
             parts.append(chains.run(num_samples, num_steps, method))
 
     def joined(name: str, dim: int = 0) -> Tensor:
@@ -174,8 +169,8 @@ def restore(
 class _Chains:
     """All chains at a batch of images, as rows: ``(K·B, *event_shape)``, chain by chain."""
 
-    def __init__(self, pair: Pair, x: Tensor, fields: Fields, evidence: Evidence) -> None:
-        self.pair, self.x, self.fields, self.evidence = pair, x, fields, evidence
+    def __init__(self, pair: Pair, x: Tensor, fields: Fields, redraw: Redraw) -> None:
+        self.pair, self.x, self.fields, self.redraw = pair, x, fields, redraw
         first = pair.run(x, fields)
         self.site = image_site_of(first.observed, x)
         self.z = {name: site.value for name, site in first.guide.items()}
@@ -233,7 +228,7 @@ class _Chains:
                 )
                 values[name] = torch.where(chosen, site.value, self.z[name])
         self.z, self.accepted = values, accepted
-        self.x = self.evidence.redraw(self.x, self.draw)
+        self.x = self.redraw(self.x, self.draw)
         return accepted
 
     def draw(self) -> Tensor:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.gibbs import Evidence, Restored, restore
+from pyro_vae.analysis.gibbs import Redraw, Restored, restore
 from pyro_vae.errors import UserError
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 
 
+@takes_fields
 def impute(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -46,38 +47,34 @@ def impute(
         UserError: a mask of another type or shape; a pair for which there is no such chain
             (`restore` lists the reasons).
     """
+    seen, unseen = _pixels(x, missing)
+
+    def start(drawn: Callable[[int], Tensor]) -> Tensor:
+        images = drawn(0)
+        return torch.where(unseen, images, seen.to(images))
+
+    def redraw(rows: slice, like: Tensor) -> Redraw:
+        own = unseen[rows].to(like.device)
+        own = own.repeat(len(like) // len(own), *(1 for _ in seen.shape[1:]))
+        return lambda x, draw: torch.where(own, draw(), x)
+
     return restore(
-        model, guide, _pixels(x, missing), num_samples, num_steps, method, seed, device, fields
+        model,
+        guide,
+        seen.shape,
+        start,
+        redraw,
+        fields,
+        num_samples,
+        num_steps,
+        method,
+        seed,
+        device,
     )
 
 
-@dataclass(frozen=True)
-class _Pixels(Evidence):
-    """Some pixels of x, as they are."""
-
-    x: Tensor  # (N, *event_shape)
-    missing: Tensor  # the same shape, bool
-
-    def shape(self) -> torch.Size:
-        """That of x."""
-        return self.x.shape
-
-    def start(self, drawn: Callable[[int], Tensor]) -> Tensor:
-        """The missing pixels of a draw from the prior."""
-        images = drawn(0)
-        return torch.where(self.missing, images, self.x.to(images))
-
-    def at(self, rows: slice, times: int, like: Tensor) -> Evidence:
-        """The masks alone are needed: what is seen never moves."""
-        mask = self.missing[rows].to(like.device)
-        return _Pixels(like, mask.expand(times, *mask.shape).flatten(0, 1))
-
-    def redraw(self, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
-        """x_mis ~ p(x_mis | z)."""
-        return torch.where(self.missing, draw(), x)
-
-
-def _pixels(x: Any, missing: Any) -> _Pixels:
+def _pixels(x: Any, missing: Any) -> tuple[Tensor, Tensor]:
+    """The images, zeros where a pixel is missing, and the mask in their shape."""
     images = torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" else x
     mask = torch.as_tensor(missing)
     if mask.dtype != torch.bool:
@@ -92,6 +89,5 @@ def _pixels(x: Any, missing: Any) -> _Pixels:
             f"missing has shape {tuple(mask.shape)}: expected that of x, {tuple(images.shape)}, "
             "or one that broadcasts to it"
         ) from None
-    return _Pixels(
-        as_images(torch.where(mask, torch.zeros((), dtype=images.dtype), images)).cpu(), mask.cpu()
-    )
+    seen = torch.where(mask, torch.zeros((), dtype=images.dtype), images)
+    return as_images(seen).cpu(), mask.cpu()

@@ -4,12 +4,12 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from pyro_vae.pair.layouts import Fields, Site, draw_alone, rows_first
+from pyro_vae.pair.layouts import Fields, draw_alone, rows_first
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 
@@ -39,34 +39,32 @@ def weighted_draws(
     for k in chunks(num_draws, len(x)):
         terms = pair.run(x, fields, k, layout="repeat")
         weights.append(terms.log_weights().reshape(k, len(x)).double())
-        values.append({name: _of_site(site, k) for name, site in terms.guide.items()})
-    return torch.cat(weights), _join(values)
+        drawn = {n: rows_first(s.value, s.fn, s.dim) for n, s in terms.guide.items()}
+        values.append({name: by_draw(value, k) for name, value in drawn.items()})
+    return torch.cat(weights), join(values)
 
 
 def guide_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> dict[str, Tensor]:
     """Draws of q(z | x), ``(K, B, …)`` by site."""
-    return _join(_latents(pair, pair.guide, x, fields, k) for k in chunks(num_draws, len(x)))
+    return join(_latents(pair, pair.guide, x, fields, k) for k in chunks(num_draws, len(x)))
 
 
 def prior_draws(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> dict[str, Tensor]:
     """Draws of p(z), given each image's fields, ``(K, B, …)`` by site."""
-    return _join(_latents(pair, pair.model, x, fields, k) for k in chunks(num_draws, len(x)))
+    return join(_latents(pair, pair.model, x, fields, k) for k in chunks(num_draws, len(x)))
 
 
 def _latents(pair: Pair, program: Program, x: Tensor, fields: Fields, k: int) -> dict[str, Tensor]:
     at = pair.structure(x, fields).geometry
     nodes = draw_alone(program, x, fields, k, at, on_rows=True)
-    latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
     return {
-        n: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k)
-        for n, node in latents.items()
+        name: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k)
+        for name, node in nodes.items()
+        if not node["is_observed"]
     }
 
 
-def _of_site(site: Site, k: int) -> Tensor:
-    return by_draw(rows_first(site.value, site.fn, site.dim), k)
-
-
-def _join(parts: Iterator[dict[str, Tensor]] | list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    listed: list[Mapping[str, Tensor]] = list(parts)
-    return {name: torch.cat([part[name] for part in listed]) for name in listed[0]}
+def join(parts: Iterable[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+    """Batches of tensors by name, as one of each name."""
+    listed = list(parts)
+    return {name: torch.cat([part[name] for part in listed], dim) for name in listed[0]}

@@ -5,9 +5,9 @@ KL(q(z) ‖ p(z)).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.errors import UserError
+from pyro_vae.formatting import Result
 from pyro_vae.pair.layouts import (
     PARTICLE_PLATE,
     Fields,
-    Geometry,
     SiteTerms,
     draw_alone,
     log_prob_of,
@@ -30,13 +30,14 @@ from pyro_vae.pair.layouts import (
 )
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""
 
 
 @dataclass(frozen=True)
-class Information:
+class Information(Result):
     """Nats, from one draw z of each of N images; ``rate`` = ``mutual_information`` +
     ``marginal_kl``, identically.
 
@@ -44,6 +45,12 @@ class Information:
     2016, ELBO surgery): I = mean_n log q(z_n | x_n)/q(z_n), at most log N; marginal KL = mean_n log
     q(z_n)/p(z_n). Errors are jackknife, the images being the sample.
     """
+
+    figures: ClassVar[tuple[str, ...]] = (
+        *("mutual_information", "mutual_information_se", "marginal_kl", "marginal_kl_se"),
+        *("rate", "rate_se", "num_images", "ceiling", "estimator"),
+    )
+    estimator: ClassVar[str] = "aggregate posterior of the same images, jackknife"
 
     mutual_information: float
     mutual_information_se: float
@@ -63,29 +70,21 @@ class Information:
         """Whether I is so near log N that it says no more than "at least this"."""
         return self.mutual_information > self.ceiling - 1.0
 
-    def __str__(self) -> str:
-        sign = "≥" if self.at_ceiling else "="
-        line = f"mutual information I(x; z) {sign} {self.mutual_information:.2f} ± {self.mutual_information_se:.2f} nats"
-        line += f"; KL(q(z) ‖ p(z)) {'≤' if self.at_ceiling else '='} {self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}"
-        lines = [f"{line}; their sum, the rate, {self.rate:.2f} ± {self.rate_se:.2f}"]
-        how = f"q(z) is the mixture of q(z | x) over the same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}"
-        return "\n".join(
-            [
-                *lines,
-                f"  aggregate estimator: one draw an image; {how}; errors by the jackknife over "
-                "images",
-            ]
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {
-            **asdict(self),
-            "ceiling": self.ceiling,
-            "estimator": "aggregate posterior of the same images, jackknife",
-        }
+    def lines(self) -> list[str]:
+        """Both parts and their sum, and how they were estimated."""
+        signs = ("≥", "≤") if self.at_ceiling else ("=", "=")
+        line = f"mutual information I(x; z) {signs[0]} {self.mutual_information:.2f} ± "
+        line += f"{self.mutual_information_se:.2f} nats; KL(q(z) ‖ p(z)) {signs[1]} "
+        line += f"{self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}; their sum, the rate, "
+        how = "  aggregate estimator: one draw an image; q(z) is the mixture of q(z | x) over the "
+        how += f"same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}; "
+        return [
+            f"{line}{self.rate:.2f} ± {self.rate_se:.2f}",
+            f"{how}errors by the jackknife over images",
+        ]
 
 
+@takes_fields
 def mutual_information(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -158,42 +157,48 @@ def _by_plate(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]
         shape[value.dim() - fn.event_dim + dim] = len(x)
         return value.expand(shape)
 
-    nodes = _latents(pair, x, fields, at)
-    data = {name: laid(value, nodes[name]) for name, value in given.items()}
+    data = _laid_out(pair, x, fields, given, laid)
     with pyro.plate(PARTICLE_PLATE, number, dim=at.particle_dim):
-        return _log_q(pair, x, fields, data, SiteTerms(number, len(x), 1.0), at, at.particle_dim)
+        return _log_q(pair, x, fields, data, SiteTerms(number, len(x), 1.0), at.particle_dim)
 
 
 def _by_rows(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]) -> Tensor:
     at, number = pair.structure(x, fields).geometry, len(next(iter(given.values())))
-    nodes = _latents(pair, x, fields, at)
-    data = {}
-    for name, value in given.items():
+
+    def laid(value: Tensor, node: Any) -> Tensor:
         rows = value.repeat_interleave(len(x), 0)
-        data[name] = rows.movedim(0, len(nodes[name]["fn"].batch_shape) + at.frame(nodes[name]).dim)
-    images, named = repeated(x, fields, number)
-    return _log_q(pair, images, named, data, SiteTerms(number, len(x), 1.0), at, None)
+        return rows.movedim(0, len(node["fn"].batch_shape) + at.frame(node).dim)
+
+    data = _laid_out(pair, x, fields, given, laid)
+    size = SiteTerms(number, len(x), 1.0)
+    return _log_q(pair, *repeated(x, fields, number), data, size, None)
 
 
-def _latents(pair: Pair, x: Tensor, fields: Fields, at: Geometry) -> dict[str, Any]:
+def _laid_out(
+    pair: Pair,
+    x: Tensor,
+    fields: Fields,
+    given: Mapping[str, Tensor],
+    laid: Callable[[Tensor, Any], Tensor],
+) -> dict[str, Tensor]:
+    """The draws as the guide's sites have them, by a run of the guide that draws for itself."""
+    at = pair.structure(x, fields).geometry
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        return draw_alone(pair.guide, x, fields, 1, at, on_rows=True)
+        nodes = draw_alone(pair.guide, x, fields, 1, at, on_rows=True)
+    return {name: laid(value, nodes[name]) for name, value in given.items()}
 
 
 def _log_q(
     pair: Pair,
     x: Tensor,
     fields: Fields,
-    data: Mapping[str, Tensor],
+    data: dict[str, Tensor],
     size: SiteTerms,
-    at: Geometry,
     particle_dim: int | None,
 ) -> Tensor:
-    nodes = draw_alone(
-        poutine.condition(pair.guide, data=dict(data)), x, fields, 1, at, on_rows=True
-    )
+    at, guide = pair.structure(x, fields).geometry, poutine.condition(pair.guide, data=data)
     total = torch.zeros((), device=x.device)
-    for name, node in nodes.items():
+    for name, node in draw_alone(guide, x, fields, 1, at, on_rows=True).items():
         if name in data:
             log_prob = masked(log_prob_of(node), node["mask"])
             total = total + per_image(log_prob, size, at.frame(node).dim, particle_dim)

@@ -6,17 +6,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
-from pyro_vae.analysis.latents import guide_draws
+from pyro_vae.analysis.latents import guide_draws, join
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.devices import find_device
 from pyro_vae.fields import as_fields
+from pyro_vae.formatting import Result
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import check_seed, mix
 from pyro_vae.validation import check_count
 
@@ -28,12 +30,14 @@ NOTABLE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class SBC:
+class SBC(Result):
     """Ranks of the true z among the guide's draws, on images simulated from the model (Talts et al.
     2018).
 
     Were the guide the model's posterior, every rank would be uniform on 0 … L.
     """
+
+    figures: ClassVar[tuple[str, ...]] = ("p_values", "smallest_p", "num_draws", "size")
 
     ranks: dict[str, Tensor]  # by site, (N, D), 0 … L
     p_values: dict[str, Tensor]  # by site, (D,), Kolmogorov–Smirnov against the uniform
@@ -45,20 +49,26 @@ class SBC:
         every = torch.cat(list(self.p_values.values()))
         return min(1.0, float(every.min()) * len(every))
 
-    def __str__(self) -> str:
-        number = len(next(iter(self.ranks.values())))
-        lines = [
-            f"SBC: {number} simulated images, {self.num_draws} draws each; smallest p "
-            f"{self.smallest_p:.2g} (Bonferroni)"
-        ]
-        for name, values in self.p_values.items():
-            shown = " ".join(f"{p:.2g}" for p in values.tolist()[:20]) + (
-                " …" if len(values) > 20 else ""
-            )
-            lines.append(f"  {name}: KS p by dimension {shown}")
+    @property
+    def size(self) -> int:
+        """Simulated images."""
+        return len(next(iter(self.ranks.values())))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Whether the ranks can be those of a calibrated guide."""
         if self.smallest_p < NOTABLE:
-            lines.append(f"  warning: the guide is not the model's posterior: {self._how()}")
-        return "\n".join(lines)
+            return (f"the guide is not the model's posterior: {self._how()}",)
+        return ()
+
+    def lines(self) -> list[str]:
+        """The smallest p-value, and those of each site."""
+        line = f"SBC: {self.size} simulated images, {self.num_draws} draws each; smallest p "
+        lines = [f"{line}{self.smallest_p:.2g} (Bonferroni)"]
+        for name, values in self.p_values.items():
+            shown = " ".join(f"{p:.2g}" for p in values.tolist()[:20])
+            lines.append(f"  {name}: KS p by dimension {shown}{' …' if len(values) > 20 else ''}")
+        return lines
 
     def _how(self) -> str:
         """In words, of the dimension with the smallest p-value: where the truth lies among the
@@ -73,16 +83,8 @@ class SBC:
             words = "too low" if shift > 0 else "too high"
         return f"{name}[{unit}] lies {words}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints: no ranks."""
-        return {
-            "p_values": {name: values.tolist() for name, values in self.p_values.items()},
-            "smallest_p": self.smallest_p,
-            "num_draws": self.num_draws,
-            "size": len(next(iter(self.ranks.values()))),
-        }
 
-
+@takes_fields
 def sbc_ranks(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -130,7 +132,7 @@ def sbc_ranks(
             refuse_no_latents(pair.structure(images, named))
             refuse_unscorable(pair, images, named)
             parts.append(guide_draws(pair, images, named, num_draws))
-        drawn = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+        drawn = join(parts, dim=1)
         ranks = {
             name: _ranks(simulated.latents[name], value).cpu() for name, value in drawn.items()
         }

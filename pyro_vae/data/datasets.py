@@ -9,6 +9,8 @@ A new named set is one function from `Source` to `ImageData` (its docstring's fi
 description in `pyro-vae list`) and one line in `DATASETS`.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -19,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup
 from pyro_vae.data.arrays import checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.labels import Classes, as_classes
@@ -158,24 +160,132 @@ def load(
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
             line names it.
     """
-    name = os.fspath(name_or_path)
-    root = Path(
-        data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
-    ).expanduser()
-    source = Source(root, seed, test_fraction, download)
-    keys, path = Keys(images_key, columns, label), Path(name).expanduser()
+    source = Source(_root(data_root), seed, test_fraction, download)
+    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    return found if isinstance(found, ImageData) else found.split(source)
+
+
+def load_whole(
+    name_or_path: str | Path,
+    data_root: str | Path | None = None,
+    *,
+    like: Likeness,
+    seed: int = 0,
+    images_key: str | None = None,
+    columns: str | None = None,
+    label: str | None = None,
+) -> ImageData:
+    """All of a set in its own order as `test` (and `train`), on the scale of another set.
+
+    Args:
+        like: of the other set; the further arguments are those of `load`.
+
+    Raises:
+        UserError: as by `load`; or values or classes that the other set can't have.
+    """
+    source = Source(_root(data_root), seed)
+    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    if isinstance(found, ImageData):
+        found = _Stored(found.name, _as_arrays(found), found.table)
+    arrays = found.arrays
+    parts = [arrays["images"]] if "images" in arrays else [arrays["train"], arrays["test"]]
+    labels = [arrays.get(key) for key in LABELS if arrays.get(key) is not None]
+    images = like.scaled(found.name, np.concatenate([np.asarray(part) for part in parts]))
+    pixels, levels = checked_pixels(found.name, {"images": images}, like.levels)
+    stored = pixels["images"]
+    given: dict[str, Tensor | None] = {"labels": None}
+    if len(labels) == len(parts):
+        together = np.concatenate([np.asarray(each) for each in labels])
+        given, _ = as_classes(
+            found.name, {"labels": together}, {"labels": len(stored)}, like.classes
+        )
+    return ImageData(
+        name=found.name,
+        train=stored,
+        test=stored,
+        train_labels=given["labels"],
+        test_labels=given["labels"],
+        levels=levels,
+        split="all of it",
+        sha256=sha256(stored),
+        classes=like.classes,
+        table=found.text,
+    )
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The scale of a set, for others that are to be seen as it was.
+
+    Attributes:
+        levels: of the set; None for floats.
+        classes: the classes' names, if they have any.
+    """
+
+    levels: int | None
+    classes: Classes = None
+
+    def scaled(self, name: str, images: NDArray[Any]) -> NDArray[Any]:
+        """The values on that scale; whole numbers 0 and 1 are floats too."""
+        floats = images.dtype.kind == "f"
+        if floats and self.levels is not None:
+            raise UserError(
+                f"{name}: floats, where the other set has {self.levels} levels, 0 to "
+                f"{self.levels - 1}: store those"
+            )
+        if not floats and self.levels is None:
+            if images.min() < 0 or images.max() > 1:
+                raise UserError(
+                    f"{name}: whole numbers, where the other set has floats: store those"
+                )
+            return images.astype(np.float32)
+        return images
+
+
+LABELS = ("labels", "train_labels", "test_labels")
+
+
+def _root(data_root: str | Path | None) -> Path:
+    given = data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
+    return Path(given).expanduser()
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """The arrays of a file or folder."""
+
+    name: str
+    arrays: Mapping[str, Any]
+    text: bool = False  # a table in a text file
+
+    def split(self, source: Source) -> ImageData:
+        return _told_from_pictures(_split(self.name, self.arrays, source), self.text)
+
+
+def _as_arrays(data: ImageData) -> dict[str, Any]:
+    tensors = {
+        "train": data.train,
+        "test": data.test,
+        "train_labels": data.train_labels,
+        "test_labels": data.test_labels,
+    }
+    return {key: value.numpy() for key, value in tensors.items() if value is not None}
+
+
+def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
+    path = Path(name).expanduser()
     if name not in DATASETS and path.is_file():
         text = path.suffix.lower() in SEPARATORS
         arrays = read_table(path, keys) if text else read_numpy(path, keys)
-        return _told_from_pictures(_split(path.name, arrays, source), text)
+        return _Stored(path.name, arrays, text)
     keys.refuse(name, "images", "columns", "label")
     if name in DATASETS:
         return DATASETS[name](source)
     if path.is_dir():
-        return _split(path.resolve().name, read_folder(path), source)
-    installed = registry.installed("data")
+        return _Stored(path.resolve().name, read_folder(path))
+    installed = lookup.installed("data")
     if ":" in name or name in installed:
-        loader: Loader = registry.resolve("data", name)
+        loader: Loader = lookup.resolve("data", name)
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.data.torchvision_sets import absent, torchvision_datasets
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, one_line
 
 IdxArrays = tuple[
     NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint8] | None

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, did_you_mean
 
 Classes = tuple[str, ...] | None
 """The classes' names, by number; None where the labels were numbers."""
@@ -24,9 +24,9 @@ def natural(text: str) -> list[tuple[int, int | str]]:
 
 
 def as_classes(
-    name: str, labels: Mapping[str, Any], numbers: Mapping[str, int]
+    name: str, labels: Mapping[str, Any], numbers: Mapping[str, int], known: Classes = None
 ) -> tuple[dict[str, Tensor | None], Classes]:
-    """The label arrays, by key, as (N,) int64, and the names of the classes.
+    """The label arrays, by key, as (N,) int64, and the names of the classes, which may be known.
 
     Whole numbers are kept. Text gets the numbers of its values in natural order, those of all
     arrays together.
@@ -46,6 +46,11 @@ def as_classes(
     if not texts:
         return found | {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items()}, None
     classes = sorted(set(np.concatenate(list(arrays.values())).tolist()), key=natural)
+    if known is not None:
+        for each in classes:
+            if each not in known:
+                raise UserError(f"{name}: {did_you_mean('class', each, known)}")
+        classes = list(known)
     of = {each: number for number, each in enumerate(classes)}
     for key, array in arrays.items():
         found[key] = torch.tensor([of[each] for each in array.tolist()])

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from pyro_vae import memory
 from pyro_vae.data.labels import natural
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError, did_you_mean, one_line
 
 IMAGE_SUFFIXES = (
     ".png",

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.data.torchvision_sets import absent, torchvision_datasets
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, one_line
 
 SIDE = 28
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vae.data.local_files import Keys
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from pyro_vae.error_text import one_line
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, one_line
 
 
 def torchvision_datasets() -> Any:

@@ -4,7 +4,7 @@ reverse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import ceil
@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.evaluation.hmc import Kernel, tune
-from pyro_vae.evaluation.traced_target import Target, TileTarget
-from pyro_vae.evaluation.unconstrained import Point
-from pyro_vae.pair.layouts import Fields
+from pyro_vae.evaluation.setup import Setup
+from pyro_vae.evaluation.tiling import even_tiles, padded, tiled
+from pyro_vae.evaluation.traced_target import TileTarget, make_target
+from pyro_vae.evaluation.unconstrained import Point, Unconstrained
+from pyro_vae.progress import progress_bar
 from pyro_vae.validation import check_count
 
 SIGMOID_WIDTH = 4.0
@@ -36,8 +39,7 @@ class Settings:
     schedule: str
     target_acceptance: float
 
-    def check(self) -> None:
-        """Raise a ``UserError`` for what can't be."""
+    def __post_init__(self) -> None:
         for name in ("num_steps", "num_chains", "num_leapfrog"):
             check_count(name, getattr(self, name))
         self.betas()
@@ -98,24 +100,64 @@ def anneal(
     )
 
 
-def prepare_kernel(
-    source: Target, target: TileTarget, x: Tensor, fields: Fields, settings: Settings
+@dataclass(frozen=True)
+class Tile:
+    """A tile of images, ready to be annealed; its first image is the set's number ``start``."""
+
+    start: int
+    num_images: int  # rows beyond these only fill the tile
+    batch: Batch
+    space: Unconstrained
+    target: TileTarget
+    kernel: Kernel  # frozen
+    betas: list[float]
+    tick: Callable[[], None]
+
+    def draw(self) -> Point:
+        """Fresh draws of the guide."""
+        return self.target.point(self.space.draw(*self.batch))
+
+    def anneal(self, start: Point, betas: Sequence[float]) -> Annealed:
+        """One run of all chains."""
+        return anneal(self.target, start, betas, self.kernel, self.tick)
+
+
+def annealed_tiles(
+    setup: Setup, x: Any, fields: Mapping[str, Any], settings: Settings, compile: str, runs: int
+) -> Iterator[Tile]:
+    """All images of ``x``, each tile to be annealed ``runs`` times; inside `Setup.running`.
+
+    Raises:
+        UserError: the number would not be log p(x), or the pair has no such path.
+    """
+    setup.begin(x, fields, lambda number: even_tiles(number, settings.num_chains, setup.rows))
+    size, source = setup.source.batch_size, setup.source
+    tiles = setup.tiles(size)
+    space = Unconstrained(setup.pair, *tiles[0], settings.num_chains)
+    target, how = make_target(space, compile, *tiles)
+    setup.say(f"annealing: {how}")
+    torch.manual_seed(setup.seed)
+    steps = runs * settings.num_steps * ceil(source.num_images / size)
+    with progress_bar(steps, "step", setup.progress) as bar:
+        for start, images, named in tiled(source, size, False):
+            setup.see((images, named))
+            batch = padded(images, named, size, setup.pair)
+            on_tile = target.tile(*batch)
+            kernel = _prepare_kernel(space, on_tile, batch, settings)
+            yield Tile(
+                start, len(images), batch, space, on_tile, kernel, settings.betas(), bar.update
+            )
+
+
+def _prepare_kernel(
+    space: Unconstrained, target: TileTarget, batch: Batch, settings: Settings
 ) -> Kernel:
     """Scales and step sizes from draws and chains of their own, frozen afterwards."""
-    space = source.space
     times = max(1, ceil(SCALE_DRAWS / settings.num_chains))
-    draws = torch.cat([space.draw(x, fields) for _ in range(times)])
+    draws = torch.cat([space.draw(*batch) for _ in range(times)])
     scale = draws.std(0) if len(draws) > 1 else torch.ones_like(draws[0])
     scale = scale.clamp(min=torch.finfo(scale.dtype).tiny)
     if settings.num_steps == 1:  # importance sampling: nothing moves
         return Kernel(torch.ones_like(scale[:, 0]), scale, settings.num_leapfrog)
-    start = target.point(space.draw(x, fields))
+    start = target.point(space.draw(*batch))
     return tune(target, start, scale, settings.num_leapfrog, settings.target_acceptance)
-
-
-def tiles(num_images: int, num_chains: int, rows: int) -> int:
-    """Images of one tile: chains times images at most about ``rows``, the tiles of nearly equal
-    size.
-    """
-    fit = max(1, rows // num_chains)
-    return ceil(num_images / ceil(num_images / fit))

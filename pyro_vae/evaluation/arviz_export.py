@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,126 +15,25 @@ from torch import Tensor
 from pyro_vae.analysis.encode import decode, visit_images
 from pyro_vae.analysis.latents import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.arviz_compat import elpd_data, inference_data
+from pyro_vae.evaluation.arviz_compat import inference_data
 from pyro_vae.evaluation.protocol import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.fields import as_fields
-from pyro_vae.files import write_atomically
-from pyro_vae.formatting import figure, quantity
 from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 if TYPE_CHECKING:
-    import pandas  # type: ignore[import-untyped]
     import xarray
 
 
-SOUND_KHAT, SOUND_ESS = 0.5, 300.0
-"""Where an image's nominal 95% interval covers: k̂ below, and the weights' ESS at least
-(evaluation.md, measured).
-"""
-
-UNSOUND = "interval unsound"
 MOST_CANDIDATES = 20_000
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables
-
-
-def per_image_table(ll: LogMarginal) -> pandas.DataFrame:
-    """One row an image, in nats: log_px, se, bias, ess, khat, max_weight_share, lower, upper, flag.
-
-    ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se. The flag says
-    ``interval unsound`` unless k̂ < 0.5 and ESS ≥ 300.
-    """
-    import pandas
-
-    figures = {
-        name: getattr(ll, name).double().cpu().numpy()
-        for name in ("log_px", "se", "ess", "khat", "max_weight_share")
-    }
-    bias = -np.square(figures["se"]) / 2
-    centre, half = figures["log_px"] - bias, 1.96 * figures["se"]
-    return pandas.DataFrame(
-        {
-            "image": np.arange(ll.num_images),
-            "log_px": figures["log_px"],
-            "se": figures["se"],
-            "bias": bias,
-            "ess": figures["ess"],
-            "khat": figures["khat"],
-            "max_weight_share": figures["max_weight_share"],
-            "lower": centre - half,
-            "upper": centre + half,
-            "flag": np.where(sound(ll), "", UNSOUND),
-        }
-    )
-
-
-def sound(ll: LogMarginal) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an
-    unknown k̂ is none.
-    """
-    return (((ll.khat < SOUND_KHAT) & (ll.ess >= SOUND_ESS)) | ll.exact).cpu().numpy()
-
-
-def write_per_image_csv(ll: LogMarginal, path: str | Path) -> Path:
-    """Write `per_image_table` as CSV, all digits; the file appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, per_image_table(ll).to_csv(index=False).encode())
-    return path
-
-
-def summary(ll: LogMarginal) -> str:
-    """The headline, and below it what a reader who doubts it asks next."""
-    curve = "  ".join(f"{figure(value)} (K = {k})" for k, value in sorted(ll.curve.items()))
-    order = torch.argsort(ll.log_px)[: min(5, ll.num_images)].tolist()
-    worst = ", ".join(f"{i}: {figure(float(ll.log_px[i]))}" for i in order)
-    lines = [
-        str(ll),
-        f"  95% lower bound on the mean, whatever the weights: {figure(ll.lower95)}",
-        f"  first k of the same draws: {curve}; ELBO {figure(ll.elbo)}",
-        f"  jackknifed, which is no bound: {figure(ll.debiased)}",
-        f"  ESS by image: {_quantiles(ll.ess, 0)}",
-        f"  k̂ by image: {_quantiles(ll.khat, 2)}",
-        f"  largest weight's share by image: {_quantiles(ll.max_weight_share, 3)}",
-        f"  sound per-image intervals (k̂ < {SOUND_KHAT:g} and ESS ≥ {SOUND_ESS:.0f}): "
-        f"{int(sound(ll).sum())} of {ll.num_images}",
-        f"  lowest {quantity(ll.protocol)}, by image: {worst}",
-    ]
-    return "\n".join(lines)
-
-
-def _quantiles(values: Tensor, digits: int) -> str:
-    known = values[~values.isnan()].double().cpu().numpy()
-    if not len(known):
-        return "unknown (too few draws)"
-    # the observed value nearest to each quantile: k̂ may be −inf, between which nothing can be
-    # interpolated
-    found = np.quantile(known, [0.0, 0.05, 0.5, 0.95, 1.0], method="nearest")
-    named = zip(("min", "5%", "median", "95%", "max"), found, strict=True)
-    unknown = f"  ({len(values) - len(known)} unknown)" if len(known) < len(values) else ""
-    return "  ".join(f"{name} {figure(float(value), digits)}" for name, value in named) + unknown
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# ArviZ
-
-
-def to_elpd(ll: LogMarginal) -> Any:
-    """log p(x) of each image as ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and
-    ``az.plot_khat`` take it.
-    """
-    return elpd_data(
-        ll.log_px.double().cpu().numpy(), ll.khat.double().cpu().numpy(), ll.num_samples
-    )
-
-
+@takes_fields
 def to_inference_data(
     ll: LogMarginal,
     model: Callable[..., Any],

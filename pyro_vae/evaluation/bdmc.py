@@ -4,121 +4,69 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from pyro_vae import ambient
-from pyro_vae.analysis.simulate import Simulated, simulate
-from pyro_vae.devices import find_device
-from pyro_vae.evaluation.annealing import Settings, anneal, prepare_kernel, tiles
-from pyro_vae.evaluation.importance import running
-from pyro_vae.evaluation.protocol import Quantity
-from pyro_vae.evaluation.tiling import rows_of
-from pyro_vae.evaluation.traced_target import Target, make_target
-from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.analysis.simulate import simulate
+from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
+from pyro_vae.evaluation.result import Estimate, over_images
+from pyro_vae.evaluation.setup import Setup
 from pyro_vae.fields import as_fields
-from pyro_vae.formatting import figure, protocol_line, quantity
-from pyro_vae.pair.runtime import Pair
-from pyro_vae.progress import progress_bar
-from pyro_vae.rng import check_seed, mix
+from pyro_vae.formatting import figure, quantity, standard_error
+from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.rng import mix
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 
-@dataclass(frozen=True, eq=False)
-class BDMC:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BDMC(Estimate):
     """Bounds of log p(x) in expectation, on N simulated images. All in nats."""
+
+    columns: ClassVar[tuple[str, ...]] = ("lower_px", "upper_px", "gap_px", "acceptance")
+    figures: ClassVar[tuple[str, ...]] = (
+        *("lower", "upper", "gap", "se_lower", "se_upper", "se_gap", "num_samples", "num_images"),
+        *("acceptance", "protocol", "warnings"),
+    )
+    hidden: ClassVar[tuple[str, ...]] = (*Estimate.hidden, "num_chains", "num_steps")
 
     lower_px: Tensor  # (N,) float64, log of the mean forward weight
     upper_px: Tensor  # (N,) float64, −log of the mean reverse weight
     acceptance: Tensor  # (N,) of HMC's proposals, forward and reverse together
     x: Tensor  # (N, *event_shape), the simulated images
     num_samples: int  # chains an image, each way
-    protocol: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.lower_px)
 
     @property
     def gap_px(self) -> Tensor:
         """Upper minus lower, ``(N,)``."""
         return self.upper_px - self.lower_px
 
-    @property
-    def lower(self) -> float:
-        """Mean lower bound: its expectation is at most the mean of log p(x)."""
-        return float(self.lower_px.mean())
+    lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
+    upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
+    gap = over_images("gap_px", "Upper minus lower: the two errors together.")
+    se_lower = over_images("lower_px", number=standard_error)
+    se_upper = over_images("upper_px", number=standard_error)
+    se_gap = over_images(
+        "gap_px", "Paired by image: much smaller than the others'.", standard_error
+    )
 
-    @property
-    def upper(self) -> float:
-        """Mean upper bound: its expectation is at least the mean of log p(x)."""
-        return float(self.upper_px.mean())
-
-    @property
-    def gap(self) -> float:
-        """Upper minus lower: the two errors together."""
-        return float(self.gap_px.mean())
-
-    @property
-    def se_lower(self) -> float:
-        """Standard error of ``lower``, the images being a sample, Monte Carlo included; NaN for one
-        image.
-        """
-        return _se(self.lower_px)
-
-    @property
-    def se_upper(self) -> float:
-        """That of ``upper``."""
-        return _se(self.upper_px)
-
-    @property
-    def se_gap(self) -> float:
-        """That of ``gap``, paired by image: much smaller than the other two."""
-        return _se(self.gap_px)
-
-    def __str__(self) -> str:
-        said = self.protocol
-        line = (
-            f"{figure(self.lower)} ≤ {quantity(said)} ≤ {figure(self.upper)} nats in expectation "
-        )
-        line += f"(BDMC, T = {said['num_steps']}, "
-        line += f"{self.num_samples} chains, N = {self.num_images} simulated images)  gap {figure(self.gap, 3)} "
-        line += f"±{self.se_gap:.3f}  images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
-        hidden = ("num_samples", "num_chains", "num_images", "num_steps")
-        return "\n".join(
-            [
-                line,
-                "  about the model's own images, whose true z is known: on real data there is no "
-                "upper bound",
-                protocol_line(said, *hidden),
-            ]
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures under their attributes' names."""
-        names = (
-            "lower",
-            "upper",
-            "gap",
-            "se_lower",
-            "se_upper",
-            "se_gap",
-            "num_samples",
-            "num_images",
-        )
-        figures = {name: getattr(self, name) for name in names}
-        return {**figures, "acceptance": float(self.acceptance.mean()), "protocol": self.protocol}
+    def headline(self) -> list[str]:
+        """Both bounds and their gap."""
+        name, said = quantity(self.protocol), self.protocol
+        line = f"{figure(self.lower)} ≤ {name} ≤ {figure(self.upper)} nats in expectation (BDMC, "
+        line += f"T = {said['num_steps']}, {self.num_samples} chains, N = {self.num_images} "
+        line += f"simulated images)  gap {figure(self.gap, 3)} ±{self.se_gap:.3f}  "
+        line += f"images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
+        of_data = "whose true z is known: on real data there is no upper bound"
+        return [line, f"  about the model's own images, {of_data}"]
 
 
+@takes_fields
 def bdmc(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -133,6 +81,7 @@ def bdmc(
     device: str | torch.device = "auto",
     compile: str = "auto",
     progress: bool = False,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> BDMC:
     """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse
@@ -145,78 +94,51 @@ def bdmc(
     Args:
         like: a few images, for a model that can't be called as ``model(None, size=n)``; only their
             shape is used.
+        ignore_scales: as in `log_marginal`.
         **fields: what the model is conditioned on, ``size`` rows.
 
     Raises:
         UserError: as `ais`; a model that observes anything but x itself.
     """
     check_count("size", size)
-    check_seed(seed)
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
-    settings.check()
-    place = find_device(device)
+    setup = Setup(model, guide, seed, device, progress, ignore_scales)
     few = None if like is None else as_images(like, "like")
-    made = simulate(model, guide, size, few, place, mix(seed, 0) % 2**32, as_fields(fields, size))
-    pair = Pair.of(model, guide)
-    tile = tiles(size, num_chains, rows_of(pair, place))
-    starts = range(0, size, tile)
-    with (
-        running(pair, place),
-        progress_bar(2 * num_steps * len(starts), "step", progress) as bar,
-    ):
-        rows = torch.arange(tile, device=place)
-        first, others = (
-            (x, named) for x, named, _ in (made.rows(rows), made.rows((rows + tile) % size))
-        )
-        target, how = make_target(Unconstrained(pair, *first, num_chains), compile, first, others)
-        if progress:
-            tqdm.write(f"annealing: {how}", file=sys.stderr)
-        torch.manual_seed(seed)
-        found = [_both_ways(target, made, start, tile, settings, bar.update) for start in starts]
-        scored = Quantity(pair)
-        scored.see((made.x, made.fields))
-        known, _ = scored.told()
+    own, named = mix(seed, 0) % 2**32, as_fields(fields, size)
+    made = simulate(model, guide, size, few, setup.place, own, named)
+    with setup.running():
+        found = [
+            _both_ways(tile, made.latents)
+            for tile in annealed_tiles(setup, made.x, made.fields, settings, compile, runs=2)
+        ]
+        how = {"estimator": f"BDMC-{num_steps}", "num_samples": num_chains}
+        said = setup.protocol(how, {"data": "simulated from the model"}, settings.said())
     lower, upper, acceptance = torch.cat(found, dim=1)
-    said = {
-        "num_samples": num_chains,
-        "num_images": size,
-        "precision": str(made.x.dtype).removeprefix("torch."),
-        **ambient.said(place),
-        "seed": seed,
-        **settings.said(),
-        **known,
-        "data": "simulated from the model",
-    }
-    return BDMC(lower, upper, acceptance, made.x.cpu(), num_chains, said)
-
-
-def _both_ways(
-    target: Target,
-    made: Simulated,
-    start: int,
-    tile: int,
-    settings: Settings,
-    tick: Callable[[], Any],
-) -> Tensor:
-    """(lower, upper, acceptance) of one tile, ``(3, B)`` float64 on the CPU; rows that only fill
-    the tile are dropped.
-    """
-    num_images = min(tile, len(made.x) - start)
-    x, fields, latents = made.rows(start + torch.arange(tile, device=made.x.device) % num_images)
-    on_tile, space, betas = target.tile(x, fields), target.space, settings.betas()
-    kernel = prepare_kernel(target, on_tile, x, fields, settings)
-    forward = anneal(on_tile, on_tile.point(space.draw(x, fields)), betas, kernel, tick)
-    reverse = anneal(
-        on_tile, on_tile.point(space.locate(x, fields, latents)), betas[::-1], kernel, tick
+    return BDMC(
+        lower_px=lower,
+        upper_px=upper,
+        acceptance=acceptance,
+        x=made.x.cpu(),
+        num_samples=num_chains,
+        protocol=said,
+        notes=setup.notes,
     )
+
+
+def _both_ways(tile: Tile, latents: dict[str, Tensor]) -> Tensor:
+    """(lower, upper, acceptance) of one tile, ``(3, B)`` float64 on the CPU; ``latents`` are the
+    true ones of all images.
+    """
+    x, fields = tile.batch
+    rows = tile.start + torch.arange(len(x), device=x.device) % tile.num_images
+    truth = {name: value[rows] for name, value in latents.items()}
+    forward = tile.anneal(tile.draw(), tile.betas)
+    start = tile.target.point(tile.space.locate(x, fields, truth))
+    reverse = tile.anneal(start, tile.betas[::-1])
     lower, upper = _log_mean(forward.log_weights), -_log_mean(reverse.log_weights)
     acceptance = (forward.acceptance + reverse.acceptance) / 2
-    return torch.stack((lower, upper, acceptance.double()))[:, :num_images].cpu()
+    return torch.stack((lower, upper, acceptance.double()))[:, : tile.num_images].cpu()
 
 
 def _log_mean(log_weights: Tensor) -> Tensor:
     return log_weights.logsumexp(0) - log(len(log_weights))
-
-
-def _se(values: Tensor) -> float:
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")

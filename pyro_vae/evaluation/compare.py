@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isfinite, isnan, nan
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
 from pyro_vae.evaluation.protocol import refuse_other_data
-from pyro_vae.formatting import quantity, shorten
+from pyro_vae.formatting import Result, quantity, shorten
+from pyro_vae.table import aligned
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -65,8 +66,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Result):
     """Models from the best to the worst on the same images."""
+
+    figures: ClassVar[tuple[str, ...]] = ("rows", "num_images", "protocol", "warnings")
 
     rows: tuple[Row, ...]
     num_images: int
@@ -78,28 +81,15 @@ class Comparison:
         """What changes how the differences are to be read, then each model's own warnings."""
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
-    def __str__(self) -> str:
-        lines = _aligned(
-            [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
-        )
-        shown = [
-            f"N = {self.num_images}",
-            *(f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN),
-        ]
-        lines += [
+    def lines(self) -> list[str]:
+        """The table, and what all models share."""
+        table = [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
+        shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
+        return [
+            *aligned(table),
             "  nats per image; ± paired: standard error of the difference over the images",
-            "  " + "; ".join(shown),
+            "  " + "; ".join([f"N = {self.num_images}", *shared]),
         ]
-        return "\n".join(lines + [f"  warning: {text}" for text in self.warnings])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
-        return {
-            "rows": [{**asdict(row), "warnings": list(row.warnings)} for row in self.rows],
-            "num_images": self.num_images,
-            "protocol": self.protocol,
-            "warnings": list(self.warnings),
-        }
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a model, from the best to the worst, its name as the index."""
@@ -212,6 +202,12 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
                 f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
                 "model"
             )
+    ignored = [name for name, result in results.items() if result.protocol.get("scales")]
+    if ignored and len(ignored) < len(results):
+        notes.append(
+            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
+            "its programs; the others as their programs are"
+        )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
         gap = float(getattr(results[row.name], "bias", nan)) - best
@@ -228,7 +224,17 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
-_SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
+_SHOWN = (
+    "data",
+    "split",
+    "images",
+    "observation",
+    "binarization",
+    "kind",
+    "estimator",
+    "scales",
+    "sha256",
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -243,22 +249,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         _figure(row.weight),
         f"{row.high_khat:.1%}" if isfinite(row.high_khat) else "–",
     )
-
-
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
-    """Lines with the first column to the left and the others to the right."""
-    widths = [
-        max(len(line[i]) - line[i].count("\u0302") for line in table) for i in range(len(table[0]))
-    ]
-    lines = []
-    for cells in table:
-        # k̂ is two characters in one cell of the terminal
-        padded = [
-            cell.rjust(width + cell.count("\u0302"))
-            for cell, width in zip(cells[1:], widths[1:], strict=True)
-        ]
-        lines.append("  ".join([cells[0].ljust(widths[0]), *padded]).rstrip())
-    return lines
 
 
 def _figure(value: float, digits: int = 3) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.arviz_export import SOUND_ESS, SOUND_KHAT, sound
+from pyro_vae.evaluation.result import SOUND_ESS, SOUND_KHAT
 from pyro_vae.files import write_atomically
 from pyro_vae.formatting import quantity
 from pyro_vae.plots.images import DoesNotFit, picture_shape, to_pixels, value_range
@@ -86,7 +86,7 @@ def evaluation_figure(
     _curve(curve, ll)
     _khat(khat, ll)
     _ess(ess, ll)
-    rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(sound(ll))} of the images)"
+    rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(ll.sound)} of the images)"
     words = f"dotted: an image's own interval is sound where {rule}"
     upper.supxlabel(words, fontsize=8, color=GREY)
     figure.suptitle(_title(ll), fontsize=10)
@@ -188,7 +188,7 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
     panels = figure.subplots(len(rows), WORST, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
-    trusted = sound(ll)
+    trusted = ll.sound
     for column, image in enumerate(order.tolist()):
         for row, pixels in enumerate(rows):
             panels[row, column].imshow(_rgb(pixels[column]), interpolation="nearest")

@@ -46,6 +46,11 @@ class Proposal(ABC):
         """The shares of the draws that come from each part, in a chunk's order."""
         return (1.0,)
 
+    def in_words(self) -> str:
+        """For the protocol: ``defensive(scale=2.0, weight=0.2)``."""
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return type(self).__name__.lower() + (f"({settings})" if settings else "")
+
     def check(self, structure: Structure) -> None:
         """Raise a ``UserError`` where the weights would not be those of each image's p(x)."""
         refuse_bad_weights(structure)
@@ -61,11 +66,20 @@ class Proposal(ABC):
 
 @dataclass(frozen=True)
 class Guide(Proposal):
-    """z ~ q(z | x), weights p(x, z) / q(z | x) (Burda et al. 2016)."""
+    """z ~ q(z | x), weights p(x, z) / q(z | x) (Burda et al. 2016).
+
+    A site that the guide asks to enumerate is not drawn: the weight is the sum over its values.
+    """
+
+    def is_exact(self, structure: Structure) -> bool:
+        """Whether every latent, if there is one, is enumerated."""
+        return set(structure.latents) <= structure.enumerated.keys()
 
     def kernel(self, pair: Pair) -> Kernel:
         """The pair's own log weights."""
-        return lambda x, fields, k, score: pair.run(x, fields, k, score=score).log_weights()
+        return lambda x, fields, k, score: pair.run(
+            x, fields, k, score=score, every_value=True
+        ).log_weights()
 
 
 @dataclass(frozen=True)

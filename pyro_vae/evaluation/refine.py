@@ -4,32 +4,30 @@ al. 2018).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_vae.ambient import turn
-from pyro_vae.data.loaders import Resident
-from pyro_vae.devices import find_device
+from pyro_vae.data.loaders import Batch, Resident
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.annealing import tiles
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
-from pyro_vae.evaluation.result import LogMarginal
-from pyro_vae.evaluation.tiling import rows_of
+from pyro_vae.evaluation.result import Estimate, LogMarginal, over_images
+from pyro_vae.evaluation.setup import Setup
+from pyro_vae.evaluation.tiling import even_tiles
 from pyro_vae.fields import as_fields
-from pyro_vae.formatting import figure, protocol_line, quantity
+from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
-from pyro_vae.rng import check_seed, mix
+from pyro_vae.rng import mix, own_randomness
 from pyro_vae.tensors import as_images
 from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.select_step import select_step
@@ -43,84 +41,68 @@ magnitude.
 """
 
 
-@dataclass(frozen=True, eq=False)
-class Refinement:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Refinement(Estimate):
     """The two parts of log p(x) − ELBO, nats per image; q* is the best member of the guide's family
     for each image.
     """
 
-    guide: RefinedGuide  # q*, for these very images
+    columns: ClassVar[tuple[str, ...]] = (
+        *("log_px", "elbo_amortized_px", "elbo_refined_px"),
+        *("approximation_gap_px", "amortization_gap_px"),
+    )
+    figures: ClassVar[tuple[str, ...]] = (
+        *("elbo_amortized", "se_elbo_amortized", "elbo_refined", "se_elbo_refined"),
+        *("approximation_gap", "se_approximation_gap", "amortization_gap", "se_amortization_gap"),
+        *("log_px", "num_images", "protocol", "warnings"),
+    )
+    hidden: ClassVar[tuple[str, ...]] = ("log_px", "num_images")
+
+    guide: RefinedGuide | None = None  # q*, for these very images; no file has it
     elbo_amortized_px: Tensor  # (N,) float64, ELBO[q]
     elbo_refined_px: Tensor  # (N,) ELBO[q*], from fresh draws
     log_px: Tensor  # (N,) log p̂(x)
     log_marginal: LogMarginal  # of q* by importance sampling: its protocol, errors and warnings
-    protocol: dict[str, Any] = field(default_factory=dict)
+
+    elbo_amortized = over_images("elbo_amortized_px", "Mean ELBO[q].")
+    elbo_refined = over_images("elbo_refined_px", "Mean ELBO[q*].")
+    se_elbo_amortized = over_images("elbo_amortized_px", number=standard_error)
+    se_elbo_refined = over_images("elbo_refined_px", number=standard_error)
 
     @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.log_px)
-
-    @property
-    def elbo_amortized(self) -> float:
-        """Mean ELBO[q]."""
-        return float(self.elbo_amortized_px.mean())
-
-    @property
-    def elbo_refined(self) -> float:
-        """Mean ELBO[q*]."""
-        return float(self.elbo_refined_px.mean())
-
-    @property
-    def approximation_gap(self) -> float:
-        """log p̂(x) − ELBO[q*]: what the family can't do. As log p̂ is a lower bound, so is this."""
-        return float((self.log_px - self.elbo_refined_px).mean())
-
-    @property
-    def amortization_gap(self) -> float:
-        """ELBO[q*] − ELBO[q]: what the network doesn't do."""
-        return float((self.elbo_refined_px - self.elbo_amortized_px).mean())
-
-    @property
-    def se_elbo_amortized(self) -> float:
-        """Standard error of ``elbo_amortized``: the images as a sample, Monte Carlo included; NaN
-        for one image.
+    def approximation_gap_px(self) -> Tensor:
+        """log p̂(x) − ELBO[q*], ``(N,)``: what the family can't do. As log p̂ is a lower bound, so is
+        this.
         """
-        return _se(self.elbo_amortized_px)
+        return self.log_px - self.elbo_refined_px
 
     @property
-    def se_elbo_refined(self) -> float:
-        """That of ``elbo_refined``."""
-        return _se(self.elbo_refined_px)
+    def amortization_gap_px(self) -> Tensor:
+        """ELBO[q*] − ELBO[q], ``(N,)``: what the network doesn't do."""
+        return self.elbo_refined_px - self.elbo_amortized_px
+
+    approximation_gap = over_images("approximation_gap_px", "What the family can't do, at least.")
+    amortization_gap = over_images("amortization_gap_px", "What the network doesn't do.")
+    se_approximation_gap = over_images("approximation_gap_px", number=standard_error)
+    se_amortization_gap = over_images("amortization_gap_px", number=standard_error)
 
     @property
-    def se_approximation_gap(self) -> float:
-        """That of ``approximation_gap``, paired by image."""
-        return _se(self.log_px - self.elbo_refined_px)
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the estimate of log p(x)."""
+        return self.log_marginal.warnings
 
-    @property
-    def se_amortization_gap(self) -> float:
-        """That of ``amortization_gap``, paired by image."""
-        return _se(self.elbo_refined_px - self.elbo_amortized_px)
-
-    def __str__(self) -> str:
-        line = f"ELBO[q] {figure(self.elbo_amortized)} → ELBO[q*] {figure(self.elbo_refined)} → {quantity(self.protocol)} ≥ "
-        line += f"{figure(float(self.log_px.mean()))} nats (N = {self.num_images}, {self.protocol['log_px']})"
-        gaps = f"  amortization gap {figure(self.amortization_gap, 3)} ±{self.se_amortization_gap:.3f}   approximation gap ≥ "
+    def headline(self) -> list[str]:
+        """Both ELBOs, log p(x), and the gaps between them."""
+        line = f"ELBO[q] {figure(self.elbo_amortized)} → ELBO[q*] {figure(self.elbo_refined)} → "
+        line += f"{quantity(self.protocol)} ≥ {figure(float(self.log_px.mean()))} nats "
+        line += f"(N = {self.num_images}, {self.protocol['log_px']})"
+        gaps = f"  amortization gap {figure(self.amortization_gap, 3)} "
+        gaps += f"±{self.se_amortization_gap:.3f}   approximation gap ≥ "
         gaps += f"{figure(self.approximation_gap, 3)} ±{self.se_approximation_gap:.3f}"
-        rest = protocol_line(self.protocol, "log_px", "num_images")
-        return "\n".join(
-            [line, gaps, rest, *(f"  warning: {text}" for text in self.log_marginal.warnings)]
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures under their attributes' names."""
-        names = ("elbo_amortized", "elbo_refined", "approximation_gap", "amortization_gap")
-        figures = {key: getattr(self, key) for name in names for key in (name, f"se_{name}")}
-        figures |= {"log_px": float(self.log_px.mean()), "num_images": self.num_images}
-        return {**figures, "protocol": self.protocol, "warnings": list(self.log_marginal.warnings)}
+        return [line, gaps]
 
 
+@takes_fields
 def refine(
     model: Callable[..., Any],
     guide: Callable[..., Any],
@@ -155,112 +137,93 @@ def refine(
         UserError: the guide has no ``local`` and ``build``, or draws that are not reparameterised;
             the reference is of other images.
     """
-    for name, count in (
-        ("num_steps", num_steps),
-        ("num_samples", num_samples),
-        ("num_particles", num_particles),
-    ):
-        check_count(name, count)
-    check_seed(seed)
-    place = find_device(device)
-    images = as_images(x)
-    pair = Pair.of(model, guide).to(place)
-    seen = pair.cast(images.to(place))
-    named = {name: value.to(place) for name, value in as_fields(fields, len(images)).items()}
-    named.setdefault("index", torch.arange(len(images), device=place))
-    options: dict[str, Any] = {
-        "num_samples": num_samples,
-        "device": device,
-        "compile": compile,
-        **fields,
-    }
-    tile = tiles(len(images), num_particles, rows_of(pair, place))
-    starts = range(0, len(images), tile)
-    initial = _at_start(model, guide, seen, named, tile, pair)
-    amortized = log_marginal(model, initial, images, seed=mix(seed, 1) % 2**32, **options)
+    steps = {"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles}
+    for name, count in (*steps.items(), ("num_samples", num_samples)):
+        if name != "learning_rate":
+            check_count(name, count)
+    setup, images = Setup(model, guide, seed, device, progress), as_images(x)
+    options = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
+    tile = even_tiles(len(images), num_particles, setup.rows)
+    batches = list(
+        Resident(
+            setup.pair.cast(images.to(setup.place)),
+            as_fields(fields, len(images)),
+            tile,
+            setup.place,
+        ).in_order()
+    )
+
+    def evaluated(q: RefinedGuide, stream: int) -> LogMarginal:
+        return log_marginal(model, q, images, seed=mix(seed, stream) % 2**32, **options)
+
+    with setup.pair.active(training=False, may_create=False):
+        starts = [local_parameters(guide, *batch)[1] for batch in batches]
+    amortized = evaluated(_freed(model, guide, starts, batches), 1)
     _check_reference(reference, amortized)
-    etas = []
     with (
         turn(),
         torch.enable_grad(),
-        progress_bar(num_steps * len(starts), "step", progress) as bar,
+        progress_bar(num_steps * len(batches), "step", progress) as bar,
     ):
-        for start in starts:
-            rows = slice(start, start + tile)
-            batch = seen[rows], {name: value[rows] for name, value in named.items()}
-            climb = _Climb(
-                num_steps, learning_rate, num_particles, compile, mix(seed, 0, start) % 2**32, bar
-            )
-            etas.append(climb(model, guide, *batch))
-    refined = RefinedGuide(initial.base, torch.cat(etas), seen)
-    _share_store(model, guide, refined)
-    best = log_marginal(model, refined, images, seed=mix(seed, 2) % 2**32, **options)
+        climb = _Climb(model, guide, num_steps, learning_rate, num_particles, compile, setup, bar)
+        etas = [climb(batch, mix(seed, 0, tile * i) % 2**32) for i, batch in enumerate(batches)]
+    refined = _freed(model, guide, etas, batches)
+    best = evaluated(refined, 2)
+    given = best if reference is None else reference
+    names = "num_images", "num_samples", "precision", "quantity", "sha256", "scored", "conditions"
     said = {
-        "log_px": _label(best if reference is None else reference),
-        **{name: best.protocol[name] for name in ("num_images", "num_samples", "precision")},
-        **{name: best.protocol[name] for name in ("quantity", "sha256", "scored", "conditions")},
-        **{
-            "num_steps": num_steps,
-            "learning_rate": learning_rate,
-            "num_particles": num_particles,
-            "seed": seed,
-        },
+        "log_px": str(given.protocol.get("estimator", "as given")),
+        **{name: best.protocol[name] for name in names},
+        "checked": best.protocol["checked"],
+        **steps,
+        "seed": seed,
         **(dict(protocol) if protocol else {"data": "as given"}),
     }
-    log_px = best.log_px if reference is None else reference.log_px
-    return Refinement(refined, amortized.elbo_px, best.elbo_px, log_px, best, said)
+    return Refinement(
+        guide=refined,
+        elbo_amortized_px=amortized.elbo_px,
+        elbo_refined_px=best.elbo_px,
+        log_px=given.log_px,
+        log_marginal=best,
+        protocol=said,
+    )
 
 
-def _at_start(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Tensor,
-    fields: dict[str, Tensor],
-    tile: int,
-    pair: Pair,
+def _freed(
+    model: Callable[..., Any], guide: Any, etas: list[Tensor], batches: list[Batch]
 ) -> RefinedGuide:
-    """The guide with the η at which each image begins: its own, for an amortized guide."""
-    etas = []
-    with pair.active(training=False, may_create=False):
-        for start in range(0, len(x), tile):
-            rows = slice(start, start + tile)
-            base, eta = local_parameters(
-                guide, x[rows], {name: value[rows] for name, value in fields.items()}
-            )
-            etas.append(eta)
-    initial = RefinedGuide(base, torch.cat(etas), x)
-    _share_store(model, guide, initial)
-    return initial
+    """The guide with these η for these images, and the parameters that ``pyro.param`` statements
+    made for model and guide.
+    """
+    freed = RefinedGuide(guide, torch.cat(etas), torch.cat([x for x, _ in batches]))
+    old, new = Pair.of(model, guide).store, Pair.of(model, freed).store
+    new.parameters.update(old.parameters)
+    new.constraints.update(old.constraints)
+    return freed
 
 
 @dataclass(frozen=True)
 class _Climb:
     """Adam on the η of one tile of images."""
 
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
     num_steps: int
     learning_rate: float
     num_particles: int
     compile: str
-    seed: int
+    setup: Setup
     bar: Any
 
-    def __call__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        x: Tensor,
-        fields: dict[str, Tensor],
-    ) -> Tensor:
+    def __call__(self, batch: Batch, seed: int) -> Tensor:
         """η*, ``(B, P)``."""
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            torch.manual_seed(self.seed)
-            with Pair.of(model, guide).active(training=False, may_create=False):
-                base, eta = local_parameters(guide, x, fields)
-            freed = RefinedGuide(base, eta, x)
-            _share_store(model, guide, freed)
-            loss = Loss(
-                TraceMeanField_ELBO(num_particles=self.num_particles), Pair.of(model, freed)
-            )
+        x, fields = batch
+        with own_randomness(seed, x.device):
+            with self.setup.pair.active(training=False, may_create=False):
+                _, eta = local_parameters(self.guide, x, fields)
+            freed = _freed(self.model, self.guide, [eta], [batch])
+            objective = TraceMeanField_ELBO(num_particles=self.num_particles)
+            loss = Loss(objective, Pair.of(self.model, freed))
             # rows of this tile's own table
             named = {**fields, "index": torch.arange(len(x), device=x.device)}
             with loss.pair.active(training=False, may_create=False):
@@ -274,19 +237,16 @@ class _Climb:
                 "has none (its distribution has no rsample): use a family that is reparameterised"
             )
         optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
-        update, source = (
-            Update(optim, [freed.eta], Health.on(x.device)),
-            Resident(x, fields, len(x), x.device),
-        )
+        update = Update(optim, [freed.eta], Health.on(x.device))
         eager = TrainStep(loss, [freed.eta], update)
         _check_used(eager, x, fields)
         # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager
         # Pyro
+        worth = 1 if self.compile == "auto" else self.num_steps
         step, _, how = select_step(
-            eager, self.compile, 1 if self.compile == "auto" else self.num_steps, source
+            eager, self.compile, worth, Resident(x, fields, len(x), x.device)
         )
-        if not self.bar.disable:
-            tqdm.write(f"refinement step: {how}", file=sys.stderr)
+        self.setup.say(f"refinement step: {how}")
         for i in range(self.num_steps):
             update.set_rate((1 + cos(pi * i / self.num_steps)) / 2)
             step(x, fields)
@@ -303,17 +263,6 @@ def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
         )
 
 
-def _share_store(
-    model: Callable[..., Any], guide: Callable[..., Any], refined: RefinedGuide
-) -> None:
-    """The parameters that ``pyro.param`` statements made for model and guide, for model and refined
-    guide too.
-    """
-    old, new = Pair.of(model, guide).store, Pair.of(model, refined).store
-    new.parameters.update(old.parameters)
-    new.constraints.update(old.constraints)
-
-
 def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
     if reference is None:
         return
@@ -323,11 +272,3 @@ def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
             "estimate it on this very tensor"
         )
     refuse_other_data("reference", reference.protocol, "refine", own.protocol)
-
-
-def _label(result: LogMarginal) -> str:
-    return str(result.protocol.get("estimator", "as given"))
-
-
-def _se(values: Tensor) -> float:
-    return float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")

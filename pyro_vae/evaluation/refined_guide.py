@@ -16,6 +16,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import Fields
 from pyro_vae.pair.program import Program
+from pyro_vae.protocols import Local, hook
 
 
 class RefinedGuide(nn.Module):
@@ -77,16 +78,14 @@ def local_parameters(
     Raises:
         UserError: it has none, or η is no ``(B, P)``; it says what to write.
     """
-    if not isinstance(guide, nn.Module) or not all(
-        callable(getattr(guide, n, None)) for n in ("local", "build")
-    ):
+    if not isinstance(guide, nn.Module) or not isinstance(guide, Local):
         raise UserError(
             f"refine frees the parameters η of each image's own q(z | x), and {_name(guide)} "
             "doesn't tell them: write the guide as an nn.Module with local(x, **fields) -> η, (B, "
             "P) and unconstrained, and build(η) -> q(z | x), and sample build(self.local(x)) in "
             "its forward, as pyro_vae.guides.AmortizedGuide does"
         )
-    local: Any = getattr(guide, "start", guide.local)
+    local = hook(guide, "start") or guide.local
     with (
         torch.no_grad(),
         poutine.block(),

@@ -1,5 +1,5 @@
-"""An estimate of log p(x) as a value: two error bars, a bias estimate, diagnostics, and the
-protocol behind them.
+"""What an estimator of log p(x) returns: figures of each image, a headline, and the protocol behind
+them.
 """
 
 from __future__ import annotations
@@ -8,21 +8,125 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
+
+from pyro_vae.files import write_atomically
+from pyro_vae.formatting import (
+    Result,
+    figure,
+    protocol_line,
+    quantity,
+    share,
+    standard_error,
+)
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
-from pyro_vae.formatting import figure, protocol_line, quantity, share
 
 EXACT = "exact"
 """The protocol's estimator where no latent is drawn."""
 
+SOUND_KHAT, SOUND_ESS = 0.5, 300.0
+"""Where an image's nominal 95% interval covers: k̂ below, and the weights' ESS at least
+(evaluation.md, measured).
+"""
 
-@dataclass(frozen=True, eq=False)
-class LogMarginal:
+UNSOUND = "interval unsound"
+
+
+def over_images(
+    figures: str,
+    doc: str = "Its standard error, the images being a sample; Monte Carlo included.",
+    number: Callable[[Tensor], Any] = torch.mean,
+) -> Any:
+    """A property: one number, in nats, of a result's figures of each image ``(N,)``."""
+    return property(lambda result: float(number(getattr(result, figures))), doc=doc)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Estimate(Result):
+    """Figures of each of N images, in nats, with the protocol behind them."""
+
+    columns: ClassVar[tuple[str, ...]] = ()  # the figures of each image, (N,)
+    hidden: ClassVar[tuple[str, ...]] = ("estimator", "num_samples", "num_images", "num_dims")
+    """What the printed protocol lacks, as the headline has it."""
+
+    protocol: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(getattr(self, self.columns[0]))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the number is to be read."""
+        return self.notes
+
+    def headline(self) -> list[str]:
+        """The number with its errors, a line or more."""
+        raise NotImplementedError
+
+    def lines(self) -> list[str]:
+        """The headline and the protocol."""
+        return [*self.headline(), protocol_line(self.protocol, *self.hidden)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures under their attributes' names, of those of each image the mean: what
+        ``--json`` prints.
+        """
+        found = {name: getattr(self, name) for name in self.figures}
+        means = {n: float(each.mean()) for n, each in found.items() if isinstance(each, Tensor)}
+        return {**super().to_dict(), **means}
+
+    def summary(self) -> str:
+        """The printed lines, and quantiles of the figures of each image."""
+        return "\n".join([str(self), *(self._by_image(name, name, 2) for name in self.columns)])
+
+    def per_image(self) -> pandas.DataFrame:
+        """One row an image, with its figures in nats."""
+        import pandas
+
+        figures = {name: getattr(self, name).double().cpu().numpy() for name in self.columns}
+        return pandas.DataFrame({"image": range(self.num_images), **figures})
+
+    def to_csv(self, path: str | Path) -> Path:
+        """Write `per_image` as CSV, all digits; the file appears whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, self.per_image().to_csv(index=False).encode())
+        return path
+
+    def _by_image(self, words: str, name: str, digits: int) -> str:
+        """Quantiles in a line: observed values, as k̂ may be −inf, between which nothing can be
+        interpolated.
+        """
+        values = getattr(self, name)
+        known = values[~values.isnan()].double().cpu().numpy()
+        if not len(known):
+            return f"  {words} by image: unknown (too few draws)"
+        at = {"min": 0.0, "5%": 0.05, "median": 0.5, "95%": 0.95, "max": 1.0}
+        found = np.quantile(known, list(at.values()), method="nearest")
+        named = [f"{q} {figure(float(each), digits)}" for q, each in zip(at, found, strict=True)]
+        unknown = f"  ({len(values) - len(known)} unknown)" if len(known) < len(values) else ""
+        return f"  {words} by image: {'  '.join(named)}{unknown}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LogMarginal(Estimate):
     """An estimate of log p(x) on a set of images, with what is needed to doubt it. All in nats."""
+
+    columns: ClassVar[tuple[str, ...]] = ("log_px", "se", "ess", "khat", "max_weight_share")
+    figures: ClassVar[tuple[str, ...]] = (
+        *("mean", "se_mc", "se_total", "bias", "lower95", "elbo", "debiased", "high_khat"),
+        *("bits_per_dim", "num_samples", "num_images", "median_ess", "curve"),
+        *("protocol", "warnings"),
+    )
 
     log_px: Tensor  # (N,) float64, L_K of each image
     se: Tensor  # (N,) Monte Carlo standard error of each (delta method)
@@ -30,14 +134,17 @@ class LogMarginal:
     khat: Tensor  # (N,) Pareto shape of the weights' tail
     elbo_px: Tensor  # (N,) mean log weight: each image's ELBO
     max_weight_share: Tensor  # (N,) the largest weight over their sum
-    debiased_px: (
-        Tensor  # (N,) jackknifed L_K: its bias is of second order in 1/K, and it is no bound
-    )
+    # (N,) jackknifed L_K: its bias is of second order in 1/K, and it is no bound
+    debiased_px: Tensor
     curve: dict[int, float]  # mean L_k of the first k of the same draws
     num_samples: int
-    protocol: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
     bits_offset: float | None = None
+
+    mean = over_images("log_px", "mean L_K: its expectation is at most the set's mean log p(x).")
+    se_total = over_images("log_px", "Of the mean, with the set as a sample.", standard_error)
+    elbo = over_images("elbo_px", "The mean log weight: the ELBO where the guide is the proposal.")
+    debiased = over_images("debiased_px", "Jackknifed (Nowozin 2018): nearer, and **not** a bound.")
+    median_ess = over_images("ess", "Median of the effective sample sizes.", torch.median)
 
     @property
     def exact(self) -> bool:
@@ -45,28 +152,9 @@ class LogMarginal:
         return self.protocol.get("estimator") == EXACT
 
     @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.log_px)
-
-    @property
-    def mean(self) -> float:
-        """mean L_K: its expectation is at most the set's mean log p(x)."""
-        return float(self.log_px.mean())
-
-    @property
     def se_mc(self) -> float:
         """Monte Carlo error of the mean, the set being fixed: √Σ se² / N."""
         return float(self.se.square().sum().sqrt() / self.num_images)
-
-    @property
-    def se_total(self) -> float:
-        """Standard error of the mean with the set as a sample, Monte Carlo included: sd(L) / √N;
-        NaN for one image.
-        """
-        return (
-            float(self.log_px.std() / self.num_images**0.5) if self.num_images > 1 else float("nan")
-        )
 
     @property
     def bias(self) -> float:
@@ -79,18 +167,6 @@ class LogMarginal:
         infinite variance.
         """
         return self.mean if self.exact else self.mean - log(20) / self.num_images
-
-    @property
-    def elbo(self) -> float:
-        """The mean log weight of the same draws: the guide's ELBO where the guide is the proposal."""
-        return float(self.elbo_px.mean())
-
-    @property
-    def debiased(self) -> float:
-        """mean of the jackknifed estimates (Nowozin 2018): nearer to log p(x) than the mean, and
-        **not** a bound.
-        """
-        return float(self.debiased_px.mean())
 
     @property
     def high_khat(self) -> float:
@@ -109,14 +185,18 @@ class LogMarginal:
         return -self.mean / (dims * log(2)) + self.bits_offset
 
     @property
+    def sound(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an
+        unknown k̂ is none.
+        """
+        return (((self.khat < SOUND_KHAT) & (self.ess >= SOUND_ESS)) | self.exact).cpu().numpy()
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What changes how the number is to be read."""
         found = list(self.notes)
         if self.num_samples == 1 and not self.exact:
-            found.append(
-                "one draw an image: this is the ELBO, and it has no Monte Carlo error or bias "
-                "estimate; use more draws"
-            )
+            found.append(self._of_one_draw())
         if abs(self.bias) > 0.05:
             found.append(
                 f"estimated bias {self.bias:+.2f} nats: use more draws, or a guide nearer to the "
@@ -140,78 +220,73 @@ class LogMarginal:
             )
         return tuple(found)
 
-    def __str__(self) -> str:
-        label = self.protocol.get("estimator", f"IW-{self.num_samples}")
-        line = f"{quantity(self.protocol)} {'=' if self.exact else '≥'} {figure(self.mean)} nats ({label}, N = {self.num_images})"
-        line += f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}"
+    def _of_one_draw(self) -> str:
+        return (
+            "one draw an image: this is the ELBO, and it has no Monte Carlo error or bias "
+            "estimate; use more draws"
+        )
+
+    def headline(self) -> list[str]:
+        """log p(x) with its two errors, its bias, and what is known of the weights."""
+        line = self._number(self.protocol.get("estimator", f"IW-{self.num_samples}"))
         if not self.exact:
             line += f"  est. bias {figure(self.bias, 3)}"
-            line += f"  k̂ > 0.7: {share(self.high_khat)}  median ESS {float(self.ess.median()):.0f}"
+            line += f"  k̂ > 0.7: {share(self.high_khat)}  median ESS {self.median_ess:.0f}"
             # another proposal's mean log weight is not the guide's ELBO
-            line += (
-                f"  ELBO {figure(self.elbo)}"
-                if self.protocol.get("proposal", "guide") == "guide"
-                else ""
-            )
-        if self.bits_per_dim is not None:
-            line += f"  bits/dim {self.bits_per_dim:.3f}"
-        rest = protocol_line(self.protocol, "estimator", "num_samples", "num_images", "num_dims")
-        return "\n".join([line, rest, *(f"  warning: {text}" for text in self.warnings)])
+            if self.protocol.get("proposal", "guide") == "guide":
+                line += f"  ELBO {figure(self.elbo)}"
+        return [line + self._bits()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """The figures under their attributes' names, without the per-image tensors: what ``--json``
-        prints.
-        """
-        names = (
-            "mean",
-            "se_mc",
-            "se_total",
-            "bias",
-            "lower95",
-            "elbo",
-            "debiased",
-            "high_khat",
-            "bits_per_dim",
-            "num_samples",
-            "num_images",
-        )
-        figures = {name: getattr(self, name) for name in names}
-        figures["median_ess"] = float(self.ess.median())
-        return {
-            **figures,
-            "curve": {str(k): v for k, v in self.curve.items()},
-            "protocol": self.protocol,
-            "warnings": list(self.warnings),
-        }
+    def _number(self, label: str) -> str:
+        sign = "=" if self.exact else "≥"
+        line = f"{quantity(self.protocol)} {sign} {figure(self.mean)} nats ({label}, N = {self.num_images})"
+        return line + f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}"
 
-    # ---- for readers and other tools (`pyro_vae.evaluation.arviz_export`,
-    # `pyro_vae.evaluation.page`)
+    def _bits(self) -> str:
+        return "" if self.bits_per_dim is None else f"  bits/dim {self.bits_per_dim:.3f}"
 
     def summary(self) -> str:
         """The headline, and below it what a reader who doubts it asks next: the curve, quantiles,
         the worst images.
         """
-        from pyro_vae.evaluation import arviz_export
-
-        return arviz_export.summary(self)
+        curve = "  ".join(f"{figure(value)} (K = {k})" for k, value in sorted(self.curve.items()))
+        order = torch.argsort(self.log_px)[: min(5, self.num_images)].tolist()
+        worst = ", ".join(f"{i}: {figure(float(self.log_px[i]))}" for i in order)
+        lines = [
+            str(self),
+            f"  95% lower bound on the mean, whatever the weights: {figure(self.lower95)}",
+            f"  first k of the same draws: {curve}; ELBO {figure(self.elbo)}",
+            f"  jackknifed, which is no bound: {figure(self.debiased)}",
+            self._by_image("ESS", "ess", 0),
+            self._by_image("k̂", "khat", 2),
+            self._by_image("largest weight's share", "max_weight_share", 3),
+            f"  sound per-image intervals (k̂ < {SOUND_KHAT:g} and ESS ≥ {SOUND_ESS:.0f}): "
+            f"{int(self.sound.sum())} of {self.num_images}",
+            f"  lowest {quantity(self.protocol)}, by image: {worst}",
+        ]
+        return "\n".join(lines)
 
     def per_image(self) -> pandas.DataFrame:
-        """One row an image: log_px, se, bias, ess, khat, max_weight_share, lower, upper, flag."""
-        from pyro_vae.evaluation import arviz_export
+        """One row an image, in nats: log_px, se, bias, ess, khat, max_weight_share, lower, upper,
+        flag.
 
-        return arviz_export.per_image_table(self)
+        ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se. The flag says
+        ``interval unsound`` unless k̂ < 0.5 and ESS ≥ 300.
+        """
+        table = super().per_image()
+        table.insert(3, "bias", -(table["se"] ** 2) / 2)
+        centre, half = table["log_px"] - table["bias"], 1.96 * table["se"]
+        flag = ["" if sound else UNSOUND for sound in self.sound]
+        return table.assign(lower=centre - half, upper=centre + half, flag=flag)
 
-    def to_csv(self, path: str | Path) -> Path:
-        """Write `per_image` as CSV, all digits."""
-        from pyro_vae.evaluation import arviz_export
-
-        return arviz_export.write_per_image_csv(self, path)
+    # ---- for other tools (`pyro_vae.evaluation.arviz_export`, `pyro_vae.evaluation.page`)
 
     def to_elpd(self) -> Any:
         """ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and ``az.plot_khat`` take it."""
-        from pyro_vae.evaluation import arviz_export
+        from pyro_vae.evaluation.arviz_compat import elpd_data
 
-        return arviz_export.to_elpd(self)
+        log_px, khat = (each.double().cpu().numpy() for each in (self.log_px, self.khat))
+        return elpd_data(log_px, khat, self.num_samples)
 
     def to_inference_data(
         self, model: Callable[..., Any], guide: Callable[..., Any], x: Any, **options: Any

@@ -1,6 +1,4 @@
-"""An estimate of log p(x) as a file: its per-image figures and its protocol, in a .npz without
-pickle.
-"""
+"""An estimate as a file: its figures of each image and its protocol, in a .npz without pickle."""
 
 from __future__ import annotations
 
@@ -17,30 +15,44 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais import AnnealedMarginal
-from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.evaluation.bdmc import BDMC
+from pyro_vae.evaluation.refine import Refinement
+from pyro_vae.evaluation.result import Estimate, LogMarginal
 from pyro_vae.files import write_atomically
 
-KINDS: dict[str, type[LogMarginal]] = {
-    "LogMarginal": LogMarginal,
-    "AnnealedMarginal": AnnealedMarginal,
+KINDS: dict[str, type[Estimate]] = {
+    kind.__name__: kind for kind in (LogMarginal, AnnealedMarginal, BDMC, Refinement)
 }
+"""By the names that files have."""
 
 
-def save_estimate(path: Path, ll: LogMarginal, of: str) -> None:
+def save_estimate(path: Path, ll: Estimate, of: str) -> None:
     """Write ``ll``; ``of`` names what it was estimated with, such as a checkpoint's SHA-256."""
-    held = {each.name: getattr(ll, each.name) for each in fields(ll)}
-    arrays: dict[str, Any] = {
-        name: value.cpu().numpy() for name, value in held.items() if isinstance(value, Tensor)
-    }
-    words = {name: value for name, value in held.items() if name not in arrays}
-    words |= {"class": type(ll).__name__, "of": of}
+    arrays, words = _parts(ll)
     content = BytesIO()
-    np.savez_compressed(content, words=np.array(json.dumps(words, default=str)), **arrays)
+    said = np.array(json.dumps({**words, "of": of}, default=str))
+    np.savez_compressed(content, words=said, **arrays)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, content.getvalue())
 
 
-def load_estimate(path: Path, of: str) -> LogMarginal | None:
+def _parts(ll: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors as arrays, those of an estimate in it under ``name.``, and what JSON has; a guide
+    is in neither.
+    """
+    arrays, words = dict[str, Any](), {"class": type(ll).__name__}
+    for name, value in ((each.name, getattr(ll, each.name)) for each in fields(ll)):
+        if isinstance(value, Tensor):
+            arrays[name] = value.cpu().numpy()
+        elif isinstance(value, Estimate):
+            inner, words[name] = _parts(value)
+            arrays |= {f"{name}.{key}": array for key, array in inner.items()}
+        elif not isinstance(value, torch.nn.Module):
+            words[name] = value
+    return arrays, words
+
+
+def load_estimate(path: Path, of: str) -> Estimate | None:
     """What `save_estimate` wrote, or None where there is no file or it is ``of`` something else.
 
     Raises:
@@ -52,14 +64,19 @@ def load_estimate(path: Path, of: str) -> LogMarginal | None:
         with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as held:
             arrays: dict[str, Any] = {name: held[name] for name in held.files}
         words: dict[str, Any] = json.loads(str(arrays.pop("words")))
-        kind = KINDS[words.pop("class")]
-        if words.pop("of") != of:
-            return None
-        words["curve"] = {int(k): value for k, value in words["curve"].items()}
-        words["notes"] = tuple(words["notes"])
-        tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
-        return kind(**tensors, **words)
+        return _whole(arrays, words) if words.pop("of") == of else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(
             f"{path}: damaged, or not an estimate of pyro_vae; move it away, and evaluate again"
         ) from error
+
+
+def _whole(arrays: dict[str, Any], words: dict[str, Any]) -> Estimate:
+    kind = KINDS[words.pop("class")]
+    tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if "." not in n}
+    for name in {n.partition(".")[0] for n in arrays if "." in n}:
+        own = {n.partition(".")[2]: a for n, a in arrays.items() if n.startswith(f"{name}.")}
+        words[name] = _whole(own, words[name])
+    if "curve" in words:
+        words["curve"] = {int(k): value for k, value in words["curve"].items()}
+    return kind(**tensors, **{**words, "notes": tuple(words["notes"])})

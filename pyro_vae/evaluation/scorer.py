@@ -13,10 +13,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced_weights import Draw, Weights
-from pyro_vae.evaluation.weight_sums import ImageSums, WeightSums, pareto_khat, tail_length
+from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
@@ -32,7 +32,6 @@ it is run.
 
 Result = TypeVar("Result")
 Fields = Mapping[str, Tensor]
-Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
 
 
 @dataclass
@@ -118,7 +117,7 @@ class Scorer:
                 if self.rows == 1:
                     raise UserError(
                         "the memory does not hold one image and one draw of this model: use "
-                        f"another device or a smaller model ({_first_line(error)})"
+                        f"another device or a smaller model ({first_line(error)})"
                     ) from error
             # outside the handler, whose traceback holds on to the tensors of the run that failed
             self._halve()
@@ -131,10 +130,6 @@ class Scorer:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0][:160]
 
 
 def _stream(

@@ -5,7 +5,7 @@ all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from math import gcd
+from math import ceil, gcd
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.data.loaders import Batch, Source
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
+from pyro_vae.protocols import hook
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for
@@ -29,7 +30,7 @@ def rows_of(pair: Pair, place: torch.device) -> int:
     """`ROWS` on this device, fewer where a likelihood of the model has many decoder outputs for
     each pixel.
     """
-    widest = max((getattr(module, "per_pixel", 1) for module in pair.modules), default=1)
+    widest = max((hook(module, "per_pixel") for module in pair.modules), default=1)
     return ROWS.get(place.type, ROWS["cpu"]) // max(1, widest // OUTPUTS)
 
 
@@ -41,6 +42,14 @@ def tile_sizes(num_samples: int, rows: int) -> tuple[int, int]:
     fits = [n for n in range(1, min(common, rows) + 1) if common % n == 0]
     chunk = fits[-1] if fits[-1] >= min(num_samples, rows) // 16 else min(num_samples, rows)
     return chunk, max(1, rows // chunk)
+
+
+def even_tiles(num_images: int, num_draws: int, rows: int) -> int:
+    """Images of one tile: draws times images at most about ``rows``, the tiles of nearly equal
+    size.
+    """
+    fit = max(1, rows // num_draws)
+    return ceil(num_images / ceil(num_images / fit))
 
 
 def padded(

@@ -17,7 +17,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
-from pyro_vae.freed_memory import keep_freed_memory
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pair.layouts import plain_score
 from pyro_vae.pair.runtime import Pair
 
@@ -130,7 +130,8 @@ def make_weights(
                 f"{precision.words}"
             )
         return EagerWeights(kernel), "eager Pyro, as asked for"
-    pair.layout(*first)  # chosen beforehand: a dry run reads values, which a trace can't
+    for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
+        pair.layout(*first, every_value=every)
     seconds = (
         2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples / _FLOPS_PER_SECOND
     )

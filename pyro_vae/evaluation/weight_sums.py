@@ -4,11 +4,17 @@ with K.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import chain
 from math import ceil, log, sqrt
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pyro_vae.distributed import Alone
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.tiling import stops
 
 
 def tail_length(num_samples: int) -> int:
@@ -26,6 +32,9 @@ rounding.
 SHORTEST_TAIL = 5
 """Fewer weights than these have no k̂ (Vehtari et al. 2024)."""
 
+FITTED = 2**22
+"""Numbers, observations times nodes times images, of the fits that are made at once: 32 MB."""
+
 
 def pareto_khat(top: Tensor, variance: Tensor) -> Tensor:
     """k̂ of the importance weights from their M + 1 largest alone (Vehtari et al. 2024).
@@ -40,41 +49,54 @@ def pareto_khat(top: Tensor, variance: Tensor) -> Tensor:
     Returns:
         ``(B,)``: −inf where the weights are constant, NaN where fewer than five are in the tail.
     """
-    khat = torch.full_like(variance, torch.nan, device="cpu")  # one image at a time
     if len(top) <= SHORTEST_TAIL:
-        return khat.to(variance)
-    relative = (top - top[0]).T.cpu()
+        return torch.full_like(variance, torch.nan)
+    relative = top - top[0]
     # a weight below the smallest normal float64 counts as zero
-    cutoffs = relative[:, -1].clamp(min=log(torch.finfo(torch.float64).tiny))
-    for image, (row, cutoff) in enumerate(zip(relative, cutoffs, strict=True)):
-        tail = row[row > cutoff]
-        if len(tail) >= SHORTEST_TAIL:
-            khat[image] = generalized_pareto_shape((tail.exp() - cutoff.exp()).flip(0))
-    return torch.where(variance < CONSTANT, -torch.inf, khat.to(variance))
+    cutoff = relative[-1].clamp(min=log(torch.finfo(torch.float64).tiny))
+    inside = relative[:-1] > cutoff
+    excess = torch.where(inside, relative[:-1].exp() - cutoff.exp(), 0.0)
+    images = max(1, FITTED // (len(excess) * _most_nodes(len(excess))))
+    parts = zip(excess.split(images, 1), inside.sum(0).split(images), strict=True)
+    khat = torch.cat([generalized_pareto_shape(*part) for part in parts])
+    khat = khat.where(inside.sum(0) >= SHORTEST_TAIL, torch.nan)
+    return torch.where(variance < CONSTANT, -torch.inf, khat)
 
 
-def generalized_pareto_shape(excess: Tensor) -> Tensor:
-    """The shape k of a generalised Pareto distribution (Zhang & Stephens 2009).
+def generalized_pareto_shape(excess: Tensor, lengths: Tensor) -> Tensor:
+    """The shapes k of B generalised Pareto distributions, fitted all at once (Zhang & Stephens
+    2009).
 
     θ = −k/σ has a weakly informative prior; its posterior mean, on a grid, is put into the
     likelihood equation of k, which is then drawn towards ½ with the weight of ten observations
-    (Vehtari et al. 2024).
+    (Vehtari et al. 2024). Nothing is read on the host.
 
     Args:
-        excess: what the observations exceed the threshold by, ``(n,)``, ascending, n ≥ 5.
+        excess: what the observations exceed their threshold by, ``(n, B)``, descending; 0 beyond
+            the ``lengths`` ``(B,)``.
+
+    Returns:
+        ``(B,)``; without meaning where there are fewer than five observations.
+
+    Reference:
+        Zhang and Stephens 2009, Technometrics 51(3), section 3; ArviZ's ``psislw`` is the same.
     """
-    n = len(excess)
-    size = 30 + int(n**0.5)
-    nodes = torch.arange(1, size + 1).to(excess) - 0.5
-    theta = 1 / excess[-1] + (1 - (size / nodes).sqrt()) / (3 * excess[int(n / 4 + 0.5) - 1])
-    shape = torch.log1p(-theta[:, None] * excess).mean(1)
+    n = lengths.to(excess)
+    size = 30 + n.sqrt().floor()  # nodes of each fit
+    nodes = torch.arange(1, _most_nodes(len(excess)) + 1).to(excess).unsqueeze(1) - 0.5
+    at_quartile = (lengths - (n / 4 + 0.5).long()).clamp(min=0)
+    quartile = excess.gather(0, at_quartile.unsqueeze(0))
+    theta = 1 / excess[0] + (1 - (size / nodes).sqrt()) / (3 * quartile)
+    shape = torch.log1p(-theta.unsqueeze(1) * excess).sum(1) / n
     likelihood = n * ((-theta / shape).log() - shape - 1)
     # a tail of equal weights puts a node on θ = 0, where −θ/k is 0/0
-    posterior = likelihood.where(theta != 0, -torch.inf).softmax(0)
-    # where θ is huge, rounding in a weight would count
-    posterior = posterior.where(posterior >= 10 * torch.finfo(posterior.dtype).eps, 0.0)
-    mean = (theta * posterior).sum() / posterior.sum()
-    return (n * torch.log1p(-mean * excess).mean() + 5) / (n + 10)
+    posterior = likelihood.where((nodes < size) & (theta != 0), -torch.inf).softmax(0)
+    mean = (theta * posterior).sum(0)
+    return (torch.log1p(-mean * excess).sum(0) + 5) / (n + 10)
+
+
+def _most_nodes(num_observations: int) -> int:
+    return 30 + int(num_observations**0.5)
 
 
 def jackknife_length(num_samples: int) -> int:
@@ -157,7 +179,7 @@ class WeightSums:
         return ImageSums(
             self.log_mean(),
             self.total / k,
-            variance,
+            variance.sqrt(),
             ess,
             share,
             self._jackknife(),
@@ -201,16 +223,59 @@ def split_draws(num_draws: int, strata: tuple[float, ...]) -> list[int]:
 
 @dataclass(frozen=True)
 class ImageSums:
-    """Per image, ``(B,)`` float64, nats."""
+    """Per image, ``(B,)`` float64, nats, under the names of `LogMarginal`."""
 
     log_px: Tensor  # L_K
-    elbo: Tensor  # the mean log weight
-    variance: Tensor  # v, of the mean weight, relative
+    elbo_px: Tensor  # the mean log weight
+    se: Tensor  # √v, v being the relative variance of the mean weight
     ess: Tensor
-    max_share: Tensor  # of the largest weight
-    debiased: Tensor  # jackknife; not a bound
+    max_weight_share: Tensor  # of the largest weight
+    debiased_px: Tensor  # jackknife; not a bound
     khat: Tensor
 
-    def columns(self) -> Tensor:
-        """The figures of each image in their order here, ``(7, B)``, on the CPU."""
-        return torch.stack([getattr(self, field.name) for field in fields(self)]).cpu()
+
+Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
+
+
+class Gathered:
+    """The figures of each tile of images, put together as those of the set."""
+
+    def __init__(self, num_samples: int) -> None:
+        self.stops = stops(num_samples)
+        self._tiles: list[tuple[int, list[str], Tensor, list[float]]] = []
+
+    def add(self, start: int, sums: ImageSums, curve: Curve, **others: Tensor) -> None:
+        """A tile, in one part or more, whose first image is the set's number ``start``; ``others``
+        are more figures of each image, ``(B,)``, or another estimator's in the place of the sums'.
+        """
+        columns = {**vars(sums), **others}
+        stacked = torch.stack([each.double() for each in columns.values()]).cpu()
+        sums_of_curve = torch.stack([curve[stop] for stop in self.stops]).tolist()
+        self._tiles.append((start, list(columns), stacked, sums_of_curve))
+
+    def gather(self, group: Alone) -> None:
+        """The tiles of all processes, in the images' order: sums then have the bits that one
+        process gives them.
+        """
+        tiles = chain.from_iterable(group.gather(self._tiles))
+        self._tiles = sorted(tiles, key=lambda tile: tile[0])
+
+    def figures(self) -> dict[str, Any]:
+        """Those of all images, ``(N,)`` by name, and the curve, means over the images.
+
+        Raises:
+            UserError: an image whose estimate is NaN.
+        """
+        _, names, columns, curves = zip(*self._tiles, strict=True)
+        found = dict(zip(names[0], torch.cat(columns, dim=1), strict=True))
+        log_px = found["log_px"]
+        if bool((wrong := log_px.isnan()).any()):
+            raise UserError(
+                f"image {int(wrong.nonzero()[0])}: its log weights hold a NaN: look for NaN in "
+                "the model's parameters, or a refined guide given other images"
+            )
+        totals = [sum(values) for values in zip(*curves, strict=True)]
+        return {
+            **found,
+            "curve": {k: total / len(log_px) for k, total in zip(self.stops, totals, strict=True)},
+        }

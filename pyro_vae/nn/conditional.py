@@ -5,6 +5,7 @@ idea.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.errors import UserError
+from pyro_vae.nn.net import Net, NetSpec, make_decoder
 from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
@@ -24,6 +26,14 @@ Observes = Literal["binary", "unit", "real", "levels"]
 def check_latent_dim(latent_dim: int) -> None:
     """A whole number, 1 or more."""
     check_whole("latent_dim={!r}", latent_dim, "latent dimensions")
+
+
+def in_order(event_shape: Any, latent_dim: Any) -> tuple[tuple[int, ...], int]:
+    """(event_shape, latent_dim) of a call with the two in either order, as a number is no shape."""
+    if isinstance(event_shape, int) and isinstance(latent_dim, Sequence):
+        event_shape, latent_dim = latent_dim, event_shape
+    check_latent_dim(latent_dim)
+    return event_shape, latent_dim
 
 
 class ConditionalDistribution(nn.Module, ABC):
@@ -62,6 +72,12 @@ class Likelihood(ConditionalDistribution):
     ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
     only. ``observes`` tells what values a pixel may take, from which ``--binarize auto`` chooses:
     ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, or ``levels`` (the integers stored in the file).
+
+    Args:
+        event_shape: that of an image; ``latent_dim``: how many numbers z has. The other way round,
+            as calls were written once, is understood too.
+        per_pixel: how many numbers the decoder gives for each pixel.
+        net: the decoder (`make_decoder`), and its arguments.
     """
 
     slot: ClassVar[str] = "likelihood"
@@ -71,22 +87,19 @@ class Likelihood(ConditionalDistribution):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
-        per_pixel: int,
-        net: str | type = "MLP",
+        latent_dim: int,
+        per_pixel: int = 1,
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        """``per_pixel``: how many numbers the decoder gives for each pixel."""
-        from pyro_vae.nn import make_decoder
-
         super().__init__()
-        check_latent_dim(latent_dim)
+        event_shape, latent_dim = in_order(event_shape, latent_dim)
         self.latent_dim = latent_dim
         self.event_shape = torch.Size(event_shape)
         self.per_pixel = per_pixel
         self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)
-        if getattr(self.net, "output_bias", None) == "mean":
+        if isinstance(self.net, Net) and self.net.output_bias == "mean":
             self.register_buffer("started", torch.tensor(False))
 
     def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:

@@ -11,14 +11,14 @@ from typing import Any
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn.mlp import MLP
-from pyro_vae.nn.net import OF_ONE_DIRECTION, Net, make_encoder
+from pyro_vae.nn.net import OF_ONE_DIRECTION, Net, NetSpec, make_encoder, unpacked
 
 
 def encoders(
     event_shape: tuple[int, ...],
     dims: Sequence[int],
     per_latent: int,
-    net: str | type,
+    net: NetSpec,
     net_args: Mapping[str, Any],
 ) -> list[Net]:
     """Networks upwards from the image: μ and log σ of each level, from the image and from
@@ -27,6 +27,7 @@ def encoders(
     Raises:
         UserError: as `level_args` does.
     """
+    net, net_args = unpacked(net, net_args)
     first, *others = level_args(net_args, len(dims))
     between = zip(pairwise(dims), others, strict=True)
     lowest = make_encoder(net, event_shape, 2 * dims[0], **first)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.nn.conditional import Likelihood, inner_logit
+from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit
 
 MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
 
@@ -29,12 +29,12 @@ class LocationScale(Likelihood):
 
     def __init__(
         self,
-        latent_dim: int,
         event_shape: tuple[int, ...],
+        latent_dim: int,
         scale: float | str = "learned",
         mean: str = "identity",
         min_scale: float = 1e-3,
-        net: str | type = "MLP",
+        net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         name = type(self).__name__
@@ -51,7 +51,7 @@ class LocationScale(Likelihood):
             raise UserError(f"{name}(min_scale={min_scale}): expected a number, 0 or more")
         if mean not in MEANS:
             raise UserError(did_you_mean(f"mean of {name}", mean, MEANS))
-        super().__init__(latent_dim, event_shape, 2 if scale == "per_pixel" else 1, net, **net_args)
+        super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
         self.mean = MEANS[mean]()
         self.min_scale = min_scale
         if fixed:

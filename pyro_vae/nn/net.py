@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from math import inf, prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.errors import UserError, did_you_mean
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -20,6 +21,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
 }
 
+
+NetSpec: TypeAlias = str | type[nn.Module] | nn.Module
+"""A network as `make_encoder` and `make_decoder` take it."""
 
 INITS = ("torch", "glorot")
 
@@ -120,6 +124,32 @@ class Net(nn.Module, ABC):
             glorot(self)
 
 
+class Ready(Net):
+    """A network that is built already, of a class of one's own: rows to rows.
+
+    Args:
+        module: maps ``(rows, *in_shape)`` to ``(rows, *out_shape)``.
+        in_shape: what it is given.
+        out_shape: what it is to give.
+    """
+
+    def __init__(
+        self, module: nn.Module, in_shape: tuple[int, ...], out_shape: tuple[int, ...]
+    ) -> None:
+        super().__init__(in_shape, out_shape)
+        self.module = module
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """``(rows, *in_shape)`` to ``(rows, *out_shape)``; a ``UserError`` for other shapes."""
+        outputs: Tensor = self.module(rows)
+        if outputs.shape not in ((len(rows), *self.out_shape), (len(rows), self.out_shape.numel())):
+            raise UserError(
+                f"net, a {type(self.module).__name__}, maps {tuple(rows.shape)} to "
+                f"{tuple(outputs.shape)}: expected {(len(rows), *self.out_shape)}"
+            )
+        return outputs
+
+
 @torch.no_grad()
 def glorot(net: nn.Module) -> None:
     """Weights uniform with variance 2 / (fan in + fan out), biases 0 (Glorot & Bengio 2010,
@@ -145,16 +175,45 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _find(net: str | type) -> Any:
-    return registry.resolve("net", net) if isinstance(net, str) else net
+def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
+    """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, beside ``args``."""
+    rest = registry.unpack_net("net", {**args, "net": net})
+    return rest.pop("net"), rest
 
 
-def _of(direction: str, args: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in args.items()
-        if OF_ONE_DIRECTION.get(name, direction) == direction
-    }
+def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, outputs: Any) -> Net:
+    net, args = unpacked(net, args)
+    own = {k: v for k, v in args.items() if OF_ONE_DIRECTION.get(k, direction) == direction}
+    if isinstance(net, nn.Module):
+        return _ready(net, own, inputs, outputs)
+    part = lookup.resolve("net", net) if isinstance(net, str) else net
+    if not isinstance(part, type) or not hasattr(part, direction):
+        what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
+        raise UserError(
+            f"net is {what}: expected a name such as 'Conv', a call such as "
+            "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is ready"
+        )
+    make = part.encoder if direction == "encoder" else part.decoder
+    built: Net = make(
+        *((inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)), **own
+    )
+    return built
+
+
+def _ready(net: nn.Module, args: Mapping[str, Any], inputs: Any, outputs: Any) -> Net:
+    if args:
+        raise UserError(
+            f"{next(iter(args))} is given beside a network that is ready ({type(net).__name__}): "
+            "leave it out, or give net by its name or class"
+        )
+    if not isinstance(net, Net):
+        return Ready(net, inputs, outputs)
+    if (net.in_shape, net.out_shape) != (inputs, outputs):
+        raise UserError(
+            f"net is a {type(net).__name__} from {tuple(net.in_shape)} to {tuple(net.out_shape)}, "
+            f"and one from {tuple(inputs)} to {tuple(outputs)} is wanted: build it for these shapes"
+        )
+    return net
 
 
 def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -166,22 +225,38 @@ def _image_shape(event_shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def make_encoder(
-    net: str | type, event_shape: tuple[int, ...], num_outputs: int, **args: Any
-) -> Net:
-    """The encoder side of the network ``net`` (a registered name or a class), ``event_shape`` to
-    ``(num_outputs,)``.
+def make_encoder(net: NetSpec, event_shape: tuple[int, ...], num_outputs: int, **args: Any) -> Net:
+    """The encoder side of a network, ``event_shape`` to ``(num_outputs,)``.
+
+    Args:
+        net: a registered name, a call of one such as ``"MLP(hidden=(200,))"``, a class with
+            ``encoder`` and ``decoder`` (a `Net`), or an ``nn.Module`` that is ready, which maps
+            ``(rows, *event_shape)`` to ``(rows, num_outputs)``.
+        event_shape: that of an image.
+        num_outputs: how many numbers an image is mapped to.
+        **args: the network's own arguments; those of the other side are passed over.
+
+    Raises:
+        UserError: no such network; arguments beside one that is ready, or one of other shapes.
     """
-    return _find(net).encoder(_image_shape(event_shape), num_outputs, **_of("encoder", args))
+    return _built("encoder", net, args, _image_shape(event_shape), (num_outputs,))
 
 
 def make_decoder(
-    net: str | type, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any
+    net: NetSpec, latent_dim: int, event_shape: tuple[int, ...], per_pixel: int, **args: Any
 ) -> Net:
-    """The decoder side, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel, laid along the first
-    event dimension.
+    """The decoder side of a network, ``(latent_dim,)`` to ``per_pixel`` numbers a pixel.
+
+    Args:
+        net: as of `make_encoder`; one that is ready maps ``(rows, latent_dim)`` to ``(rows,
+            per_pixel · C, …)``, an image's first dimension being C.
+        latent_dim: how many numbers it decodes.
+        event_shape: that of an image.
+        per_pixel: numbers for each pixel, which are laid along the first event dimension.
+        **args: the network's own arguments; those of the other side are passed over.
+
+    Raises:
+        UserError: as `make_encoder`.
     """
-    shape = _image_shape(event_shape)
-    return _find(net).decoder(
-        latent_dim, (per_pixel * shape[0], *shape[1:]), **_of("decoder", args)
-    )
+    first, *rest = _image_shape(event_shape)
+    return _built("decoder", net, args, (latent_dim,), (per_pixel * first, *rest))

@@ -62,6 +62,8 @@ class Objective(ELBO):
     max_plate_nesting: ClassVar[float] = inf
     counts: ClassVar[tuple[str, ...]] = ("num_particles",)  # the settings that are numbers of draws
     stageable: ClassVar[bool] = True  # whether its estimate can be traced
+    # whether it is a mean over draws, in which the values of an enumerated site are weighted ones
+    enumerates: ClassVar[bool] = False
     stock: ClassVar[type[ELBO] | None] = (
         None  # Pyro's own of the same loss and gradient, at one particle
     )
@@ -88,9 +90,9 @@ class Objective(ELBO):
 
         Args:
             model, guide: programs, run under Pyro's own parameter store.
-            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs'
-            signatures name them, tensors
-                with one row an image.
+            *args: x, ``(B, *event_shape)``, then the named fields in the order of the programs'
+                arguments; tensors with one row an image.
+            **kwargs: the same by name.
 
         Raises:
             UserError: what is wrong with the pair, or with an argument.
@@ -134,9 +136,15 @@ class Objective(ELBO):
             return suited.run(pair, x, fields, kl_weight)
         _refuse_requests(self, structure)
         self.check(structure)
-        layout = self.layout(structure, pair.layout(x, fields)) if self.num_particles > 1 else None
-        terms = pair.run(x, fields, self.num_particles, layout, draw=self.draw)
-        return self.estimate(terms, structure, kl_weight)
+        return self.estimate(self.terms(pair, x, fields), structure, kl_weight)
+
+    def terms(self, pair: Pair, x: Tensor, fields: Fields) -> SiteTerms:
+        """The sites of one batch at this objective's draws."""
+        layout = None
+        if self.num_particles > 1:
+            chosen = pair.layout(x, fields, every_value=True)
+            layout = self.layout(pair.structure(x, fields), chosen)
+        return pair.run(x, fields, self.num_particles, layout, draw=self.draw, every_value=True)
 
     def suited(self, structure: Structure) -> Objective:
         """This objective; Pyro's own of the same loss for a pair that only Pyro's own code trains.
@@ -163,7 +171,9 @@ class Objective(ELBO):
 
     @abstractmethod
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """The loss and its parts from the terms of one batch."""
+        """The loss and its parts from the terms of one batch; those of an objective that
+        ``enumerates`` are weighted (`SiteTerms.expected`).
+        """
 
 
 class Loss(nn.Module):
@@ -259,21 +269,18 @@ def sampled_kl(terms: SiteTerms) -> Tensor:
 
 
 def _refuse_requests(objective: Objective, structure: Structure) -> None:
-    """A ``UserError`` where a site of the guide asks for what only one of Pyro's own objectives
-    does.
-    """
+    """A ``UserError`` where a site of the guide asks for what this objective does not do."""
     for name, what in structure.asked.items():
-        asks, has = {
-            "enumerate": (
-                "to be enumerated (config_enumerate)",
-                "TraceEnum_ELBO(max_plate_nesting=1)",
-            ),
-            "baseline": ("for a baseline (infer={'baseline': …})", "TraceGraph_ELBO()"),
-        }[what]
         raise UserError(
-            f"site {name!r} of the guide asks {asks}, and {type(objective).__name__} would sample "
-            f"it with a plain score-function gradient: give objective=pyro.infer.{has}, or leave "
-            "the request out"
+            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would sample it "
+            "with a plain score-function gradient: give that objective, or leave the request out"
+        )
+    if structure.enumerated and not objective.enumerates:
+        raise UserError(
+            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, and "
+            f"from the log weights of {type(objective).__name__} its q(y | x), summed over, drops "
+            "out: it would get no gradient; use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
+            "'FreeBits', or leave the request (config_enumerate) out"
         )
 
 
@@ -281,8 +288,8 @@ def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> 
     """A ``UserError`` where a draw is not reparameterised and the objective's gradients are
     pathwise alone.
     """
-    if structure.not_reparameterized:
-        site = structure.not_reparameterized[0]
+    if structure.score_function:
+        site = structure.score_function[0]
         raise UserError(
             f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the "
             f"guide has none (its distribution has no rsample): use objective={instead}, with "

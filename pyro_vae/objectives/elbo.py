@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,15 @@ from pyro_vae.objectives.base import (
     sampled_kl,
     scaled_sum,
 )
-from pyro_vae.pair.layouts import Site, SiteTerms, masked, per_image, same_scale, scale_words
+from pyro_vae.pair.layouts import (
+    Site,
+    SiteTerms,
+    masked,
+    on_particles,
+    same_scale,
+    scale_words,
+    times_shares,
+)
 from pyro_vae.pair.structure import Structure
 
 
@@ -63,11 +71,13 @@ class Trace_ELBO(Objective):
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
+    enumerates: ClassVar[bool] = True
 
     num_particles: int = 1
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one particle."""
+        terms = terms.expected()
         value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
         surrogate: Any = 0.0  # what is differentiated
         for name in terms.model_order:
@@ -78,9 +88,7 @@ class Trace_ELBO(Objective):
             value, surrogate = value + term.detach().double(), surrogate + term
         for site in terms.guide.values():
             term = kl_weight * scaled_sum(site.log_prob, site.scale)
-            value = value - term.detach().double()
-            if site.score_term is None:  # elsewhere E[∇ log q] = 0, and Pyro leaves the term out
-                surrogate = surrogate - term
+            value, surrogate = value - term.detach().double(), surrogate - term
         surrogate = (surrogate + _score_surrogate(terms, kl_weight)) / terms.num_particles
         loss = -(
             (value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach())
@@ -94,6 +102,8 @@ class _ByKL(Objective):
     `TraceMeanField_ELBO`.
     """
 
+    enumerates: ClassVar[bool] = True
+
     def check(self, structure: Structure) -> None:
         """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
         refuse_no_path(self, structure, "'Trace_ELBO'")
@@ -103,13 +113,14 @@ class _ByKL(Objective):
         return "repeat" if layout == "rows" and structure.analytic else layout
 
     @abstractmethod
-    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+    def costs(self, name: str, terms: SiteTerms, closed: Tensor | None) -> list[Tensor]:
         """What a latent site takes from the bound at KL weight 1, term by term; ``closed`` is its
         KL, ``(K, B)``.
         """
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """−bound, its sites in Pyro's order; ``kl`` is the KL itself, whatever it costs."""
+        terms = terms.expected()
         bound: Any = 0.0
         total_kl: Any = 0.0
         for name in terms.model_order:
@@ -120,7 +131,7 @@ class _ByKL(Objective):
                 continue
             prior, guide = terms.prior[name], terms.guide[name]
             closed = closed_kl(name, terms, structure) if name in structure.analytic else None
-            for cost in self.costs(name, prior, guide, closed):
+            for cost in self.costs(name, terms, closed):
                 bound = bound - kl_weight * cost
             kl = guide.log_prob.sum() - prior.log_prob.sum() if closed is None else closed.sum()
             total_kl = total_kl + kl.detach()
@@ -144,8 +155,9 @@ class TraceMeanField_ELBO(_ByKL):
 
     num_particles: int = 1
 
-    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+    def costs(self, name: str, terms: SiteTerms, closed: Tensor | None) -> list[Tensor]:
         """The KL, or the two densities one after the other, as Pyro adds them."""
+        prior, guide = terms.prior[name], terms.guide[name]
         if closed is not None:
             return [scaled_sum(closed, guide.scale)]
         return [-scaled_sum(prior.log_prob, prior.scale), scaled_sum(guide.log_prob, guide.scale)]
@@ -174,8 +186,9 @@ class FreeBits(_ByKL):
                 "more"
             )
 
-    def costs(self, name: str, prior: Site, guide: Site, closed: Tensor | None) -> list[Tensor]:
+    def costs(self, name: str, terms: SiteTerms, closed: Tensor | None) -> list[Tensor]:
         """The KL of the batch, or λ an image and particle where that is more."""
+        prior, guide = terms.prior[name], terms.guide[name]
         _refuse_lone_scale(name, prior, guide)
         if isinstance(guide.scale, Tensor) and guide.scale.dim():
             raise UserError(
@@ -183,7 +196,8 @@ class FreeBits(_ByKL):
                 "a batch's KL as a whole: use objective='Trace_ELBO'"
             )
         kl = guide.log_prob - prior.log_prob if closed is None else closed
-        return [guide.scale * torch.clamp(kl.mean(), min=self.free_bits) * kl.numel()]
+        count = terms.num_particles * terms.batch_size
+        return [guide.scale * torch.clamp(kl.sum() / count, min=self.free_bits) * count]
 
 
 def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
@@ -200,11 +214,9 @@ def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
 
 
 def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
-    """KL(q ‖ p) of the latent site ``name``, ``(K, B)``."""
-    prior, guide, at = terms.prior[name], terms.guide[name], structure.geometry
+    """KL(q ‖ p) of the latent site ``name``, ``(K, B)``, times the shares of its rows."""
+    prior, guide, shares = terms.prior[name], terms.guide[name], terms.shares
     _refuse_lone_scale(name, prior, guide)
     kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-    particle_dim = (
-        at.particle_dim if terms.num_particles > 1 and kl.dim() >= -at.particle_dim else None
-    )
-    return per_image(kl, terms, guide.dim, particle_dim)
+    at = replace(structure.geometry, enumerated={} if shares is None else structure.enumerated)
+    return times_shares(on_particles(kl, terms, guide.dim, guide.particle_dim, at), shares)

@@ -116,7 +116,7 @@ class PyroELBO(Objective):
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(
-            loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device
+            loss, dtype=None if isinstance(loss, Tensor) else pair.dtype, device=x.device
         )
         at_once = getattr(self.elbo, "vectorize_particles", False)
         runs = (
@@ -168,6 +168,9 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
             "in this pair: give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), and the "
             f"model within pyro.infer.config_enumerate ({structure.by_pyro})"
         )
+    if structure.enumerated and objective.enumerates:
+        nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles
+        return PyroELBO(infer.TraceEnum_ELBO(max_plate_nesting=nesting, num_particles=number))
     # where the guide samples in another order than the model, Pyro's closed forms are wrong
     if kind is infer.TraceMeanField_ELBO and set(structure.sampled.values()) - {NO_CLOSED_FORM}:
         kind = infer.Trace_ELBO

@@ -19,6 +19,7 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import is_constant
 from pyro_vae.pair import (
     kl,  # noqa: F401  # the first registers closed forms
+    requests,
     rescoring,  # the first registers closed forms
 )
 from pyro_vae.pair.enumeration import innermost, num_values
@@ -26,14 +27,17 @@ from pyro_vae.pair.layouts import (
     Fields,
     Geometry,
     log_prob_of,
+    masks_of,
     plain_draw,
     plate_size,
     sample_nodes,
     trace_model,
 )
 from pyro_vae.pair.program import Program, validation
+from pyro_vae.pair.requests import other_plate
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.unscored import ONE_KIND, unscored
+from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -52,18 +56,15 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
         )
 
 
-def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
-    """Guide and model traced once on the images ``x``; whatever a program raises becomes one
-    sentence.
+def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
+    """Guide and model traced once on the images ``x``, of which the first is number ``first`` of
+    the set; whatever a program raises becomes one sentence.
     """
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, fields)
         for name, node in sample_nodes(drawn):
             if bool(torch.isnan(node["value"]).any()):
-                raise UserError(
-                    f"site {name!r} of the guide draws NaN on the first images: look for NaN in "
-                    "the network's output, which validate_args=False hides"
-                )
+                raise UserError(_not_a_number(f"what the guide draws at {name!r}", x, first))
         try:
             model = _trace(pair, pair.model, x, fields, drawn)
         except UserError:
@@ -74,6 +75,20 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
                     raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
             raise
     return model, drawn, x
+
+
+def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
+    bad = x.flatten(1).isnan().any(1).nonzero()
+    if len(bad):
+        return (
+            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
+            "out, or let the programs leave out what is missing: dist.NanMaskedNormal or a mask "
+            "in the model, x.nan_to_num() in the guide"
+        )
+    return (
+        f"{what} is NaN on the first images: look for NaN in the network's output, which "
+        "validate_args=False hides"
+    )
 
 
 def _trace(
@@ -192,6 +207,9 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     """
     batches = probe(5), probe(4), probe(5)
     structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
+        asked = dict.fromkeys(structure.enumerated, why)
+        structure = replace(structure, asked=structure.asked | asked, enumerated={})
     if structure.summed:
         structure = _check_enumeration(pair, *probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
@@ -239,6 +257,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
     analytic, sampled = _analytic_kl(model, guide, latents)
+    asked, enumerated = requests.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
     dims = [
         f.dim
@@ -266,12 +285,8 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
         point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
-        asked={
-            n: what
-            for n, node in guide.items()
-            for what in ("enumerate", "baseline")
-            if node["infer"].get(what)
-        },
+        asked=asked,
+        enumerated=enumerated,
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
         summed=summed,
         by_pyro=found.why or (f"the guide observes {', '.join(terms)}" if terms else ""),
@@ -344,13 +359,12 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         if node["is_observed"] or name in guide:
             continue
         found[name] = num_values(node)
-        for frame in node["cond_indep_stack"]:
-            if frame != plates.get(name, frame):
-                raise UserError(
-                    f"site {name!r} is missing in the guide and stands in plate {frame.name!r} as "
-                    "well as in the data plate: a site is summed out where each image has one; "
-                    "sample it in the guide, or write a site for each of its parts"
-                )
+        if plate := other_plate(node, plates.get(name)):
+            raise UserError(
+                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
+                "in the data plate: a site is summed out where each image has one; sample it in "
+                "the guide, or write a site for each of its parts"
+            )
     return found
 
 
@@ -388,7 +402,7 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
 
 def _fitting(pair: Pair) -> str:
     """The guides that the model names as its own, in words."""
-    guides = getattr(pair.model.owner, "fitting_guides", ())
+    guides = hook(pair.model.owner, "fitting_guides")
     return (
         f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
         if guides
@@ -489,7 +503,7 @@ def _check_values(node: Any, num_images: int) -> None:
             f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
             "event and the value the shape of one image"
         )
-    check_support(name, fn, value, observed=node["is_observed"])
+    check_support(node)
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
@@ -511,11 +525,19 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return False
 
 
-def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -> None:
+def check_support(node: Any) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False``
-    would hide.
+    would hide. What is masked is not looked at, nor a NaN that the law itself leaves out.
     """
-    inside = fn.support.check(value)
+    fn, value = node["fn"], node["value"]
+    try:
+        inside = fn.support.check(value)
+        if bool(inside.all()):
+            return
+        value = _judged(node)
+        inside = fn.support.check(value)
+    except NotImplementedError:  # a law that names no support
+        return
     if not bool(inside.all()):
         base = innermost(fn)
         elementwise = base.support.check(value)
@@ -523,12 +545,29 @@ def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -
         remedy = _REMEDIES.get(
             type(base.support), "choose a likelihood whose support holds the data"
         )
-        if not observed:
+        if not node["is_observed"]:
             remedy = "the guide draws it there: give the guide a distribution on that support"
         raise UserError(
-            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of "
-            f"{law_of(fn)}: {remedy}"
+            f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
+            f"of {law_of(fn)}: {remedy}"
         )
+
+
+def _judged(node: Any) -> Tensor:
+    """A site's value, one of its own law's where it is not scored: masked, or NaN in a law that
+    leaves NaN out.
+    """
+    fn, value = node["fn"], node["value"]
+    left_out = value.isnan()
+    if bool(left_out.any()):
+        with validation(distributions=False):
+            left_out = left_out & ~log_prob_of(node).isnan().any()
+    for mask, dims in masks_of(node):
+        if mask is False:
+            return fn.sample()  # type: ignore[no-any-return]
+        if isinstance(mask, Tensor):
+            left_out = left_out | ~mask.reshape(mask.shape + (1,) * dims)
+    return torch.where(left_out, fn.sample(), value) if bool(left_out.any()) else value
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
@@ -553,8 +592,7 @@ def check_fields(pair: Pair, fields: Fields) -> None:
     ``check_fields(fields)``.
     """
     for program in (pair.model, pair.guide):
-        check = getattr(program.owner, "check_fields", None)
-        if check is not None:
+        if check := hook(program.owner, "check_fields"):
             check(fields)
 
 
@@ -591,7 +629,10 @@ def check_support_of_set(
     def observed(rows: slice) -> Nodes:
         x, fields = images(rows)
         traces = trace_pair(
-            pair, pair.cast(x).clone(), {name: value.clone() for name, value in fields.items()}
+            pair,
+            pair.cast(x).clone(),
+            {name: value.clone() for name, value in fields.items()},
+            rows.start or 0,
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
@@ -613,7 +654,11 @@ def check_support_of_set(
             return
         for rows in parts:
             for name, node in observed(rows).items():
-                check_support(name, node["fn"], node["value"])
+                check_support(node)
+                if bool(log_prob_of(node).isnan().any()):
+                    raise UserError(
+                        _not_a_number(f"log_prob of site {name!r}", images(rows)[0], rows.start)
+                    )
 
 
 def law_of(fn: Any) -> str:
@@ -633,6 +678,15 @@ def _is_point_mass(node: Any) -> bool:
     return isinstance(innermost(node["fn"]), dist.Delta)
 
 
+def _own_scale(node: Any) -> Tensor:
+    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size not in (None, frame.size):
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
 def _analytic_kl(
     model: Nodes, guide: Nodes, latents: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -647,6 +701,9 @@ def _analytic_kl(
         before = guide_order[: guide_order.index(name)]
         if late := [other for other in latents[:position] if other not in before]:
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
+            continue
+        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
+            sampled[name] = "poutine.scale is another one in the model than in the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

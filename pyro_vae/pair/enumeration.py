@@ -1,5 +1,7 @@
-"""Discrete latents that the guide lacks, summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c), by
-Pyro's enumeration.
+"""Discrete latents at all their values, by Pyro's enumeration.
+
+Those that the guide lacks are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those that it has
+and asks to be enumerated (``config_enumerate``) are V weighted draws, E_q(y | x)[f] = Σ_y q(y | x) f.
 """
 
 from __future__ import annotations
@@ -15,18 +17,18 @@ from pyro_vae.errors import UserError
 
 
 def enumerated(
-    call: Callable[..., Any], summed: Collection[str], first_dim: int
+    call: Callable[..., Any], sites: Collection[str], first_dim: int
 ) -> Callable[..., Any]:
-    """``call`` with the sites ``summed`` at all their values at once; ``call`` itself where there
-    are none.
+    """``call`` with these ``sites``, and no others, at all their values at once; ``call`` itself
+    where there are none.
 
-    Each site's values lie along a dimension of its own, from ``first_dim`` to the left.
+    Each site's values are along a dimension of its own, from ``first_dim`` to the left.
     """
-    if not summed:
+    if not sites:
         return call
 
-    def parallel(site: Any) -> dict[str, str]:
-        return {"enumerate": "parallel"} if site["name"] in summed else {}
+    def parallel(site: Any) -> dict[str, str | None]:
+        return {"enumerate": "parallel" if site["name"] in sites else None}
 
     every: Callable[..., Any] = poutine.enum(
         poutine.infer_config(call, parallel), first_available_dim=first_dim

@@ -7,14 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.enumeration import conditionals, enumerated
@@ -42,6 +45,9 @@ class Site:
     plate: str = "data"  # its name
     # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
     mixed: bool = False
+    particle_dim: int | None = None  # the particles', where they have a dimension of their own
+    # (K, B), nats: log q(y | x) of a site of the guide that is enumerated, at each of its values
+    log_share: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ class SiteTerms:
     ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
     name, in nats. A discrete
     site that the guide lacks is in none of them: the others' densities are those with that site
-    summed out.
+    summed out. A site of the guide that is enumerated makes each draw V rows, one a value: K is
+    then V · ``num_particles``, and the rows of one draw are weighted by `shares`.
     """
 
     num_particles: int
@@ -63,9 +70,44 @@ class SiteTerms:
     guide: dict[str, Site] = field(default_factory=dict)
     model_order: tuple[str, ...] = ()
 
+    @property
+    def shares(self) -> Tensor | None:
+        """q(y | x) of the row of each value of the enumerated sites y, ``(K, B)``; none without."""
+        logs = [site.log_share for site in self.guide.values() if site.log_share is not None]
+        total: Any = sum(logs)
+        return total.exp() if logs else None
+
+    def expected(self) -> SiteTerms:
+        """The terms of a mean over draws: their sum over rows is Σ_y q(y | x) of it, by `shares`,
+        and log q has no gradient where a draw has no path, as E[∇ log q] = 0.
+        """
+        shares = self.shares
+
+        def weighted(sites: dict[str, Site]) -> dict[str, Site]:
+            return {
+                name: replace(site, log_prob=times_shares(site.log_prob, shares))
+                for name, site in sites.items()
+            }
+
+        held = {
+            name: site
+            if site.score_term is None
+            else replace(site, log_prob=site.log_prob.detach())
+            for name, site in self.guide.items()
+        }
+        return replace(
+            self,
+            observed=weighted(self.observed),
+            prior=weighted(self.prior),
+            guide=weighted(held),
+        )
+
     def log_weights(self) -> Tensor:
-        """log p(x, z) − log q(z | x), ``(K, B)``; a ``UserError`` where a site carries a scale
-        (IWAE, equation 8).
+        """log p(x, z) − log q(z | x), ``(num_particles, B)``; a ``UserError`` where a site carries
+        a scale (IWAE, equation 8).
+
+        Enumerated sites y are summed over, log Σ_y p(x, y, z_y) / q(z_y | x, y), from which q(y |
+        x) drops out.
         """
         for role, sites in (("model", {**self.observed, **self.prior}), ("guide", self.guide)):
             for name, site in sites.items():
@@ -73,11 +115,22 @@ class SiteTerms:
                     raise UserError(
                         f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
                         "subsampling plate or poutine.scale), so its log weights are not those of "
-                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
+                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is "
+                        "made, or score with ignore_scales=True"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
-        weights: Tensor = model - sum(site.log_prob for site in self.guide.values())
+        drawn = [site for site in self.guide.values() if site.log_share is None]
+        weights: Tensor = model - sum(site.log_prob for site in drawn)
+        if len(drawn) < len(self.guide):
+            weights = weights.unflatten(0, (-1, self.num_particles)).logsumexp(0)
         return weights
+
+
+def times_shares(log_prob: Tensor, shares: Tensor | None) -> Tensor:
+    """``log_prob`` times the share of each row; a row without any has 0, whatever its density."""
+    if shares is None:
+        return log_prob
+    return shares * log_prob.where(shares > 0, 0.0)
 
 
 def same_scale(scale: float | Tensor, other: float | Tensor) -> bool:
@@ -137,6 +190,8 @@ class Geometry:
     score: Score = plain_score
     draw: Draw = plain_draw
     summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
+    # the guide's sites to run at all their values, each with how many it has
+    enumerated: Mapping[str, int] = field(default_factory=dict)
     in_place: bool = (
         False  # whether a program writes into its batch, so that each run needs one of its own
     )
@@ -174,7 +229,7 @@ def run(
     """The terms of ``num_particles`` draws at each image."""
     size = SiteTerms(num_particles, x.shape[0], 1.0)
     with _many(x, fields, num_particles, at, on_rows=layout == "repeat") as batch:
-        drawn = at.draw(guide, *batch)
+        drawn = at.draw(every_value(guide, at), *batch)
         if layout != "rows":
             trace = trace_model(model, drawn, *_own(*batch, at), at)
     if layout == "rows":
@@ -185,14 +240,21 @@ def run(
     if at.summed:
         sites = _sum_out(sites, size, at)
     observed, prior = _split(sites, nodes)
-    guide_sites = _sites(
-        latent_nodes(drawn), size, at, None if layout == "repeat" else at.particle_dim
-    )
+    own_dim = None if layout == "repeat" else at.particle_dim
+    guide_sites = {
+        name: _read(node, size, at, own_dim, values=name in at.enumerated)
+        for name, node in latent_nodes(drawn).items()
+    }
     frame = at.frame(next(reversed(nodes.values())))
     plate_scale = 1.0 if frame.full_size is None else frame.full_size / frame.size
     return SiteTerms(
         num_particles, x.shape[0], plate_scale, observed, prior, guide_sites, tuple(sites)
     )
+
+
+def every_value(guide: Call, at: Geometry) -> Call:
+    """The guide at all values of the sites that it is to enumerate."""
+    return enumerated(guide, at.enumerated, at.particle_dim - 1)
 
 
 def draw_alone(
@@ -254,9 +316,8 @@ def trace_model(
     model: Program, drawn: poutine.Trace, x: Tensor, fields: Fields, at: Geometry
 ) -> poutine.Trace:
     """The model at the guide's draws, and at all values of the sites that are summed out."""
-    return plain_draw(
-        enumerated(poutine.replay(model, trace=drawn), at.summed, at.particle_dim - 1), x, fields
-    )
+    left = at.particle_dim - 1 - len(at.enumerated)  # of the guide's own values
+    return plain_draw(enumerated(poutine.replay(model, trace=drawn), at.summed, left), x, fields)
 
 
 def _on_rows(drawn: poutine.Trace, num_particles: int, at: Geometry) -> poutine.Trace:
@@ -325,7 +386,9 @@ def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str,
     return {
         name: replace(
             sites[name],
-            log_prob=log_prob.expand(size.num_particles, size.batch_size),
+            log_prob=log_prob.expand(
+                size.num_particles * prod(at.enumerated.values()), size.batch_size
+            ),
             mixed=name in mixed,
             score_term=None,
         )
@@ -333,7 +396,10 @@ def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str,
     }
 
 
-def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) -> Site:
+def _read(
+    node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None, *, values: bool = False
+) -> Site:
+    """A site's density; ``values`` where it is run at all of them, and each has a share."""
     fn, value, mask, frame = node["fn"], node["value"], node["mask"], at.frame(node)
     dim = frame.dim
     if "unscaled_log_prob" in node:  # scored as it was drawn
@@ -342,18 +408,42 @@ def _read(node: Any, size: SiteTerms, at: Geometry, particle_dim: int | None) ->
         log_prob = log_prob_of(node)
     else:
         log_prob = at.score(fn, value)
-    log_prob = masked(log_prob, mask)
-    num_values = (
-        log_prob.dim() + at.particle_dim if at.summed else 0
-    )  # dimensions left of all plates: c's values
-    log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
-    score = None if node["is_observed"] or fn.has_rsample else log_prob
+    log_prob = on_particles(masked(log_prob, mask), size, dim, particle_dim, at)
+    score = None if node["is_observed"] or fn.has_rsample or values else log_prob
+    scale = _scale(node, size, dim, particle_dim, at)
     return Site(
-        log_prob, _scale(node, size, dim, particle_dim), value, fn, mask, score, dim, frame.name
+        log_prob,
+        scale,
+        value,
+        fn,
+        mask,
+        score,
+        dim,
+        frame.name,
+        particle_dim=particle_dim,
+        log_share=log_prob if values else None,
     )
 
 
-def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> float | Tensor:
+def on_particles(
+    log_prob: Tensor, size: SiteTerms, dim: int, particle_dim: int | None, at: Geometry
+) -> Tensor:
+    """`per_image` of a site's log density, the values of the enumerated sites being particles:
+    value by value all of its draws.
+    """
+    # dimensions left of all plates are those of values
+    num_values = log_prob.dim() + at.particle_dim if at.summed or at.enumerated else 0
+    log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
+    if not at.enumerated:
+        return log_prob
+    values = (*reversed(at.enumerated.values()), size.num_particles, size.batch_size)
+    shape = torch.broadcast_shapes(log_prob.shape, values)
+    return log_prob.expand(shape).flatten(-len(values), -2)
+
+
+def _scale(
+    node: Any, size: SiteTerms, dim: int, particle_dim: int | None, at: Geometry
+) -> float | Tensor:
     """A site's scale: a number, or a weight for each image."""
     scale = node["scale"]
     if not isinstance(scale, Tensor):
@@ -365,7 +455,7 @@ def _scale(node: Any, size: SiteTerms, dim: int, particle_dim: int | None) -> fl
             f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which "
             "has other weights than one an image: give each image one, in its plate's dimension"
         )
-    return per_image(scale, size, dim, particle_dim)
+    return on_particles(scale, size, dim, particle_dim, at)
 
 
 def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
@@ -375,6 +465,19 @@ def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
     if mask is False:
         return torch.zeros_like(log_prob)
     return torch.where(mask, log_prob, log_prob.new_zeros(()))
+
+
+def masks_of(node: Any) -> list[tuple[Tensor | bool, int]]:
+    """The masks of a site, of its handlers and of its distribution, and how many event dimensions
+    follow each one's own.
+    """
+    fn = node["fn"]
+    masks = [(True if node["mask"] is None else node["mask"], fn.event_dim)]
+    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    return masks
 
 
 def per_image(

@@ -8,7 +8,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from itertools import chain
@@ -25,6 +25,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
+from pyro_vae.protocols import Local, hook
 
 
 class ParameterStore(Messenger):
@@ -126,7 +127,8 @@ class Program:
     ``x`` goes to the first parameter; of the named fields each program receives those that its
     signature names. One that takes ``**kwargs`` receives all that the caller gave, but ``index``,
     which is ours, only where it has a name for it, or is a guide whose ``local(x, **fields)`` may
-    have one.
+    have one. ``**_`` takes none; where a module's ``forward`` passes its fields on, its method
+    ``fields_go_to()`` returns the programs that read them.
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
@@ -165,10 +167,19 @@ class Program:
         named = [p for p in parameters[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         self.field_names = frozenset(p.name for p in named)
         self._required = [p.name for p in named if p.default is inspect.Parameter.empty]
-        self._takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-        self._passes_index = callable(
-            getattr(self.owner, "local", None)
-        )  # an amortized guide's, which takes all fields
+        # **_ is there for stock Pyro, which gives both programs the same arguments, and is not read
+        self._takes_all = any(
+            p.kind is p.VAR_KEYWORD and not p.name.startswith("_") for p in parameters
+        )
+        self.taken = self.field_names
+        passed_to = hook(self.owner, "fields_go_to")
+        if self._takes_all and passed_to and getattr(inner, "__name__", "") == "forward":
+            reached = [
+                each if isinstance(each, Program) else Program(role, each) for each in passed_to()
+            ]
+            self.taken = self.taken.union(*(each.taken for each in reached))
+            self._takes_all = any(each._takes_all for each in reached)
+        self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
         return self.call(x, **arguments(self.select(fields)))
@@ -186,8 +197,12 @@ class Program:
 
     def receives(self, argument: str) -> bool:
         """Whether the program is given this argument, where there is one."""
-        named = self.wants(argument)
-        return named or (self._takes_all and (argument != "index" or self._passes_index))
+        own_index = argument != "index" or self.wants(argument) or self._passes_index
+        return self.takes(argument) and own_index
+
+    def takes(self, argument: str) -> bool:
+        """Whether the program's signature has this argument, or takes all."""
+        return argument in self.taken or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""
@@ -246,6 +261,30 @@ def _referred(call: Callable[..., Any], known: frozenset[int] = frozenset()) -> 
     return [*(each for each in named if isinstance(each, nn.Module)), *chain.from_iterable(inner)]
 
 
+class WithoutScales(Messenger):
+    """Inside, no site has a scale, whatever ``poutine.scale`` a program is in: its plain densities."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
+@contextmanager
+def without_scales(ignored: bool) -> Iterator[None]:
+    """Inside, scales are without effect where that is asked for."""
+    token = _unscaled.set(ignored or _unscaled.get())
+    try:
+        with WithoutScales() if ignored else nullcontext():
+            yield
+    finally:
+        _unscaled.reset(token)
+
+
+def scales_ignored() -> bool:
+    """Whether programs run without their scales."""
+    return _unscaled.get()
+
+
+_unscaled: ContextVar[bool] = ContextVar("_unscaled", default=False)
 _dry: ContextVar[bool] = ContextVar("_dry", default=False)
 
 

@@ -12,6 +12,7 @@ from pyro_vae.fields import argument_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
@@ -49,15 +50,15 @@ class PairReport:
         ]
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")
-        if s.not_reparameterized:
+        if s.score_function:
             lines.append(
-                f"not reparameterised: {', '.join(s.not_reparameterized)} (Trace_ELBO's "
+                f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
                 "score-function gradients)"
             )
         if s.asked:
             lines.append(
                 "trained by Pyro's own objectives alone: "
-                f"{', '.join(f'{n} ({what})' for n, what in s.asked.items())}"
+                f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
             lines.append(
@@ -71,6 +72,7 @@ class PairReport:
         return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
+@takes_fields
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:

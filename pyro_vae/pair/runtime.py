@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.fields import argument_of, is_constant, made_of
+from pyro_vae.errors import UserError
+from pyro_vae.fields import made_of
 from pyro_vae.pair import dry_run as explain
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -35,6 +35,7 @@ from pyro_vae.pair.program import (
     dry_run,
     handled,
     modules_called,
+    scales_ignored,
     validation,
 )
 from pyro_vae.pair.structure import Structure
@@ -53,6 +54,8 @@ class _Known:
     store: ParameterStore = field(default_factory=ParameterStore)
     structures: dict[Any, Structure] = field(default_factory=dict)
     layouts: dict[Any, str] = field(default_factory=dict)
+    # whether whole numbers of such a shape and dtype stay what they are
+    whole: dict[Any, bool] = field(default_factory=dict)
     modules: weakref.WeakValueDictionary[int, nn.Module] = field(
         default_factory=weakref.WeakValueDictionary
     )
@@ -170,17 +173,46 @@ class Pair:
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
 
-    def cast(self, x: Tensor) -> Tensor:
-        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
-        where they have none.
-        """
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the programs' real parameters, where they have any."""
         own = (
             parameter for module in self.modules for parameter in module.parameters(recurse=False)
         )
         for tensor in (*own, *self.store.parameters.values()):
             if tensor.is_floating_point():
-                return x.to(tensor.dtype)
-        return as_float(x)
+                return tensor.dtype
+        return None
+
+    def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
+        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
+        where they have none.
+
+        Whole numbers that are no grey levels (int32, int64: the numbers of words) stay what they
+        are where both programs run on them, which is found out where the fields are at hand.
+        """
+        if x.dtype in (torch.int32, torch.int64):
+            key = tuple(x.shape[1:]), x.dtype
+            if key not in self._known.whole and fields is not None:
+                self._known.whole[key] = self._takes_whole(x, fields)
+            if self._known.whole.get(key, False):
+                return x
+        dtype = self.dtype
+        return as_float(x) if dtype is None else x.to(dtype)
+
+    def _takes_whole(self, x: Tensor, fields: Fields) -> bool:
+        """Whether both programs run on whole numbers as they are, and the model draws images so."""
+        try:
+            self.store.before = frozenset(self.store.parameters)
+            with self.probing():
+                few = probe(x, fields, PROBE_IMAGES)
+                explain.trace_pair(self, *few)[0].compute_log_prob()
+                plain_draw(self.model, *few)
+        except Exception:  # whatever a program raises on numbers of another kind
+            return False
+        finally:
+            self.store.forget_new()
+        return True
 
     # ---- running it
 
@@ -222,12 +254,19 @@ class Pair:
         layout: str | None = None,
         score: Score = plain_score,
         draw: Draw = plain_draw,
+        *,
+        every_value: bool = False,
     ) -> SiteTerms:
         """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``.
+        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
         """
-        geometry = replace(self.structure(x, fields).geometry, score=score, draw=draw)
-        layout = "repeat" if num_particles == 1 else layout or self.layout(x, fields)
+        structure = self.structure(x, fields)
+        values = structure.enumerated if every_value else {}
+        geometry = replace(structure.geometry, score=score, draw=draw, enumerated=values)
+        if num_particles == 1:
+            layout = "repeat"
+        elif layout is None:
+            layout = self.layout(x, fields, every_value=every_value)
         return run(self.model, self.guide, x, fields, num_particles, geometry, layout)
 
     # ---- understanding it
@@ -242,9 +281,8 @@ class Pair:
         """
         key = _like(x, fields)
         if key not in self._known.structures:
-            self._refuse_unknown(fields)
-            self.store.before = frozenset(self.store.parameters)
             try:
+                self.store.before = frozenset(self.store.parameters)
                 with self.probing():
                     self._known.structures[key] = explain.understand(
                         self, lambda size: probe(x, fields, size)
@@ -258,28 +296,18 @@ class Pair:
             raise UserError(found.unscored)
         return found
 
-    def _refuse_unknown(self, fields: Fields) -> None:
-        """What is one for all images and goes to neither program may be an option, misspelt."""
-        for name in filter(is_constant, fields):
-            known = argument_of(name)
-            if not any(program.receives(known) for program in (self.model, self.guide)):
-                taken = sorted({*self.model.field_names, *self.guide.field_names})
-                raise UserError(
-                    f"{known!r} is no option, and no argument of the model or the guide "
-                    f"({did_you_mean('argument', known, taken)})"
-                )
-
-    def layout(self, x: Tensor, fields: Fields) -> str:
+    def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
         """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
         repetition.
         """
-        key = _like(x, fields)
+        values = self.structure(x, fields).enumerated if every_value else {}
+        key = _like(x, fields), bool(values)
         if key not in self._known.layouts:
-            self._known.layouts[key] = self._choose_layout(x, fields)
+            self._known.layouts[key] = self._choose_layout(x, fields, values)
         return self._known.layouts[key]
 
-    def _choose_layout(self, x: Tensor, fields: Fields) -> str:
-        geometry = self.structure(x, fields).geometry
+    def _choose_layout(self, x: Tensor, fields: Fields, values: dict[str, int]) -> str:
+        geometry = replace(self.structure(x, fields).geometry, enumerated=values)
 
         def terms(layout: str) -> SiteTerms:
             torch.manual_seed(0)
@@ -294,7 +322,9 @@ class Pair:
 
         with self.probing():
             reference = terms("repeat")
-            for layout in LAYOUTS[:-1]:
+            for layout in (
+                LAYOUTS[:-1] if not values else LAYOUTS[:1]
+            ):  # merging rows takes draws without values
                 try:
                     found = terms(layout)
                 except Exception:  # a layout that a user's program can't run under is not for it
@@ -356,7 +386,7 @@ def _like(x: Tensor, fields: Fields) -> Any:
     rows = sorted(
         (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
     )
-    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
+    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()
 
 
 def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:

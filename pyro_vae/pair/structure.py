@@ -27,8 +27,11 @@ class Structure:
     own_draws_only: tuple[str, ...] = ()
     # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
     not_held: str = ""
-    # what sites of the guide ask their objective for: "enumerate" (config_enumerate), "baseline"
+    # what sites of the guide ask of their objective that is not served here, and which one of
+    # Pyro's serves it
     asked: dict[str, str] = field(default_factory=dict)
+    # sites of the guide that ask to be enumerated, and how many values each has
+    enumerated: dict[str, int] = field(default_factory=dict)
     # why Pyro's own objective trains the pair, if it does
     by_pyro: str = ""
     # why log p(x) of one image can't be had, if it can't: a sentence
@@ -38,11 +41,20 @@ class Structure:
     # discrete sites that the guide lacks, which are summed out, and how many values each has
     summed: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def score_function(self) -> tuple[str, ...]:
+        """The sites that are drawn without a reparameterisation."""
+        return tuple(name for name in self.not_reparameterized if name not in self.enumerated)
+
     def words(self) -> list[str]:
         """One line for each site that is summed out, and for each latent: how its KL is had."""
         lines = [
             f"summed out: {name!r}, {count} values, as the guide lacks it"
             for name, count in self.summed.items()
+        ]
+        lines += [
+            f"enumerated: {name!r}, {count} values, as the guide asks"
+            for name, count in self.enumerated.items()
         ]
         if self.by_pyro:
             return [*lines, f"trained by Pyro's own objective: {self.by_pyro}"]

@@ -125,7 +125,10 @@ def _in_support(fn: Any, value: Tensor) -> Tensor:
     """
     inside: Tensor = fn.support.check(value)
     if isinstance(fn, dist.Independent):
-        return inside & _in_support(fn.base_dist, value).flatten(len(fn.batch_shape)).all(-1)
+        each = _in_support(fn.base_dist, value)
+        for _ in range(fn.reinterpreted_batch_ndims):
+            each = each.all(-1)
+        return inside & each
     if isinstance(fn, dist.TransformedDistribution):
         for transform in reversed(fn.transforms):
             value = transform.inv(value)

@@ -22,15 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.analysis.latents import by_draw
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.importance import running
 from pyro_vae.evaluation.proposals import Guide
+from pyro_vae.evaluation.setup import running
 from pyro_vae.evaluation.traced_weights import make_weights
 from pyro_vae.files import write_atomically
 from pyro_vae.pair.layouts import Site, rows_first
 from pyro_vae.pair.log_weights import prepare, refuse_unscorable
+from pyro_vae.protocols import hook
 
 NUM_IMAGES, NUM_DRAWS = 20, 5
 TOLERANCE = 1e-5
@@ -166,7 +167,7 @@ def _data(
     model: Any, guide: Any, x: Any, fields: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """The images, draws and log weights, and which fields each program takes."""
-    if not getattr(guide, "amortized", True):
+    if not hook(guide, "amortized"):
         raise UserError(
             f"the guide {type(guide).__name__} has no q(z | x) of test images: there are no log "
             "weights to audit"
@@ -278,7 +279,7 @@ class _Writer:
 
     def _argument(self, name: str, value: Any, wanted: Mapping[int, str]) -> str:
         if name == "net" and isinstance(value, str):
-            return self._class(registry.resolve("net", value))
+            return self._class(lookup.resolve("net", value))
         return self._write(value, wanted)
 
     def _plain(self, value: Any, wanted: Mapping[int, str]) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.labels import refuse_unfit
@@ -19,6 +20,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.protocols import hook
 from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
 from pyro_vae.training.checkpoint_files import state_of
@@ -88,7 +90,7 @@ class Experiment:
     @property
     def amortized(self) -> bool:
         """Whether the guide has a q(z | x) of images that it was not fitted on."""
-        return bool(getattr(self.guide, "amortized", True))
+        return bool(hook(self.guide, "amortized"))
 
     @property
     def stored_valid(self) -> Tensor | None:
@@ -108,13 +110,13 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test`` or ``valid``, or ``number`` of them (the same at every call), and
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
         words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.
         """
-        x, words = self.observed.x_test, "test"
+        x, words = self.observed.x_test, {"all": "new"}.get(split, "test")
         if split == "valid":
             if self.stored_valid is None:
                 raise UserError(
@@ -147,8 +149,8 @@ class Experiment:
         shapes: dict[str, Any] = {
             n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken
         }
-        if hasattr(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
-            shapes["latent_dim"] = tuple(self.model.latent_dims)
+        if dims := hook(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
+            shapes["latent_dim"] = tuple(dims)
         return {
             **known,
             **({"kind": self.kind} if self.kind else {}),
@@ -170,20 +172,35 @@ def _chosen(size: int, number: int | None) -> Tensor:
     return permutation(size, 0)[:number].sort().values
 
 
-def prepare(options: Train) -> Experiment:
-    """Load the data, build the parts and decide what is observed; nothing is trained or written.
-
-    Raises:
-        UserError: the data, a part, or the two together are wrong.
-    """
-    data = image_data.load(
-        options.data,
-        options.data_root,
+def load_data(options: Train, data: str | None = None, root: Path | None = None) -> ImageData:
+    """The data that the options name, or those at another place."""
+    return image_data.load(
+        options.data if data is None else data,
+        options.data_root if root is None else root,
         seed=options.data_seed,
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
     )
+
+
+def scored(options: Train, data: ImageData, model: Any, guide: Any) -> Experiment:
+    """A trained pair with all of another set as its test set, observed as the options say."""
+    observes, kind = _observes(model, options)
+    observed = observe(data, options.binarize, observes, options.data_seed)
+    every = torch.arange(len(data.test))
+    experiment = Experiment(options, data, observed, model, guide, every, None, kind)
+    _refuse_unlabelled(experiment)
+    return experiment
+
+
+def prepare(options: Train, data: ImageData | None = None) -> Experiment:
+    """Load the data, build the parts and decide what is observed; nothing is trained or written.
+
+    Raises:
+        UserError: the data, a part, or the two together are wrong.
+    """
+    data = load_data(options) if data is None else data
     train_rows, valid_rows = torch.arange(len(data.train)), None
     if options.valid_fraction:
         train_rows, valid_rows = data.validation_split(options.valid_fraction, options.data_seed)
@@ -290,9 +307,9 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     """The arguments that the constructor of this part names and the choice leaves open; those
     without a default alone.
     """
-    read = registry.parse(choice)
+    read = specs.parse(choice)
     try:
-        parameters = inspect.signature(registry.resolve(slot, read.name)).parameters.values()
+        parameters = inspect.signature(lookup.resolve(slot, read.name)).parameters.values()
     except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
         return set()
     return {
@@ -328,17 +345,17 @@ def _sees_levels(options: Train) -> bool:
     says.
     """
     parts = [
-        registry.resolve(slot, registry.parse(getattr(options, slot)).name)
+        lookup.resolve(slot, specs.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
-    return next((part.observes for part in parts if hasattr(part, "observes")), None) == "levels"
+    return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:
     """A mass over other levels than the data's has outcomes that never happen, or lacks some that
     do.
     """
-    levels = getattr(getattr(model, "likelihood", model), "levels", None)
+    levels = hook(getattr(model, "likelihood", model), "levels")
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
         raise UserError(
             f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as "
@@ -387,10 +404,10 @@ def _observes(model: Any, options: Train) -> tuple[str, str | None]:
     likelihood, or by the model.
     """
     law = getattr(model, "likelihood", model)
-    observes = getattr(law, "observes", None)
+    observes = hook(law, "observes")
     if observes is None and options.binarize == "auto":
         raise UserError(
             f"the model {options.model} does not say what its x is: give it an attribute "
             f"`observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
         )
-    return observes or "real", getattr(law, "kind", None)
+    return observes or "real", hook(law, "kind")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pyro_vae import distributed
+from pyro_vae import distributed, specs
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.files import set_aside, sweep, write_atomically
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
@@ -406,9 +406,8 @@ def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
 
 def run_name(options: Train) -> str:
     """``DATA-GUIDE``, in letters that serve in a file's name."""
-    from pyro_vae import registry
 
-    words = (Path(options.data).stem, registry.parse(options.guide).name.rpartition(":")[2])
+    words = (Path(options.data).stem, specs.parse(options.guide).name.rpartition(":")[2])
     return "-".join(re.sub(r"[^\w.]+", "-", word).strip("-.") or "run" for word in words)
 
 

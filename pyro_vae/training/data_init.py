@@ -13,22 +13,20 @@ from torch import Tensor
 from pyro_vae.data.loaders import Source
 from pyro_vae.data.transforms import Observation
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.protocols import DataStart
 
 MOST_IMAGES = 20_000
 """Enough to find clusters in, of a set of any size."""
 
 
 def start_from_data(pair: Pair, source: Source, observe: Observation | None, seed: int) -> None:
-    """Call ``start_from_data(images)`` of every module of the pair that ``waits_for_data``.
-
-    A part with these two names starts so at the beginning of a training, and not where one is
-    resumed; it says itself that it waits no more.
+    """Start every module of the pair that waits for its data (`DataStart`), which then says that it
+    waits no more; a resumed training does not.
     """
     data = TrainingImages(pair, source, observe, seed)
     for module in pair.modules:
-        if getattr(module, "waits_for_data", False):
-            start: Any = module.start_from_data
-            start(data)
+        if isinstance(module, DataStart) and module.waits_for_data:
+            module.start_from_data(data)
 
 
 class TrainingImages:

@@ -108,9 +108,7 @@ def find_site(
     pair = loss.pair
     with torch.enable_grad():
         structure = pair.structure(x, fields)
-        particles = loss.objective.num_particles
-        layout = loss.objective.layout(structure, pair.layout(x, fields)) if particles > 1 else None
-        terms = pair.run(x, fields, particles, layout)
+        terms = loss.objective.terms(pair, x, fields)
         sites = [("guide", name, site) for name, site in terms.guide.items()]
         drawn = terms.prior | terms.observed
         sites += [("model", name, drawn[name]) for name in terms.model_order if name in drawn]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_vae import registry
+from pyro_vae import lookup, registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import hold_absent_rows
 from pyro_vae.training.updates import KERNELS
@@ -36,9 +36,7 @@ def make_optimizer(
         hold_absent_rows(given)
         return given
     context: dict[str, Any] = {"params": list(parameters), "lr": learning_rate}
-    kind = (
-        registry.resolve("optimizer", registry.parse(spec).name) if isinstance(spec, str) else spec
-    )
+    kind = lookup.resolve("optimizer", specs.parse(spec).name) if isinstance(spec, str) else spec
     if kind in KERNELS and all(
         p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters
     ):

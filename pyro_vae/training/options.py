@@ -18,6 +18,7 @@ from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import constants, merged
+from pyro_vae.protocols import hook
 from pyro_vae.rng import check_seed
 from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
@@ -134,7 +135,7 @@ def refuse_unseen(guide: Any) -> None:
     """A ``UserError`` for a guide that has no q(z | x) of images that it was not fitted on (its
     ``amortized`` is False).
     """
-    if not getattr(guide, "amortized", True):
+    if not hook(guide, "amortized"):
         raise UserError(
             f"{type(guide).__name__} has a q(z) for each training image and none for others, so "
             "there is no ELBO of x_valid: leave x_valid out, and call refine(model, guide, x) on "

@@ -149,10 +149,10 @@ def _held_loss(
     if not objective.stageable:
         return "loss and gradient are its own"
     ours, theirs = _counterparts(objective, structure)
-    watched = (
-        [] if any(map(hooked, parameters)) else list(parameters)
-    )  # a hook is the user's, and may count
-    one = torch.ones((), dtype=x.dtype, device=x.device)
+    # a hook is the user's, and may count; beside sums Pyro has another score-function estimator
+    other = isinstance(theirs, infer.TraceEnum_ELBO) and structure.score_function
+    watched = [] if other or any(map(hooked, parameters)) else list(parameters)
+    one = torch.ones((), dtype=pair.dtype, device=x.device)
 
     def stock() -> Tensor:
         batch = _own(x, fields)
@@ -180,7 +180,11 @@ def _held_loss(
         )
         return [value.detach(), *(gradient.detach() for gradient in filled)]
 
-    own = differentiated(lambda: ours.estimate(pair.run(*_own(x, fields)), structure, one).loss)
+    def estimated() -> Tensor:
+        terms = pair.run(*_own(x, fields), every_value=True)
+        return ours.estimate(terms, structure, one).loss
+
+    own = differentiated(estimated)
     if not all(bool(value.isfinite().all()) for value in own):
         return "no loss, as it or its gradient is not finite here"
     try:
@@ -207,7 +211,7 @@ def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective
     """The objective at one draw an image, and Pyro's own of the same loss; where Pyro has none,
     Trace_ELBO of both.
     """
-    if structure.summed:
+    if structure.summed or structure.enumerated:
         return Trace_ELBO(), infer.TraceEnum_ELBO(
             max_plate_nesting=-structure.geometry.particle_dim - 1
         )

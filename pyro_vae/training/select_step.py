@@ -6,8 +6,9 @@ from torch import nn
 
 from pyro_vae.compile.trace import NotStageable, check_tier
 from pyro_vae.data.loaders import Resident, Source
-from pyro_vae.freed_memory import keep_freed_memory
+from pyro_vae.memory import keep_freed_memory
 from pyro_vae.objectives import Loss
+from pyro_vae.protocols import Part
 from pyro_vae.training.cuda_graph import CapturedStep, Rows
 from pyro_vae.training.train_step import StagedStep, TrainStep
 
@@ -101,7 +102,7 @@ def foreign(loss: Loss) -> str:
             return f"the {program.role}"
     for module in pair.modules:
         kind = type(module)
-        known = kind.__module__.startswith(PURE) or kind.__dict__.get("pure", False)
+        known = kind.__module__.startswith(PURE) or vars(kind).get("pure", Part.pure)
         if (
             not known
             or "forward" in vars(module)

@@ -21,7 +21,7 @@ from benchmarks.reproduce import results, tables
 from benchmarks.reproduce.__main__ import Reproduce, run
 from benchmarks.reproduce.budget import Budget, full_steps, read_budget
 from benchmarks.reproduce.tables import CONFIGS, IWAE, TABLES, Published, Row, Table
-from pyro_vae import registry
+from pyro_vae import lookup, registry, specs
 from pyro_vae.cli.entry import main as pyro_vae
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import build_pair
@@ -67,7 +67,7 @@ def test_every_configuration_is_read_and_names_parts_that_exist(cell: str) -> No
         "optimizer",
         "schedule",
     ):
-        registry.resolve(slot, registry.parse(getattr(options, slot)).name)
+        lookup.resolve(slot, specs.parse(getattr(options, slot)).name)
 
 
 @pytest.mark.parametrize("cell", [cell for cell in IWAE.cells if "-l1-" in cell])

@@ -43,7 +43,9 @@ def outcome(objective: str = DEFAULTS.objective, num_steps: int = 2, **choices: 
     x = images(model)
     before = [tensor.clone() for tensor in (*model.parameters(), *guide.parameters())]
     try:
-        history = fit(model, guide, x, objective, num_steps=num_steps, **QUIET, **labels(len(x)))
+        history = fit(
+            model, guide, x, objective, num_steps=num_steps, **QUIET, **labels(len(x), model, guide)
+        )
     except UserError as error:
         one_line(error)
         pairs = zip((*model.parameters(), *guide.parameters()), before, strict=True)

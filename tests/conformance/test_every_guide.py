@@ -56,7 +56,7 @@ def test_a_pair_or_a_sentence(model: str, guide: str) -> None:
 def test_shapes(guide: str, num_particles: int) -> None:
     """Every site's density is ``(K, B)``, and every image's depends on that image alone."""
     model, program, x = pair_with(guide)
-    terms = log_densities(model, program, x, num_particles=num_particles, **rows(x))
+    terms = log_densities(model, program, x, num_particles=num_particles, **rows(x, model, program))
     for site in (*terms.guide.values(), *terms.prior.values(), *terms.observed.values()):
         assert site.log_prob.shape == (num_particles, len(x)) and site.log_prob.isfinite().all()
 
@@ -80,7 +80,9 @@ def test_the_mean_density_ratio_at_draws_is_one(guide: str) -> None:
 
 def drawn(model: Any, guide: Any, x: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """All latents of ``number`` draws joined, ``(K, B, d)``, and log q, ``(K, B)``."""
-    sites = log_densities(model, guide, x, num_particles=number, **rows(x)).guide.values()
+    sites = log_densities(
+        model, guide, x, num_particles=number, **rows(x, model, guide)
+    ).guide.values()
     values = [site.value.reshape(number, len(x), -1) for site in sites]
     return torch.cat(values, -1), sum(
         (site.log_prob for site in sites), torch.zeros(number, len(x), dtype=DOUBLE)
@@ -90,7 +92,9 @@ def drawn(model: Any, guide: Any, x: Tensor, number: int) -> tuple[Tensor, Tenso
 @every("guide")
 def test_log_prob_is_scipys(guide: str) -> None:
     model, program, x = pair_with(guide)
-    sites = log_densities(model, program, x, num_particles=1, **rows(x)).guide.values()
+    sites = log_densities(
+        model, program, x, num_particles=1, **rows(x, model, program)
+    ).guide.values()
     checked = False
     for site in sites:
         expected = scipy_log_prob(site.fn, site.value)

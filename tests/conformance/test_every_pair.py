@@ -102,7 +102,9 @@ def test_log_marginal(swap: str) -> None:
     x = images(model)
     try:
         staged, eager = (
-            log_marginal(model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x))
+            log_marginal(
+                model, guide, x, num_samples=16, device="cpu", compile=tier, **rows(x, model, guide)
+            )
             for tier in ("graph", "off")
         )
     except UserError as error:

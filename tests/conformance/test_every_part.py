@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_vae import fit, log_marginal, registry
+from pyro_vae import fit, log_marginal, lookup, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data.datasets import Source
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
+from pyro_vae.lookup import NAMESPACES
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.registry import NAMESPACES
+from pyro_vae.runs import parts
 from tests.support.conforming import (
     DEFAULTS,
     SWAPPED,
@@ -41,7 +42,7 @@ def test_a_part_says_what_it_is(part: str) -> None:
     signature.
     """
     slot, name = part.split("=", 1)
-    (found,) = [line for line in registry.describe(slot) if line.name == name]
+    (found,) = [line for line in parts.describe(slot) if line.name == name]
     assert len(found.summary) > 20 and not found.summary.startswith(f"{name}("), found.summary
 
 
@@ -61,7 +62,7 @@ def test_list_shows_each_part_whole(
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= (columns or 120)
     flat = " ".join(out.split())
-    for part in (part for slot in NAMESPACES for part in registry.describe(slot)):
+    for part in (part for slot in NAMESPACES for part in parts.describe(slot)):
         assert " ".join(f"{part.name} {part.summary} {part.arguments}".split()) in flat
 
 
@@ -84,7 +85,7 @@ def test_a_network_keeps_the_batch_dimensions(net: str, batch: tuple[int, ...]) 
     """From ``(*batch, *in_shape)`` to ``(*batch, *out_shape)`` in both directions, each row a
     function of its own input.
     """
-    part: Any = registry.resolve("net", net)
+    part: Any = lookup.resolve("net", net)
     torch.manual_seed(0)
     for module, in_shape, out_shape in (
         (part.encoder((1, 4, 4), 3), (1, 4, 4), (3,)),
@@ -145,7 +146,7 @@ def test_a_proposals_weights_average_to_px(proposal: str) -> None:
 def test_a_named_set_loads_or_says_what_is_missing(data: str, tmp_path: Path) -> None:
     """Without its files and without a network: the images, or one sentence."""
     try:
-        found = registry.members("data")[data](Source(tmp_path, download=False))
+        found = lookup.members("data")[data](Source(tmp_path, download=False))
     except UserError as error:
         one_line(error)
     else:
@@ -159,7 +160,8 @@ def test_a_named_set_loads_or_says_what_is_missing(data: str, tmp_path: Path) ->
 def test_the_suite_names_no_part(slot: str) -> None:
     """What is listed is what is tested: no table of names here, so none to be forgotten in."""
     words: set[str] = set()
-    for path in (Path(__file__).parent / name for name in ("conforming.py", *TESTS)):
+    here = Path(__file__).parent
+    for path in (here.parent / "support" / "conforming.py", *(here / name for name in TESTS)):
         words |= set(
             "".join(c if c.isalnum() or c == "_" else " " for c in path.read_text()).split()
         )

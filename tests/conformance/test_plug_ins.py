@@ -19,7 +19,7 @@ from pyro import distributions as dist
 from pyro_vae import fit, log_marginal, models, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
-from pyro_vae.registry import NAMESPACES
+from pyro_vae.lookup import NAMESPACES
 from tests.support import conforming
 from tests.support.conforming import build, images, swaps
 from tests.support.part_laws import (

@@ -186,7 +186,7 @@ def test_resampling_is_by_weight() -> None:
 
 def test_an_elpd_carries_the_images() -> None:
     ll = estimate(ppca(widen=1.5))
-    elpd = arviz_export.to_elpd(ll)
+    elpd = ll.to_elpd()
     pointwise = elpd["loo_i"] if ARVIZ_0 else elpd.elpd_i
     np.testing.assert_array_equal(pointwise.values, ll.log_px.numpy())
     np.testing.assert_array_equal(elpd.pareto_k.values, ll.khat.numpy())
@@ -195,8 +195,8 @@ def test_an_elpd_carries_the_images() -> None:
 
 def test_arviz_compares_and_draws_it() -> None:
     results = {
-        "exact": arviz_export.to_elpd(estimate(ppca())),
-        "far": arviz_export.to_elpd(estimate(ppca(shift=2.0), 20)),
+        "exact": estimate(ppca()).to_elpd(),
+        "far": estimate(ppca(shift=2.0), 20).to_elpd(),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -209,7 +209,7 @@ def test_arviz_compares_and_draws_it() -> None:
 
 def test_the_table_has_each_images_interval() -> None:
     ll = estimate(ppca(widen=1.3), 3000)
-    table = arviz_export.per_image_table(ll)
+    table = ll.per_image()
     columns = [
         "image",
         "log_px",
@@ -234,11 +234,8 @@ def test_flags_are_the_rule() -> None:
     ll = estimate(ppca(), 400)
     khat = torch.tensor([0.4, 0.49, 0.5, 0.9, torch.nan, -torch.inf, 0.1, 0.1], dtype=torch.float64)
     ess = torch.tensor([400, 300, 400, 400, 400, 400, 299, 5], dtype=torch.float64)
-    flagged = arviz_export.per_image_table(
-        LogMarginal(
-            **{**vars(ll), **{n: getattr(ll, n)[:8] for n in TENSORS}, "khat": khat, "ess": ess}
-        )
-    )["flag"]
+    few = {n: getattr(ll, n)[:8] for n in TENSORS}
+    flagged = LogMarginal(**{**vars(ll), **few, "khat": khat, "ess": ess}).per_image()["flag"]
     assert [bool(flag) for flag in flagged] == [False, False, True, True, True, False, True, True]
     assert set(flagged) == {"", "interval unsound"}
 
@@ -248,18 +245,16 @@ TENSORS = ("log_px", "se", "elbo_px", "max_weight_share", "debiased_px")
 
 def test_the_csv_holds_the_table_to_the_last_digit(tmp_path: Path) -> None:
     ll = estimate(gamma_poisson(), 50)
-    path = arviz_export.write_per_image_csv(ll, tmp_path / "new" / "images.csv")
+    path = ll.to_csv(tmp_path / "new" / "images.csv")
     again = pandas.read_csv(path, keep_default_na=False, na_values={"khat": [""]})
-    pandas.testing.assert_frame_equal(
-        again, arviz_export.per_image_table(ll), rtol=1e-15, check_dtype=False
-    )
+    pandas.testing.assert_frame_equal(again, ll.per_image(), rtol=1e-15, check_dtype=False)
     assert [file.name for file in path.parent.iterdir()] == ["images.csv"]
 
 
 @pytest.mark.parametrize("num_samples", [1, 20, 2000])
 def test_the_summary_answers_doubts(num_samples: int) -> None:
     ll = estimate(ppca(widen=1.3), num_samples)
-    text = arviz_export.summary(ll)
+    text = ll.summary()
     assert text.startswith(str(ll))
     for words in (
         "95% lower bound",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pyro_vae as pv
 from pyro_vae import UserError
-from pyro_vae.evaluation import importance
+from pyro_vae.evaluation import importance, setup
 from pyro_vae.evaluation.weight_sums import WeightSums
 from pyro_vae.pair import layouts
 from tests.support.exact import Exact, gamma_poisson, ppca
@@ -109,8 +109,8 @@ def scale_of_two(patch: pytest.MonkeyPatch) -> None:
     """Observed sites count twice, as under a plate of twice the batch."""
     plain = layouts._read
 
-    def read(node: Any, *args: Any) -> Any:
-        site = plain(node, *args)
+    def read(node: Any, *args: Any, **values: Any) -> Any:
+        site = plain(node, *args, **values)
         return replace(site, log_prob=2.0 * site.log_prob) if node["is_observed"] else site
 
     patch.setattr(layouts, "_read", read)
@@ -152,7 +152,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def no_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
     """The laws are to catch a break by themselves."""
-    monkeypatch.setattr(importance, "check_scores", lambda *_, **__: ("", ()))
+    monkeypatch.setattr(setup, "check_scores", lambda *_, **__: ("", ()))
 
 
 @pytest.mark.parametrize("law", LAWS)

@@ -20,7 +20,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import UserError, registry
+from pyro_vae import UserError, registry, specs
 from pyro_vae.cli.entry import parse
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
@@ -158,8 +158,8 @@ def spec_ending(folder: Path, spec: str) -> str:
     """A choice: read, written again, read again; then built as a guide."""
 
     def read() -> None:
-        choice = registry.parse(spec)
-        assert registry.parse(str(choice)) == choice
+        choice = specs.parse(spec)
+        assert specs.parse(str(choice)) == choice
         with suppress(MemoryError):
             registry.build(
                 "guide", spec, event_shape=(1, 8, 8), latent_dim=2, net="MLP(hidden=4)", num_data=5

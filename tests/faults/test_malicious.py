@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import UserError, registry
+from pyro_vae import UserError, lookup, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
@@ -170,7 +170,7 @@ CALLS = [  # what an installed package has, which makes a file or a folder, or u
     "functools:partial()",
 ]
 PLACES = [
-    *((slot, "{}") for slot in registry.NAMESPACES),
+    *((slot, "{}") for slot in lookup.NAMESPACES),
     ("guide", "MeanField(hidden={})"),
     ("guide", "MixtureOfGaussians(components=[({},)])"),
     ("guide", "MeanField(net={})"),
@@ -201,7 +201,7 @@ def test_nothing_is_called_but_a_part(
     }
     calls = (
         [call.partition("(")[0] for call in CALLS]
-        if place == "{}" and slot not in registry.PROGRAMS
+        if place == "{}" and slot not in lookup.PROGRAMS
         else []
     )
     for call in (*CALLS, *calls):

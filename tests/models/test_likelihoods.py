@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vae as pv
-from pyro_vae import guides, models, registry
+from pyro_vae import guides, models, registry, specs
 from pyro_vae.data.datasets import load
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
@@ -70,7 +70,7 @@ def law_of(spec: str, dtype: torch.dtype = torch.float64, batch: tuple[int, ...]
 
 def scipy_law(spec: str, law: Any) -> Any:
     """The same law by SciPy, from the parameters that the law is known by."""
-    name = registry.parse(spec).name
+    name = specs.parse(spec).name
     if name == "Bernoulli":
         return stats.bernoulli(law.probs.numpy())
     if name == "Binomial":
@@ -106,7 +106,7 @@ def test_the_mean_is_the_sum_over_the_support(spec: str) -> None:
     law = law_of(spec)
     if law.support.is_discrete:
         top = {"Bernoulli": 2, "Poisson": 400, "NegativeBinomial": 4000}.get(
-            registry.parse(spec).name, LEVELS
+            specs.parse(spec).name, LEVELS
         )
         x, weight = torch.arange(top, dtype=torch.float64), torch.ones(top, dtype=torch.float64)
     elif spec == "ContinuousBernoulli":

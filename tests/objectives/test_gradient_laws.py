@@ -118,7 +118,7 @@ def test_mean_gradients_without_a_path(case: str, law: str, weight: float) -> No
 )
 def test_in_every_layout(law: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, bound, num_draws = LAWS[law]
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     pair = CASES["two levels"]()
     assert_mean(pair.gradients(objective, ROWS)[1], pair.exact(bound, num_draws, nodes=16)[1])
 

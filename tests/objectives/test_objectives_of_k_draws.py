@@ -16,7 +16,7 @@ from pyro import infer, poutine
 from pyro.distributions.transforms import affine_autoregressive, conditional_planar
 from torch import Tensor, nn
 
-from pyro_vae import fit, registry
+from pyro_vae import fit, lookup, registry
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import (
@@ -41,7 +41,7 @@ from tests.support.pairs import FORMS, LATENT, PIXELS, Decoder, Encoder, binary_
 from tests.support.steps import plain_step
 
 X = binary_images(20)
-NAMES = sorted(registry.members("objective"))
+NAMES = sorted(lookup.members("objective"))
 K_DRAWS: list[Objective] = [
     IWAE(4),
     RenyiELBO(0.5, 4),
@@ -235,7 +235,7 @@ def test_path_derivatives_are_those_at_leaves(
 ) -> None:
     torch.manual_seed(1)
     model, guide = PAIRS[form]()
-    monkeypatch.setattr(Pair, "layout", lambda *_: "repeat")
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: "repeat")
     _, found = ours(objective, model, guide, X)
     expected = path_gradient(model, guide, objective.num_particles, isinstance(objective, DReG))
     assert expected.keys() == found.keys() and len(expected) > 4
@@ -554,7 +554,7 @@ def test_a_replayed_step_is_the_eager_step(
     """Loss, figures and gradients to the last bit, at KL weights that the program was not traced
     with.
     """
-    monkeypatch.setattr(Pair, "layout", lambda *_: layout)
+    monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     loss = registry.build("objective", name)(*fresh("functions"))
     with loss.pair.active(training=True):
         eager = plain_step(loss, X, {})

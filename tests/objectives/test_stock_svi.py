@@ -15,7 +15,7 @@ from pyro import infer
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae import UserError, fit, log_marginal, objectives, registry
+from pyro_vae import UserError, fit, log_marginal, lookup, objectives, registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.objectives import IWAE, STL, Objective, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from tests.support.pairs import (
@@ -30,7 +30,7 @@ from tests.support.pairs import (
 )
 
 X = binary_images(24).double()
-NAMES = sorted(registry.members("objective"))
+NAMES = sorted(lookup.members("objective"))
 BOTH = [(Trace_ELBO(), infer.Trace_ELBO), (TraceMeanField_ELBO(), infer.TraceMeanField_ELBO)]
 
 

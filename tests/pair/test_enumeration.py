@@ -18,7 +18,7 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import registry
+from pyro_vae import lookup, registry
 from pyro_vae.analysis.mutual_information import mutual_information
 from pyro_vae.objectives import Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.enumeration import conditionals
@@ -204,7 +204,7 @@ class ByHand(PyroModule):
             pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(logits=shares), given), obs=x)
 
 
-@pytest.mark.parametrize("name", registry.members("objective"))
+@pytest.mark.parametrize("name", lookup.members("objective"))
 def test_every_objective_sees_the_model_that_was_summed_on_paper(name: str) -> None:
     """The same loss and the same gradients, at the same draws and at a KL weight."""
     model, guide = Mixture(), Guide()
@@ -375,7 +375,7 @@ class Classes(PyroModule):
         return (self.logits.log_softmax(-1) + given).logsumexp(-1)
 
 
-@pytest.mark.parametrize("name", registry.members("objective"))
+@pytest.mark.parametrize("name", lookup.members("objective"))
 def test_every_objective_is_maximum_likelihood_where_no_latent_is_drawn(name: str) -> None:
     """All of its weights are p(x): its bound is log p(x), and its gradient that of log p(x)."""
     model = Classes()

@@ -1,7 +1,7 @@
 """What the conformance suite stands on: every part by its slot, built by the command line's own
 builder.
 
-No part is named here or in the tests beside it. The parts are those of `registry.members`; what a
+No part is named here or in the tests beside it. The parts are those of `lookup.members`; what a
 test needs to know of one (its support, its kind, whether its draws are pathwise, which partner it
 works with) is asked of the part itself.
 """
@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import check_pair, registry
+from pyro_vae import check_pair, lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair.program import Program
@@ -33,7 +33,7 @@ SWAPPED = ("model", "prior", "likelihood", "guide", "objective", "net")
 
 def names(slot: str) -> list[str]:
     """The parts listed in the slot's namespace."""
-    return list(registry.members(slot))
+    return list(lookup.members(slot))
 
 
 def every(slot: str) -> pytest.MarkDecorator:
@@ -83,25 +83,26 @@ def images(model: nn.Module, number: int = NUM_IMAGES, seed: int = 2) -> Tensor:
     training = model.training
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        named = {
-            k: v for k, v in labels(number).items() if k in Program("model", model).field_names
-        }
-        x: Tensor = model.eval()(None, size=number, **named)
+        x: Tensor = model.eval()(None, size=number, **labels(number, model))
     model.train(training)
     return x
 
 
-def labels(number: int) -> dict[str, Tensor]:
-    """The field of a conditional model; a program that does not name it is not given it."""
-    return {"y": torch.arange(number) % NUM_CLASSES}
+def labels(number: int, *programs: Any) -> dict[str, Tensor]:
+    """The field of a conditional model, where one of the programs takes it: else it is refused."""
+    taken = any(Program("program", each).takes("y") for each in programs)
+    return {"y": torch.arange(number) % NUM_CLASSES} if taken else {}
 
 
-def rows(x: Tensor) -> dict[str, Tensor]:
+def rows(x: Tensor, *programs: Any) -> dict[str, Tensor]:
     """All fields of these images: ``index``, which the engine adds where it is not given, and the
-    labels.
+    labels; to be given to the engine, or, with the programs, to a public function.
     """
-    named = {"index": torch.arange(len(x)), **labels(len(x))}
+    named = {"index": torch.arange(len(x)), **labels(len(x), *programs or (_takes_all,))}
     return {name: value.to(x.device) for name, value in named.items()}
+
+
+def _takes_all(x: Tensor, **fields: Tensor) -> None: ...
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -113,7 +114,7 @@ def verdict(model: str, guide: str) -> Structure | Exception:
     """What `check_pair` says of the two: their structure, or what it raised."""
     try:
         pair = build(model=model, guide=guide)
-        return check_pair(*pair, images(pair[0]), **labels(NUM_IMAGES)).structure
+        return check_pair(*pair, images(pair[0]), **labels(NUM_IMAGES, *pair)).structure
     except Exception as error:  # the test of this combination tells whether it is a sentence
         return error
 

@@ -61,7 +61,7 @@ def train(swap: str, model: nn.Module, guide: nn.Module, x: Tensor, **options: A
         guide,
         x,
         objective=choices_for(swap)["objective"],
-        **labels(len(x)),
+        **labels(len(x), model, guide),
         **{**AS_TRAIN, **options},
     )
 

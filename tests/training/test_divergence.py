@@ -5,7 +5,6 @@ step before.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pyro
@@ -121,7 +120,7 @@ INDUCTOR = [
 COMPILED = pytest.param("a gradient", "inductor", marks=INDUCTOR)
 
 
-@pytest.mark.parametrize(("breaks", "tier"), [*product(SITES, ["off", "graph"]), COMPILED])
+@pytest.mark.parametrize(("breaks", "tier"), [*thinned(SITES, ["off", "graph"]), COMPILED])
 def test_the_step_the_rate_and_the_site_are_named(breaks: str, tier: str, later: int) -> None:
     model, guide = pair(breaks)
     with pytest.raises(Diverged, match=SITES[breaks]) as error:

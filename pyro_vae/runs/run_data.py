@@ -1,0 +1,149 @@
+"""The data of a run, wherever they are now: known by their SHA-256, not by their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pyro_vae import lookup
+from pyro_vae.data import datasets
+from pyro_vae.data.datasets import ImageData, Likeness
+from pyro_vae.errors import UserError
+from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.run_folder import Run
+
+OBSERVED_LEVELS = ("dynamic", "static", "threshold")
+"""Binarizations under which a checkpoint's ``levels`` are not the stored ones."""
+
+
+def trained(
+    run: Run,
+    data: str | None,
+    data_root: Path | None,
+    tell: Callable[[str], None],
+    new: bool = False,
+) -> tuple[Experiment, int]:
+    """A run's experiment with the trained model and guide in it, and the steps that they were
+    trained for; ``new``: with all of ``data``, another set than its own, as the test set.
+    """
+    options = run.options()
+    model, guide, held = run.load_pair(tell=tell)
+    steps = int(held.metadata.get("step", 0))
+    if new and data is not None:
+        found = whole(options, held.metadata, data, data_root)
+        return scored(options, found, model, guide), steps
+    found = of_run(run, options, held.metadata, data, data_root)
+    return replace(prepare(options, found), model=model, guide=guide), steps
+
+
+def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:
+    """The experiment of a training that goes on, its data being where ``options`` say now.
+
+    Args:
+        known: the metadata of the checkpoint that it goes on from; nothing where there is none.
+
+    Raises:
+        UserError: they are not the run's.
+    """
+    configured = run.options()
+    data = options.data if options.data != configured.data else None
+    if data is not None and not known:
+        raise UserError(
+            f"--data {data}: {run} has no checkpoint that tells whether these are its data: leave "
+            "it out, or train a run of its own"
+        )
+    root = options.data_root if options.data_root != configured.data_root else None
+    found = of_run(run, configured, known, data, root)
+    return prepare(replace(options, data=configured.data, data_root=configured.data_root), found)
+
+
+def of_run(
+    run: Run, options: Train, known: Mapping[str, Any], data: str | None, data_root: Path | None
+) -> ImageData:
+    """The very data that the run was trained on: at ``data``, else where they were, seen from here,
+    from ``data_root`` and from the run's folder.
+
+    Args:
+        known: the metadata of its checkpoint.
+
+    Raises:
+        UserError: there are none, or others.
+    """
+    expected = known.get("data_sha256")
+    other: str | None = None
+    for place, root in _places(run, options, data, data_root):
+        found = load_data(options, place, root)
+        shape = known.get("event_shape", list(found.event_shape))
+        if found.sha256 == (expected or found.sha256) and list(found.event_shape) == shape:
+            return found
+        other = other or place
+    if other is None:
+        raise UserError(
+            f"{options.data}: no such file or folder here or beside {run}: name the data's place "
+            "with --data"
+        )
+    raise UserError(
+        f"{other}: not the data that {run} was trained on (their SHA-256 is another): name those "
+        "with --data; a new test set is scored by `pyro-vae evaluate RUN --data NEW --split all`"
+    )
+
+
+def whole(options: Train, known: Mapping[str, Any], data: str, data_root: Path | None) -> ImageData:
+    """All of another set, as a test set on the run's own scale: its levels and its classes."""
+    # an older version noted the levels that are observed alone
+    observed = 256 if options.binarize in OBSERVED_LEVELS else known.get("levels")
+    levels = known.get("data_levels", observed)
+    found = datasets.load_whole(
+        data,
+        data_root if data_root is not None else options.data_root,
+        like=Likeness(levels, tuple(known.get("classes") or ()) or None),
+        seed=options.data_seed,
+        images_key=options.images_key,
+        columns=options.columns,
+        label=options.label,
+    )
+    shape = list(found.event_shape)
+    if shape != known["event_shape"]:
+        raise UserError(
+            f"{data}: {found.one}s of shape {tuple(shape)}, but the run was trained on "
+            f"{tuple(known['event_shape'])}"
+        )
+    return found
+
+
+def _places(
+    run: Run, options: Train, data: str | None, data_root: Path | None
+) -> Iterator[tuple[str, Path | None]]:
+    """Where the data may be, each with the folder of named sets."""
+    root = data_root if data_root is not None else options.data_root
+    if data is not None:
+        yield data, root
+        return
+    if _is_named(options.data):
+        roots = [root] if root is None or root.is_absolute() else [root, *_seen_from(run, root)]
+        for each in roots:
+            if each is root or each is None or each.is_dir():
+                yield options.data, each
+        return
+    given = Path(options.data).expanduser()
+    places = [given, *_seen_from(run, given)]
+    if data_root is not None:
+        places = [data_root / given.name, data_root / given, *places]
+    for path in dict.fromkeys(places):
+        if path.exists():
+            yield str(path), root
+
+
+def _seen_from(run: Run, path: Path) -> list[Path]:
+    """The path relative to the run's folder and to those above it, one of which it was given in."""
+    if path.is_absolute():
+        return [run.folder / path.name, run.folder.resolve().parent / path.name]
+    folder = run.folder.resolve()
+    return [above / path for above in (folder, *folder.parents)]
+
+
+def _is_named(data: str) -> bool:
+    return data in datasets.DATASETS or ":" in data or data in lookup.installed("data")

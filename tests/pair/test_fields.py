@@ -1,0 +1,188 @@
+"""Named fields: one that no program takes is refused, in every function that takes fields."""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pytest
+import torch
+from pyro import distributions as dist
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import pyro_vae as pv
+from pyro_vae import UserError, guides, models
+from pyro_vae.errors import nearest
+from pyro_vae.pair.program import Program
+
+SHAPE = (1, 2, 2)
+X = (torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+Y = torch.arange(8) % 3
+QUICK: dict[str, Any] = {"num_epochs": 1, "batch_size": 4, "progress": False, "compile": "off"}
+
+
+def vae() -> tuple[Any, Any]:
+    """A pair that takes no field."""
+    likelihood = models.Bernoulli(2, SHAPE, hidden=(3,))
+    return models.GenerativeModel(models.StandardNormal(2), likelihood), guides.MeanField(
+        SHAPE, 2, hidden=(3,)
+    )
+
+
+def conditional(guide: Any = "MeanField") -> tuple[Any, Any]:
+    """A pair of images whose classes are given."""
+    likelihood = models.Bernoulli(5, SHAPE, hidden=(3,))
+    model = models.ClassConditional(models.StandardNormal(2), likelihood, num_classes=3)
+    shapes: dict[str, Any] = {"event_shape": SHAPE, "latent_dim": 2}
+    return model, guides.ClassConditional(guide, num_classes=3, **shapes)
+
+
+def functions_of_fields() -> dict[str, Callable[..., Any]]:
+    """Every function of a model that takes ``**fields``, wherever it is."""
+    found = {}
+    for module in pkgutil.walk_packages(pv.__path__, "pyro_vae."):
+        if module.name.startswith(("pyro_vae.models", "pyro_vae.guides", "pyro_vae.__main__")):
+            continue
+        for name, each in vars(importlib.import_module(module.name)).items():
+            if inspect.isfunction(each) and each.__module__ == module.name:
+                last = [*inspect.signature(each).parameters.values(), None][-2:][0]
+                if last and last.kind is last.VAR_KEYWORD and last.name == "fields":
+                    found[name] = each
+    return found
+
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "fit": {"x_train": X},
+    "sample": {"size": 8},
+    "decode": {"values": {"z": torch.zeros(8, 2)}},
+    "bdmc": {"size": 8},
+    "sbc_ranks": {"size": 8},
+    "impute": {"x": X, "missing": X > 0},
+    "denoise": {"noisy": X, "noise": lambda x: dist.Normal(x, 0.3)},
+    "to_inference_data": {"ll": None, "x": X},
+}
+"""What each function needs beside the pair, and is not reached; the others take x."""
+
+
+def test_every_function_of_fields_is_known() -> None:
+    """Those that the issue names are among them."""
+    named = "fit log_marginal check_pair encode reconstruct sample ais bdmc refine impute denoise"
+    assert {*named.split(), "diagnose", "log_weights", "to_inference_data"} <= {
+        *functions_of_fields()
+    }
+
+
+@pytest.mark.parametrize("name", functions_of_fields())
+@pytest.mark.parametrize("field", ["mask", "labels", "sample_weight"])
+def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None:
+    model, guide = vae()
+    value = torch.ones(8)
+    with pytest.raises(UserError, match=f"{name} has no argument '{field}', and no program"):
+        functions_of_fields()[name](
+            model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{field: value}
+        )
+
+
+@pytest.mark.parametrize("name", sorted(functions_of_fields().keys() - {"check_pair"}))
+def test_a_misspelt_option_is_no_field(name: str) -> None:
+    """Each function's last option, with a letter too many."""
+    function, (model, guide) = functions_of_fields()[name], vae()
+    options = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
+    option = options[-1]
+    with pytest.raises(UserError, match=f"did you mean {option}"):
+        function(model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{f"{option}e": 1})
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("epochs", "num_epochs"),
+        ("lr", "learning_rate"),
+        ("x_val", "x_valid"),
+        ("steps", "num_steps"),
+    ],
+)
+def test_the_commonest_first_mistakes(given: str, meant: str) -> None:
+    with pytest.raises(UserError, match=f"did you mean {meant}"):
+        pv.fit(*vae(), X, **{given: X}, **QUICK)
+
+
+def test_a_program_with_kwargs_takes_all() -> None:
+    """And one with ``**_`` takes none, for it is there for stock Pyro."""
+    received = []
+    model, guide = vae()
+
+    def wide(x: Tensor, **fields: Tensor) -> None:
+        received.append(sorted(fields))
+        model(x)
+
+    pv.fit(wide, guide, X, mask=X > 0, **QUICK)
+    assert set(map(tuple, received)) == {("mask",)}
+    assert not Program("model", model).takes("mask") and not Program("guide", guide).takes("mask")
+
+
+@pytest.mark.parametrize("inner", ["MeanField", "PerDatum(num_data=8)"])
+def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
+    from pyro_vae import registry
+
+    joint: dict[str, Any] = {"event_shape": (2, 2, 2), "latent_dim": 2}
+    model, guide = conditional(registry.build("guide", inner, **joint))
+    program = Program("guide", guide)
+    assert program.takes("y") and not program.takes("mask")
+    assert program.takes("index") == inner.startswith("PerDatum")
+    pv.fit(model, guide, X, y=Y, **QUICK)
+    with pytest.raises(UserError, match=r"no program takes such a field \(they take y\)"):
+        pv.fit(model, guide, X, y=Y, mask=X, **QUICK)
+
+
+def test_a_guide_takes_what_its_model_takes() -> None:
+    """`SemiAmortized` climbs the model's ELBO, and passes it the fields."""
+    model, _ = conditional()
+    guide = guides.SemiAmortized(SHAPE, 2, model, steps=1, hidden=(3,))
+    assert Program("guide", guide).takes("y") and not Program("guide", guide).takes("mask")
+    assert not Program("guide", guides.SemiAmortized(SHAPE, 2, vae()[0])).takes("y")
+
+
+def test_a_data_sets_items_may_have_more() -> None:
+    class Items(Dataset[dict[str, Tensor]]):
+        def __len__(self) -> int:
+            return len(X)
+
+        def __getitem__(self, row: int) -> dict[str, Tensor]:
+            return {"x": X[row], "name": torch.tensor(row)}
+
+    assert len(pv.fit(*vae(), Items(), **QUICK).train) == 1
+
+
+def test_stock_pyro_gives_both_programs_the_same_arguments() -> None:
+    """A model of classes with a guide that reads none."""
+    model, _ = conditional()
+    _, guide = vae()
+    assert SVI(model.eval(), guide, Adam({"lr": 1e-3}), Trace_ELBO()).step(X, y=Y) > 0
+    pyro.clear_param_store()
+
+
+def test_what_a_name_may_stand_for() -> None:
+    """Whole words, initials, spellings, in this order, and upper and lower case alike."""
+    names = ["num_epochs", "learning-rate", "batch_size", "Trace_ELBO", "MeanField"]
+    meant = ("epochs", "lr", "bs", "elbo", "meanfeild", "BatchSize", "zzz")
+    assert [nearest(name, names) for name in meant] == [
+        ["num_epochs"], ["learning-rate"], ["batch_size"], ["Trace_ELBO"], ["MeanField"],
+        ["batch_size"], [],
+    ]  # fmt: skip
+    assert nearest("MNIST", ["static-mnist", "mnist"]) == ["mnist"]
+
+
+def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
+    """``fields={…}`` holds those that an option has the name of."""
+    with pytest.raises(UserError, match="no argument 'mask', and no program takes"):
+        pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)
