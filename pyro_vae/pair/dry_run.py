@@ -4,7 +4,7 @@ is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -650,6 +650,11 @@ def check_support_of_set(
             return False
 
     with pair.probing():
+        if unusual := _extreme_rows(parts, images):
+            each = [images(slice(row, row + 1)) for row in unusual]
+            x = torch.cat([pair.cast(one) for one, _ in each])
+            names = each[0][1]
+            trace_pair(pair, x, {name: torch.cat([f[name] for _, f in each]) for name in names})
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:
@@ -659,6 +664,32 @@ def check_support_of_set(
                     raise UserError(
                         _not_a_number(f"log_prob of site {name!r}", images(rows)[0], rows.start)
                     )
+
+
+def _extreme_rows(
+    parts: Sequence[slice], images: Callable[[slice], tuple[Tensor, Fields]]
+) -> list[int]:
+    """Rows that hold the least and the largest of each field of whole numbers, such as a class −1;
+    five or more, as the first dry run has five.
+    """
+    first = images(slice(5))[1]
+    names = [
+        name
+        for name, value in first.items()
+        if name != "index" and not is_constant(name) and not value.is_floating_point()
+    ]
+    least: dict[str, tuple[int, int]] = {}  # value and row, of each field and of its negative
+    for rows in parts if names else ():
+        fields = images(rows)[1]
+        for name in names:
+            value = fields[name].reshape(len(fields[name]), -1).long()
+            for sign in (1, -1):
+                smallest = (sign * value).amin(1)
+                row = int(smallest.argmin())
+                here = int(smallest[row]), rows.start + row
+                least[f"{sign}{name}"] = min(least.get(f"{sign}{name}", here), here)
+    found = [row for _, row in least.values()]
+    return [found[i % len(found)] for i in range(max(len(found), 5))] if found else []
 
 
 def law_of(fn: Any) -> str:
