@@ -53,6 +53,7 @@ def refined_ppca(**options: Any) -> tuple[Exact, Untrained, Refinement]:
     )
 
 
+@pytest.mark.slow
 def test_an_untrained_net_comes_to_the_best_mean_field_posterior() -> None:
     case, _, result = refined_ppca()
     ours = log_marginal(case.model, result.guide, case.x, num_samples=4000, seed=9, device="cpu")
