@@ -319,7 +319,9 @@ def assert_same_mean(a: Tensor, b: Tensor, z: float) -> None:
     assert ((a.mean(0) - b.mean(0)).abs() <= z * error + 1e-4 * (1 + b.mean(0).abs())).all()
 
 
-@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
+@pytest.mark.parametrize(
+    "layout", ["plate", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rows", "repeat"))]
+)
 def test_particles_of_score_functions(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = bernoulli_latents()
     monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
@@ -374,7 +376,7 @@ def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
     )
     one, many = (
         torch.stack(
-            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 150)]
+            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 60)]
         )
         for goal in goals
     )
