@@ -36,7 +36,7 @@ def trained(
         found = whole(options, held.metadata, data, data_root)
         return scored(options, found, model, guide), steps
     found = of_run(run, options, held.metadata, data, data_root)
-    return replace(prepare(options, found), model=model, guide=guide), steps
+    return prepare(options, found, (model, guide)), steps
 
 
 def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:
