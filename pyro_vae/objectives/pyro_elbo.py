@@ -31,14 +31,16 @@ from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 
-_JIT = "it traces the programs by torch.jit, which is deprecated: use the class of that name without Jit"
+_JIT = "it traces by torch.jit, which is deprecated: use the class of that name without Jit"
 _REFUSED: Mapping[type, str] = {
     infer.JitTrace_ELBO: _JIT,
     infer.JitTraceMeanField_ELBO: _JIT,
     infer.JitTraceEnum_ELBO: _JIT,
     infer.JitTraceGraph_ELBO: _JIT,
-    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or pyro.infer.SVI",
-    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
+    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or "
+    "pyro.infer.SVI",
+    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use "
+    "objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
     infer.Trace_MMD: "it is no bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
 }
 """Pyro's classes that are not served, and why."""
@@ -133,7 +135,9 @@ class PyroELBO(Objective):
 
     @contextmanager
     def _checking(self, pair: Pair) -> Iterator[None]:
-        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are on."""
+        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are
+        on.
+        """
         try:
             with pyro.settings.context(validate_infer=pair not in self._met):
                 yield
