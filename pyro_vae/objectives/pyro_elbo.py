@@ -25,12 +25,8 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
-<<<<<<< HEAD
-from pyro_vae.pair.layouts import Fields, SiteTerms
-from pyro_vae.pair.module_state import statistics_kept
-=======
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
->>>>>>> main
+from pyro_vae.pair.module_state import statistics_kept
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure

@@ -456,25 +456,13 @@ def test_a_kl_weight_is_a_number(options: dict[str, Any], words: str) -> None:
         ),
         (np.array([None] * 32), "field 'y' is an array of dtype object: expected numbers"),
         (["a"] * 32, "field 'y' is a list: expected numbers"),
-<<<<<<< HEAD
-=======
         ([1] * 31, r"field 'y' has shape \(31,\), but there are 32 images: expected one row"),
->>>>>>> main
     ],
 )
 def test_a_field_is_numbers(y: Any, words: str) -> None:
     model, guide = made(modules)
-<<<<<<< HEAD
-
-    def conditional(x: Tensor, y: Tensor) -> Any:
-        return model(x)
-
-    with pytest.raises(UserError, match=words) as error:
-        fit(conditional, guide, X, y=y, num_steps=2, **QUICK)
-=======
     with pytest.raises(UserError, match=words) as error:
         fit(lambda x, y: model(x), lambda x, y: guide(x), X, y=y, num_steps=2, **QUICK)
->>>>>>> main
     assert "\n" not in str(error.value)
 
 
