@@ -94,7 +94,9 @@ def _resume(run: Run, options: Train) -> None:
             )
         run.sweep()
         state, known = group.once(lambda: last_state(run, _say))
-        experiment, structure = _prepared(partial(resumed, run, options, known), options, device)
+        with run.code(options.trust):
+            how = partial(resumed, run, options, known)
+            experiment, structure = _prepared(how, options, device)
         _train(run, experiment, structure, device, state)
 
 
@@ -202,7 +204,7 @@ def evaluate(options: Evaluate) -> None:
         run = run_folder.open_run(options.run)
         run.results()  # damaged results are told before the work, not after
         experiment, steps = distributed.current().after_the_first(
-            lambda: trained(run, options.data, options.data_root, _say, new=options.split == "all")
+            lambda: trained(run, options, _say, new=options.split == "all")
         )
         try:
             found = _outcome(experiment, options, steps)
@@ -224,7 +226,7 @@ def audit(options: Audit) -> None:
 
     run = run_folder.open_run(options.run)
     with registry.recorded() as calls:
-        experiment, _ = trained(run, options.data, options.data_root, _say)
+        experiment, _ = trained(run, options, _say)
     number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
     x, _ = experiment.images("test", number)
     weights = checkpoint_files.newest(run.checkpoints).path
@@ -270,7 +272,8 @@ def sample(options: Sample) -> None:
     find_device(options.device)
     run = run_folder.open_run(options.run)
     path = _picture_file(options.out) if options.out is not None else run.folder / "samples.png"
-    model, guide, held = run.load_pair(tell=_say)
+    with run.code(options.trust):
+        model, guide, held = run.load_pair(tell=_say)
     from pyro_vae.plots import pages as plotting
 
     shape = tuple(held.metadata["event_shape"])
@@ -311,7 +314,7 @@ def plot(options: Plot) -> None:
     path = (
         _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
     )
-    experiments = [trained(run, options.data, options.data_root, _say)[0] for run in opened]
+    experiments = [trained(run, options, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
@@ -458,7 +461,7 @@ def _evaluated(run: Run, options: Compare, number: int | None) -> LogMarginal:
         compile=options.compile,
         quiet=options.quiet,
     )
-    experiment, steps = trained(run, options.data, options.data_root, _say)
+    experiment, steps = trained(run, options, _say)
     found = _outcome(experiment, evaluation, steps)
     assert found is not None and found.estimate is not None
     _keep(run, experiment, found, evaluation)

@@ -21,7 +21,7 @@ import tyro
 
 from pyro_vae.errors import UserError, did_you_mean
 
-OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
+OF_THE_CALL = ("config", "resume", "out", "json", "quiet", "trust")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
 FREE_ON_RESUME = ("data", "data_root", "device", "compile", "pictures", "checkpoint_minutes")
@@ -141,6 +141,10 @@ class Train:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type, a range or a combination is wrong."""
@@ -218,6 +222,10 @@ class Evaluate:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
@@ -259,6 +267,10 @@ class Audit:
     """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -295,6 +307,10 @@ class Compare:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
@@ -325,6 +341,10 @@ class Sample:
     """Of the samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -351,6 +371,10 @@ class Plot:
     """Of the samples in the pictures."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pyro_vae import distributed, specs
+from pyro_vae import distributed, specs, trust, user_code
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.files import set_aside, sweep, write_atomically
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
+from pyro_vae.runs.own_code import own_code
 from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.callbacks import EpochEnd
@@ -115,9 +116,24 @@ class Run:
         return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
-        """Write down what is about to be done, and where."""
+        """Write down what is about to be done, and where; the user's code in it is known from now
+        on.
+        """
         write_atomically(self.config_file, to_toml(options))
-        _write_json(self.environment_file, environment(device, sys.argv))
+        code = own_code(options)
+        for place, digest in code.items():
+            trust.note(digest, place)
+        said = {**environment(device, sys.argv), **({"code": code} if code else {})}
+        _write_json(self.environment_file, said)
+
+    def code(self, trusted: bool) -> AbstractContextManager[None]:
+        """Inside, the run's parts may be made, of the user's own code too where it is known or
+        trusted.
+        """
+        code: Any = {}
+        with suppress(OSError, ValueError, AttributeError):
+            code = json.loads(self.environment_file.read_text(encoding="utf-8")).get("code")
+        return user_code.of_run(self.folder, trusted, code if isinstance(code, dict) else {})
 
     def resumed(self, device: torch.device) -> None:
         """Add where and by which command the run goes on to environment.json."""
@@ -389,18 +405,23 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
+def load(
+    run_folder: str | Path, checkpoint: str = "last", *, trust: bool = False
+) -> tuple[Any, Any]:
     """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml,
     then filled.
 
     ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one
-    is damaged or lacks its SHA-256, the one before it is taken, with a warning.
+    is damaged or lacks its SHA-256, the one before it is taken, with a warning. ``trust``: run the
+    code of parts given as ``file.py:Name`` or ``module:Name`` that you have not trained with.
 
     Raises:
-        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not
+        UserError: such code without ``trust``; no run there, or its configuration or checkpoint is missing, damaged or does not
             fit.
     """
-    model, guide, _ = open_run(run_folder).load_pair(checkpoint)
+    run = open_run(run_folder)
+    with run.code(trust):
+        model, guide, _ = run.load_pair(checkpoint)
     return model, guide
 
 
