@@ -119,7 +119,10 @@ def _resumed(given: list[str], folder: Path) -> Train:
     """
     config = folder.expanduser() / "config.toml"
     if not config.is_file():
-        raise UserError(f"--resume {folder}: no run in it, for there is no {config}")
+        raise UserError(
+            f"--resume {folder}: no run in it, for there is no {config}; one that was killed before "
+            f"it was written begins anew with --out {folder}"
+        )
     configured = Train(**read_config(config))
     options: Train = _read(given, read_config(config))
     fixed = [name for name in stored_names() if name not in FREE_ON_RESUME]

@@ -23,15 +23,16 @@ from filelock import FileLock
 
 from pyro_vae import distributed, specs, trust, user_code
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.files import set_aside, sweep, write_atomically
+from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
 from pyro_vae.runs.own_code import own_code
-from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held
+from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held, keep
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.checkpoint_files import Checkpoint
 from pyro_vae.training.checkpoints import Checkpoints
 from pyro_vae.training.history import Record
+from pyro_vae.training.state import TrainingState
 
 HOME = Path("runs")
 """Where runs without a name of their own go, in the current folder."""
@@ -48,8 +49,11 @@ PACKAGES = (
     "tyro",
 )
 
-OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")
-"""The options without which a checkpoint's tensors mean something else."""
+OF_THE_PAIR = (
+    *("model", "prior", "likelihood", "guide", "net", "latent_dim"),
+    *("seed", "data_seed"),
+)
+"""The options without which a checkpoint's tensors mean something else, or are another run's."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,10 @@ class Run:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch to metrics.jsonl."""
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
+        with (
+            writing(self.metrics_file),
+            open(self.metrics_file, "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -248,7 +255,8 @@ class Run:
             tell(found.note)
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
-        if not isinstance(shape, list) or not isinstance(num_data, int):
+        sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+        if not sound or type(num_data) is not int or num_data < 1:
             raise UserError(
                 f"{path}: not a checkpoint of a run (it does not tell the shape of its images)"
             )
@@ -323,6 +331,11 @@ class Recorder(Checkpoints):
         self.rows.append(row)
         self.run.add_row(row)
 
+    def save(self, state: TrainingState) -> None:
+        """Write this state, the folder being this process's own still."""
+        keep(self.run.folder)
+        super().save(state)
+
     def kept(self) -> str:
         """Which checkpoint there is, and how to go on from it."""
         self._look()
@@ -381,11 +394,14 @@ def refuse_taken(out: Path) -> None:
     path = out.expanduser()
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
-    if path.exists() and not (
-        path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())
-    ):
+    if path.exists() and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
         what = "a folder with something in it" if path.is_dir() else "a file"
         raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether it is what a training leaves that was killed before its configuration was written."""
+    return path.name in (LOCK, HOLDER) or is_scratch(path)
 
 
 def open_run(folder: str | Path) -> Run:
