@@ -28,7 +28,7 @@ x_test = torch.bernoulli(grey_test)  # drawn once: log p(x) is of these very ima
 
 # p(z) p(x | z) and q(z | x): Pyro programs, so change a word, or write your own
 latent_dim, shape = 8, digits.event_shape
-likelihood = models.Bernoulli(latent_dim, shape, hidden=(200,))
+likelihood = models.Bernoulli(shape, latent_dim, hidden=(200,))
 model = models.GenerativeModel(models.StandardNormal(latent_dim), likelihood).to(args.device)
 guide = guides.MeanField(shape, latent_dim, hidden=(200,)).to(args.device)
 

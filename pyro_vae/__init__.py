@@ -93,7 +93,12 @@ if TYPE_CHECKING:
     from pyro_vae.training.state import TrainingState
 
 
+_NAMESPACES = ("data", "guides", "models", "objectives")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _NAMESPACES:
+        return import_module(f"{__name__}.{name}")
     if name == "__version__":  # of what is installed: pyproject.toml alone writes it
         return import_module("importlib.metadata").version("pyro-vae")
     if name not in _HOME:

@@ -73,9 +73,12 @@ def _advice(value: Any) -> str:
     return ""
 
 
-def as_images(data: Any, what: str = "x") -> Tensor:
+def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
     """``data`` as a tensor of images ``(N, *event_shape)``; a ``UserError`` for what can't be one
     (NaN: which image).
+
+    Args:
+        missing: whether a NaN may mark what is missing, for programs that leave it out.
     """
     data = as_tensor(data, what)
     if data.dim() < 2:
@@ -86,8 +89,9 @@ def as_images(data: Any, what: str = "x") -> Tensor:
         raise UserError(
             f"{what} is empty, of shape {tuple(data.shape)}: expected at least one image"
         )
-    if data.is_floating_point() and not bool(torch.isfinite(data).all()):
-        image = int((~torch.isfinite(data.flatten(1))).any(1).nonzero()[0])
+    bad = torch.isinf if missing else lambda x: ~torch.isfinite(x)
+    if data.is_floating_point() and bool(bad(data).any()):
+        image = int(bad(data.flatten(1)).any(1).nonzero()[0])
         raise UserError(
             f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
         )

@@ -19,10 +19,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.data.loaders import make_source
+from pyro_vae.analysis.conditions import refuse_unconditioned
+from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
+from pyro_vae.pair.dry_run import check_support_of_set
 from pyro_vae.pair.layouts import (
     Geometry,
     latent_nodes,
@@ -36,6 +38,7 @@ from pyro_vae.pair.layouts import (
 from pyro_vae.pair.program import ParameterStore
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
 AVERAGED_DRAWS = 100
@@ -140,27 +143,32 @@ def sample(
     batch_size: int = 500,
     device: str | torch.device = "auto",
     seed: int = 0,
+    x: Any = None,
     **fields: Any,
 ) -> dict[str, Tensor]:
     """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size,
     *event)``.
 
     A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as
-    the images ``like``, its observed sites being sampled.
+    the images ``like``, its observed sites being sampled. A model that is conditioned on x itself
+    (a CVAE, a library size) is given those images, ``x``.
 
     Args:
         like: images of the set, ``(≥ 1, *event_shape)``; only their shape is used.
         mean: means of p(x | z), or draws x ~ p(x | z).
         guide: the guide that the model was fitted with, where the model has parameters of its own
             (``pyro.param``).
-        **fields: what the model is conditioned on, ``size`` rows.
+        x: images that the model is conditioned on, ``(size, *event_shape)``, where it is.
+        **fields: what the model is conditioned on besides, ``size`` rows.
 
     Raises:
-        UserError: ``like`` or ``guide`` is needed and was not given; parameters that were never
-            fitted.
+        UserError: ``like``, ``x`` or ``guide`` is needed and was not given; parameters that were
+            never fitted.
     """
     check_count("size", size)
-    with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
+    with _generation(
+        model, guide, like, device, seed, as_fields(fields, size), _conditions(x, size)
+    ) as generation:
         return _join(generation.run(rows, {}, mean) for rows in _slices(size, batch_size))
 
 
@@ -174,6 +182,7 @@ def decode(
     batch_size: int = 500,
     device: str | torch.device = "auto",
     seed: int = 0,
+    x: Any = None,
     **fields: Any,
 ) -> dict[str, Tensor]:
     """The mean of p(x | z), or a draw, at each observed site, ``(N, *event)``, given latent values
@@ -189,7 +198,9 @@ def decode(
             "values: expected one or more latent sites, each (N, *event) with the same N"
         )
     size = len(next(iter(values.values())))
-    with _generation(model, guide, like, device, seed, as_fields(fields, size)) as generation:
+    with _generation(
+        model, guide, like, device, seed, as_fields(fields, size), _conditions(x, size)
+    ) as generation:
         given = generation.check(values)
         return _join(generation.run(rows, given, mean) for rows in _slices(size, batch_size))
 
@@ -280,9 +291,10 @@ def visit_images(
     source = make_source(x, fields, batch_size, place)
     with pair.active(may_create=False):
         first, named = next(iter(source.in_order()))
-        pair.structure(
-            pair.cast(first), named
-        )  # meets modules that closures hide, so that eval mode reaches them
+        # meets modules that closures hide, so that eval mode reaches them
+        pair.structure(pair.cast(first, named), named)
+        if isinstance(source, Resident) and bool(source.x.isnan().any()):
+            check_support_of_set(pair, source.num_images, source.part)
     with _quiet(pair, place, seed):
         # copies: a program may write into its batch
         yield (
@@ -311,7 +323,8 @@ class _Generation:
     """A model without images: how to run it, and what its sites are."""
 
     pair: Pair
-    blank: Tensor  # (11, *event_shape) zeros
+    blank: Tensor  # (11, *event_shape) zeros; or the images that the model is conditioned on
+    conditioned: bool
     fields: dict[str, Tensor]
     latents: dict[str, torch.Size]  # each site's shape for one image
     observed: tuple[str, ...]
@@ -339,9 +352,10 @@ class _Generation:
         """One batch of images: means of p(x | z), or draws."""
         size = rows.stop - rows.start
         named = {name: value[rows] for name, value in self.fields.items()}
+        images = self.blank[rows] if self.conditioned else blanks(self.blank, size)
         with _Given({name: value[rows] for name, value in given.items()}, self.dims):
             trace = plain_draw(
-                lambda x, given: _generate(self.pair, size, x, dict(given)), self.blank, named
+                lambda x, given: _generate(self.pair, size, x, dict(given)), images, named
             )
         nodes = {name: trace.nodes[name] for name in self.observed}
         return {
@@ -358,8 +372,13 @@ def _generation(
     device: str | torch.device,
     seed: int,
     fields: dict[str, Tensor],
+    x: Tensor | None = None,
 ) -> Iterator[_Generation]:
-    """The model, ready to run, its sites known from a trial run."""
+    """The model, ready to run, its sites known from a trial run.
+
+    Args:
+        x: images that it is conditioned on; else it is refused where it reads them.
+    """
     place = find_device(device)
     pair = (
         Pair.of(model, guide) if guide is not None else Pair(model, _no_guide, _FittedElsewhere())
@@ -371,9 +390,21 @@ def _generation(
         for name, value in fields.items()
     }
     with pair.active(may_create=False):
-        blank = _blank(pair, like, few, place)
+        blank = _blank(pair, like if x is None else x, few, place)
         with pair.probing():  # meets modules that closures hide
-            trace = plain_draw(pair.model, blank, few)
+            if x is not None:
+                images = pair.cast(x.to(place))
+                trace = plain_draw(pair.model, probe_rows(images, PROBE_IMAGES), few)
+            elif _takes_size(pair):
+                trace = plain_draw(pair.model, blank, few)
+            else:
+                trace = refuse_unconditioned(
+                    pair.model,
+                    blank,
+                    probe_rows(pair.cast((blank if like is None else like).to(place)), len(blank)),
+                    few,
+                    lambda images: plain_draw(pair.model, images, few),
+                )
     observed = tuple(name for name, node in sample_nodes(trace) if node["is_observed"])
     if not observed:
         raise UserError("the model observes nothing: give one of its sample statements `obs=x`")
@@ -385,7 +416,8 @@ def _generation(
     with _quiet(pair, place, seed):
         yield _Generation(
             pair,
-            blank,
+            blank if x is None else images,
+            x is not None,
             fields,
             latents,
             observed,
@@ -419,11 +451,29 @@ def _blank(
     return torch.zeros_like(images)
 
 
-def _generate(pair: Pair, size: int, blank: Tensor, fields: dict[str, Tensor]) -> Any:
+def _generate(pair: Pair, size: int, images: Tensor, fields: dict[str, Tensor]) -> Any:
     if _takes_size(pair):
         return pair.model.call(None, size=size, **arguments(pair.model.select(fields)))
-    images = blank[:1].expand(size, *blank.shape[1:])
     return poutine.uncondition(pair.model)(images, fields)
+
+
+def blanks(blank: Tensor, size: int) -> Tensor:
+    """As many images of zeros."""
+    return blank[:1].expand(size, *blank.shape[1:])
+
+
+def probe_rows(images: Tensor, size: int) -> Tensor:
+    """The first images, again and again where there are fewer."""
+    return images[torch.arange(size, device=images.device) % len(images)]
+
+
+def _conditions(x: Any, size: int) -> Tensor | None:
+    if x is None:
+        return None
+    images = as_images(x)
+    if len(images) != size:
+        raise UserError(f"x holds {len(images)} images: expected {size}, one for each to be made")
+    return images
 
 
 def _takes_size(pair: Pair) -> bool:

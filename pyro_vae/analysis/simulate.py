@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.analysis.encode import _generate, _generation
+from pyro_vae.analysis.encode import _generate, _generation, blanks
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import Geometry, rows_first
 
@@ -51,7 +51,7 @@ def simulate(
     with _generation(model, guide, like, device, seed, dict(fields)) as generation:
         pair, blank, named = generation.pair, generation.blank, generation.fields
         named.setdefault("index", torch.arange(size, device=device))
-        trace = poutine.trace(lambda: _generate(pair, size, blank, named)).get_trace()
+        trace = poutine.trace(lambda: _generate(pair, size, blanks(blank, size), named)).get_trace()
         if len(generation.observed) != 1:
             raise UserError(
                 f"the model observes {', '.join(generation.observed)}: BDMC simulates images for "

@@ -406,13 +406,19 @@ def make_source(
     device: torch.device,
     what: str = "x",
     part: Part = (0, 1),
+    *,
+    missing: bool = True,
 ) -> Source:
     """The source for a tensor, an array, or a Dataset or DataLoader; a ``UserError`` names what is
     wrong with it.
+
+    Args:
+        missing: whether a NaN may mark what is missing, which the programs then are to be checked
+            for.
     """
     if isinstance(data, DataLoader | Dataset):
         return Streamed(data, batch_size, device, part, fields)
-    x = as_images(data, what)
+    x = as_images(data, what, missing=missing)
     source = Resident if has_room(x, device) else Hosted
     return source(x, as_fields(fields, len(x)), batch_size, device, part)
 

@@ -236,10 +236,9 @@ def observe(
     Args:
         data: the stored images.
         mode: `dynamic` (train drawn afresh at each visit, test once), `static` (both once),
-            `threshold`, `none`, or
-            `auto`, by the likelihood: binary, dynamic for grey data; a density, dequantized for
-                integer levels;
-            a mass over levels, the levels; data that fit as they are stay so.
+            `threshold` (1 above one half), `none`, or `auto`, which decides by `observes`: binary
+            pixels are drawn dynamically, a density of integer levels is dequantized, and a mass
+            over levels gets the levels. Data that fit as they are stay as they are.
         observes: the likelihood's attribute: what its x is, one of `OBSERVES`.
         seed: of all that is drawn once. Results are comparable where it is the same.
 

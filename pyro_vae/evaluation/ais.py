@@ -77,6 +77,7 @@ def ais(
     compile: str = "auto",
     progress: bool = False,
     bits_offset: float | None = None,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> AnnealedMarginal:
     """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T =
@@ -93,13 +94,14 @@ def ais(
         num_leapfrog: L, gradients an HMC step.
         schedule: ``sigmoid`` (slow at both ends) or ``linear``.
         compile: ``auto`` and ``graph`` (the traced graph, replayed), ``inductor``, or ``off``.
+        ignore_scales: as in `log_marginal`.
 
     Raises:
         UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the
             reasons).
     """
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
-    setup, found = Setup(model, guide, seed, device, progress), Gathered(num_chains)
+    setup, found = Setup(model, guide, seed, device, progress, ignore_scales), Gathered(num_chains)
     with setup.running():
         for tile in annealed_tiles(setup, x, fields, settings, compile, runs=1):
             start = tile.draw()

@@ -81,6 +81,7 @@ def bdmc(
     device: str | torch.device = "auto",
     compile: str = "auto",
     progress: bool = False,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> BDMC:
     """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse
@@ -93,6 +94,7 @@ def bdmc(
     Args:
         like: a few images, for a model that can't be called as ``model(None, size=n)``; only their
             shape is used.
+        ignore_scales: as in `log_marginal`.
         **fields: what the model is conditioned on, ``size`` rows.
 
     Raises:
@@ -100,7 +102,7 @@ def bdmc(
     """
     check_count("size", size)
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
-    setup = Setup(model, guide, seed, device, progress)
+    setup = Setup(model, guide, seed, device, progress, ignore_scales)
     few = None if like is None else as_images(like, "like")
     own, named = mix(seed, 0) % 2**32, as_fields(fields, size)
     made = simulate(model, guide, size, few, setup.place, own, named)

@@ -16,6 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
 from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
+from pyro_vae.table import aligned
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -85,7 +86,7 @@ class Comparison(Result):
         table = [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
         return [
-            *_aligned(table),
+            *aligned(table),
             "  nats per image; ± paired: standard error of the difference over the images",
             "  " + "; ".join([f"N = {self.num_images}", *shared]),
         ]
@@ -201,6 +202,12 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
                 f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
                 "model"
             )
+    ignored = [name for name, result in results.items() if result.protocol.get("scales")]
+    if ignored and len(ignored) < len(results):
+        notes.append(
+            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
+            "its programs; the others as their programs are"
+        )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
         gap = float(getattr(results[row.name], "bias", nan)) - best
@@ -217,7 +224,17 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")
-_SHOWN = ("data", "split", "images", "observation", "binarization", "kind", "estimator", "sha256")
+_SHOWN = (
+    "data",
+    "split",
+    "images",
+    "observation",
+    "binarization",
+    "kind",
+    "estimator",
+    "scales",
+    "sha256",
+)
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -232,22 +249,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         _figure(row.weight),
         f"{row.high_khat:.1%}" if isfinite(row.high_khat) else "–",
     )
-
-
-def _aligned(table: list[tuple[str, ...]]) -> list[str]:
-    """Lines with the first column to the left and the others to the right."""
-    widths = [
-        max(len(line[i]) - line[i].count("\u0302") for line in table) for i in range(len(table[0]))
-    ]
-    lines = []
-    for cells in table:
-        # k̂ is two characters in one cell of the terminal
-        padded = [
-            cell.rjust(width + cell.count("\u0302"))
-            for cell, width in zip(cells[1:], widths[1:], strict=True)
-        ]
-        lines.append("  ".join([cells[0].ljust(widths[0]), *padded]).rstrip())
-    return lines
 
 
 def _figure(value: float, digits: int = 3) -> str:

@@ -26,7 +26,7 @@ from pyro_vae.evaluation.precision import (
 from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.result import EXACT, LogMarginal
 from pyro_vae.evaluation.scorer import Scorer
-from pyro_vae.evaluation.setup import Setup, dtype_name
+from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.traced_weights import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
@@ -49,6 +49,7 @@ def log_marginal(
     compile: str = "auto",
     progress: bool = False,
     bits_offset: float | None = None,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> LogMarginal:
     """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8),
@@ -66,6 +67,8 @@ def log_marginal(
             number.
         bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then
             reported too.
+        ignore_scales: whether ``poutine.scale`` in the programs, such as a β that a training had, is
+            without effect: the number is log p(x) of the programs without it, and says so.
         **fields: named arguments of the programs, one row an image. The number is log p(x, y) where
             the model observes y, log p(x | y) where y moves its densities alone:
             `pyro_vae.evaluation.protocol.Quantity` has the rule.
@@ -76,7 +79,7 @@ def log_marginal(
     check_count("num_samples", num_samples)
     arithmetic, group = find_precision(precision), distributed.current()
     drawn: Proposal = registry.build("proposal", proposal)
-    setup = Setup(model, guide, seed, device, progress and group.first)
+    setup = Setup(model, guide, seed, device, progress and group.first, ignore_scales)
     setup.notes += (drawn.warning,) if drawn.warning else ()
     found = Gathered(num_samples)
     with setup.running(), arithmetic.running():
@@ -135,7 +138,7 @@ class _Draws:
     def scorer(self, tier: str, precision: Precision) -> Scorer:
         """Staged in this tier and at this precision."""
         pair, first = self.setup.pair, self.setup.first[0]
-        precision.check(first.dtype, first.device)
+        precision.check(pair.dtype or first.dtype, first.device)
         size = self.setup.source.num_images, self.num_samples
 
         def make(chunk: int, tile: int) -> tuple[Weights, str]:
@@ -150,7 +153,7 @@ class _Draws:
         a few of the images.
         """
         if not precision.reduced:
-            return dtype_name(self.setup.first[0])
+            return self.setup.dtype_name
         plain = self.scorer("graph", FLOAT32)
 
         def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:

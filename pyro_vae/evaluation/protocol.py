@@ -15,14 +15,14 @@ import torch
 from pyro import distributions as dist
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Independent, Normal, StudentT
+from torch.distributions import Normal, StudentT
 
 from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.enumeration import innermost
-from pyro_vae.pair.layouts import Geometry, plain_draw, sample_nodes, trace_model
+from pyro_vae.pair.layouts import Geometry, masks_of, plain_draw, sample_nodes, trace_model
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.tensors import own_buffers
 
@@ -310,7 +310,7 @@ def _observed(nodes: Mapping[str, Any], at: Geometry) -> dict[str, _Observed]:
     for name, node in nodes.items():
         if not node["is_observed"] or _is_factor(node):
             continue
-        masks = _masks(node)
+        masks = masks_of(node)
         if any(mask is False for mask, _ in masks):
             continue
         fn = node["fn"]
@@ -332,22 +332,10 @@ def _observed(nodes: Mapping[str, Any], at: Geometry) -> dict[str, _Observed]:
             each.movedim(dim, 0).reshape(shape[dim], -1)
             for each in (node["value"].broadcast_to(shape), scored)
         )
+        scored = scored & ~value.isnan()  # which a law leaves out, if there is one
         masked = not bool(scored.all()) or any(mask.numel() > 1 for mask in partial)
         found[name] = _Observed(value, scored, masked)
     return found
-
-
-def _masks(node: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks of a site, of its handlers and of its distribution, and how many event dimensions
-    follow each one's own.
-    """
-    fn = node["fn"]
-    masks = [(True if node["mask"] is None else node["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return masks
 
 
 def _differences(nodes: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from pyro_vae import ambient
@@ -20,6 +20,7 @@ from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import padded, rows_of
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.log_weights import refuse_bad_weights
+from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import check_seed
@@ -47,9 +48,10 @@ class Setup:
         seed: int,
         device: str | torch.device,
         progress: bool = False,
+        ignore_scales: bool = False,
     ) -> None:
         check_seed(seed)
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.ignore_scales = seed, progress, ignore_scales
         self.place = find_device(device)
         self.pair = Pair.of(model, guide).to(self.place)
         self.rows = rows_of(self.pair, self.place)  # draws times images of one run of the model
@@ -81,13 +83,20 @@ class Setup:
         if isinstance(self.source, Resident):
             dry_run.check_fields(self.pair, self.source.fields)
         images, named = next(self.source.in_order())
-        self.first = self.pair.cast(images), named
+        self.first = self.pair.cast(images, named), named
         self.structure = self.pair.structure(*self.first)
         check(self.structure)
         if isinstance(self.source, Resident):
             dry_run.check_support_of_set(self.pair, self.source.num_images, self.source.part)
         self._checked, doubts = check_scores(self.pair, *self.first, supports=supports)
         self.notes += doubts
+
+    @property
+    def dtype_name(self) -> str:
+        """``float32``: the programs' dtype, of which images are too, unless they are whole
+        numbers.
+        """
+        return str(self.pair.dtype or self.first[0].dtype).removeprefix("torch.")
 
     def see(self, batch: Batch) -> None:
         """The next images that are scored, as they are given; each is to be seen once."""
@@ -123,10 +132,11 @@ class Setup:
         return {
             **how,
             "num_images": number,
-            **({} if "precision" in how else {"precision": dtype_name(self.first[0])}),
+            **({} if "precision" in how else {"precision": self.dtype_name}),
             **ambient.said(self.place),
             "seed": self.seed,
             **known,
+            **({"scales": "ignored"} if self.ignore_scales else {}),
             "checked": self._checked,
             **(settings or {}),
             **(dict(given) if given else {"data": "as given"}),
@@ -134,25 +144,21 @@ class Setup:
 
     def running(self) -> AbstractContextManager[None]:
         """`running` its pair on its device."""
-        return running(self.pair, self.place)
+        return running(self.pair, self.place, self.ignore_scales)
 
 
 @contextmanager
-def running(pair: Pair, place: torch.device) -> Iterator[None]:
+def running(pair: Pair, place: torch.device, ignore_scales: bool = False) -> Iterator[None]:
     """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake
     stays one sentence.
     """
     with (
         pair.active(training=False, may_create=False),
+        without_scales(ignore_scales),
         torch.random.fork_rng([place] if place.type == "cuda" else []),
         torch.no_grad(),
     ):
         yield
-
-
-def dtype_name(x: Tensor) -> str:
-    """``float32``."""
-    return str(x.dtype).removeprefix("torch.")
 
 
 def mode_notes(pair: Pair) -> tuple[str, ...]:

@@ -90,9 +90,9 @@ class Objective(ELBO):
 
         Args:
             model, guide: programs, run under Pyro's own parameter store.
-            *args, **kwargs: x, ``(B, *event_shape)``, then the named fields as the programs'
-            signatures name them, tensors
-                with one row an image.
+            *args: x, ``(B, *event_shape)``, then the named fields in the order of the programs'
+                arguments; tensors with one row an image.
+            **kwargs: the same by name.
 
         Raises:
             UserError: what is wrong with the pair, or with an argument.

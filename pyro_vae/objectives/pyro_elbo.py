@@ -116,7 +116,7 @@ class PyroELBO(Objective):
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(
-            loss, dtype=None if isinstance(loss, Tensor) else x.dtype, device=x.device
+            loss, dtype=None if isinstance(loss, Tensor) else pair.dtype, device=x.device
         )
         at_once = getattr(self.elbo, "vectorize_particles", False)
         runs = (

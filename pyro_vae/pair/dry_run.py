@@ -4,7 +4,7 @@ is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from pyro_vae.pair.layouts import (
     Fields,
     Geometry,
     log_prob_of,
+    masks_of,
     plain_draw,
     plate_size,
     sample_nodes,
@@ -55,18 +56,15 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
         )
 
 
-def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
-    """Guide and model traced once on the images ``x``; whatever a program raises becomes one
-    sentence.
+def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
+    """Guide and model traced once on the images ``x``, of which the first is number ``first`` of
+    the set; whatever a program raises becomes one sentence.
     """
     with validation(distributions=True):
         drawn = _trace(pair, pair.guide, x, fields)
         for name, node in sample_nodes(drawn):
             if bool(torch.isnan(node["value"]).any()):
-                raise UserError(
-                    f"site {name!r} of the guide draws NaN on the first images: look for NaN in "
-                    "the network's output, which validate_args=False hides"
-                )
+                raise UserError(_not_a_number(f"what the guide draws at {name!r}", x, first))
         try:
             model = _trace(pair, pair.model, x, fields, drawn)
         except UserError:
@@ -77,6 +75,20 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields) -> Traces:
                     raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
             raise
     return model, drawn, x
+
+
+def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
+    bad = x.flatten(1).isnan().any(1).nonzero()
+    if len(bad):
+        return (
+            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
+            "out, or let the programs leave out what is missing: dist.NanMaskedNormal or a mask "
+            "in the model, x.nan_to_num() in the guide"
+        )
+    return (
+        f"{what} is NaN on the first images: look for NaN in the network's output, which "
+        "validate_args=False hides"
+    )
 
 
 def _trace(
@@ -491,7 +503,7 @@ def _check_values(node: Any, num_images: int) -> None:
             f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
             "event and the value the shape of one image"
         )
-    check_support(name, fn, value, observed=node["is_observed"])
+    check_support(node)
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
@@ -513,11 +525,19 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return False
 
 
-def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -> None:
+def check_support(node: Any) -> None:
     """A ``UserError`` naming the first value outside the support, which ``validate_args=False``
-    would hide.
+    would hide. What is masked is not looked at, nor a NaN that the law itself leaves out.
     """
-    inside = fn.support.check(value)
+    fn, value = node["fn"], node["value"]
+    try:
+        inside = fn.support.check(value)
+        if bool(inside.all()):
+            return
+        value = _judged(node)
+        inside = fn.support.check(value)
+    except NotImplementedError:  # a law that names no support
+        return
     if not bool(inside.all()):
         base = innermost(fn)
         elementwise = base.support.check(value)
@@ -525,12 +545,29 @@ def check_support(name: str, fn: Any, value: Tensor, *, observed: bool = True) -
         remedy = _REMEDIES.get(
             type(base.support), "choose a likelihood whose support holds the data"
         )
-        if not observed:
+        if not node["is_observed"]:
             remedy = "the guide draws it there: give the guide a distribution on that support"
         raise UserError(
-            f"site {name!r}: the value {bad.flatten()[0].item():g} is outside the support of "
-            f"{law_of(fn)}: {remedy}"
+            f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
+            f"of {law_of(fn)}: {remedy}"
         )
+
+
+def _judged(node: Any) -> Tensor:
+    """A site's value, one of its own law's where it is not scored: masked, or NaN in a law that
+    leaves NaN out.
+    """
+    fn, value = node["fn"], node["value"]
+    left_out = value.isnan()
+    if bool(left_out.any()):
+        with validation(distributions=False):
+            left_out = left_out & ~log_prob_of(node).isnan().any()
+    for mask, dims in masks_of(node):
+        if mask is False:
+            return fn.sample()  # type: ignore[no-any-return]
+        if isinstance(mask, Tensor):
+            left_out = left_out | ~mask.reshape(mask.shape + (1,) * dims)
+    return torch.where(left_out, fn.sample(), value) if bool(left_out.any()) else value
 
 
 _REAL = "choose a likelihood of real values such as Gaussian"
@@ -592,7 +629,10 @@ def check_support_of_set(
     def observed(rows: slice) -> Nodes:
         x, fields = images(rows)
         traces = trace_pair(
-            pair, pair.cast(x).clone(), {name: value.clone() for name, value in fields.items()}
+            pair,
+            pair.cast(x).clone(),
+            {name: value.clone() for name, value in fields.items()},
+            rows.start or 0,
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
@@ -610,11 +650,46 @@ def check_support_of_set(
             return False
 
     with pair.probing():
+        if unusual := _extreme_rows(parts, images):
+            each = [images(slice(row, row + 1)) for row in unusual]
+            x = torch.cat([pair.cast(one) for one, _ in each])
+            names = each[0][1]
+            trace_pair(pair, x, {name: torch.cat([f[name] for _, f in each]) for name in names})
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:
             for name, node in observed(rows).items():
-                check_support(name, node["fn"], node["value"])
+                check_support(node)
+                if bool(log_prob_of(node).isnan().any()):
+                    raise UserError(
+                        _not_a_number(f"log_prob of site {name!r}", images(rows)[0], rows.start)
+                    )
+
+
+def _extreme_rows(
+    parts: Sequence[slice], images: Callable[[slice], tuple[Tensor, Fields]]
+) -> list[int]:
+    """Rows that hold the least and the largest of each field of whole numbers, such as a class −1;
+    five or more, as the first dry run has five.
+    """
+    first = images(slice(5))[1]
+    names = [
+        name
+        for name, value in first.items()
+        if name != "index" and not is_constant(name) and not value.is_floating_point()
+    ]
+    least: dict[str, tuple[int, int]] = {}  # value and row, of each field and of its negative
+    for rows in parts if names else ():
+        fields = images(rows)[1]
+        for name in names:
+            value = fields[name].reshape(len(fields[name]), -1).long()
+            for sign in (1, -1):
+                smallest = (sign * value).amin(1)
+                row = int(smallest.argmin())
+                here = int(smallest[row]), rows.start + row
+                least[f"{sign}{name}"] = min(least.get(f"{sign}{name}", here), here)
+    found = [row for _, row in least.values()]
+    return [found[i % len(found)] for i in range(max(len(found), 5))] if found else []
 
 
 def law_of(fn: Any) -> str:
@@ -634,6 +709,15 @@ def _is_point_mass(node: Any) -> bool:
     return isinstance(innermost(node["fn"]), dist.Delta)
 
 
+def _own_scale(node: Any) -> Tensor:
+    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size not in (None, frame.size):
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
 def _analytic_kl(
     model: Nodes, guide: Nodes, latents: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -648,6 +732,9 @@ def _analytic_kl(
         before = guide_order[: guide_order.index(name)]
         if late := [other for other in latents[:position] if other not in before]:
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
+            continue
+        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
+            sampled[name] = "poutine.scale is another one in the model than in the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

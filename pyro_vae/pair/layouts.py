@@ -12,10 +12,12 @@ from typing import Any
 
 import pyro
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.enumeration import conditionals, enumerated
@@ -113,7 +115,8 @@ class SiteTerms:
                     raise UserError(
                         f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
                         "subsampling plate or poutine.scale), so its log weights are not those of "
-                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is made"
+                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is "
+                        "made, or score with ignore_scales=True"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         drawn = [site for site in self.guide.values() if site.log_share is None]
@@ -462,6 +465,19 @@ def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
     if mask is False:
         return torch.zeros_like(log_prob)
     return torch.where(mask, log_prob, log_prob.new_zeros(()))
+
+
+def masks_of(node: Any) -> list[tuple[Tensor | bool, int]]:
+    """The masks of a site, of its handlers and of its distribution, and how many event dimensions
+    follow each one's own.
+    """
+    fn = node["fn"]
+    masks = [(True if node["mask"] is None else node["mask"], fn.event_dim)]
+    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
+        if isinstance(fn, dist.MaskedDistribution):
+            masks.append((fn._mask, fn.event_dim))
+        fn = fn.base_dist
+    return masks
 
 
 def per_image(

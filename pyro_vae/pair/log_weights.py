@@ -15,6 +15,7 @@ from pyro_vae.fields import as_fields
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields, SiteTerms
+from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
@@ -49,17 +50,21 @@ def log_weights(
     guide: Callable[..., Any],
     x: Any,
     num_particles: int = 1,
+    ignore_scales: bool = False,
     **fields: Any,
 ) -> Tensor:
     """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016,
     equation 8).
+
+    Args:
+        ignore_scales: whether ``poutine.scale`` in the programs is without effect here.
 
     Raises:
         UserError: as `log_densities`; and where these are not the log weights of each image's p(x):
             a subsampling plate, a scaled site, a point mass, images that depend on each other.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
-    with pair.active(training=False, may_create=False):
+    with pair.active(training=False, may_create=False), without_scales(ignore_scales):
         refuse_unscorable(pair, images, named)
         dry_run.check_all_support(pair, images, named)
         return pair.run(images, named, num_particles, every_value=True).log_weights()
@@ -77,10 +82,12 @@ def prepare(
     """The pair, understood, and a batch in its dtype with its fields and ``index``."""
     check_count("num_particles", num_particles)
     pair = Pair.of(model, guide)
-    images = pair.cast(as_images(x))
+    images = as_images(x, missing=True)
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
+    dry_run.check_fields(pair, named)
     with pair.active(may_create=may_create):
+        images = pair.cast(images, named)
         pair.structure(images, named, scored=False)
     return pair, images, named
 

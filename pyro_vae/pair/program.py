@@ -8,7 +8,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from itertools import chain
@@ -261,6 +261,30 @@ def _referred(call: Callable[..., Any], known: frozenset[int] = frozenset()) -> 
     return [*(each for each in named if isinstance(each, nn.Module)), *chain.from_iterable(inner)]
 
 
+class WithoutScales(Messenger):
+    """Inside, no site has a scale, whatever ``poutine.scale`` a program is in: its plain densities."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = 1.0
+
+
+@contextmanager
+def without_scales(ignored: bool) -> Iterator[None]:
+    """Inside, scales are without effect where that is asked for."""
+    token = _unscaled.set(ignored or _unscaled.get())
+    try:
+        with WithoutScales() if ignored else nullcontext():
+            yield
+    finally:
+        _unscaled.reset(token)
+
+
+def scales_ignored() -> bool:
+    """Whether programs run without their scales."""
+    return _unscaled.get()
+
+
+_unscaled: ContextVar[bool] = ContextVar("_unscaled", default=False)
 _dry: ContextVar[bool] = ContextVar("_dry", default=False)
 
 

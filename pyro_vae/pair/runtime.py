@@ -35,6 +35,7 @@ from pyro_vae.pair.program import (
     dry_run,
     handled,
     modules_called,
+    scales_ignored,
     validation,
 )
 from pyro_vae.pair.structure import Structure
@@ -53,6 +54,8 @@ class _Known:
     store: ParameterStore = field(default_factory=ParameterStore)
     structures: dict[Any, Structure] = field(default_factory=dict)
     layouts: dict[Any, str] = field(default_factory=dict)
+    # whether whole numbers of such a shape and dtype stay what they are
+    whole: dict[Any, bool] = field(default_factory=dict)
     modules: weakref.WeakValueDictionary[int, nn.Module] = field(
         default_factory=weakref.WeakValueDictionary
     )
@@ -170,17 +173,46 @@ class Pair:
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
 
-    def cast(self, x: Tensor) -> Tensor:
-        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
-        where they have none.
-        """
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the programs' real parameters, where they have any."""
         own = (
             parameter for module in self.modules for parameter in module.parameters(recurse=False)
         )
         for tensor in (*own, *self.store.parameters.values()):
             if tensor.is_floating_point():
-                return x.to(tensor.dtype)
-        return as_float(x)
+                return tensor.dtype
+        return None
+
+    def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
+        """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
+        where they have none.
+
+        Whole numbers that are no grey levels (int32, int64: the numbers of words) stay what they
+        are where both programs run on them, which is found out where the fields are at hand.
+        """
+        if x.dtype in (torch.int32, torch.int64):
+            key = tuple(x.shape[1:]), x.dtype
+            if key not in self._known.whole and fields is not None:
+                self._known.whole[key] = self._takes_whole(x, fields)
+            if self._known.whole.get(key, False):
+                return x
+        dtype = self.dtype
+        return as_float(x) if dtype is None else x.to(dtype)
+
+    def _takes_whole(self, x: Tensor, fields: Fields) -> bool:
+        """Whether both programs run on whole numbers as they are, and the model draws images so."""
+        try:
+            self.store.before = frozenset(self.store.parameters)
+            with self.probing():
+                few = probe(x, fields, PROBE_IMAGES)
+                explain.trace_pair(self, *few)[0].compute_log_prob()
+                plain_draw(self.model, *few)
+        except Exception:  # whatever a program raises on numbers of another kind
+            return False
+        finally:
+            self.store.forget_new()
+        return True
 
     # ---- running it
 
@@ -249,8 +281,8 @@ class Pair:
         """
         key = _like(x, fields)
         if key not in self._known.structures:
-            self.store.before = frozenset(self.store.parameters)
             try:
+                self.store.before = frozenset(self.store.parameters)
                 with self.probing():
                     self._known.structures[key] = explain.understand(
                         self, lambda size: probe(x, fields, size)
@@ -354,7 +386,7 @@ def _like(x: Tensor, fields: Fields) -> Any:
     rows = sorted(
         (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
     )
-    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows)
+    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()
 
 
 def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:

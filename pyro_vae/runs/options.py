@@ -63,23 +63,23 @@ class Train:
     data_root: Path | None = None
     """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
-    """What is observed of grey images: drawn afresh at each visit, drawn once, above 1/2, or as
-    they are; auto decides by the likelihood.
+    """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
+    once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
     """
     model: str = "GenerativeModel"
-    """p(z) p(x | z): a name, a call, module:Name or file.py:Name (so for every part)."""
+    """The model p(z) p(x | z). A part is a name, a call, module:Name or file.py:Name."""
     prior: str = "StandardNormal"
-    """p(z)."""
+    """The prior p(z)."""
     likelihood: str = "Bernoulli"
-    """p(x | z), such as "Gaussian(scale=learned)"."""
+    """p(x | z), the law of an image given z, such as "Gaussian(scale=learned)"."""
     guide: str = "MeanField"
-    """q(z | x)."""
+    """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
     objective: str = "TraceMeanField_ELBO"
-    """What is maximised."""
+    """The bound on log p(x) that training raises."""
     latent_dim: int = option(20, least=1)
-    """Dimensions of z."""
+    """The number of dimensions of z."""
     net: str = "MLP"
-    """The network of every part that names none itself, such as "MLP(hidden=(400, 400),
+    """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
     activation=softplus)".
     """
     steps: int | None = option(None, least=1)
@@ -87,44 +87,45 @@ class Train:
     epochs: int | None = option(None, least=1)
     """Passes over the training set, instead of --steps."""
     batch_size: int = option(128, least=1)
-    """Images a step."""
+    """The number of images in one step."""
     learning_rate: float = option(1e-3, above=0)
-    """The learning rate at its highest."""
+    """The highest learning rate."""
     optimizer: str = "Adam"
     """A torch optimiser, such as "Adam(eps=1e-4)"."""
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
     kl_weight: float = option(1.0, least=0)
-    """The weight of the KL term (β)."""
+    """The weight of the KL in training (β)."""
     kl_warmup: float | str = option(0.0, least=0)
-    """How that weight is reached: a number of epochs over which it rises from 0, or
+    """How the KL weight is reached: a number of epochs over which it rises from 0, or
     "Cyclical(cycles=4, ramp=0.5)".
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient."""
+    """The largest norm of the gradient; a longer gradient is scaled down to it."""
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
-    """End when the validation ELBO has not risen for so many epochs, and keep the best parameters.
+    """Stop when the validation ELBO has not risen for this many epochs, and keep the best
+    parameters.
     """
     num_samples: int = option(5000, least=1)
-    """K, the importance samples an image in the final evaluation."""
+    """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
-    """Evaluate so many test images, chosen at random; by default all."""
+    """The number of test images to score, chosen at random; by default all."""
     pictures: bool = True
     """Draw reconstructions, samples, curves and latents into the run's folder."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the initial parameters, the order of the images and the noise."""
+    """The seed of the initial parameters, the order of the images and the noise."""
     data_seed: int = option(0, least=0, below=2**32)
-    """Of the random splits and of what is drawn once (the binarized test set): keep it, and runs
-    are comparable.
+    """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
+    same.
     """
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
     """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
     config: Path | None = None
-    """A TOML file of these options (a run's config.toml is one); what is given beside it wins."""
+    """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     on_divergence: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
     it.
@@ -187,20 +188,20 @@ class Evaluate:
     proposal: str | None = None
     """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
     precision: Literal["float32", "tf32", "bfloat16"] | None = None
-    """iw: of the matrix products; less than float32 is quicker, and its measured error is told with
-    the number.
+    """iw: the precision of matrix products. Less than float32 is quicker; its error is measured, and
+    printed with the number.
     """
     num_samples: int | None = option(None, least=1)
-    """iw, refine, prior: K, the importance samples an image; by default 5000."""
+    """iw, refine, prior: K, the draws of z for each image; by default 5000."""
     num_steps: int | None = option(None, least=1)
     """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default
     500.
     """
     num_chains: int | None = option(None, least=1)
-    """ais, bdmc: chains an image; by default 8."""
+    """ais, bdmc: the number of chains for each image; by default 8."""
     num_images: int | None = option(None, least=1)
-    """So many images, chosen at random; by default all for iw and prior, and 100 for ais, bdmc and
-    refine.
+    """The number of images to score, chosen at random; by default all for iw and prior, and 100 for
+    ais, bdmc and refine.
     """
     split: Literal["test", "valid", "all"] = "test"
     """Which images: the test set, those held out for validation, or all of another set, the one that
@@ -213,7 +214,7 @@ class Evaluate:
     data_root: Path | None = None
     """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the draws."""
+    """The seed of the draws."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
@@ -560,9 +561,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, no TOML, an unknown option, or a value of another type.
     """
+    return typed(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds; a ``UserError`` where it can't be read."""
     try:
-        text = path.expanduser().read_text(encoding="utf-8")
-        held = tomllib.loads(text)
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
@@ -572,16 +577,22 @@ def read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not valid TOML ({error}); write lines such as latent_dim = 20"
         ) from error
+
+
+def typed(held: Mapping[str, Any], of: str) -> dict[str, Any]:
+    """These options of a training by their names, each of the right type; ``of`` is where they are
+    from, for messages.
+    """
     values = {}
     for key, value in held.items():
         name = key.replace("-", "_")
         if name not in stored_names():
-            raise UserError(f"{path}: {did_you_mean('option', key, stored_names())}")
+            raise UserError(f"{of}: {did_you_mean('option', key, stored_names())}")
         kinds = _kinds(Train, name)
         value = Path(value) if Path in kinds and isinstance(value, str) else value
         limits = next(each.metadata for each in fields(Train) if each.name == name)
         if not any(_is_a(value, kind) for kind in kinds):
-            raise UserError(f"{path}: {key} = {value!r}: expected {_expected(kinds, limits)}")
+            raise UserError(f"{of}: {key} = {value!r}: expected {_expected(kinds, limits)}")
         values[name] = float(value) if isinstance(value, int) and float in kinds else value
     return values
 

@@ -12,7 +12,7 @@ from pyro_vae.data import datasets
 from pyro_vae.data.datasets import ImageData, Likeness
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
-from pyro_vae.runs.options import Audit, Compare, Evaluate, Plot, Train
+from pyro_vae.runs.options import Train
 from pyro_vae.runs.run_folder import Run
 
 OBSERVED_LEVELS = ("dynamic", "static", "threshold")
@@ -21,21 +21,28 @@ OBSERVED_LEVELS = ("dynamic", "static", "threshold")
 
 def trained(
     run: Run,
-    options: Evaluate | Audit | Compare | Plot,
+    data: str | None,
+    data_root: Path | None,
     tell: Callable[[str], None],
     new: bool = False,
+    trust: bool = False,
 ) -> tuple[Experiment, int]:
     """A run's experiment with the trained model and guide in it, and the steps that they were
-    trained for; ``new``: with all of ``options.data``, another set than its own, as the test set.
+    trained for.
+
+    Args:
+        data, data_root: where its data are now.
+        new: take all of ``data``, another set than its own, as the test set.
+        trust: run the code of its parts that this user has not trained with.
     """
-    own, data, root = run.options(), options.data, options.data_root
-    with run.code(options.trust):
+    own = run.options()
+    with run.code(trust):
         model, guide, held = run.load_pair(tell=tell)
         steps = int(held.metadata.get("step", 0))
         if new and data is not None:
-            found = whole(own, held.metadata, data, root)
+            found = whole(own, held.metadata, data, data_root)
             return scored(own, found, model, guide), steps
-        found = of_run(run, own, held.metadata, data, root)
+        found = of_run(run, own, held.metadata, data, data_root)
         return replace(prepare(own, found), model=model, guide=guide), steps
 
 

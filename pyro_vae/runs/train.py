@@ -1,144 +1,233 @@
-"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped
-without a loss.
+"""A run from its beginning, or from its last checkpoint, to its number: trained, recorded, scored,
+and stopped without a loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from pyro_vae.distributed import Lost
+from pyro_vae import distributed, registry
+from pyro_vae.data.loaders import make_source
+from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import Experiment, about_the_data
-from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
-from pyro_vae.runs.run_folder import Recorder, Run
-from pyro_vae.signals import Failure, Stopped, postponed
-from pyro_vae.training import checkpoint_files
-from pyro_vae.training.callbacks import EarlyStopping
-from pyro_vae.training.fit import Diverged, fit
+from pyro_vae.objectives import Loss
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+from pyro_vae.runs import evaluate, run_folder
+from pyro_vae.runs.evaluate import Tell
+from pyro_vae.runs.experiment import Experiment, dry_run, prepare
+from pyro_vae.runs.fit_run import fit_run, last_state
+from pyro_vae.runs.options import Evaluate, Train
+from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run_data import resumed
+from pyro_vae.runs.run_folder import Run
+from pyro_vae.signals import Stopped
 from pyro_vae.training.history import History
+from pyro_vae.training.loop import evaluate_elbo
 from pyro_vae.training.state import TrainingState
 
 
-def last_state(
-    run: Run, tell: Callable[[str], None]
-) -> tuple[TrainingState | None, Mapping[str, Any]]:
-    """What the run's newest sound checkpoint holds and its metadata, or None where none was
-    written; ``tell`` hears which one is taken.
+@dataclass(frozen=True)
+class Finished:
+    """A run that is trained and scored."""
+
+    run: Run
+    figures: dict[str, Any]  # what --json prints and results.json keeps
+    headline: str
+
+
+Show = Callable[[Finished], None]
+
+
+def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> None:
+    """Train, evaluate, and leave a run behind.
+
+    Args:
+        options: with ``resume``, the run in that folder goes on; else one is begun in ``out``.
+        tell: is given each line that a user should see meanwhile.
+        show: is given the result, in the process that has it, before the pictures are drawn.
 
     Raises:
-        UserError: it is of another configuration, of a newer version, or all of them are damaged
-            or gone.
+        UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
     """
-    if not any(checkpoint_files.listed(run.checkpoints, best) for best in (False, True)):
-        epochs = len(run.rows())
-        if epochs > 1 or run.results().get(
-            "training"
-        ):  # the first epoch is the one that may end without a checkpoint
+    options = options.decided()
+    with distributed.begun(options.device):
+        if options.resume is not None:
+            _resumed(run_folder.open_run(options.resume), options, tell, show)
+        else:
+            _begun(options, tell, show)
+
+
+def _begun(options: Train, tell: Tell, show: Show) -> None:
+    """A run of its own."""
+    if options.out is not None:
+        run_folder.refuse_taken(options.out)
+    device = find_device(options.device)
+    experiment, structure = _prepared(partial(prepare, options), options, device, tell)
+    run = run_folder.create(options.out, run_folder.run_name(options))
+    with run.held():
+        _finished(run, experiment, structure, device, None, tell, show)
+
+
+def _resumed(run: Run, options: Train, tell: Tell, show: Show) -> None:
+    """Go on with a run from its last checkpoint, or with its evaluation where all its steps are
+    done.
+    """
+    device, group = find_device(options.device), distributed.current()
+    with run.held():
+        if is_complete(run):
             raise UserError(
-                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in "
-                f"{run.metrics_file.name}: restore the folder from a copy, or train a run of its "
-                "own"
+                f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores "
+                "it again"
             )
-        tell(f"{run} has no checkpoint yet: its training begins at the first step")
-        return None, {}
-    found = checkpoint_files.newest(run.checkpoints)
-    state = TrainingState.from_checkpoint(found.held, str(found.path))
-    run.check_config(
-        found.held, found.path, [name for name in stored_names() if name not in FREE_ON_RESUME]
-    )
-    if found.note:
-        tell(found.note)
-    return state, found.held.metadata
+        run.sweep()
+        state, known = group.once(lambda: last_state(run, tell))
+        how = partial(resumed, run, options, known)
+        with run.code(options.trust):
+            experiment, structure = _prepared(how, options, device, tell)
+        _finished(run, experiment, structure, device, state, tell, show)
 
 
-def fit_run(
-    experiment: Experiment, run: Run, device: torch.device, state: TrainingState | None
-) -> History:
-    """Train, from ``state`` where there is one, with checkpoints on the way; signals wait for the
-    end of a step.
+def is_complete(run: Run) -> bool:
+    """Whether the run is trained and has been scored."""
+    results = run.results()
+    return bool(results.get("training") and results.get("evaluations"))
 
-    Raises:
-        UserError: what can't be trained; a run that was made for it is taken back.
-        Failure: it diverged, or a checkpoint can't be written; the line names the one that is kept.
-        Stopped: by a signal, after a checkpoint was written.
-    """
+
+def _prepared(
+    how: Callable[[], Experiment], options: Train, device: torch.device, tell: Tell
+) -> tuple[Experiment, Structure]:
+    experiment = distributed.current().after_the_first(how)  # which may download the data
+    if not options.quiet:
+        tell(str(experiment.data))
+    # too many are told before the training, not after
+    experiment.images("test", options.eval_images)
+    return experiment, dry_run(experiment, device)
+
+
+def _finished(
+    run: Run,
+    experiment: Experiment,
+    structure: Structure,
+    device: torch.device,
+    state: TrainingState | None,
+    tell: Tell,
+    show: Show,
+) -> None:
+    """Train and evaluate, the run's folder being held."""
     options = experiment.options
-    known = {
-        "event_shape": list(experiment.data.event_shape),
-        "num_data": len(experiment.train_rows),
-        "config": plain(options),
-        "data_sha256": experiment.data.sha256,
-        "data_levels": experiment.data.levels,
-        "classes": list(experiment.data.classes or ()),
-        **about_the_data(options, experiment.data),
-    }
-    new = options.resume is None
-    recorder = Recorder(run, known, options.checkpoint_minutes)
+    history = fit_run(experiment, run, device, state)
     try:
-        with postponed() as recorder.waiting:
-            if new:
-                run.begin(options, device)
-            else:
-                run.resumed(device)
-                if state is None:
-                    run.write_rows([])
-            return _fit(experiment, recorder, device, state)
-    except UserError:
-        if new and not recorder.rows and recorder.last is None:
-            run.discard()
-        raise
+        run.add_result(training=_as_result(history))
+        if not options.quiet:
+            tell(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
+        if structure.point_masses:
+            if not distributed.goes_on():
+                return
+            site = structure.point_masses[0]
+            figures, headline = _reconstruction_error(experiment, device, history, site)
+            run.add_result(evaluations=[{"split": "test", **figures}])
+            found = None
+        else:
+            found = evaluate.outcome(
+                experiment, _last_evaluation(run, experiment), history.num_steps
+            )
+            if found is None:
+                return
+            figures, headline = found.figures, found.headline
+            run.add_result(evaluations=[{"split": "test", **figures}])
     except Stopped as stopped:
-        stopped.kept = stopped.kept or recorder.kept()
+        stopped.kept = f"the trained pair is kept: pyro-vae evaluate {run}"
         raise
-    except Lost as lost:
-        raise Lost(f"{lost}; {recorder.kept()}") from lost
-    except OSError as error:
-        kept = recorder.kept()
-        if not run.config_file.is_file():
-            run.discard()
-        where = f" ({error.filename})" if error.filename else ""
-        raise Failure(
-            f"{run} can't be written: {error.strerror or error}{where}; {kept}"
-        ) from error
-
-
-def _fit(
-    experiment: Experiment, recorder: Recorder, device: torch.device, state: TrainingState | None
-) -> History:
-    options = experiment.options
-    stopping: list[Any] = (
-        [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
-    )
+    show(Finished(run, figures, headline))
     try:
-        return fit(
-            experiment.model,
-            experiment.guide,
-            experiment.x_train,
-            objective=options.objective,
-            num_epochs=options.epochs or 1,
-            num_steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            optimizer=options.optimizer,
-            schedule=options.schedule,
-            kl_weight=options.kl_weight,
-            kl_warmup=options.kl_warmup,
-            grad_clip=options.grad_clip,
-            callbacks=[*stopping, recorder],
-            binarize=experiment.observed.observe,
-            x_valid=experiment.x_valid,
-            seed=options.seed,
-            device=device,
-            compile=options.compile,
-            progress=not options.quiet,
-            on_divergence=options.on_divergence,
-            resume=state,
-            **experiment.fields_train,
-        )
-    except Diverged as error:
-        if error.state is not None:
-            recorder.save(error.state)
-        raise Failure(f"{error}; {recorder.group.once(recorder.kept)}") from error
+        if found is not None:
+            evaluate.keep_images(run, experiment, found, options.pictures, options.device)
+        if options.pictures:
+            with evaluate.drawing(run):
+                write_pictures(run, experiment)
+    except Stopped as stopped:
+        stopped.kept = f"the result is kept; pictures are missing: pyro-vae plot {run}"
+        raise
+
+
+def _as_result(history: History) -> dict[str, Any]:
+    return {
+        "steps": history.num_steps,
+        "epochs": len(history.train),
+        "seconds": round(history.seconds, 3),
+        "compile": history.compile,
+        "note": history.note,
+        "stopped": history.stopped,
+        "skipped": history.skipped,
+        "resumed": history.resumed,
+    }
+
+
+def _last_evaluation(run: Run, experiment: Experiment) -> Evaluate:
+    """The evaluation that ends a training: a guide without a network fits the test images first."""
+    options = experiment.options
+    return Evaluate(
+        run.folder,
+        method="iw" if experiment.amortized else "refine",
+        num_samples=options.num_samples,
+        num_images=options.eval_images,
+        seed=options.seed,
+        device=options.device,
+        compile=options.compile,
+        quiet=options.quiet,
+    )
+
+
+def _reconstruction_error(
+    experiment: Experiment, device: torch.device, history: History, site: str
+) -> tuple[dict[str, Any], str]:
+    """−log p(x | z) of the test images, for a guide that has no density."""
+    begun = time.monotonic()
+    pair = Pair.of(experiment.model, experiment.guide)
+    loss = Loss(registry.build("objective", "Trace_ELBO"), pair).to(device)
+    x, words = experiment.images("test", experiment.options.eval_images)
+    fields = experiment.fields("test", experiment.options.eval_images)
+    record = evaluate_elbo(loss, make_source(x, fields, 500, device), experiment.options.seed)
+    why = (
+        f"the guide's site {site!r} is a point mass, which has no density: no importance weights, "
+        "and no log p(x); swap in a guide with a density, such as MeanField"
+    )
+    error = -record.reconstruction
+    result = {
+        "reconstruction_error": error,
+        "num_images": len(x),
+        "mean": None,
+        "protocol": {**words, **experiment.protocol(history.num_steps)},
+        "warnings": [why],
+        **provenance(time.monotonic() - begun),
+    }
+    return (
+        result,
+        f"reconstruction error −log p(x | z): {error:.2f} nats an image (N = {len(x)})\n  {why}",
+    )
+
+
+def write_pictures(
+    run: Run, experiment: Experiment, seed: int = 0, pages: tuple[str, ...] = ()
+) -> list[Path]:
+    """All pictures that fit the run, or the pages that are named."""
+    from pyro_vae.plots import pages as plotting
+
+    return plotting.write_pictures(
+        run.folder,
+        experiment.model,
+        experiment.guide,
+        experiment.observed,
+        experiment.data,
+        run.rows(),
+        seed=seed,
+        pages=pages or None,
+    )

@@ -142,7 +142,13 @@ def _fit(
     observe, once = observations(options.binarize, x_train)
     part = group.rank, group.size
     source = make_source(
-        draw_once(x_train, once, seed, "train"), fields, options.batch_size, place, "x_train", part
+        draw_once(x_train, once, seed, "train"),
+        fields,
+        options.batch_size,
+        place,
+        "x_train",
+        part,
+        missing=observe is None,
     )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
@@ -259,7 +265,7 @@ def _first_batch(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     x, named = next(source.in_order())
     x, named = x[:5], {name: value[:5] for name, value in named.items()}
-    return pair.cast(observe(x) if observe is not None else x), named
+    return pair.cast(observe(x) if observe is not None else x, named), named
 
 
 def _check_data(

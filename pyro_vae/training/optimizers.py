@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from pyro.optim import PyroOptim
+from pyro.optim.lr_scheduler import PyroLRScheduler
+from pyro.params.param_store import normalize_param_name
+from torch import Tensor, nn
 
 from pyro_vae import lookup, registry, specs
 from pyro_vae.errors import UserError
@@ -14,16 +17,27 @@ from pyro_vae.nn.sparse_rows import hold_absent_rows
 from pyro_vae.training.updates import KERNELS
 
 OptimizerSpec = (
-    str | type[torch.optim.Optimizer] | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+    str
+    | type[torch.optim.Optimizer]
+    | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+    | PyroOptim
 )
 
 
 def make_optimizer(
-    spec: OptimizerSpec, parameters: Sequence[nn.Parameter], learning_rate: float
+    spec: OptimizerSpec,
+    parameters: Sequence[nn.Parameter],
+    learning_rate: float,
+    name_of: Callable[[Tensor], tuple[str, str]] = lambda parameter: ("", ""),
 ) -> torch.optim.Optimizer:
-    """An optimiser of ``parameters``: a name, a call such as ``"Adam(eps=1e-4)"``, a class, or a
-    function of the list.
+    """An optimiser of ``parameters``: a name, a call such as ``"Adam(eps=1e-4)"``, a class, a
+    function of the list, or one of Pyro's.
+
+    Args:
+        name_of: a parameter -> its program and its name, which Pyro's own may ask for.
     """
+    if isinstance(spec, PyroOptim):
+        return _of_pyro(spec, parameters, name_of)
     if not isinstance(spec, str | type):
         given: Any = spec(parameters) if callable(spec) else spec
         if not isinstance(given, torch.optim.Optimizer):
@@ -42,6 +56,55 @@ def make_optimizer(
     ):
         context["fused"] = True  # the other optimisers step as torch's users have them by default
     optimizer: torch.optim.Optimizer = registry.build("optimizer", spec, **context)
+    hold_absent_rows(optimizer)
+    return optimizer
+
+
+def _of_pyro(
+    spec: PyroOptim, parameters: Sequence[nn.Parameter], name_of: Callable[[Tensor], Any]
+) -> torch.optim.Optimizer:
+    """Pyro's optimiser as one of torch's: its class, and a group for each set of arguments.
+
+    The gradient is that of the mean loss of an image, as it is for any other optimiser here, where
+    `pyro.infer.SVI` has that of the sum.
+    """
+    kind, arguments = spec.pt_optim_constructor, spec.pt_optim_args
+    if isinstance(spec, PyroLRScheduler):
+        raise UserError(
+            "optimizer is a scheduler of Pyro's: give its optimiser, and the fall of the rate as "
+            "schedule='linear', or a Schedule"
+        )
+    if spec.pt_clip_args:
+        raise UserError(
+            "optimizer clips gradients by clip_args, a parameter at a time: leave them out, and "
+            "give grad_clip=, the largest norm of all gradients together"
+        )
+    if callable(arguments) and spec.pt_optim_args_argc != 1:
+        raise UserError(
+            "optimizer asks for a module's and a parameter's name, which is Pyro's old form: give "
+            "a function of one name, such as 'encoder.fc.weight'"
+        )
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in parameters:
+        own = (
+            arguments(normalize_param_name(name_of(parameter)[1]))
+            if callable(arguments)
+            else arguments
+        )
+        if own.get("lrd", 1.0) != 1.0:
+            raise UserError(
+                f"lrd={own['lrd']} lowers the learning rate at each step, as schedule= does: leave "
+                "it out, and give schedule='linear', 'cosine' or a Schedule"
+            )
+        groups.setdefault(repr(sorted(own.items())), {"params": [], **own})["params"].append(
+            parameter
+        )
+    optimizer: torch.optim.Optimizer = kind(list(groups.values()))
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise UserError(
+            f"optimizer {type(optimizer).__name__} has no learning rate 'lr', which schedule= "
+            "changes: give one that has, such as pyro.optim.Adam"
+        )
     hold_absent_rows(optimizer)
     return optimizer
 

@@ -152,7 +152,7 @@ def _held_loss(
     # a hook is the user's, and may count; beside sums Pyro has another score-function estimator
     other = isinstance(theirs, infer.TraceEnum_ELBO) and structure.score_function
     watched = [] if other or any(map(hooked, parameters)) else list(parameters)
-    one = torch.ones((), dtype=x.dtype, device=x.device)
+    one = torch.ones((), dtype=pair.dtype, device=x.device)
 
     def stock() -> Tensor:
         batch = _own(x, fields)

@@ -53,7 +53,9 @@ class Stepper:
         few = x[:most].clone(), {name: value[:most].clone() for name, value in fields.items()}
         self.parameters = trainable(self.loss, *few, options.freeze, self.observe)
         if self.optim is None:
-            self.optim = make_optimizer(options.optimizer, self.parameters, options.learning_rate)
+            self.optim = make_optimizer(
+                options.optimizer, self.parameters, options.learning_rate, pair.name_of
+            )
         else:  # at the rate of the first group, with a state that begins at zero
             known = {id(p) for group in self.optim.param_groups for p in group["params"]}
             self.optim.param_groups[0]["params"] += [

@@ -23,10 +23,14 @@ does the same with `pv.fit` and `pv.log_marginal`. A program is *equal* where pa
 to 1e-6 after the whole training (50 steps or more) and log p(x) within 5 standard errors; *refused* where a `UserError`
 says why; *different*, or a *traceback*, else.
 
-    python -m tests.differential 17                                        # prints program 17, judges it, says what it is due to
-    pytest tests/differential -m "not slow"                                # 60 programs; with `-m ""` 360, `-m stress` 1000
-    python -m tests.differential --many 0 1000 --out sweep.json            # a JSON line for each program
-    python -m tests.differential --page sweep.json --at COMMIT           # writes this page
+```sh
+python -m tests.differential 17
+pytest tests/differential -m "not slow"  # quick: --collect-only -q
+python -m tests.differential --many 0 1000 --out sweep.json  # quick: --many 0 2
+```
+
+The first prints program 17, judges it and says what a difference is due to. The second judges 60 programs (with `-m ""` 360, with
+`-m stress` 1000). The third writes a line of JSON for each program; `--page sweep.json --at COMMIT` makes this page of them.
 
 Python state that moves (an annealed attribute, a counter) is tried in the tiers `auto` and `off`: under `graph` and
 `inductor` it is the user's word that there is none. Where k̂ > 0.7 a number that is too low is held against as few draws in

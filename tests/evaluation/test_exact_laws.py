@@ -18,7 +18,7 @@ from pyro import poutine
 
 from pyro_vae import LogMarginal, log_marginal, log_weights
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation import tiling
+from pyro_vae.evaluation import tiling, weight_sums
 from pyro_vae.evaluation.traced_weights import Draw, EagerWeights
 from pyro_vae.evaluation.weight_sums import (
     WeightSums,
@@ -335,9 +335,11 @@ def test_streaming_equals_one_pass(chunk: int) -> None:
         found.ess, 1 / share.square().sum(0), rtol=1e-10, atol=0, equal_nan=True
     )
     v = (share.square().sum(0) - 1 / 300) * 300 / 299
-    torch.testing.assert_close(found.variance, v, rtol=1e-9, atol=1e-12, equal_nan=True)
-    torch.testing.assert_close(found.max_share, share.amax(0), rtol=1e-10, atol=0, equal_nan=True)
-    torch.testing.assert_close(found.elbo, weights.mean(0), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(found.se.square(), v, rtol=1e-9, atol=1e-12, equal_nan=True)
+    torch.testing.assert_close(
+        found.max_weight_share, share.amax(0), rtol=1e-10, atol=0, equal_nan=True
+    )
+    torch.testing.assert_close(found.elbo_px, weights.mean(0), rtol=1e-10, atol=1e-10)
     assert found.log_px[3] == -torch.inf
 
 
@@ -359,7 +361,7 @@ def test_the_relative_variance_is_the_delta_methods() -> None:
     weights = random_weights(80, spread=1.0)[:, [0, 1, 2]]
     w = (weights - weights.amax(0)).exp()
     torch.testing.assert_close(
-        stream(weights, 9).finish().variance, w.var(0) / (80 * w.mean(0).square())
+        stream(weights, 9).finish().se.square(), w.var(0) / (80 * w.mean(0).square())
     )
 
 
@@ -434,7 +436,35 @@ def test_the_fit_is_arvizs(num_samples: int, shape: float) -> None:
     )
     excess = (((1 - uniform) ** -shape - 1) / shape).sort().values
     expected = arviz_check.shape_of(excess.numpy())
-    assert float(generalized_pareto_shape(excess)) == pytest.approx(expected, rel=0, abs=1e-12)
+    found = generalized_pareto_shape(excess.flip(0).unsqueeze(1), torch.tensor([num_samples]))
+    assert float(found) == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_fits_of_several_lengths_at_once_are_those_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever else is fitted with an image, in whatever parts, and without a loop over images."""
+    weights = random_weights(900, 60, spread=4.0)
+    weights[200:, 7] = -torch.inf  # a tail of its own length
+    weights[4:, 8] = -torch.inf  # and none
+    whole = stream(weights, 300).finish().khat
+    alone = torch.cat([stream(rows, 300).finish().khat for rows in weights.split(1, dim=1)])
+    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-12, equal_nan=True)
+    assert whole[:3].isfinite().all() and whole[[3, 8]].isnan().all()
+    fits: list[int] = []
+    plain = weight_sums.generalized_pareto_shape
+
+    def counted(excess: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        fits.append(excess.shape[1])
+        return plain(excess, lengths)
+
+    monkeypatch.setattr(weight_sums, "generalized_pareto_shape", counted)
+    stream(weights, 300).finish()
+    assert fits == [60]
+    monkeypatch.setattr(weight_sums, "FITTED", 20 * 90 * 39)
+    parts = stream(weights, 300).finish().khat
+    assert fits[1:] == [20, 20, 20]
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-12, equal_nan=True)
 
 
 def test_khat_needs_a_tail() -> None:
@@ -504,4 +534,4 @@ def test_the_bias_law() -> None:
     assert float(sums.log_px.mean()) == pytest.approx(
         -variance / (2 * k), abs=4 * error + 2 * variance / k**2
     )
-    assert float(sums.variance.mean()) == pytest.approx(variance / k, rel=0.05)
+    assert float(sums.se.square().mean()) == pytest.approx(variance / k, rel=0.05)

@@ -526,3 +526,44 @@ def test_the_plate_that_is_told_is_that_of_x_and_z() -> None:
     assert "data plate: 'data' in the model, 'data' in the guide" in str(
         pv.check_pair(model, v.guide, X)
     )
+
+
+# ---- whom a sentence is for
+
+
+def test_the_guide_first_is_told() -> None:
+    v = Vae()
+    with pytest.raises(pv.UserError, match="were the two swapped"):
+        pv.check_pair(v.guide, v.model, X)
+
+
+@pytest.mark.parametrize("row", [0, 11])
+def test_a_class_that_is_none_is_named_wherever_it_is(row: int) -> None:
+    """In the first dry run, or far behind it."""
+    labels = torch.arange(12) % 3
+    labels[row] = -1
+
+    def program(call: Any) -> Any:
+        def labelled(x: Tensor, y: Tensor) -> None:
+            torch.nn.functional.one_hot(y, 3)
+            call(x)
+
+        return labelled
+
+    v, x = Vae(), torch.cat([X] * 3)[:12]
+    for call in ("check_pair", "fit", "log_marginal"):
+        with pytest.raises(pv.UserError, match="field 'y' holds -1"):
+            CALLS[call](program(v.model), program(v.guide), x, y=labels)
+
+
+def test_a_parameter_with_a_row_for_each_image_is_named_and_not_kept() -> None:
+    v = Vae()
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(len(x), 2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    for _ in range(2):  # the first try leaves nothing that the second would find
+        with pytest.raises(pv.UserError, match=r"pyro.param\('loc'\) .* a row for each image"):
+            pv.fit(v.model, guide, X, num_steps=1, progress=False)

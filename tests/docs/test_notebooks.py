@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, as committed."""
+"""The notebooks run from top to bottom; the output that is committed is of their source."""
 
 from pathlib import Path
 
@@ -6,7 +6,14 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parent.parent / "notebooks").glob("*.ipynb"))
+from tests.support.notebooks import KEY, NOTEBOOKS, source_digest
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_committed_output_is_of_the_committed_source(path: Path) -> None:
+    """Else: ``python -m tests.support.notebooks``, which executes it."""
+    notebook = nbformat.read(path, as_version=4)
+    assert notebook.metadata.get(KEY) == source_digest(notebook)
 
 
 @pytest.mark.slow

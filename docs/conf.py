@@ -1,0 +1,64 @@
+"""How the site is built: `python -m sphinx docs docs/_build`. Notebooks are shown as they were
+committed, and not executed.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro_vae
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "pyro_vae"
+version = release = pyro_vae.__version__
+copyright = "the developers of pyro_vae"
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",
+    "command_help",
+]
+exclude_patterns = ["_build", "_ext", "_templates"]
+templates_path = ["_templates"]
+suppress_warnings = ["toc.not_readable"]
+
+nb_execution_mode = "off"
+myst_enable_extensions = ["deflist", "colon_fence"]
+myst_fence_as_directive = ["math"]
+myst_heading_anchors = 3
+
+napoleon_use_rtype = False
+autosummary_generate = True
+autodoc_typehints = "none"  # in the signature's own words: the docstrings give shapes and units
+autodoc_member_order = "bysource"
+autodoc_default_options = {"show-inheritance": True}
+default_role = "code"
+
+html_theme = "furo"
+html_title = "pyro_vae"
+html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
+
+
+def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """The docstrings' own signs, `(N, *event)` and `p(x | z)`, are not marks of reStructuredText."""
+    for number, line in enumerate(lines):
+        plain = re.split(r"(`+[^`]*`+)", line)
+        for at in range(0, len(plain), 2):
+            plain[at] = re.sub(r"(?<![*\w])\*(?=\w)|\|", r"\\\g<0>", plain[at])
+        lines[number] = "".join(plain)
+
+
+def linked(app: Any, document: str, text: list[str]) -> None:
+    """Committed results are files to look at, and no pages of the site."""
+    text[0] = re.sub(r"\]\((../benchmarks/results/[^)]*\.md)\)", r"](path:\1)", text[0])
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", as_written, priority=400)
+    app.connect("source-read", linked)

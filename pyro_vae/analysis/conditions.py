@@ -1,0 +1,66 @@
+"""Whether a model that generates images reads the values of x, which are not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.pair.layouts import Fields, plain_draw, sample_nodes
+from pyro_vae.pair.program import Program
+
+
+def refuse_unconditioned(
+    model: Program, blank: Tensor, others: Tensor, fields: Fields, run: Callable[..., Any]
+) -> Any:
+    """``run`` on zeros; a ``UserError`` where the model's laws are others on other images.
+
+    Args:
+        blank: zeros, ``(B, *event_shape)``.
+        others: as many images, of the set where there are any.
+        fields: B rows.
+        run: the model's trace on images, with what it observes; it may fail.
+
+    Raises:
+        UserError: a law depends on the values of x; the model fails on zeros.
+    """
+
+    def generated(x: Tensor) -> dict[str, Any]:
+        torch.manual_seed(0)
+        return dict(sample_nodes(plain_draw(poutine.uncondition(model), x.clone(), fields)))
+
+    try:
+        on_zeros, trace = generated(blank), run(blank)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a program raises on images that are none
+        raise UserError(
+            f"the model fails on images of zeros ({first_line(error)}), which stand for those to "
+            "come: if it is conditioned on x, give the images as conditions, x=…, one row for "
+            "each that is to be made"
+        ) from error
+    for images in (others, torch.ones_like(blank)):
+        try:
+            found = generated(images)
+        except Exception:  # zeros are what it will be run on
+            continue
+        for name, node in on_zeros.items():
+            if name not in found or not _same_law(node, found[name]):
+                raise UserError(
+                    f"the law of site {name!r} depends on the values of x, which is not there "
+                    "before it is made (a condition, a library size): give the images that it is "
+                    "conditioned on, x=…, one row for each that is to be made"
+                )
+    return trace
+
+
+def _same_law(node: Any, other: Any) -> bool:
+    """Whether both give the first one's draw one density."""
+    if node["fn"].shape() != other["fn"].shape():
+        return False
+    densities = [each["fn"].log_prob(node["value"]) for each in (node, other)]
+    return torch.allclose(*densities, rtol=1e-4, atol=1e-5, equal_nan=True)

@@ -1,0 +1,154 @@
+"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped
+without a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from pyro_vae.distributed import Lost
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.files import CantWrite
+from pyro_vae.memory import is_out_of_memory
+from pyro_vae.runs.experiment import Experiment, about_the_data
+from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
+from pyro_vae.runs.run_folder import Recorder, Run
+from pyro_vae.signals import Failure, Stopped, postponed
+from pyro_vae.training import checkpoint_files
+from pyro_vae.training.callbacks import EarlyStopping
+from pyro_vae.training.fit import Diverged, fit
+from pyro_vae.training.history import History
+from pyro_vae.training.state import TrainingState
+
+
+def last_state(
+    run: Run, tell: Callable[[str], None]
+) -> tuple[TrainingState | None, Mapping[str, Any]]:
+    """What the run's newest sound checkpoint holds and its metadata, or None where none was
+    written; ``tell`` hears which one is taken.
+
+    Raises:
+        UserError: it is of another configuration, of a newer version, or all of them are damaged
+            or gone.
+    """
+    if not any(checkpoint_files.listed(run.checkpoints, best) for best in (False, True)):
+        epochs = len(run.rows())
+        if epochs > 1 or run.results().get(
+            "training"
+        ):  # the first epoch is the one that may end without a checkpoint
+            raise UserError(
+                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in "
+                f"{run.metrics_file.name}: restore the folder from a copy, or train a run of its "
+                "own"
+            )
+        tell(f"{run} has no checkpoint yet: its training begins at the first step")
+        return None, {}
+    found = checkpoint_files.newest(run.checkpoints)
+    state = TrainingState.from_checkpoint(found.held, str(found.path))
+    run.check_config(
+        found.held, found.path, [name for name in stored_names() if name not in FREE_ON_RESUME]
+    )
+    if found.note:
+        tell(found.note)
+    return state, found.held.metadata
+
+
+def fit_run(
+    experiment: Experiment, run: Run, device: torch.device, state: TrainingState | None
+) -> History:
+    """Train, from ``state`` where there is one, with checkpoints on the way; signals wait for the
+    end of a step.
+
+    Raises:
+        UserError: what can't be trained; a run that was made for it is taken back.
+        Failure: it diverged, or a checkpoint can't be written; the line names the one that is kept.
+        Stopped: by a signal, after a checkpoint was written.
+    """
+    options = experiment.options
+    known = {
+        "event_shape": list(experiment.data.event_shape),
+        "num_data": len(experiment.train_rows),
+        "config": plain(options),
+        "data_sha256": experiment.data.sha256,
+        "data_levels": experiment.data.levels,
+        "classes": list(experiment.data.classes or ()),
+        **about_the_data(options, experiment.data),
+    }
+    new = options.resume is None
+    recorder = Recorder(run, known, options.checkpoint_minutes)
+    try:
+        with postponed() as recorder.waiting:
+            if new:
+                run.begin(options, device)
+            else:
+                run.resumed(device)
+                if state is None:
+                    run.write_rows([])
+            return _fit(experiment, recorder, device, state)
+    except UserError:
+        if new and not recorder.rows and recorder.last is None:
+            run.discard()
+        raise
+    except Stopped as stopped:
+        stopped.kept = stopped.kept or recorder.kept()
+        raise
+    except Lost as lost:
+        raise Lost(f"{lost}; {recorder.kept()}") from lost
+    except CantWrite as error:
+        kept = recorder.kept()
+        if not run.config_file.is_file():
+            run.discard()
+        raise Failure(
+            f"{run} can't be written: {error.strerror} ({error.filename}); {kept}"
+        ) from error
+    except OSError as error:  # of the data or a part, which read and write files of their own
+        raise Failure(f"{first_line(error)}; {recorder.kept()}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"the memory does not hold this training ({first_line(error)}): use a smaller net, a "
+            f"smaller --batch-size or another device; {recorder.kept()}"
+        ) from error
+
+
+def _fit(
+    experiment: Experiment, recorder: Recorder, device: torch.device, state: TrainingState | None
+) -> History:
+    options = experiment.options
+    stopping: list[Any] = (
+        [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
+    )
+    try:
+        return fit(
+            experiment.model,
+            experiment.guide,
+            experiment.x_train,
+            objective=options.objective,
+            num_epochs=options.epochs or 1,
+            num_steps=options.steps,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            optimizer=options.optimizer,
+            schedule=options.schedule,
+            kl_weight=options.kl_weight,
+            kl_warmup=options.kl_warmup,
+            grad_clip=options.grad_clip,
+            callbacks=[*stopping, recorder],
+            binarize=experiment.observed.observe,
+            x_valid=experiment.x_valid,
+            seed=options.seed,
+            device=device,
+            compile=options.compile,
+            progress=not options.quiet,
+            on_divergence=options.on_divergence,
+            resume=state,
+            **experiment.fields_train,
+        )
+    except Diverged as error:
+        if error.state is not None:
+            recorder.save(error.state)
+        raise Failure(f"{error}; {recorder.group.once(recorder.kept)}") from error

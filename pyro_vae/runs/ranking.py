@@ -1,0 +1,211 @@
+"""Trained cells in an order: by log p(x) of the same test images, each difference with two errors.
+
+Two errors, as two questions are asked. *Over images*: are these trained models different? The
+images' differences, averaged over the seeds, have a standard error (the seeds are what they are).
+*Over seeds*: is one method better than the other? The seeds' mean differences have one, where there
+are two seeds or more (Bouthillier et al. 2021, Accounting for variance in machine learning
+benchmarks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite, nan, sqrt
+from statistics import fmean, stdev
+
+import torch
+
+from pyro_vae.errors import UserError
+from pyro_vae.evaluation.compare import compare
+from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.formatting import figure, quantity, shorten
+from pyro_vae.table import Table
+
+Method = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell that is trained and scored.
+
+    ``valid`` is the estimate on the validation images, by which one is chosen; ``seconds`` are the
+    training's.
+    """
+
+    name: str
+    method: Method
+    seed: int
+    test: LogMarginal
+    valid: LogMarginal | None = None
+    seconds: float = nan
+    active_units: int | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method, over its seeds; nats an image."""
+
+    method: Method
+    names: tuple[str, ...]
+    num_seeds: int
+    mean: float
+    se_mc: float
+    difference: float  # from the first row, over the seeds that both have
+    se_images: float  # of that difference, for these trained models
+    se_seeds: float  # of that difference, for the methods; NaN with one seed
+    high_khat: float
+    median_ess: float
+    active_units: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Methods that can be compared, the best of the test images first."""
+
+    rows: tuple[Row, ...]
+    num_images: int
+    protocol: Mapping[str, object]
+
+    def table(self) -> Table:
+        """One row a method."""
+        varied = list(dict.fromkeys(name for row in self.rows for name, _ in row.method))
+        columns = (
+            *(varied or ["method"]),
+            *("seeds", quantity(self.protocol), "± MC", "difference", "± images", "± seeds"),
+            *("k̂ > 0.7", "median ESS", "active units", "training"),
+        )
+        kind, digest = self.protocol.get("kind", "unknown kind"), self.protocol.get("sha256", "")
+        title = (
+            f"{quantity(self.protocol)}, {kind}: N = {self.num_images} images of "
+            f"{self.protocol.get('data', 'the test set')} (sha256 {shorten(digest)})"
+        )
+        notes = (
+            "nats an image; a difference is from the first row",
+            "± images: for these trained models; ± seeds: for the method, – with one seed",
+        )
+        rows = tuple(_cells(row, varied) for row in self.rows)
+        return Table(columns, rows, title, notes)
+
+
+def rank(cells: Sequence[Scored]) -> list[Ranking]:
+    """One ranking for each set of cells that `compare` would compare: one quantity, kind, data.
+
+    Args:
+        cells: in any order; cells of one method differ by their seed.
+    """
+    groups: list[list[Scored]] = []
+    for cell in cells:
+        for group in groups:
+            if _comparable(group[0], cell):
+                group.append(cell)
+                break
+        else:
+            groups.append([cell])
+    return [_ranked(group) for group in groups]
+
+
+def best(cells: Sequence[Scored]) -> Scored:
+    """The cell whose validation images have the most log p(x); its test number is then honest.
+
+    Raises:
+        UserError: no cell was scored on validation images, or they can't be compared.
+    """
+    scored = [cell for cell in cells if cell.valid is not None]
+    if not scored:
+        raise UserError(
+            "no cell has a score on validation images, by which the best one is chosen: sweep with "
+            "a valid_fraction above 0"
+        )
+    if len(rank([cell for cell in scored])) > 1:
+        raise UserError(
+            "these cells have no common scale (a mass against a density, or other images), so that "
+            "none is the best: sweep each kind by itself"
+        )
+    return max(scored, key=lambda cell: cell.valid.mean if cell.valid else -float("inf"))
+
+
+def _comparable(one: Scored, other: Scored) -> bool:
+    try:
+        compare({"one": one.test, "other": other.test})
+    except UserError:
+        return False
+    return True
+
+
+def _ranked(group: Sequence[Scored]) -> Ranking:
+    methods: dict[Method, dict[int, Scored]] = {}
+    for cell in group:
+        methods.setdefault(cell.method, {})[cell.seed] = cell
+    order = sorted(methods.values(), key=lambda by_seed: -_mean(by_seed.values()))
+    rows = tuple(_row(by_seed, order[0]) for by_seed in order)
+    first = group[0].test
+    return Ranking(rows, len(first.log_px), first.protocol)
+
+
+def _mean(cells: object) -> float:
+    return fmean(cell.test.mean for cell in cells)  # type: ignore[attr-defined]
+
+
+def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
+    difference, se_images, se_seeds = paired(cells, first)
+    every = list(cells.values())
+    units = [cell.active_units for cell in every if cell.active_units is not None]
+    return Row(
+        method=every[0].method,
+        names=tuple(cell.name for cell in every),
+        num_seeds=len(every),
+        mean=_mean(every),
+        se_mc=sqrt(sum(cell.test.se_mc**2 for cell in every)) / len(every),
+        difference=difference,
+        se_images=se_images,
+        se_seeds=se_seeds,
+        high_khat=fmean(float(getattr(cell.test, "high_khat", nan)) for cell in every),
+        median_ess=fmean(float(cell.test.ess.median()) for cell in every),
+        active_units=fmean(units) if units else nan,
+        seconds=fmean(cell.seconds for cell in every),
+    )
+
+
+def paired(cells: Mapping[int, Scored], others: Mapping[int, Scored]) -> tuple[float, float, float]:
+    """The mean difference of two methods, by seed, and its standard errors over images and over
+    seeds: over the seeds that both have (NaN where there is none in common).
+    """
+    if cells is others:
+        return 0.0, 0.0, 0.0
+    if not (seeds := [seed for seed in cells if seed in others]):
+        return nan, nan, nan
+    differences = torch.stack(
+        [(cells[seed].test.log_px - others[seed].test.log_px).double().cpu() for seed in seeds]
+    )  # (S, N)
+    by_image, by_seed = differences.mean(0), differences.mean(1).tolist()
+    over_images = float(by_image.std() / len(by_image) ** 0.5) if len(by_image) > 1 else nan
+    over_seeds = stdev(by_seed) / sqrt(len(seeds)) if len(seeds) > 1 else nan
+    return float(differences.mean()), over_images, over_seeds
+
+
+def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
+    said = dict(row.method)
+    parts = [said.get(name, "") for name in varied] or [row.names[0]]
+    baseline = row.difference == 0.0 and row.se_images == 0.0
+    compared = (
+        ("first", "", "")
+        if baseline
+        else tuple(map(_shown, (row.difference, row.se_images, row.se_seeds)))
+    )
+    return (
+        *parts,
+        str(row.num_seeds),
+        figure(row.mean),
+        figure(row.se_mc, 3),
+        *compared,
+        f"{row.high_khat:.0%}" if isfinite(row.high_khat) else "–",
+        f"{row.median_ess:.0f}" if isfinite(row.median_ess) else "–",
+        f"{row.active_units:.1f}" if isfinite(row.active_units) else "–",
+        f"{row.seconds:.0f} s" if isfinite(row.seconds) else "–",
+    )
+
+
+def _shown(value: float) -> str:
+    return figure(value) if isfinite(value) else "–"

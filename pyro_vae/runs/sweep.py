@@ -1,0 +1,269 @@
+"""A sweep: trainings that differ by a few options, each a run folder of its own, and their ranking.
+
+A cell whose folder has a finished run is not run again, one that was cut short is resumed: the same
+call, or command, goes on with a sweep that was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.errors import UserError
+from pyro_vae.runs.executors import find_pool, run_all
+from pyro_vae.runs.grid import Cell, cells, read_grid
+from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names
+from pyro_vae.runs.ranking import Ranking, Scored, best, rank
+from pyro_vae.signals import Failure
+from pyro_vae.table import Table
+
+HOME = Path("runs") / "sweep"
+"""Where the cells' folders go, unless another folder is named."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A cell, and what came of it: a run folder, or one line that says why there is none."""
+
+    cell: Cell
+    folder: Path
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Cells that were run: `rankings` of those that are scored, and the line of each that is not."""
+
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def scored(self) -> list[Scored]:
+        """The cells that have log p(x) of each test image."""
+        found = [score_of(each) for each in self.outcomes if not each.failed]
+        return [each for each in found if each is not None]
+
+    @property
+    def rankings(self) -> list[Ranking]:
+        """One for each quantity, kind and data set: what can't be compared starts another."""
+        return rank(self.scored)
+
+    def tables(self) -> list[Table]:
+        """A table for each ranking, then one of the cells that failed."""
+        tables = [ranking.table() for ranking in self.rankings]
+        if lost := [each for each in self.outcomes if each.failed]:
+            rows = tuple((each.cell.name, each.failed) for each in lost)
+            tables.append(Table(("cell", "failed"), rows))
+        return tables
+
+    def table(self) -> Table:
+        """The one table of a sweep whose cells can all be compared.
+
+        Raises:
+            UserError: there are none, or several (`tables` has them all).
+        """
+        found = [ranking.table() for ranking in self.rankings]
+        if len(found) != 1:
+            raise UserError(
+                f"this sweep has {len(found)} rankings, as not all of its cells can be compared: "
+                "tables() has them all"
+            )
+        return found[0]
+
+    def best(self) -> Scored:
+        """The cell with the most log p(x) on the validation images; its ``test`` is the number to
+        report.
+        """
+        return best(self.scored)
+
+    def __str__(self) -> str:
+        return "\n\n".join(map(str, self.tables()))
+
+    def _repr_html_(self) -> str:
+        return "".join(table.to_html() for table in self.tables())
+
+
+def sweep(
+    grid: Path | str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    *,
+    out: Path | str = HOME,
+    jobs: int = 1,
+    on: str = "here",
+    tell: Callable[[str], None] = print,
+    **options: Any,
+) -> Sweep:
+    """Train and score every cell of a grid that is not yet done, and rank them.
+
+    Args:
+        grid: a TOML file (`pyro_vae.runs.grid`), or its content: option -> value or list of values,
+            crossed; or several such tables.
+        out: the folder of the cells' run folders. Workers on other machines must share it.
+        jobs: cells at a time; torch's threads are divided among them.
+        on: ``here``, or the address of a Dask scheduler, ``tcp://host:8786``.
+        tell: is given one line about each cell that ends.
+        **options: options of `pyro-vae train` for all cells; they win over those of the grid, and
+            lists are crossed too.
+
+    Returns:
+        Sweep: in the grid's order.
+
+    Raises:
+        UserError: the grid is wrong; nothing was trained then.
+    """
+    every, folder = planned(grid, options), Path(out).expanduser()
+    check_folders(every, folder)
+    pieces = [as_piece(cell, folder, number, jobs) for number, cell in enumerate(every)]
+    outcomes: dict[int, Outcome] = {}
+    for number, result in run_all(run_cell, pieces, jobs, find_pool(on)):
+        failed = str(result["failed"] if isinstance(result, dict) else result)
+        failed = " ".join(failed.split())
+        outcomes[number] = Outcome(every[number], folder / every[number].name, failed)
+        tell(f"{every[number].name}: {failed or 'done'} ({len(outcomes)} of {len(every)})")
+    return Sweep(tuple(outcomes[number] for number in range(len(every))))
+
+
+def planned(grid: Any, options: Mapping[str, Any]) -> list[Cell]:
+    """The cells of a grid file, or of what it would hold."""
+    tables = (
+        read_grid(Path(grid))
+        if isinstance(grid, str | Path)
+        else [dict(grid)]
+        if isinstance(grid, Mapping)
+        else [dict(table) for table in grid]
+    )
+    of = str(grid) if isinstance(grid, str | Path) else "sweep"
+    return cells([{**table, **options} for table in tables], of)
+
+
+def check_folders(every: Sequence[Cell], out: Path) -> None:
+    """A ``UserError`` where a cell's folder has a run of other options."""
+    from pyro_vae.runs import run_folder
+
+    for cell in every:
+        folder = out / cell.name
+        if not (folder / "config.toml").is_file():
+            continue
+        held = run_folder.open_run(folder).options()
+        for name in stored_names():
+            if name not in FREE_ON_RESUME and getattr(held, name) != getattr(cell.options, name):
+                raise UserError(
+                    f"{folder} has a run with {name} = {getattr(held, name)!r}, not "
+                    f"{getattr(cell.options, name)!r}: give another --out"
+                )
+
+
+def as_piece(cell: Cell, out: Path, number: int, jobs: int) -> dict[str, Any]:
+    """What `run_cell` takes: plain values, which travel to any process."""
+    device = cell.options.device
+    if device == "cuda" and jobs > 1:
+        import torch
+
+        device = f"cuda:{number % max(1, torch.cuda.device_count())}"
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    options = {**plain(cell.options), "device": device, "pictures": False}
+    return {"options": options, "folder": str((out / cell.name).absolute()), "threads": threads}
+
+
+def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring one cell to its end: begin it, resume it, or leave it, if it is done. A mistake or a
+    failure of its own is its one line, ``failed``.
+    """
+    import torch
+
+    torch.set_num_threads(piece["threads"])
+    folder = Path(piece["folder"])
+    given = {
+        name: Path(value) if name == "data_root" and value is not None else value
+        for name, value in piece["options"].items()
+    }
+    options = Train(**given, quiet=True)
+    try:
+        bring_to_its_end(options, folder)
+    except (UserError, Failure, OSError, MemoryError) as error:
+        return {"failed": str(error) or type(error).__name__}
+    return {"failed": ""}
+
+
+def bring_to_its_end(options: Train, folder: Path) -> None:
+    """Train and score the cell's test images, then its validation images, from where it is."""
+    from pyro_vae.evaluation.result_files import save_estimate
+    from pyro_vae.runs import run_folder
+    from pyro_vae.runs.evaluate import outcome
+    from pyro_vae.runs.run_data import trained
+    from pyro_vae.runs.train import is_complete, train_run
+
+    if not (folder / "config.toml").is_file():
+        train_run(replace(options, out=folder), _unheard)
+    elif not is_complete(run_folder.open_run(folder)):
+        train_run(replace(options, resume=folder), _unheard)
+    run = run_folder.open_run(folder)
+    path = run.estimate_file("iw", "valid")
+    if (
+        options.valid_fraction == 0
+        or path.is_file()
+        or not run.estimate_file("iw", "test").is_file()
+    ):
+        return
+    experiment, steps = trained(run, None, options.data_root, _unheard)
+    evaluation = Evaluate(
+        folder,
+        split="valid",
+        num_samples=options.num_samples,
+        num_images=options.eval_images,
+        seed=options.seed,
+        device=options.device,
+        compile=options.compile,
+        quiet=True,
+    )
+    found = outcome(experiment, evaluation, steps)
+    if found is not None and found.estimate is not None:
+        run.add_result(evaluations=[{"split": "valid", **found.figures}])
+        save_estimate(path, found.estimate, run.trained())
+
+
+def _unheard(line: str) -> None:
+    """What a run tells on its way; a sweep tells how each cell ends."""
+
+
+def score_of(outcome: Outcome) -> Scored | None:
+    """What a finished cell's folder says of it; None where it has no log p(x) of each image."""
+    from pyro_vae.evaluation.result_files import load_estimate
+    from pyro_vae.runs import run_folder
+
+    run = run_folder.open_run(outcome.folder)
+    trained = run.trained()
+    test = load_estimate(run.estimate_file("iw", "test"), trained)
+    if test is None:
+        return None
+    training = run.results().get("training", {})
+    return Scored(
+        name=outcome.cell.name,
+        method=outcome.cell.method,
+        seed=outcome.cell.options.seed,
+        test=test,
+        valid=load_estimate(run.estimate_file("iw", "valid"), trained),
+        seconds=float(training.get("seconds", float("nan"))),
+        active_units=training.get("active_units"),
+    )
+
+
+def commands(every: Sequence[Cell], out: Path) -> list[str]:
+    """Each cell as a `pyro-vae train` command, for a scheduler of one's own."""
+    lines = []
+    for cell in every:
+        words = ["pyro-vae", "train", "--out", str(out / cell.name)]
+        plain_train = Train()
+        for each in fields(Train):
+            value = getattr(cell.options, each.name)
+            if each.name not in stored_names() or value == getattr(plain_train, each.name):
+                continue
+            flag = f"--{each.name.replace('_', '-')}"
+            if isinstance(value, bool):
+                words += [flag if value else f"--no-{each.name.replace('_', '-')}"]
+            else:
+                words += [flag, str(value)]
+        lines.append(shlex.join(words))
+    return lines
