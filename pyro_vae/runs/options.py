@@ -76,15 +76,15 @@ class Train:
     """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
     objective: str = "TraceMeanField_ELBO"
     """The bound on log p(x) that training raises."""
-    latent_dim: int = option(20, least=1)
+    latent_dim: int = option(20, least=1, below=10**9)
     """The number of dimensions of z."""
     net: str = "MLP"
     """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
     activation=softplus)".
     """
-    steps: int | None = option(None, least=1)
+    steps: int | None = option(None, least=1, below=10**12)
     """Optimiser steps; 10000 unless --epochs is given."""
-    epochs: int | None = option(None, least=1)
+    epochs: int | None = option(None, least=1, below=10**9)
     """Passes over the training set, instead of --steps."""
     batch_size: int = option(128, least=1)
     """The number of images in one step."""
@@ -108,7 +108,7 @@ class Train:
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
     parameters.
     """
-    num_samples: int = option(5000, least=1)
+    num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
@@ -191,13 +191,13 @@ class Evaluate:
     """iw: the precision of matrix products. Less than float32 is quicker; its error is measured, and
     printed with the number.
     """
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw, refine, prior: K, the draws of z for each image; by default 5000."""
-    num_steps: int | None = option(None, least=1)
+    num_steps: int | None = option(None, least=1, below=10**12)
     """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default
     500.
     """
-    num_chains: int | None = option(None, least=1)
+    num_chains: int | None = option(None, least=1, below=10**6)
     """ais, bdmc: the number of chains for each image; by default 8."""
     num_images: int | None = option(None, least=1)
     """The number of images to score, chosen at random; by default all for iw and prior, and 100 for
@@ -284,7 +284,7 @@ class Compare:
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where
     there is none.
     """
@@ -567,7 +567,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds; a ``UserError`` where it can't be read."""
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(

@@ -22,7 +22,7 @@ import torch
 from filelock import FileLock
 
 from pyro_vae import distributed, specs, trust, user_code
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError, did_you_mean, shortened
 from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
 from pyro_vae.runs.own_code import own_code
@@ -392,6 +392,14 @@ def _create(out: Path | None, name: str) -> Run:
 def refuse_taken(out: Path) -> None:
     """A ``UserError`` where ``out`` is something already."""
     path = out.expanduser()
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"--out {shortened(str(out), 80)}: no name for a folder ({error.strerror}); give another"
+        ) from error
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
     if path.exists() and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
