@@ -21,7 +21,7 @@ class NegativeBinomial(Likelihood):
     """
 
     kind = "mass"
-    observes = "levels"
+    observes = "counts"
 
     def __init__(
         self,

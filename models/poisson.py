@@ -14,7 +14,7 @@ class Poisson(Likelihood):
     """
 
     kind = "mass"
-    observes = "levels"
+    observes = "counts"
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ class Conditional(Protocol):
     kind: str | None = None
     """``"mass"`` or ``"density"``: log p(x) is comparable within a kind only."""
     observes: str | None = None
-    """The values that a pixel may take: ``binary``, ``unit``, ``real`` or ``levels``."""
+    """The values that a pixel may take: ``binary``, ``unit``, ``real``, ``levels``, ``counts``."""
     levels: int | None = None
     """How many grey levels the mass is over, where it is over levels."""
     per_pixel: int = 1

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import fit, guides, lookup, models, registry
+from pyro_vae.data.transforms import OBSERVES
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP, Net
 from pyro_vae.protocols import DEFAULTS, Conditional, DataStart, Guide, Local, Part, hook
@@ -88,7 +89,7 @@ def test_a_part_has_what_its_protocol_asks(slot: str, name: str) -> None:
     assert starts == (slot == "likelihood" or name in ("GaussianMixture", "VampPrior"))
     if slot == "likelihood":
         assert hook(part, "kind") in ("mass", "density")
-        assert hook(part, "observes") in ("binary", "unit", "real", "levels")
+        assert hook(part, "observes") in OBSERVES
         assert hook(part, "latent_dim") == LATENTS and hook(part, "per_pixel") >= 1
 
 

@@ -41,8 +41,8 @@ def denoise(
     """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an
     image.
 
-    The guide never sees y: x itself is drawn along with z. Each step proposes z' ~ q(z | x) and
-    tests it as `impute` does; then each pixel proposes x'_d ~ p(x_d | z), accepted with min(1,
+    The guide never sees y: x itself is drawn along with z. Each step moves z as `impute` does; then
+    each pixel proposes x'_d ~ p(x_d | z), accepted with min(1,
     p(y_d | x'_d) / p(y_d | x_d)). The chains' law is p(x | y) in the limit of many steps, for every
     guide and every noise, and `Restored.mean` is E[x | y]; with ``gibbs``, without the test of z',
     only if the guide is the model's posterior. Noise that is narrow beside p(x | z) takes more

@@ -1,15 +1,19 @@
 """Draws of p(x | y) under a model p(x, z), y being what is known of the image x: Metropolis within
 Gibbs.
 
-A chain holds an image x and its latents z, and alternates two moves that leave p(x, z | y)
-invariant:
+A chain has an image x and its latents z, and repeats three moves that leave p(x, z | y) invariant:
 
 1. z' ~ q(z | x), accepted with min(1, p(x, z') q(z | x) / (p(x, z) q(z' | x))): a
 Metropolis–Hastings step whose proposal
    is the guide (Mattei & Frellsen 2018, section 3.3). Without the test (``gibbs``) this is
    pseudo-Gibbs (Rezende et al. 2014, appendix F), whose law is that of the model only where the
    guide is the model's posterior.
-2. x given z and y, pixel by pixel (`Redraw`).
+2. z + γ (z₁ − z₂), z₁ and z₂ being two more draws of q(z | x), accepted with min(1, p(x, z') /
+   p(x, z)), as the difference is as likely as its opposite. The first move alone leaves z where it
+   is for a long time, as its weights vary by several nats: an x that is drawn pixel by pixel is
+   not like those that the guide was fitted to. This one needs the guide's scale only, not its
+   place; it moves the latents that have any real value, and is left out of ``gibbs``.
+3. x given z and y, pixel by pixel (`Redraw`).
 """
 
 from __future__ import annotations
@@ -22,14 +26,14 @@ from typing import Any, ClassVar
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, constraints
 
 from pyro_vae.analysis.encode import mean_of, sample, visit_images
-from pyro_vae.analysis.latents import ROWS
+from pyro_vae.analysis.latents import ROWS, is_periodic
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
-from pyro_vae.pair.layouts import Fields, Site, repeated, rows_first
+from pyro_vae.pair.layouts import Fields, Site, SiteTerms, draw_alone, repeated, rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import check_seed, mix
@@ -40,6 +44,10 @@ METHODS = ("metropolis", "gibbs")
 UNTESTED = 0.1
 """The first part of a chain, in which every z' is accepted: from a poor start a tested proposal is
 hardly ever.
+"""
+STRIDE = 1.5
+"""γ √(2d) for d latent numbers: 2.38 is the best for a Gaussian of many (ter Braak 2006); below it
+more is accepted.
 """
 BURN_IN = 0.5
 """The part of a chain that no average counts."""
@@ -63,7 +71,7 @@ class Restored(Result):
     # (N, *event_shape), Monte Carlo standard error of the mean, from the K chains' own; NaN for one
     # chain
     se: Tensor
-    acceptance: Tensor  # (N,), of the proposed z; 1 for pseudo-Gibbs, which refuses none
+    acceptance: Tensor  # (N,), the share of steps that move z; 1 for pseudo-Gibbs, which tests none
     method: str
     num_steps: int
 
@@ -77,8 +85,8 @@ class Restored(Result):
             )
         if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
             found.append(
-                f"less than {LOW_ACCEPTANCE:.0%} of the proposals are accepted in {stuck:.1%} of "
-                "the images: their chains hardly move; use more steps, or a guide nearer to the "
+                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the images: "
+                "their chains hardly move; use more steps, or a guide nearer to the "
                 "posterior"
             )
         return tuple(found)
@@ -174,6 +182,9 @@ class _Chains:
         first = pair.run(x, fields)
         self.site = image_site_of(first.observed, x)
         self.z = {name: site.value for name, site in first.guide.items()}
+        # (p(x | z), rows): at each row's z the law is the last one whose rows have it
+        self.laws: list[tuple[Site, Tensor]] = []
+        self.free = [n for n, site in first.guide.items() if _is_free(site, first.prior.get(n))]
 
     def run(self, num_chains: int, num_steps: int, method: str) -> Restored:
         """All steps of all chains; what is found is on the CPU."""
@@ -203,33 +214,49 @@ class _Chains:
         )
 
     def step(self, method: str, tested: bool) -> Tensor:
-        """Both moves; which rows accepted their z', ``(K·B,)``."""
+        """All moves; which rows' z moved, ``(K·B,)``."""
         new = self.pair.run(self.x, self.fields)
-        accepted = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
-        values, self.seen = (
-            {name: site.value for name, site in new.guide.items()},
-            [new.observed[self.site]],
-        )
+        moved = torch.ones(len(self.x), dtype=torch.bool, device=self.x.device)
         if method == "metropolis":
-            with _Holding(self.z):
-                old = self.pair.run(self.x, self.fields)
-            self.seen.append(old.observed[self.site])
+            old = self._at(self.z)
             log_new, log_old = (each.log_weights()[0].double() for each in (new, old))
-            accepted = ~log_new.isnan()
-            if tested:
-                # a state without a density, as a guide that fails on a strange x may leave one, is
-                # left at once
-                log_ratio = torch.where(log_old.isnan(), torch.inf, log_new - log_old)
-                accepted &= torch.rand_like(log_ratio).log() < log_ratio
-            for name, site in new.guide.items():
-                place = site.value.dim() - site.fn.event_dim + site.dim
-                chosen = accepted.reshape(
-                    [-1 if dim == place else 1 for dim in range(site.value.dim())]
-                )
-                values[name] = torch.where(chosen, site.value, self.z[name])
-        self.z, self.accepted = values, accepted
+            moved = _accepted(log_new, log_old) if tested else ~log_new.isnan()
+            self.laws = [(old.observed[self.site], torch.ones_like(moved))]
+        else:
+            self.laws = []
+        self._take(new, moved)
+        if method == "metropolis" and tested and self.free:
+            moved = moved | self._shift(torch.where(moved, _log_joint(new), _log_joint(old)))
         self.x = self.redraw(self.x, self.draw)
+        return moved
+
+    def _shift(self, log_here: Tensor) -> Tensor:
+        """The third move, from states with this log p(x, z), ``(K·B,)``: which rows took it."""
+        first, second = self._draws(), self._draws()
+        stride = STRIDE / (2 * sum(self.z[name][0].numel() for name in self.free)) ** 0.5
+        shifted = {n: self.z[n] + stride * (first[n] - second[n]) for n in self.free}
+        there = self._at({**self.z, **shifted})
+        accepted = _accepted(_log_joint(there), log_here)
+        self._take(there, accepted)
         return accepted
+
+    def _at(self, z: Mapping[str, Tensor]) -> SiteTerms:
+        with _Holding(z):
+            return self.pair.run(self.x, self.fields)
+
+    def _draws(self) -> dict[str, Tensor]:
+        """Fresh ones of the guide."""
+        at = self.pair.structure(self.x, self.fields).geometry
+        nodes = draw_alone(self.pair.guide, self.x, self.fields, 1, at, on_rows=True)
+        return {name: nodes[name]["value"] for name in self.free}
+
+    def _take(self, terms: SiteTerms, accepted: Tensor) -> None:
+        """The z of these terms, in these rows."""
+        for name, site in terms.guide.items():
+            place = site.value.dim() - site.fn.event_dim + site.dim
+            rows = accepted.reshape([-1 if d == place else 1 for d in range(site.value.dim())])
+            self.z[name] = torch.where(rows, site.value, self.z[name])
+        self.laws.append((terms.observed[self.site], accepted))
 
     def draw(self) -> Tensor:
         """x ~ p(x | z) at each row's present z; where that has no law, the x that there is."""
@@ -238,11 +265,39 @@ class _Chains:
 
     def pick(self, of: Callable[[Any], Tensor]) -> Tensor:
         """``of(p(x | z))`` at each row's present z, in x's shape."""
-        found = [
-            rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x) for s in self.seen
-        ]
-        accepted = self.accepted.reshape(-1, *(1 for _ in self.x.shape[1:]))
-        return found[0] if len(found) == 1 else torch.where(accepted, found[0], found[1])
+        found = self.x
+        for s, rows in self.laws:
+            value = rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x)
+            found = torch.where(rows.reshape(-1, *(1 for _ in self.x.shape[1:])), value, found)
+        return found
+
+
+def _log_joint(terms: SiteTerms) -> Tensor:
+    """log p(x, z), ``(K·B,)``, nats."""
+    total: Any = sum(site.log_prob for site in (terms.prior | terms.observed).values())
+    return total[0].double()
+
+
+def _accepted(log_new: Tensor, log_old: Tensor) -> Tensor:
+    """Metropolis' test; a state without a density, as a guide that fails on a strange x may leave
+    one, is left at once.
+    """
+    log_ratio = torch.where(log_old.isnan(), torch.inf, log_new - log_old)
+    return ~log_new.isnan() & (torch.rand_like(log_ratio).log() < log_ratio)
+
+
+def _is_free(guide: Site, prior: Site | None) -> bool:
+    """Whether a latent has any real value, and no two values of it are one (as angles are)."""
+    if prior is None or not guide.value.is_floating_point():
+        return False
+    real = constraints.real, constraints.real_vector
+    for site in (guide, prior):
+        support = site.fn.support
+        while isinstance(support, constraints.independent):
+            support = support.base_constraint
+        if support not in real or is_periodic(site.fn, guide.value):
+            return False
+    return True
 
 
 class _Holding(Messenger):

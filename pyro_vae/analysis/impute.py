@@ -30,8 +30,9 @@ def impute(
 ) -> Restored:
     """Draw x_mis ~ p(x_mis | x_obs), K = ``num_samples`` chains an image (Mattei & Frellsen 2018).
 
-    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, tests it against the
-    model, and draws x_mis ~ p(x_mis | z). With the test (``metropolis``) the chains' law is p(x_mis
+    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, then a shift of z by
+    the difference of two more such draws, tests each against the model, and draws x_mis ~ p(x_mis |
+    z). With the test (``metropolis``) the chains' law is p(x_mis
     | x_obs) itself in the limit of many steps, for every guide; without it (``gibbs``: Rezende et
     al. 2014) only if the guide is the model's posterior. Missing pixels start at a draw of p(x).
 

@@ -5,6 +5,8 @@ has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from math import pi
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,3 +70,16 @@ def join(parts: Iterable[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tenso
     """Batches of tensors by name, as one of each name."""
     listed = list(parts)
     return {name: torch.cat([part[name] for part in listed], dim) for name in listed[0]}
+
+
+def is_periodic(fn: Any, value: Tensor) -> bool:
+    """Whether a density repeats itself at 2π, as a circular one does, though its support says the
+    real line.
+    """
+    if not value.is_floating_point() or fn.support.is_discrete:
+        return False
+    try:
+        here, further = fn.log_prob(value), fn.log_prob(value + 2 * pi)
+    except (ValueError, RuntimeError, NotImplementedError, KeyError):  # no density there
+        return False
+    return torch.allclose(here, further, rtol=1e-3, atol=1e-3)

@@ -19,13 +19,11 @@ from typing import Annotated, Any, Union
 import tyro
 
 from pyro_vae import streams, torchrun
+from pyro_vae.cli.command_table import COMMANDS, DIVIDED
 from pyro_vae.errors import UserError, did_you_mean, first_line, shortened
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.runs.options import (
-    COMMANDS,
-    DIVIDED,
     FREE_ON_RESUME,
-    Command,
     Train,
     check_fields,
     read_config,
@@ -93,7 +91,7 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def parse(given: list[str]) -> Command:
+def parse(given: list[str]) -> Any:
     """The command and its checked options.
 
     Raises:

@@ -89,6 +89,21 @@ class ImageData:
         """The shape of one image: (C, H, W), or (D,)."""
         return self.train.shape[1:]
 
+    def with_levels(self, levels: int) -> ImageData:
+        """The same whole numbers, of which ``levels`` are possible.
+
+        Raises:
+            UserError: they are floats, or one of them is larger.
+        """
+        largest = max(float(self.train.max()), float(self.test.max()))
+        if self.levels is None or largest >= levels:
+            what = "floats, which have no levels" if self.levels is None else f"up to {largest:g}"
+            raise UserError(
+                f"{self.name}: levels {levels} is for whole numbers from 0 to {levels - 1}, and "
+                f"these are {what}: leave it out, or give as many as there are"
+            )
+        return replace(self, levels=levels)
+
     def validation_split(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         """Rows of `train` to fit on and rows to hold out: two sorted int64 tensors, disjoint,
         together all rows.

@@ -7,6 +7,7 @@ words, draws a test set once from a seed of its own, and leaves torch's global r
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +20,9 @@ from pyro_vae.errors import UserError, did_you_mean
 MODES = ("auto", "dynamic", "static", "threshold", "none")
 """The choices of `--binarize`."""
 
-OBSERVES = ("binary", "unit", "real", "levels")
-"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, or the integers 0 … levels − 1.
+OBSERVES = ("binary", "unit", "real", "levels", "counts")
+"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, the integers 0 … levels − 1, or all
+whole numbers from 0.
 """
 
 
@@ -157,6 +159,18 @@ class Levels(Observation):
 
 
 @dataclass(frozen=True)
+class Counts(Observation):
+    """x = the stored whole number as a float, for likelihoods that have no largest value."""
+
+    @property
+    def protocol(self) -> str:
+        return "whole numbers as stored"
+
+    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return batch.to(torch.float32)
+
+
+@dataclass(frozen=True)
 class Dequantize(Observation):
     """x = (level + u) / levels, u ~ U(0, 1), in (0, 1): a density of x bounds a mass of the levels.
 
@@ -263,6 +277,7 @@ def observe(
             "data": data.name,
             "split": data.split,
             "observation": _words(observation, mode, observes, seed),
+            **_levels_in_words(data.levels, observation),
             "data_sha256": data.sha256,
             "sha256": sha256(x_test),
         },
@@ -272,6 +287,12 @@ def observe(
     )
 
 
+def _levels_in_words(levels: int | None, observation: Observation) -> dict[str, str]:
+    """Levels are what a stored number is divided by, so they are part of what x is."""
+    stored = levels is None or isinstance(observation, Counts)
+    return {} if stored else {"levels": str(levels)}
+
+
 def _choose(data: ImageData, mode: str, observes: str) -> Observation:
     """The observation for a mode, once the data are known to permit it."""
     if mode == "auto" and observes == "binary" and _first_outside(data, binary=True) is not None:
@@ -279,6 +300,15 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
     if mode in ("dynamic", "static", "threshold"):
         _require(data, f"{mode} binarization", binary=False)
         return Threshold(data.levels) if mode == "threshold" else Dynamic(data.levels)
+    if observes == "counts":
+        if data.levels is None and (found := _first_place(data, _is_no_count)):
+            place, value = found
+            raise UserError(
+                f"{data.name}, {place}: {value:g}, where this likelihood is a mass over whole "
+                "numbers from 0; store counts, or choose a likelihood of real values, such as "
+                "Gaussian"
+            )
+        return Counts(data.levels)
     if observes == "levels":
         if data.levels is None:
             raise UserError(
@@ -333,16 +363,57 @@ def _first_outside(data: ImageData, binary: bool) -> tuple[str, float] | None:
     """The place and the value (on the scale [0, 1]) of the first entry outside {0, 1}, or outside
     [0, 1].
     """
+    if not binary and data.levels is not None:
+        return None
+    top = 1 if data.levels is None else data.levels - 1
+    found = _first_place(data, lambda x: (x != 0) & (x != top) if binary else (x < 0) | (x > 1))
+    return found and (found[0], float(_grey(torch.tensor(found[1]), data.levels)))
+
+
+def _is_no_count(stored: Tensor) -> Tensor:
+    return (stored < 0) | (stored != stored.round())
+
+
+def _first_place(data: ImageData, is_wrong: Callable[[Tensor], Tensor]) -> tuple[str, float] | None:
+    """The place and the stored value of the first entry that is wrong."""
     for part, stored in (("train", data.train), ("test", data.test)):
-        if binary:
-            top = 1 if data.levels is None else data.levels - 1
-            wrong = (stored != 0) & (stored != top)
-        elif data.levels is None:
-            wrong = (stored < 0) | (stored > 1)
-        else:
-            continue
+        wrong = is_wrong(stored)
         if wrong.any():
             position = int(wrong.flatten().to(torch.uint8).argmax())
             image = position // stored[0].numel()
-            return f"{part} image {image}", float(_grey(stored.flatten()[position], data.levels))
+            return f"{part} image {image}", stored.flatten()[position].item()
     return None
+
+
+LEAST_OF_256 = 128
+"""Whole numbers that are all below this are hardly 8-bit grey levels."""
+
+COLOURS = (3, 4)
+
+
+def doubts(data: ImageData, observed: Observed, observes: str, given: bool) -> str:
+    """What speaks against the convention that was chosen, in one line with the remedy; or nothing.
+
+    Args:
+        observes: the likelihood's attribute.
+        given: whether the caller said how many levels there are.
+    """
+    found = []
+    largest = max(int(data.train.max()), int(data.test.max()))
+    if not given and observes != "counts" and few_levels(largest, data.levels):
+        found.append(
+            f"its whole numbers end at {largest} and are taken for grey levels 0 to 255: give "
+            f"--levels {largest + 1} if they are levels, --likelihood Poisson if they are counts"
+        )
+    binarized = observes == "binary" and "binarization" in observed.protocol["observation"]
+    if binarized and data.train.dim() == 4 and data.train.shape[1] in COLOURS:
+        found.append(
+            "colour is binarized, each channel by itself: give --likelihood Gaussian or "
+            "DiscretizedLogistic, or --binarize dynamic if it is meant"
+        )
+    return f"{data.name}: {'; '.join(found)}" if found else ""
+
+
+def few_levels(largest: int, levels: int | None) -> bool:
+    """Whether stored whole numbers that were taken for 8-bit levels hardly are."""
+    return levels == 256 and largest < LEAST_OF_256

@@ -179,8 +179,11 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
 
 
 def _words(observation: Any) -> str:
-    """Whether ``--binarize`` was given or chosen by itself changes no x."""
-    return str(observation).removesuffix(" (auto)")
+    """Whether ``--binarize`` was given or chosen by itself changes no x, nor does the number of
+    levels of which a stored one is one.
+    """
+    words = str(observation).removesuffix(" (auto)")
+    return "whole numbers as stored" if words.startswith("integer levels 0 to ") else words
 
 
 def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
@@ -230,6 +233,7 @@ _SHOWN = (
     "images",
     "observation",
     "binarization",
+    "levels",
     "kind",
     "estimator",
     "scales",

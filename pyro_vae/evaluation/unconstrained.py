@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import pi
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from pyro_vae.analysis.encode import _Given
+from pyro_vae.analysis.latents import is_periodic
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.layouts import Fields, draw_alone, latent_nodes, run, run_alone
@@ -58,7 +58,7 @@ class Unconstrained:
             nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
             self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
             self.periodic = tuple(
-                name for name, node in nodes.items() if _is_periodic(node["fn"], node["value"])
+                name for name, node in nodes.items() if is_periodic(node["fn"], node["value"])
             )
             parts = self._coordinates(nodes, chained=False, batch_size=1)
         self.slices: dict[str, slice] = {}
@@ -203,19 +203,6 @@ def _width(fn: Any, places: Sequence[int]) -> int:
     event = bijection(fn).inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
     others = torch.Size([size for dim, size in enumerate(fn.batch_shape) if dim not in places])
     return others.numel() * torch.Size(event).numel()
-
-
-def _is_periodic(fn: Any, value: Tensor) -> bool:
-    """Whether a density repeats itself at 2π, as a circular one does, though its support says the
-    real line.
-    """
-    if not value.is_floating_point() or fn.support.is_discrete:
-        return False
-    try:
-        here, further = fn.log_prob(value), fn.log_prob(value + 2 * pi)
-    except (ValueError, RuntimeError, NotImplementedError, KeyError):  # no density there
-        return False
-    return torch.allclose(here, further, rtol=1e-3, atol=1e-3)
 
 
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:

@@ -20,7 +20,7 @@ from pyro_vae.validation import check_whole
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
 
-Observes = Literal["binary", "unit", "real", "levels"]
+Observes = Literal["binary", "unit", "real", "levels", "counts"]
 
 
 def check_latent_dim(latent_dim: int) -> None:
@@ -71,7 +71,8 @@ class Likelihood(ConditionalDistribution):
 
     ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
     only. ``observes`` tells what values a pixel may take, from which ``--binarize auto`` chooses:
-    ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, or ``levels`` (the integers stored in the file).
+    ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, ``levels`` (the integers 0 … levels − 1 that are
+    stored in the file) or ``counts`` (whole numbers from 0, without a largest one).
 
     Args:
         event_shape: that of an image; ``latent_dim``: how many numbers z has. The other way round,

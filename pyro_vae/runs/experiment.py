@@ -16,7 +16,7 @@ from pyro_vae import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.labels import refuse_unfit
-from pyro_vae.data.transforms import OBSERVES, Observed, observe
+from pyro_vae.data.transforms import OBSERVES, Observed, doubts, observe
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
@@ -88,6 +88,12 @@ class Experiment:
         if labels is None or not self.wants_labels:
             return {}
         return {"y": labels if rows is None else labels[rows]}
+
+    @property
+    def doubts(self) -> str:
+        """What in the data speaks against how they are observed, with the remedy; or nothing."""
+        observes, _ = _observes(self.model, self.options)
+        return doubts(self.data, self.observed, observes, self.options.levels is not None)
 
     @property
     def amortized(self) -> bool:
@@ -176,7 +182,7 @@ def _chosen(size: int, number: int | None) -> Tensor:
 
 def load_data(options: Train, data: str | None = None, root: Path | None = None) -> ImageData:
     """The data that the options name, or those at another place."""
-    return image_data.load(
+    found = image_data.load(
         options.data if data is None else data,
         options.data_root if root is None else root,
         seed=options.data_seed,
@@ -184,6 +190,7 @@ def load_data(options: Train, data: str | None = None, root: Path | None = None)
         columns=options.columns,
         label=options.label,
     )
+    return found if options.levels is None else found.with_levels(options.levels)
 
 
 def scored(options: Train, data: ImageData, model: Any, guide: Any) -> Experiment:
@@ -196,8 +203,13 @@ def scored(options: Train, data: ImageData, model: Any, guide: Any) -> Experimen
     return experiment
 
 
-def prepare(options: Train, data: ImageData | None = None) -> Experiment:
+def prepare(
+    options: Train, data: ImageData | None = None, pair: tuple[Any, Any] | None = None
+) -> Experiment:
     """Load the data, build the parts and decide what is observed; nothing is trained or written.
+
+    Args:
+        data, pair: those, where they are there already: the images, and the model with its guide.
 
     Raises:
         UserError: the data, a part, or the two together are wrong.
@@ -212,7 +224,8 @@ def prepare(options: Train, data: ImageData | None = None) -> Experiment:
             f"{len(train_rows)} {data.one}s: give --batch-size {len(train_rows)} or less"
         )
     known = about_the_data(options, data)
-    model, guide = build_pair(options, data.event_shape, len(train_rows), **known)
+    _refuse_unused(options)
+    model, guide = pair or build_pair(options, data.event_shape, len(train_rows), **known)
     observes, kind = _observes(model, options)
     observed = observe(data, options.binarize, observes, options.data_seed)
     _check_levels(model, observes, known, data.name)
@@ -299,12 +312,6 @@ def _made(
         _refuse_circle(asking[0], options)
         guide = context["encoder"] = registry.build("guide", options.guide, **context, **of_guides)
     model = registry.build("model", options.model, **context, **named)
-    for name, choice in named.items():
-        if name not in _taken(options) and choice != getattr(Train, name):
-            raise UserError(
-                f"--{name} {choice}: the model {options.model} takes no {name}: leave it out, "
-                f"or choose a model that has one, such as {Train.model}"
-            )
     if guide is None:
         parts = {name: getattr(model, name) for name in PARTS_OF_MODELS if hasattr(model, name)}
         guide = registry.build("guide", options.guide, **context, **of_guides, **parts, model=model)
@@ -317,12 +324,13 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     """
     read = specs.parse(choice)
     try:
-        parameters = inspect.signature(lookup.resolve(slot, read.name)).parameters.values()
+        parameters = [*inspect.signature(lookup.resolve(slot, read.name)).parameters.values()]
     except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
         return set()
-    return {
-        p.name for p in parameters if not (required and p.default is not p.empty)
-    } - read.kwargs.keys()
+    names = {p.name for p in parameters if not (required and p.default is not p.empty)}
+    if any(p.kind is p.VAR_KEYWORD for p in parameters) and not required:
+        names |= {"net", "latent_dim"}  # which it may pass on
+    return names - read.kwargs.keys()
 
 
 def _taken(options: Train) -> set[str]:
@@ -334,6 +342,19 @@ def _taken(options: Train) -> set[str]:
         own |= {"net", "latent_dim"}
     of_guide = _names("guide", options.guide)
     return own | (of_guide & {"net", "latent_dim"})
+
+
+def _refuse_unused(options: Train) -> None:
+    """An option that no part of the experiment reads would be recorded, and mean nothing."""
+    taken = _taken(options)
+    for name in (*PARTS_OF_MODELS, "net", "latent_dim"):
+        choice = getattr(options, name)
+        if name not in taken and choice != getattr(Train, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {choice}: the model {options.model} takes no {name}"
+                + (f", nor does the guide {options.guide}" if name not in PARTS_OF_MODELS else "")
+                + f": leave it out, or choose a model that has one, such as {Train.model}"
+            )
 
 
 def _refuse_circle(slot: str, options: Train) -> None:
@@ -356,7 +377,10 @@ def _sees_levels(options: Train) -> bool:
         lookup.resolve(slot, specs.parse(getattr(options, slot)).name)
         for slot in ("model", "likelihood")
     ]
-    return next(filter(None, (hook(part, "observes") for part in parts)), None) == "levels"
+    return next(filter(None, (hook(part, "observes") for part in parts)), None) in (
+        "levels",
+        "counts",
+    )
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:

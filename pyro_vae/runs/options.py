@@ -62,6 +62,8 @@ class Train:
     """Of a table or a .npz file: the column or the array that has the labels."""
     data_root: Path | None = None
     """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
+    levels: int | None = option(None, least=2, below=257)
+    """How many levels the stored whole numbers have; by default 256, or 2 where all are 0 or 1."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
     """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
     once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
@@ -434,23 +436,6 @@ class Bench:
     """The folder for the results' JSON; by default runs/bench, and with --quick none."""
     json: bool = False
     """Print the results as one JSON object; the tables go to stderr."""
-
-
-Command = Train | Evaluate | Audit | Compare | Sample | Plot | List | Bench
-
-COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "sample": Sample,
-    "plot": Plot,
-    "list": List,
-    "bench": Bench,
-}
-
-DIVIDED = (Train, Evaluate)
-"""Commands that torchrun's processes share; of any other, the first process alone runs."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

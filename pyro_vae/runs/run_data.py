@@ -43,7 +43,7 @@ def trained(
             found = whole(own, held.metadata, data, data_root)
             return scored(own, found, model, guide), steps
         found = of_run(run, own, held.metadata, data, data_root)
-        return replace(prepare(own, found), model=model, guide=guide), steps
+        return prepare(own, found, (model, guide)), steps
 
 
 def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:

@@ -18,6 +18,11 @@ from pyro_vae.runs.options import Train
 WORTH_COUNTING = 2000
 """From such a number in the options on the parameters are counted first."""
 
+LARGEST = 10**8
+"""No part has more of anything; one that is asked for 10⁹ layers may begin to make them before it
+has a parameter to count.
+"""
+
 MOST_TENSORS = 20_000
 """Parameters of a model that someone trains are fewer."""
 
@@ -32,7 +37,10 @@ def refuse_impossible(
     """A ``UserError`` where the pair that ``build`` makes has more parameters than there is memory:
     it is made without numbers first, and counted.
     """
-    if max(prod(event_shape) // 1000, *_numbers(options)) < WORTH_COUNTING:
+    largest = max(_numbers(options))
+    if largest > LARGEST:
+        raise UserError(f"{largest} is no size of a part: ask for smaller parts")
+    if max(prod(event_shape) // 1000, options.latent_dim, largest) < WORTH_COUNTING:
         return
     tensors, held = 0, 0
 
@@ -64,8 +72,8 @@ def refuse_impossible(
 
 
 def _numbers(options: Train) -> Iterator[int]:
-    """Whole numbers in the choices of the parts, and the latent dimensions."""
-    yield options.latent_dim
+    """Whole numbers in the choices of the parts."""
+    yield 0
     for choice in (options.model, options.prior, options.likelihood, options.guide, options.net):
         with suppress(UserError):
             yield from _within(specs.parse(choice))

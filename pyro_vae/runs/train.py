@@ -71,6 +71,8 @@ def _begun(options: Train, tell: Tell, show: Show) -> None:
         run_folder.refuse_taken(options.out)
     device = find_device(options.device)
     experiment, structure = _prepared(partial(prepare, options), options, device, tell)
+    if experiment.doubts:
+        tell(f"warning: {experiment.doubts}")
     run = run_folder.create(options.out, run_folder.run_name(options))
     with run.held():
         _finished(run, experiment, structure, device, None, tell, show)

@@ -4,6 +4,7 @@ arguments.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -15,7 +16,7 @@ from pyro.infer import ELBO
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.loaders import Resident, Source, make_source
-from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold
+from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
@@ -98,7 +99,16 @@ def observations(
         return binarize, None
     levels = None
     if str(getattr(x, "dtype", "")).endswith("uint8"):
-        levels = 2 if len(x) and int(x.max()) <= 1 else 256
+        largest = int(x.max()) if len(x) else 0
+        levels = 2 if largest <= 1 else 256
+        if few_levels(largest, levels):
+            warnings.warn(
+                f"x_train's whole numbers end at {largest} and are taken for grey levels 0 to 255: "
+                f"where they are levels, give binarize=Dynamic({largest + 1}), an Observation of "
+                "pyro_vae.data.transforms; counts are for a likelihood of counts, such as Poisson, "
+                "without binarize",
+                stacklevel=4,
+            )
     if binarize == "dynamic":
         return Dynamic(levels), None
     choices: dict[str, Observation] = {

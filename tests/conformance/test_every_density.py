@@ -93,6 +93,7 @@ def test_kind_and_observes_are_the_supports(likelihood: str) -> None:
         "unit": [0.25, 0.5],
         "real": [-3.0, 0.5],
         "levels": [0.0, 1.0, 2.0],
+        "counts": [0.0, 1.0, 1000.0],
     }
     assert support.check(torch.tensor(inside[part.observes], dtype=DOUBLE)).all()
 
