@@ -5,6 +5,7 @@ without a loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pyro_vae.training import checkpoint_files
 from pyro_vae.training.callbacks import EarlyStopping
 from pyro_vae.training.fit import Diverged, fit
 from pyro_vae.training.history import History
+from pyro_vae.training.settings import Settings
 from pyro_vae.training.state import TrainingState
 
 
@@ -127,24 +129,14 @@ def _fit(
             experiment.model,
             experiment.guide,
             experiment.x_train,
-            objective=options.objective,
+            **{each.name: getattr(options, each.name) for each in fields(Settings)},
             num_epochs=options.epochs or 1,
             num_steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            optimizer=options.optimizer,
-            schedule=options.schedule,
-            kl_weight=options.kl_weight,
-            kl_warmup=options.kl_warmup,
-            grad_clip=options.grad_clip,
             callbacks=[*stopping, recorder],
             binarize=experiment.observed.observe,
             x_valid=experiment.x_valid,
-            seed=options.seed,
             device=device,
-            compile=options.compile,
             progress=not options.quiet,
-            on_divergence=options.on_divergence,
             resume=state,
             **experiment.fields_train,
         )

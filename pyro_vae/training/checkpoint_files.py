@@ -194,7 +194,7 @@ def _are_sections(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----
 # Several in a folder: the last ones, and the best
 
 
@@ -222,7 +222,10 @@ def digest_of(path: Path) -> str:
 
 
 def _write_it(name: str) -> str:
-    return f"restore it from a copy; or, where you trust the file, `sha256sum {name} > {name}.sha256` in its folder"
+    return (
+        "restore it from a copy; or, where you trust the file, "
+        f"`sha256sum {name} > {name}.sha256` in its folder"
+    )
 
 
 def listed(folder: Path, best: bool = False) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.optim import PyroOptim
@@ -17,7 +17,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import hold_absent_rows
 from pyro_vae.training.updates import KERNELS
 
-OptimizerSpec = (
+OptimizerSpec: TypeAlias = (
     str
     | type[torch.optim.Optimizer]
     | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
