@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.compile import cache
 from pyro_vae.compile.graph_passes import leave_out_identities
 from pyro_vae.errors import first_line
 from pyro_vae.rng import own_randomness
+from pyro_vae.signals import time_limit
 from pyro_vae.validation import check_choice
 
 TIERS = ("auto", "inductor", "graph", "off")
@@ -73,7 +75,8 @@ class TensorProgram:
         if missing := missing_compiler(arguments[0].device):
             raise NotStageable(missing)
         try:
-            compiled = _inductor(self.graph, [*captured, *arguments])
+            with time_limit(COMPILE_SECONDS, "the compiler"):
+                compiled = _inductor(self.graph, [*captured, *arguments])
         except Exception as error:
             raise NotStageable(f"inductor failed ({first_line(error)})") from error
         return lambda *given: compiled(*captured, *given)
@@ -145,6 +148,12 @@ def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(tensor.detach() for tensor in captured.values())
 
 
+COMPILE_SECONDS = 300.0
+"""A compiler that takes longer hangs: a cold compilation takes about 15 s, on a busy machine a few
+minutes.
+"""
+
+
 def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunction:
     for node in (
         module.graph.nodes
@@ -152,6 +161,7 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
     with _quiet(), torch.no_grad():
+        cache.ensure()
         from torch._inductor.compile_fx import compile_fx
 
         patches: dict[str, Any] = {

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from pyro_vae.distributed import Lost
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.files import CantWrite
+from pyro_vae.memory import is_out_of_memory
 from pyro_vae.runs.experiment import Experiment, about_the_data
 from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
 from pyro_vae.runs.run_folder import Recorder, Run
@@ -97,13 +99,21 @@ def fit_run(
         raise
     except Lost as lost:
         raise Lost(f"{lost}; {recorder.kept()}") from lost
-    except OSError as error:
+    except CantWrite as error:
         kept = recorder.kept()
         if not run.config_file.is_file():
             run.discard()
-        where = f" ({error.filename})" if error.filename else ""
         raise Failure(
-            f"{run} can't be written: {error.strerror or error}{where}; {kept}"
+            f"{run} can't be written: {error.strerror} ({error.filename}); {kept}"
+        ) from error
+    except OSError as error:  # of the data or a part, which read and write files of their own
+        raise Failure(f"{first_line(error)}; {recorder.kept()}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"the memory does not hold this training ({first_line(error)}): use a smaller net, a "
+            f"smaller --batch-size or another device; {recorder.kept()}"
         ) from error
 
 

@@ -19,7 +19,7 @@ import tyro
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
 
-OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
+OF_THE_CALL = ("config", "resume", "out", "json", "quiet", "trust")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
 FREE_ON_RESUME = ("data", "data_root", "device", "compile", "pictures", "checkpoint_minutes")
@@ -63,7 +63,7 @@ class Experiment:
     """p(x | z), the law of an image given z, such as "Gaussian(scale=learned)"."""
     guide: str = "MeanField"
     """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
-    latent_dim: int = option(20, least=1)
+    latent_dim: int = option(20, least=1, below=10**9)
     """The number of dimensions of z."""
     net: str = "MLP"
     """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
@@ -75,9 +75,9 @@ class Experiment:
 class Train(Settings, Experiment):
     """Train a model and a guide, and estimate log p(x) of the test set."""
 
-    steps: int | None = option(None, least=1)
+    steps: int | None = option(None, least=1, below=10**12)
     """Optimiser steps; 10000 unless --epochs is given."""
-    epochs: int | None = option(None, least=1)
+    epochs: int | None = option(None, least=1, below=10**9)
     """Passes over the training set, instead of --steps."""
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
@@ -85,7 +85,7 @@ class Train(Settings, Experiment):
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
     parameters.
     """
-    num_samples: int = option(5000, least=1)
+    num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
@@ -111,6 +111,10 @@ class Train(Settings, Experiment):
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type, a range or a combination is wrong."""
@@ -156,13 +160,13 @@ class Evaluate:
     """iw: the precision of matrix products. Less than float32 is quicker; its error is measured, and
     printed with the number.
     """
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw, refine, prior: K, the draws of z for each image; by default 5000."""
-    num_steps: int | None = option(None, least=1)
+    num_steps: int | None = option(None, least=1, below=10**12)
     """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default
     500.
     """
-    num_chains: int | None = option(None, least=1)
+    num_chains: int | None = option(None, least=1, below=10**6)
     """ais, bdmc: the number of chains for each image; by default 8."""
     num_images: int | None = option(None, least=1)
     """The number of images to score, chosen at random; by default all for iw and prior, and 100 for
@@ -188,6 +192,10 @@ class Evaluate:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
@@ -229,6 +237,10 @@ class Audit:
     """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -241,7 +253,7 @@ class Compare:
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where
     there is none.
     """
@@ -265,6 +277,10 @@ class Compare:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
@@ -295,6 +311,10 @@ class Sample:
     """Of the samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -321,6 +341,10 @@ class Plot:
     """Of the samples in the pictures."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture
@@ -429,7 +453,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds; a ``UserError`` where it can't be read."""
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(

@@ -12,6 +12,7 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
 from pyro_vae import lookup, registry, specs
+from pyro_vae.compile import cache
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import hold_absent_rows
 from pyro_vae.training.updates import KERNELS
@@ -36,6 +37,7 @@ def make_optimizer(
     Args:
         name_of: a parameter -> its program and its name, which Pyro's own may ask for.
     """
+    cache.ensure()
     if isinstance(spec, PyroOptim):
         return _of_pyro(spec, parameters, name_of)
     if not isinstance(spec, str | type):
