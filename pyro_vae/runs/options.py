@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pyro_vae.errors import UserError, did_you_mean
 
@@ -41,15 +39,56 @@ def option(
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    short: str = "",
 ) -> Any:
-    """A field with the range of its numbers."""
-    return field(default=default, metadata={"least": least, "above": above, "below": below})
+    """A field with the range of its numbers, and a short flag."""
+    limits = {"least": least, "above": above, "below": below}
+    return field(default=default, metadata={**limits, "short": (short,) if short else ()})
+
+
+BY_PLACE = {"place": True}
+"""Of a field that is given by its place among the words, without a flag."""
+
+
+def flag(name: str) -> str:
+    """``--batch-size`` for the field ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
-class Train:
+class Options:
+    """One command's options. Its docstring is the command's help, and that below a field the
+    option's.
+    """
+
+    command: ClassVar[str]
+    """The word for it."""
+    groups: ClassVar[dict[str, str]] = {}
+    """Heads of the help, each with the first of its options."""
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type, a range or a combination is wrong."""
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class Train(Options):
     """Train a model and a guide, and estimate log p(x) of the test set."""
 
+    command: ClassVar[str] = "train"
+    groups: ClassVar[dict[str, str]] = {
+        "data": "data",
+        "model": "model",
+        "training": "objective",
+        "evaluation": "num_samples",
+        "run": "out",
+    }
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae train",
+        'pyro-vae train --data mnist --guide "IAF(depth=4)" --net "MLP(hidden=(400, 400))"',
+        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv --epochs 50',
+    )
     data: str = "digits"
     """A data set's name (see `pyro-vae list data`), a .npz or .npy file, a .csv or .tsv table of
     numbers, or a folder of images.
@@ -68,6 +107,12 @@ class Train:
     """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
     once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
     """
+    valid_fraction: float = option(0.1, least=0, below=1)
+    """The part of the training set that is held out for validation; 0 for none."""
+    data_seed: int = option(0, least=0, below=2**32)
+    """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
+    same.
+    """
     model: str = "GenerativeModel"
     """The model p(z) p(x | z). A part is a name, a call, module:Name or file.py:Name."""
     prior: str = "StandardNormal"
@@ -76,14 +121,14 @@ class Train:
     """p(x | z), the law of an image given z, such as "Gaussian(scale=learned)"."""
     guide: str = "MeanField"
     """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
-    objective: str = "TraceMeanField_ELBO"
-    """The bound on log p(x) that training raises."""
     latent_dim: int = option(20, least=1)
     """The number of dimensions of z."""
     net: str = "MLP"
     """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
     activation=softplus)".
     """
+    objective: str = "TraceMeanField_ELBO"
+    """The bound on log p(x) that training raises."""
     steps: int | None = option(None, least=1)
     """Optimiser steps; 10000 unless --epochs is given."""
     epochs: int | None = option(None, least=1)
@@ -104,42 +149,36 @@ class Train:
     """
     grad_clip: float | None = option(None, above=0)
     """The largest norm of the gradient; a longer gradient is scaled down to it."""
-    valid_fraction: float = option(0.1, least=0, below=1)
-    """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
     parameters.
     """
-    num_samples: int = option(5000, least=1)
-    """K, the draws of z for each image in the final evaluation."""
-    eval_images: int | None = option(None, least=1)
-    """The number of test images to score, chosen at random; by default all."""
-    pictures: bool = True
-    """Draw reconstructions, samples, curves and latents into the run's folder."""
-    seed: int = option(0, least=0, below=2**32)
-    """The seed of the initial parameters, the order of the images and the noise."""
-    data_seed: int = option(0, least=0, below=2**32)
-    """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
-    same.
-    """
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
-    config: Path | None = None
-    """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     on_divergence: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
     it.
     """
-    checkpoint_minutes: float = option(5.0, least=0)
-    """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
+    seed: int = option(0, least=0, below=2**32)
+    """The seed of the initial parameters, the order of the images and the noise."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
+    num_samples: int = option(5000, least=1)
+    """K, the draws of z for each image in the final evaluation."""
+    eval_images: int | None = option(None, least=1)
+    """The number of test images to score, chosen at random; by default all."""
+    out: Path | None = None
+    """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
+    config: Path | None = None
+    """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     resume: Path | None = None
     """Go on with the run in this folder, from its last checkpoint, with its own options; --data where
     they are elsewhere now.
     """
-    out: Path | None = None
-    """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
+    checkpoint_minutes: float = option(5.0, least=0)
+    """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
+    pictures: bool = True
+    """Draw reconstructions, samples, curves and latents into the run's folder."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
@@ -170,14 +209,12 @@ class Train:
         )
 
 
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-
-
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Options):
     """Estimate log p(x) for a run again, and add the result to its results.json."""
 
-    run: Run
+    command: ClassVar[str] = "evaluate"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
     """Importance sampling, annealed importance sampling, bounds from both sides on simulated
@@ -227,9 +264,8 @@ class Evaluate:
         check_fields(self)
         for name, methods in OF_METHODS.items():
             if getattr(self, name) is not None and self.method not in methods:
-                flag = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
+                    f"--method {self.method} takes no {flag(name)}, which is for {', '.join(methods)}: "
                     "leave it out"
                 )
         if self.split == "all" and self.data is None:
@@ -249,12 +285,13 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Options):
     """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without
     this package.
     """
 
-    run: Run
+    command: ClassVar[str] = "audit"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     data: str | None = None
     """Where the data are now: a name, a file or a folder, as of `train`."""
@@ -265,12 +302,13 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Options):
     """Compare runs on the same images: paired differences of log p(x), from the runs' latest
     evaluations.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    command: ClassVar[str] = "compare"
+    runs: tuple[Path, ...] = field(default=(), metadata=BY_PLACE)
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
@@ -313,12 +351,13 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Options):
     """Draw images from a trained model into one picture."""
 
-    run: Run
+    command: ClassVar[str] = "sample"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = option(64, least=1)
+    number: int = option(64, least=1, short="-n")
     """How many images."""
     y: int | None = option(None, least=0)
     """The class of every image, for a model that takes one; by default the classes in turn."""
@@ -331,14 +370,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Plot:
+class Plot(Options):
     """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored
     images.
     """
 
-    run: Run
+    command: ClassVar[str] = "plot"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    pages: tyro.conf.Positional[tuple[str, ...]] = ()
+    pages: tuple[str, ...] = field(default=(), metadata=BY_PLACE)
     """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation,
     traversals, imputation and denoising; by default all that fit the run.
     """
@@ -371,10 +411,11 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class List:
+class List(Options):
     """Show the parts that can be chosen, by slot."""
 
-    slot: tyro.conf.Positional[str | None] = None
+    command: ClassVar[str] = "list"
+    slot: str | None = field(default=None, metadata=BY_PLACE)
     """One slot, such as guide; by default all."""
     json: bool = False
     """Print one JSON object: a list of parts for each slot."""
@@ -385,14 +426,15 @@ SUITES = ("training", "epochs", "evaluation", "memory", "startup")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Options):
     """Time the package against hand-written PyTorch, Pyro's SVI, NumPyro and Pythae (in a checkout;
     extra: bench).
     """
 
-    suites: tyro.conf.Positional[
-        tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...]
-    ] = ()
+    command: ClassVar[str] = "bench"
+    suites: tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...] = field(
+        default=(), metadata=BY_PLACE
+    )
     """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default
     all.
     """
@@ -414,23 +456,6 @@ class Bench:
     """Print the results as one JSON object; the tables go to stderr."""
 
 
-Command = Train | Evaluate | Audit | Compare | Sample | Plot | List | Bench
-
-COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "sample": Sample,
-    "plot": Plot,
-    "list": List,
-    "bench": Bench,
-}
-
-DIVIDED = (Train, Evaluate)
-"""Commands that torchrun's processes share; of any other, the first process alone runs."""
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
 
@@ -445,20 +470,21 @@ def check_fields(options: Any) -> None:
     kind: Any = type(options)
     for each in fields(options):
         value = getattr(options, each.name)
-        flag = f"--{each.name.replace('_', '-')}"
-        kinds = _kinds(kind, each.name)
+        shown = each.name.upper() if each.metadata.get("place") else flag(each.name)
+        kinds = kinds_of(kind, each.name)
         if not any(_is_a(value, kind) for kind in kinds):
-            raise UserError(f"{flag} {value!r}: expected {_expected(kinds, each.metadata)}")
+            value = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(f"{shown} {value!r}: expected {_expected(kinds, each.metadata)}")
         if (
             isinstance(value, int | float)
             and not isinstance(value, bool)
             and not _in_range(value, each.metadata)
         ):
-            raise UserError(f"{flag} {value}: expected {_expected(kinds, each.metadata)}")
+            raise UserError(f"{shown} {value}: expected {_expected(kinds, each.metadata)}")
 
 
 @cache
-def _kinds(owner: type, name: str) -> tuple[Any, ...]:
+def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
     """The types, or Literals, that a field may have."""
     hint = get_type_hints(owner)[name]
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
@@ -469,6 +495,8 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool):
         return kind is bool
+    if isinstance(value, tuple):
+        return get_origin(kind) is tuple and all(_is_a(each, get_args(kind)[0]) for each in value)
     return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
 
 
@@ -491,6 +519,7 @@ def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
         Path: "a path",
     }
     kind = next(kind for kind in kinds if kind is not NoneType)
+    kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
     words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
     least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
     if least is not None and below is not None:
@@ -566,7 +595,7 @@ def typed(held: Mapping[str, Any], of: str) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in stored_names():
             raise UserError(f"{of}: {did_you_mean('option', key, stored_names())}")
-        kinds = _kinds(Train, name)
+        kinds = kinds_of(Train, name)
         value = Path(value) if Path in kinds and isinstance(value, str) else value
         limits = next(each.metadata for each in fields(Train) if each.name == name)
         if not any(_is_a(value, kind) for kind in kinds):

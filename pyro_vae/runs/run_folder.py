@@ -44,7 +44,6 @@ PACKAGES = (
     "arviz",
     "matplotlib",
     "scikit-learn",
-    "tyro",
 )
 
 OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from pyro_vae.cli.command_table import COMMANDS
 from pyro_vae.cli.entry import parse
-from pyro_vae.runs.options import COMMANDS
 from tests.support.printed import (
     INSTALL,
     MARKER,
