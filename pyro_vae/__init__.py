@@ -34,6 +34,7 @@ _HOME = {
     "reconstruct": "analysis.encode",
     "sample": "analysis.encode",
     "load": "runs.run_folder",
+    "sweep": "runs.sweep",
     "Pair": "pair.runtime",
     "UserError": "errors",
 }
@@ -65,6 +66,7 @@ __all__ = [
     "refine",
     "sample",
     "sbc_ranks",
+    "sweep",
 ]
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from pyro_vae.pair.report import check_pair
     from pyro_vae.pair.runtime import Pair
     from pyro_vae.runs.run_folder import load
+    from pyro_vae.runs.sweep import sweep
     from pyro_vae.training.callbacks import EarlyStopping, EpochEnd
     from pyro_vae.training.checkpoints import Checkpoints
     from pyro_vae.training.divergence import Diverged

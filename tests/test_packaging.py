@@ -30,8 +30,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 NAMES = {"PIL": "pillow", "sklearn": "scikit-learn", "pyro": "pyro-ppl", "tomli_w": "tomli-w"}
 """The distributions whose module has another name."""
-OPTIONAL = {"arviz_stats"}
-"""Part of ArviZ 1.x, imported where that is installed."""
+OPTIONAL = {"arviz_stats", "distributed"}
+"""Imported where they are installed: part of ArviZ 1.x, and the extra cluster."""
 PIP = [sys.executable, "-m", "pip"]
 BUILD = "import sys; from setuptools import build_meta as b; b.build_{}(sys.argv[1])"
 

@@ -1,13 +1,24 @@
-"""The commands, each with the class of its options."""
+"""The commands by name, each with the dataclass of its options; free of torch."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.runs.options import (
+    Audit,
+    Bench,
+    Compare,
+    Evaluate,
+    List,
+    Plot,
+    Sample,
+    Train,
+)
+from pyro_vae.runs.sweep_options import Sweep
 
 COMMANDS: dict[str, type[Any]] = {
-    kind.command: kind for kind in (Train, Evaluate, Audit, Compare, Sample, Plot, List, Bench)
+    kind.command: kind
+    for kind in (Train, Sweep, Evaluate, Audit, Compare, Sample, Plot, List, Bench)
 }
 
 DIVIDED = (Train, Evaluate)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pyro_vae import distributed, lookup, registry
-from pyro_vae.cli import bench
+from pyro_vae.cli import bench, sweep
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
@@ -28,6 +28,7 @@ from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
+from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import train_run, write_pictures
 from pyro_vae.training import checkpoint_files
 
@@ -173,6 +174,12 @@ def plot(options: Plot) -> None:
         return
     for each in write_pictures(opened[0], experiments[0], options.seed, options.pages):
         print(run_folder.shown(each))
+
+
+@execute.register(Sweep)
+def sweep_runs(options: Any) -> None:
+    """Train the cells of a grid, and rank them."""
+    sweep.run(options)
 
 
 @execute.register

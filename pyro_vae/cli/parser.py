@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.runs.options import Options, flag, kinds_of
+from pyro_vae.runs.options import Options, flag, kinds_in, kinds_of
 
 MOST_COLUMNS, LEFT = 100, 26
 """Of the help in all, and up to what an option is."""
@@ -106,16 +106,17 @@ def _settings(each: Field[Any], kind: type[Options]) -> dict[str, Any]:
         switch = argparse.BooleanOptionalAction if each.default is True else "store_true"
         return {"action": switch}
     several = isinstance(each.default, tuple)
-    inner = get_args(kinds[0])[:1] if several else kinds
+    inner = kinds_in(get_args(kinds[0])[0]) if several else kinds
     first = next(each for each in inner if each is not NoneType)
     shown = {int: "N", float: "X"}.get(first, each.name.rpartition("_")[2].upper())
     if get_origin(first) is Literal and not each.metadata.get("place"):
         shown = "|".join(get_args(first))
-    by_place = each.metadata.get("place")
-    nargs = ("*" if by_place else "+") if several else None
-    if by_place and not several and each.default is not MISSING:
-        nargs = "?"
-    return {"type": partial(_converted, inner), "metavar": shown, "nargs": nargs}
+    read = {"type": partial(_converted, inner), "metavar": shown}
+    if not each.metadata.get("place"):
+        return {**read, "nargs": "+" if several else None}
+    if each.default is MISSING:
+        return read
+    return {**read, "nargs": "*" if several else "?", "default": each.default}
 
 
 def _converted(kinds: Sequence[Any], word: str) -> Any:
@@ -136,17 +137,16 @@ def _default(each: Field[Any]) -> str:
 
 @cache
 def _docstrings(kind: type[Options]) -> dict[str, str]:
-    """The string below each field of the class."""
-    try:
-        (node,) = ast.parse(inspect.getsource(kind)).body
-    except (OSError, TypeError, SyntaxError):  # made at run time
-        return {}
-    body = node.body if isinstance(node, ast.ClassDef) else []
-    return {
-        each.target.id: after.value.value
-        for each, after in pairwise(body)
-        if isinstance(each, ast.AnnAssign)
-        and isinstance(each.target, ast.Name)
-        and isinstance(after, ast.Expr)
-        and isinstance(after.value, ast.Constant)
-    }
+    """The string below each field of the class and of those that it extends."""
+    found: dict[str, str] = {}
+    for base in kind.__mro__[-2::-1]:
+        try:
+            (node,) = ast.parse(inspect.getsource(base)).body
+        except (OSError, TypeError, SyntaxError):  # made at run time
+            continue
+        body = node.body if isinstance(node, ast.ClassDef) else []
+        for each, after in pairwise(body):
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            if documented and isinstance(each, ast.AnnAssign):
+                found[ast.unparse(each.target)] = after.value.value
+    return found

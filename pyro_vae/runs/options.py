@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from pyro_vae.errors import UserError, did_you_mean
 
@@ -460,9 +460,6 @@ class Bench(Options):
 # Checks
 
 
-Options = TypeVar("Options")
-
-
 def check_fields(options: Any) -> None:
     """Raise a ``UserError`` for the first field whose value is not of its type, or out of its
     range.
@@ -486,7 +483,11 @@ def check_fields(options: Any) -> None:
 @cache
 def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
     """The types, or Literals, that a field may have."""
-    hint = get_type_hints(owner)[name]
+    return kinds_in(get_type_hints(owner)[name])
+
+
+def kinds_in(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type itself."""
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
 
 
@@ -495,8 +496,9 @@ def _is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool):
         return kind is bool
-    if isinstance(value, tuple):
-        return get_origin(kind) is tuple and all(_is_a(each, get_args(kind)[0]) for each in value)
+    if isinstance(value, tuple) and get_origin(kind) is tuple:
+        inner = kinds_in(get_args(kind)[0])
+        return all(any(_is_a(each, one) for one in inner) for each in value)
     return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
 
 
@@ -519,7 +521,7 @@ def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
         Path: "a path",
     }
     kind = next(kind for kind in kinds if kind is not NoneType)
-    kind = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    kind = kinds_in(get_args(kind)[0])[0] if get_origin(kind) is tuple else kind
     words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
     least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
     if least is not None and below is not None:

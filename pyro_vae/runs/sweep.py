@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,11 +19,9 @@ from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
 from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names
 from pyro_vae.runs.ranking import Ranking, Scored, best, rank
+from pyro_vae.runs.sweep_options import OUT
 from pyro_vae.signals import Failure
 from pyro_vae.table import Table
-
-HOME = Path("runs") / "sweep"
-"""Where the cells' folders go, unless another folder is named."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Sweep:
 def sweep(
     grid: Path | str | Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
-    out: Path | str = HOME,
+    out: Path | str = OUT,
     jobs: int = 1,
     on: str = "here",
     tell: Callable[[str], None] = print,
@@ -226,6 +225,63 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
 
 def _unheard(line: str) -> None:
     """What a run tells on its way; a sweep tells how each cell ends."""
+
+
+LOOKED_AT, STEPS = 10.0, 20
+"""Of a dry run: the seconds that it takes in all to time cells, and the steps of each."""
+
+
+def preview(every: Sequence[Cell], out: Path) -> Table:
+    """The cells, what each would take, and why it would be refused: nothing is trained or written.
+
+    A few steps of each method are timed, in a few seconds in all; the evaluation is not.
+    """
+    found: dict[Any, tuple[str, str]] = {}
+    started, rows, notes = time.monotonic(), [], [f"{len(every)} cells in {out}"]
+    for cell in every:
+        if cell.method not in found:
+            found[cell.method] = _looked_at(cell, time.monotonic() - started < LOOKED_AT)
+        seconds, refused = found[cell.method]
+        run = out / cell.name
+        done = "resumed or done" if (run / "config.toml").is_file() else "new"
+        rows.append((cell.name, done if not refused else "refused", seconds))
+        if refused:
+            notes.append(f"{cell.name}: {refused}")
+    return Table(("cell", "state", "training"), tuple(rows), notes=tuple(notes))
+
+
+def _looked_at(cell: Cell, timed: bool) -> tuple[str, str]:
+    """The estimated time of a cell's training, and why it is refused."""
+    from pyro_vae.devices import find_device
+    from pyro_vae.runs.experiment import dry_run, prepare
+    from pyro_vae.training.fit import fit
+
+    options = cell.options
+    try:
+        device = find_device(options.device)
+        experiment = prepare(options)
+        dry_run(experiment, device)
+        if not timed:
+            return "–", ""
+        history = fit(
+            experiment.model,
+            experiment.guide,
+            experiment.x_train,
+            objective=options.objective,
+            num_steps=STEPS,
+            batch_size=options.batch_size,
+            optimizer=options.optimizer,
+            binarize=experiment.observed.observe,
+            device=device,
+            compile="off" if options.compile == "off" else "graph",
+            progress=False,
+            **experiment.fields_train,
+        )
+    except (UserError, Failure) as reason:
+        return "", " ".join(str(reason).split())
+    passes = -(-len(experiment.train_rows) // options.batch_size)
+    steps = options.steps or (options.epochs or 1) * passes
+    return f"about {history.seconds / history.num_steps * steps:.0f} s", ""
 
 
 def score_of(outcome: Outcome) -> Scored | None:

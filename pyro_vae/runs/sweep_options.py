@@ -1,0 +1,92 @@
+"""What `pyro-vae sweep` can say: the options of `train`, each with several values, and how its cells
+are run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, ClassVar, Union
+
+from pyro_vae.errors import UserError
+from pyro_vae.runs.options import (
+    BY_PLACE,
+    OF_THE_CALL,
+    Options,
+    Train,
+    check_fields,
+    kinds_of,
+    option,
+)
+
+OUT = Path("runs") / "sweep"
+"""Where the cells' folders go, unless another folder is named."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepBase(Options):
+    """Train every cell of a grid, each as a run of its own, and rank them. Any option of `train`
+    takes several values here, which are crossed; a cell that is done is not run again.
+    """
+
+    command: ClassVar[str] = "sweep"
+    grid: Path | None = dataclasses.field(default=None, metadata=BY_PLACE)
+    """A TOML file of options: those whose value is a list are crossed; each [[cell]] table adds
+    options of its own.
+    """
+    jobs: int = option(1, least=1)
+    """Cells at a time; the threads are divided among them."""
+    on: str = "here"
+    """here, a Dask scheduler's address (tcp://host:8786), or print: one command a line, for any
+    other scheduler.
+    """
+    out: Path = OUT
+    """The folder of the cells' run folders; workers elsewhere must share it."""
+    dry_run: bool = False
+    """Show the cells, an estimate of their time and what will be refused, and train nothing."""
+    format: str = "text"
+    """Of the ranking: text, markdown, csv or html."""
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type or a range is wrong."""
+        check_fields(self)
+        if self.format not in ("text", "markdown", "csv", "html"):
+            raise UserError(f"--format {self.format}: expected text, markdown, csv or html")
+
+    @property
+    def given(self) -> dict[str, list[Any]]:
+        """The options of `train` that have values."""
+        return {name: list(values) for name in SWEPT if (values := getattr(self, name))}
+
+
+def _several(name: str) -> Any:
+    """The type of several values of one option of `train`."""
+    kinds = tuple(kind for kind in kinds_of(Train, name) if kind is not NoneType)
+    one: Any = Union[kinds]  # noqa: UP007  # made at run time
+    return tuple[one, ...]
+
+
+HELP = {"help": "As in `train`; several values are crossed."}
+
+SWEPT = tuple(
+    each.name
+    for each in dataclasses.fields(Train)
+    if each.name not in OF_THE_CALL and each.type != "bool"
+)
+"""The options of `train` that a sweep takes on its command line."""
+
+Sweep: Any = dataclasses.make_dataclass(
+    "Sweep",
+    [(name, _several(name), dataclasses.field(default=(), metadata=HELP)) for name in SWEPT],
+    bases=(SweepBase,),
+    frozen=True,
+)
+Sweep.__doc__ = SweepBase.__doc__
+
+
+def planned(options: Any) -> Mapping[str, Any]:
+    """The options of the command line, by name."""
+    given: Mapping[str, Any] = options.given
+    return given

@@ -1,0 +1,106 @@
+"""A sweep ends at the same table however often it was stopped; a cell that fails keeps its line."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pyro_vae as pv
+from pyro_vae.errors import UserError
+from pyro_vae.runs.grid import cells
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.sweep import Sweep, as_piece, commands, preview, run_cell
+
+SMALL: dict[str, Any] = {
+    "data": "digits",
+    "steps": 20,
+    "num_samples": 10,
+    "eval_images": 30,
+    "net": "MLP(hidden=(8,))",
+    "latent_dim": 2,
+    "compile": "graph",
+}
+
+
+def run_here(grid: dict[str, Any], out: Path) -> None:
+    """Every cell in this process."""
+    for number, cell in enumerate(cells([{**SMALL, **grid}])):
+        assert run_cell(as_piece(cell, out, number, 1)) == {"failed": ""}
+
+
+def swept(out: Path, **grid: Any) -> Sweep:
+    """A sweep whose cells may be done already."""
+    return pv.sweep({**SMALL, **grid}, out=out, tell=lambda line: None)
+
+
+@pytest.mark.slow
+def test_cells_are_trained_ranked_and_not_trained_again(tmp_path: Path) -> None:
+    grid = {"guide": ["MeanField", "FullRank"], "seed": [0, 1]}
+    run_here(grid, tmp_path)
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".run.lock"}
+    found = swept(tmp_path, **grid)
+    assert not [each.failed for each in found.outcomes if each.failed]
+    (ranking,) = found.rankings
+    assert {row.num_seeds for row in ranking.rows} == {2} and ranking.num_images == 30
+    assert found.best().valid is not None
+    best = max(found.scored, key=lambda cell: cell.valid.mean if cell.valid else -9e9)
+    assert found.best().name == best.name
+    after = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".run.lock"}
+    assert after == files  # nothing was done twice
+
+
+@pytest.mark.slow
+def test_a_cell_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    """Its numbers are those of one that was not."""
+    run_here({"seed": [0]}, tmp_path / "whole")
+    (cell,) = cells([{**SMALL, "seed": 0}])
+    piece = as_piece(cell, tmp_path / "cut", 0, 1)
+    folder = tmp_path / "cut" / cell.name
+    with pytest.MonkeyPatch.context() as patch:
+        from pyro_vae.runs import train
+
+        def stop(*given: Any) -> Any:
+            raise KeyboardInterrupt
+
+        patch.setattr(train, "_last_evaluation", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_cell(piece)
+    assert (folder / "config.toml").is_file() and not list(folder.glob("evaluations/*"))
+    assert run_cell(piece) == {"failed": ""}
+    found = [swept(tmp_path / name, seed=[0]).scored[0] for name in ("whole", "cut")]
+    assert found[0].test.log_px.tolist() == found[1].test.log_px.tolist()
+
+
+def test_a_folder_of_another_experiment_is_told_before_anything_is_trained(tmp_path: Path) -> None:
+    (cell,) = cells([SMALL])
+    folder = tmp_path / cell.name
+    folder.mkdir()
+    (folder / "config.toml").write_text('data = "digits"\nsteps = 21\n')
+    with pytest.raises(UserError, match=r"has a run with .*: give another --out"):
+        swept(tmp_path)
+
+
+def test_what_is_refused_is_one_line_and_the_preview_tells_it_before(tmp_path: Path) -> None:
+    grid = {**SMALL, "guide": ["MeanField", "Delta"], "objective": "IWAE(5)"}
+    every = cells([grid])
+    table = preview(every, tmp_path)
+    assert [row[1] for row in table.rows] == ["new", "refused"]
+    assert table.rows[0][2].startswith("about") and "Delta" in table.notes[1]
+    assert not list(tmp_path.iterdir())  # nothing was written
+    failed = run_cell(as_piece(every[1], tmp_path, 1, 1))["failed"]
+    assert failed and "\n" not in failed
+
+
+def test_commands_are_the_cells_options(tmp_path: Path) -> None:
+    every = cells([{**SMALL, "guide": ["MeanField", "IAF(depth=2)"], "pictures": False}])
+    from pyro_vae.cli.entry import parse
+
+    for line, cell in zip(commands(every, tmp_path), every, strict=True):
+        options = parse(shlex.split(line)[1:])
+        assert isinstance(options, Train)
+        assert options.out == tmp_path / cell.name
+        for name in (*SMALL, "guide", "pictures"):
+            assert getattr(options, name) == getattr(cell.options, name)
