@@ -10,14 +10,14 @@ import inspect
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
-from functools import cache, partial
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.runs.options import Options, flag, kinds_in, kinds_of
+from pyro_vae.runs.options import flag, kinds_in, kinds_of
 
 MOST_COLUMNS, LEFT = 100, 26
 """Of the help in all, and up to what an option is."""
@@ -29,14 +29,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         columns = min(shutil.get_terminal_size((80, 0)).columns, MOST_COLUMNS)
         form = partial(argparse.RawDescriptionHelpFormatter, max_help_position=LEFT, width=columns)
-        super().__init__(allow_abbrev=False, formatter_class=form, **settings)  # type: ignore[arg-type]
+        super().__init__(allow_abbrev=False, formatter_class=form, **settings)
 
     def error(self, message: str) -> NoReturn:
         """One line, with where to look."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
-def command_parser(kind: type[Options]) -> Parser:
+def command_parser(kind: type[Any]) -> Parser:
     """The parser of one command."""
     examples = "\n".join(["examples:", *(f"  {each}" for each in kind.examples)])
     parser = Parser(
@@ -60,7 +60,7 @@ def command_parser(kind: type[Options]) -> Parser:
     return parser
 
 
-def read_options(kind: type[Options], words: Sequence[str], known: Mapping[str, Any]) -> Any:
+def read_options(kind: type[Any], words: Sequence[str], known: Mapping[str, Any]) -> Any:
     """The options of one command out of its ``words``, ``known`` being the defaults.
 
     Words that are not of the option's type are left as they are, for `check_fields` to refuse.
@@ -99,7 +99,7 @@ def _names(each: Field[Any]) -> tuple[str, ...]:
     return (*each.metadata.get("short", ()), flag(each.name))
 
 
-def _settings(each: Field[Any], kind: type[Options]) -> dict[str, Any]:
+def _settings(each: Field[Any], kind: type[Any]) -> dict[str, Any]:
     """How argparse is to read the field."""
     kinds = kinds_of(kind, each.name)
     if bool in kinds:
@@ -135,8 +135,7 @@ def _default(each: Field[Any]) -> str:
     return f" Default: {each.default}." if plain else ""
 
 
-@cache
-def _docstrings(kind: type[Options]) -> dict[str, str]:
+def _docstrings(kind: type[Any]) -> dict[str, str]:
     """The string below each field of the class and of those that it extends."""
     found: dict[str, str] = {}
     for base in kind.__mro__[-2::-1]:
@@ -146,7 +145,6 @@ def _docstrings(kind: type[Options]) -> dict[str, str]:
             continue
         body = node.body if isinstance(node, ast.ClassDef) else []
         for each, after in pairwise(body):
-            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-            if documented and isinstance(each, ast.AnnAssign):
-                found[ast.unparse(each.target)] = after.value.value
+            if isinstance(each, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[ast.unparse(each.target)] = ast.literal_eval(after.value)
     return found
