@@ -11,6 +11,7 @@ from pyro_vae.runs.options import (
     Evaluate,
     List,
     Plot,
+    Runs,
     Sample,
     Train,
 )
@@ -18,7 +19,7 @@ from pyro_vae.runs.sweep_options import Sweep
 
 COMMANDS: dict[str, type[Any]] = {
     kind.command: kind
-    for kind in (Train, Sweep, Evaluate, Audit, Compare, Sample, Plot, List, Bench)
+    for kind in (Train, Sweep, Evaluate, Audit, Compare, Sample, Plot, Runs, List, Bench)
 }
 
 DIVIDED = (Train, Evaluate)

@@ -99,7 +99,7 @@ def _names(each: Field[Any]) -> tuple[str, ...]:
     return (*each.metadata.get("short", ()), flag(each.name))
 
 
-def _settings(each: Field[Any], kind: type[Any]) -> dict[str, Any]:
+def _settings(each: Field[Any], kind: Any) -> dict[str, Any]:
     """How argparse is to read the field."""
     kinds = kinds_of(kind, each.name)
     if bool in kinds:

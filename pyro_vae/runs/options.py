@@ -411,6 +411,31 @@ class Plot(Options):
 
 
 @dataclass(frozen=True)
+class Runs(Options):
+    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors,
+    when and how long.
+    """
+
+    command: ClassVar[str] = "runs"
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae runs",
+        'pyro-vae runs --where "guide=IAF" data=mnist --sort log_px',
+    )
+    folder: Path = field(default=Path("runs"), metadata=BY_PLACE)
+    """The folder, which is searched with those in it; by default runs."""
+    sort: str = "run"
+    """An option of `train`, or log_px, se_mc, se_total, elbo, time, seconds: numbers from the
+    largest, the others from A to Z.
+    """
+    where: tuple[str, ...] = ()
+    """Only runs of which NAME=VALUE holds, such as "guide=IAF" (any call of it)."""
+    json: bool = False
+    """Print a JSON list, with all options and figures."""
+    csv: bool = False
+    """Print comma-separated values, with all options and figures."""
+
+
+@dataclass(frozen=True)
 class List(Options):
     """Show the parts that can be chosen, by slot."""
 
