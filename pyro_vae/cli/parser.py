@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pyro_vae.errors import UserError, nearest
-from pyro_vae.runs.options import flag, kinds_in, kinds_of
+from pyro_vae.training.settings import flag, kinds_in, kinds_of
 
 MOST_COLUMNS, LEFT = 100, 26
 """Of the help in all, and up to what an option is."""
@@ -47,15 +47,16 @@ def command_parser(kind: type[Any]) -> Parser:
         argument_default=argparse.SUPPRESS,
         add_help=False,
     )
-    heads = {first: name for name, first in kind.groups.items()}
-    documented, group = _docstrings(kind), parser.add_argument_group("options")
-    for each in fields(kind):
-        if each.name in heads:
-            group = parser.add_argument_group(heads[each.name])
-        words = " ".join(documented.get(each.name, each.metadata.get("help", "")).split())
-        group.add_argument(
-            *_names(each), help=(words + _default(each)).replace("%", "%%"), **_settings(each, kind)
-        )
+    documented, listed = _docstrings(kind), {each.name: each for each in fields(kind)}
+    grouped = {head: names.split() for head, names in kind.groups.items()}
+    rest = [name for name in listed if name not in {n for each in grouped.values() for n in each}]
+    for head, names in {**grouped, **({"options": rest} if rest else {})}.items():
+        group = parser.add_argument_group(head)
+        for name in names:
+            each = listed[name]
+            words = " ".join(documented.get(name, each.metadata.get("help", "")).split())
+            shown = (words + _default(each)).replace("%", "%%")
+            group.add_argument(*_names(each), help=shown, **_settings(each, kind))
     group.add_argument("-h", "--help", action="help", help="Show this, and exit.")
     return parser
 

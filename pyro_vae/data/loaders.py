@@ -294,6 +294,8 @@ class Streamed(Source):
         return next(self._indexed([self._drawn_rows(seed).tolist()]))
 
     def _indexed(self, batches: list[list[int]]) -> Iterator[Batch]:
+        if not batches:  # of a pass that is done already
+            return
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the
         # noise is that of tensors
         generator = torch.Generator().manual_seed(0)

@@ -124,9 +124,7 @@ def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
     ``pair.probing``.
     """
     latents = latent_nodes(plain_draw(pair.guide, x, fields))
-    own = tuple(
-        name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"])
-    )
+    own = tuple(name for name, node in latents.items() if not scores_foreign(node))
     if own or not latents:
         return {"own_draws_only": own}
     with (
@@ -154,12 +152,12 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
     return ""
 
 
-def scores_foreign(fn: Any, value: Tensor) -> bool:
-    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own
-    density.
+def scores_foreign(node: Any) -> bool:
+    """Whether a site's ``log_prob``, with what its statement passes on, takes a copy of a draw, as
+    if it were any z, and gives the draw's own density.
     """
     try:
-        own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
+        own, foreign = log_prob_of(node), log_prob_of({**node, "value": node["value"].clone()})
     except (
         Exception
     ):  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError

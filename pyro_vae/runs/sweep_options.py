@@ -16,10 +16,8 @@ from pyro_vae.runs.options import (
     OF_THE_CALL,
     Options,
     Train,
-    check_fields,
-    kinds_of,
-    option,
 )
+from pyro_vae.training.settings import check_fields, kinds_of, option
 
 OUT = Path("runs") / "sweep"
 """Where the cells' folders go, unless another folder is named."""

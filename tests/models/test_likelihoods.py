@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
+from pyro_vae.models.discretized_logistic import LogisticLevels
 from scipy import stats
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,8 +22,7 @@ from pyro_vae.data.datasets import load
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
-from pyro_vae.nn.discretized_logistic import DiscretizedLogistic as LogisticLevels
-from pyro_vae.nn.log_gamma import log_gamma_ratio
+from pyro_vae.nn.special import log_gamma_ratio
 from pyro_vae.pair.program import validation
 from pyro_vae.runs.experiment import build_pair, prepare
 from pyro_vae.runs.options import Train
