@@ -113,6 +113,10 @@ class Train(Settings, Experiment, Options):
     """Optimiser steps; 10000 unless --epochs is given."""
     epochs: int | None = option(None, least=1, below=10**9)
     """Passes over the training set, instead of --steps."""
+    labels: int | None = option(None, least=1)
+    """How many training images keep their label, chosen at random and evenly over the classes; the
+    others' is -1, not known. For --model and --guide SemiSupervised.
+    """
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)

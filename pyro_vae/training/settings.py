@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pyro_vae.errors import UserError
+from pyro_vae.validation import check_choice
 
 
 def option(
@@ -76,7 +77,9 @@ def check_fields(options: Any, *, flags: bool = True) -> None:
     owner: Any = type(options)
     for each in fields(options):
         kinds, value = kinds_of(owner, each.name), getattr(options, each.name)
-        if not flags and (str in kinds or not (each.metadata or get_origin(kinds[0]) is Literal)):
+        if not flags and get_origin(kinds[0]) is Literal:  # the parser looks at those of flags
+            check_choice(each.name, value, get_args(kinds[0]))
+        if not flags and (str in kinds or not each.metadata):
             continue
         if not (any(is_a(value, kind) for kind in kinds) and _in_range(value, each.metadata)):
             value = ", ".join(map(str, value)) if flags and isinstance(value, tuple) else value
