@@ -23,8 +23,8 @@ from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.enumeration import innermost
 from pyro_vae.pair.layouts import Geometry, masks_of, plain_draw, sample_nodes, trace_model
+from pyro_vae.pair.module_state import own_buffers
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.tensors import own_buffers
 
 LOOKED_AT = 8
 """Images on which the arguments are told apart, and one more for each argument that is constant on

@@ -26,8 +26,8 @@ from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
+from pyro_vae.pair.module_state import statistics_kept
 from pyro_vae.pair.program import Program
-from pyro_vae.pair.rescoring import statistics_kept
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 

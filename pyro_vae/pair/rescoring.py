@@ -5,8 +5,7 @@ derivatives need.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, plain_draw
-from pyro_vae.pair.program import Program, modules_called
-from pyro_vae.tensors import attributes_kept, own_buffers
+from pyro_vae.pair.layouts import Call, Fields, latent_nodes, log_prob_of, plain_draw
+from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.program import Program
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -44,7 +43,7 @@ class Held(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
+def held_draw(guide: Call, x: Tensor, fields: Fields) -> poutine.Trace:
     """The guide's draws z = z_φ(ε, x), as copies, with log q_φ̄(z | x): φ̄ is φ without its
     gradient, z keeps its own.
 
@@ -72,7 +71,7 @@ def _at_copies(
 
 
 def rescored(
-    guide: Program, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
+    guide: Call, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
 ) -> poutine.Trace:
     """The guide run at the values of ``at``, its latents scored with ``parameters`` held fixed."""
     with Held(parameters), statistics_kept(), warnings.catch_warnings():
@@ -82,26 +81,6 @@ def rescored(
         for node in latent_nodes(again).values():
             node["unscaled_log_prob"] = log_prob_of(node)
     return again
-
-
-@contextmanager
-def statistics_kept() -> Iterator[None]:
-    """Modules that run inside leave buffers (BatchNorm's, spectral norm's) and counters as they
-    were: a batch counts once.
-    """
-    with ExitStack() as stack:
-
-        def meet(module: nn.Module) -> None:
-            places = [
-                (module, name) for name, buffer in module._buffers.items() if buffer is not None
-            ]
-            if module.training and places:
-                stack.enter_context(own_buffers(places))
-            if module.training:
-                stack.enter_context(attributes_kept([module]))
-
-        stack.enter_context(modules_called(meet))
-        yield
 
 
 def leaves(*values: Tensor) -> list[nn.Parameter]:

@@ -46,7 +46,6 @@ PACKAGES = (
     "arviz",
     "matplotlib",
     "scikit-learn",
-    "tyro",
 )
 
 OF_THE_PAIR = (

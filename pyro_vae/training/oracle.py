@@ -28,11 +28,10 @@ from pyro_vae.objectives.pyro_elbo import stock_loss
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields
 from pyro_vae.pair.log_weights import refuse_interacting
-from pyro_vae.pair.rescoring import statistics_kept
+from pyro_vae.pair.module_state import attributes_kept, statistics_kept
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
-from pyro_vae.tensors import attributes_kept
 from pyro_vae.training.select_step import hooked
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.train_step import TrainStep

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_vae import UserError, check_pair, fit, guides, log_marginal, objectives, registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.pair.runtime import Pair
+from tests.support.grids import thinned
 from tests.support.pairs import LATENT, PIXELS, Decoder, Encoder, Model, binary_images, fresh
 
 X = binary_images(32).double()
@@ -122,8 +123,10 @@ def test_the_tier_that_is_asked_for_is_told() -> None:
     assert history.compile == "off" and history.note.count("runs as it is")
 
 
-@pytest.mark.parametrize("name", ["Trace", "MeanField", "Graph"])
-@pytest.mark.parametrize("form", ["bound methods", "functions", "closures"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    thinned(["Trace", "MeanField", "Graph"], ["bound methods", "functions", "closures"]),
+)
 def test_every_form_is_trained_in_the_pairs_own_store(form: str, name: str) -> None:
     """Two pairs of one name, one after the other, and an evaluation of what was trained; Pyro's
     store stays empty.
@@ -228,10 +231,13 @@ def scaled_and_masked() -> tuple[Any, Any]:
     return model, guide
 
 
-@pytest.mark.parametrize("make", [modules, scaled_and_masked])
-@pytest.mark.parametrize("name", ["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize(
-    "options", [{}, {"kl_weight": 0.3}, {"kl_weight": 2.0, "kl_warmup": 2.0}], ids=str
+    ("make", "name", "options"),
+    thinned(
+        [modules, scaled_and_masked],
+        ["Trace_ELBO", "TraceMeanField_ELBO"],
+        [{}, {"kl_weight": 0.3}, {"kl_weight": 2.0, "kl_warmup": 2.0}],
+    ),
 )
 def test_all_figures_and_the_kl_weight_are_as_with_ours(
     make: Any, name: str, options: dict[str, Any]

@@ -40,15 +40,16 @@ from pyro_vae.training.loop import evaluate_elbo
 from pyro_vae.training.options import FitOptions
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.train_step import TrainStep
+from tests.support.grids import thinned
 from tests.support.pairs import PIXELS, Guide, Model, binary_images, fresh
 from tests.support.training import CPU, QUICK, Images, X, our_pair, same, state_of
 
 # ---- Pyro's SVI
 
 
-@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize(
-    "make", [our_pair, lambda: fresh("PyroModules")], ids=["ours", "PyroModules"]
+    ("objective", "make"),
+    thinned(["Trace_ELBO", "TraceMeanField_ELBO"], [our_pair, lambda: fresh("PyroModules")]),
 )
 def test_twenty_steps_are_those_of_svi(make: Callable[[], tuple[Any, Any]], objective: str) -> None:
     """The same noise and batches, the loss divided by the batch: the parameters of stock SVI (issue
@@ -403,8 +404,10 @@ def test_callbacks_see_each_epoch_and_may_end_it() -> None:
     assert history.stopped == "third after epoch 3" and history.num_steps == 9
 
 
-@pytest.mark.parametrize("form", ["PyroModules", "bound methods", "functions", "PyroParams"])
-@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize(
+    ("form", "part"),
+    thinned(["PyroModules", "bound methods", "functions", "PyroParams"], ["model", "guide"]),
+)
 def test_a_frozen_part_stays(form: str, part: str) -> None:
     model, guide = fresh(form)
     if form == "functions":
