@@ -103,7 +103,7 @@ def _own_files(place: str) -> list[Path]:
     if spec is None or top == __package__:
         return []
     here = [Path(each).resolve() for each in spec.submodule_search_locations or ()]
-    begins = [Path(spec.origin).resolve()] if os.path.isfile(spec.origin or "") else []
+    begins = [Path(spec.origin).resolve()] if spec.origin and os.path.isfile(spec.origin) else []
     if any(path.is_relative_to(each) for path in (*begins, *here) for each in _installed()):
         return []
     found, folders = begins, here

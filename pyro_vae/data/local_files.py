@@ -259,16 +259,18 @@ def _opened(file: Path) -> Iterator[Any]:
                 yield image
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, *_bombs()) as error:
+    except _unreadable() as error:
         raise UserError(
             f"{file}: not a readable image ({one_line(error)}); remove or replace it"
         ) from error
 
 
-def _bombs() -> tuple[type[Exception], ...]:
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow raises of a file that is damaged, something else, or a bomb."""
     from PIL import Image
 
-    return Image.DecompressionBombError, Image.DecompressionBombWarning
+    bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
+    return OSError, SyntaxError, ValueError, EOFError, *bombs
 
 
 def _frames(file: Path) -> int:

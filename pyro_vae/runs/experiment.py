@@ -458,6 +458,10 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
             )
 
 
+LARGE = 30.0
+"""Values that a network at its initial weights takes to where a scale is 0 or infinite."""
+
+
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     """The pair's structure on a few test images, once it is sure that a checkpoint can hold the
     pair.
@@ -469,7 +473,16 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     pair = Pair.of(experiment.model, experiment.guide).to(device)
     few = pair.cast(experiment.observed.x_test[:5].to(device))
     named = {name: value[:5].to(device) for name, value in experiment.fields("test", None).items()}
-    structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
+    try:
+        structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
+    except UserError as error:
+        largest = float(few.abs().max())
+        if experiment.data.levels is not None or largest < LARGE:
+            raise
+        raise UserError(
+            f"{error}; the values go up to {largest:.4g}: scale the data, such as to mean 0 and "
+            "standard deviation 1"
+        ) from error
     if pair.store.parameters:
         raise UserError(
             f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, so "
