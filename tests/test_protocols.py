@@ -86,9 +86,8 @@ def test_a_part_has_what_its_protocol_asks(slot: str, name: str) -> None:
         eta = part.local(torch.rand(2, *SHAPE).round())
         assert eta.shape[0] == 2 and part.build(eta).batch_shape == (2,)
     starts = isinstance(part, DataStart)
-    assert starts == (
-        slot == "likelihood" or name in ("GaussianMixture", "SemiSupervised", "VampPrior")
-    )
+    own = ("model", "GaussianMixture"), ("prior", "VampPrior"), ("model", "SemiSupervised")
+    assert starts == (slot == "likelihood" or (slot, name) in own)
     if slot == "likelihood":
         assert hook(part, "kind") in ("mass", "density")
         assert hook(part, "observes") in OBSERVES
