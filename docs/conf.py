@@ -47,11 +47,9 @@ html_css_files = ["wide.css"]
 
 def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """The docstrings' own signs, `(N, *event)` and `p(x | z)`, are not marks of reStructuredText."""
-    for number, line in enumerate(lines):
-        plain = re.split(r"(`+[^`]*`+)", line)
-        for at in range(0, len(plain), 2):
-            plain[at] = re.sub(r"(?<![*\w])\*(?=\w)|\|", r"\\\g<0>", plain[at])
-        lines[number] = "".join(plain)
+    parts = re.split(r"(`+[^`]*`+)", "\n".join(lines))
+    parts[::2] = [re.sub(r"(?<![*\w])\*(?=\w)|\|", r"\\\g<0>", part) for part in parts[::2]]
+    lines[:] = "".join(parts).split("\n")
 
 
 def linked(app: Any, document: str, text: list[str]) -> None:

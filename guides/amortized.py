@@ -28,6 +28,13 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
     ``local`` leaves a part of its own gradient out by design. ``scoring_passes`` counts the passes
     of a flow's networks by which ``build(η)`` scores a z that it did not draw: 0 where the density
     is closed.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        num_params: P, numbers in η for each image.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     slot: ClassVar[str] = "guide"
@@ -50,7 +57,9 @@ class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
             self.net = make_encoder(net, event_shape, num_params, **net_args)
 
     def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
-        """The programs to which ``forward`` passes its named fields on: their signatures name them."""
+        """The programs to which ``forward`` passes its named fields on: their signatures name
+        them.
+        """
         return (self.local,)
 
     def local(self, x: Tensor, **_: Any) -> Tensor:

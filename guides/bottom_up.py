@@ -8,9 +8,8 @@ import pyro
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.nn.diagonal_normal import DiagonalNormal
-from pyro_vae.nn.hierarchy import levels_of
-from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.conditional import DiagonalNormal
+from pyro_vae.nn.hierarchy import encoders, levels_of
 from pyro_vae.nn.net import NetSpec
 
 
@@ -22,6 +21,12 @@ class BottomUp(PyroModule):
     100))``. Of its KLs only that of z_L has a
     closed form that is right: the model draws the others given latents that this guide has not
     drawn yet.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        model: a model with ``latent_dims``, such as ``Hierarchical``.
+        net: the network from the image; those above it are MLPs.
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
 
     Raises:
         UserError: the model has no layers of latents.

@@ -25,6 +25,15 @@ class ClassConditional(AmortizedGuide):
     A learned embedding of y is laid beside the image as one more channel, or behind the pixels of a
     flat one; the family is an amortized guide, given by its name and built here, or an instance
     built for images of `joint_shape`.
+
+    Args:
+        guide: the family: the name or a call of an amortized guide, or one built for images of
+            `joint_shape`.
+        num_classes: the number of classes.
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the encoder of the guide that is built here (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

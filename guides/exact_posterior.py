@@ -16,6 +16,9 @@ class ExactPosterior(PyroModule):
     So is every log weight. It has no parameters: the model, an argument, is used and not owned, so
     that fitting this pair by SVI is maximum likelihood.
 
+    Args:
+        model: a model with ``posterior(x)``, such as ``LinearGaussian``.
+
     Raises:
         UserError: the model has no ``posterior``.
     """

@@ -14,6 +14,12 @@ class FullRank(AmortizedGuide):
 
     P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians
     is closed (`pyro_vae.pair.kl`).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     position: Tensor

@@ -16,6 +16,13 @@ class Householder(AmortizedGuide):
     H_t = I − 2 v_t v_tᵀ / ‖v_t‖² and η = (μ, log σ, v_1, …, v_T), T = ``depth`` (Tomczak & Welling
     2016; here the network gives every v_t). With T = D it is every Gaussian. The volume is
     preserved, any z can be scored.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        depth: T, the number of reflections.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -22,6 +22,15 @@ class IAF(AmortizedGuide):
     (equation 14, algorithm 1). η = (μ, log σ, h), ``context_dim`` numbers in h; the order of the
     latents is reversed between the ``depth`` steps. Draws take one pass a step; a z that is not the
     guide's own draw is scored by inversion, ``latent_dim`` passes a step.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        depth: T, the number of steps.
+        width: units in each of the two hidden layers of a step, ``latent_dim`` or more.
+        context_dim: numbers in h(x).
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -14,6 +14,13 @@ class LowRank(AmortizedGuide):
 
     η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is
     closed (`pyro_vae.pair.kl`).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        rank: columns of W: directions of correlation.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -8,7 +8,14 @@ from torch import Tensor
 
 
 class MeanField(AmortizedGuide):
-    """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ) (AEVB, equation 9)."""
+    """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ) (AEVB, equation 9).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+    """
 
     def __init__(
         self,

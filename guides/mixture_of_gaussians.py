@@ -21,7 +21,7 @@ class EqualMixture(dist.MixtureSameFamily):
     has_rsample = True
     support = constraints.real_vector
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  # torch's own signature
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
         """Draws, ``(*sample_shape, *batch_shape, D)``."""
         draws = self.component_distribution.rsample(sample_shape)
         which = torch.randint(draws.shape[-2], draws.shape[:-2], device=draws.device)
@@ -33,6 +33,13 @@ class MixtureOfGaussians(AmortizedGuide):
     """q(z | x) = 1/C Σ_c N(μ_c(x), diag σ_c²(x)), a mixture with equal weights.
 
     η = (μ_c, log σ_c) of each of the C ``components``. Its KL is sampled.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        components: C, the number of Gaussians.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -16,6 +16,16 @@ class NSF(AmortizedGuide):
     η = (μ, log σ, h), ``context_dim`` numbers in h (Durkan et al. 2019, inverted: draws take one
     pass a step, a z that is not the guide's own draw ``latent_dim`` passes). ``depth`` steps of
     ``bins`` pieces on [−5, 5].
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        depth: the number of steps.
+        bins: pieces of each spline.
+        width: units in each of the two hidden layers of a step.
+        context_dim: numbers in h(x).
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

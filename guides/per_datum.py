@@ -21,6 +21,11 @@ class PerDatum(MeanField):
     in the training set; a step moves no other row (`mark_rows`). No other image has a row: `refine`
     finds one for it.
 
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        num_data: the number of training images: rows of the table.
+
     Raises:
         UserError: it is evaluated on an image that is not the one its row was trained on (inside a
             traced program, which can't raise, the row becomes NaN, which every estimator refuses).

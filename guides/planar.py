@@ -17,6 +17,13 @@ class Planar(AmortizedGuide):
     Mohamed 2015, equation 10; û keeps it invertible, appendix A). It has no inverse in closed form:
     it scores its own last draw and no other z, so that STL, DReG, AIS and the defensive proposal
     refuse it.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        depth: the number of steps of the flow.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -12,6 +12,12 @@ class PointEstimate(AmortizedGuide):
 
     η = f(x). At KL weight 1 it is the MAP estimate of z. A point mass has no density, so there are
     no importance weights: `log_marginal` refuses it.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import sample_nodes
 from pyro_vae.pair.program import Program
-from pyro_vae.validation import check_whole
+from pyro_vae.validation import check_number, check_whole
 
 
 class SemiAmortized(MeanField):
@@ -24,6 +24,16 @@ class SemiAmortized(MeanField):
     again (Kim et al. 2018; first order: the network learns as if the steps did not depend on its
     guess). ``model`` is the generative model; it is not part of the guide, whose parameters are the
     network's alone.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        model: the generative model, which is used and not owned.
+        steps: gradient steps for each image.
+        step_size: the factor of the natural gradient, a positive number.
+        num_particles: fixed noises of the ELBO's estimate, an even number.
+        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     first_order: ClassVar[bool] = True
@@ -41,10 +51,8 @@ class SemiAmortized(MeanField):
         **net_args: Any,
     ) -> None:
         check_whole("SemiAmortized(steps={!r})", steps, "steps")
-        if not 0 < step_size < float("inf"):
-            raise UserError(
-                f"SemiAmortized(step_size={step_size!r}): expected a positive number, such as 0.2"
-            )
+        words = "a positive number, such as 0.2"
+        check_number("SemiAmortized(step_size={!r})", step_size, words, ends="()")
         if isinstance(num_particles, bool) or num_particles not in range(2, 10_001, 2):
             raise UserError(
                 f"SemiAmortized(num_particles={num_particles!r}): expected an even number of "

@@ -11,8 +11,7 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae.nn.hierarchy import levels_of
-from pyro_vae.nn.levels import encoders
+from pyro_vae.nn.hierarchy import encoders, levels_of
 from pyro_vae.nn.net import NetSpec
 
 
@@ -24,6 +23,12 @@ class TopDown(PyroModule):
     precision-weighted: were p(x | z_l) a diagonal Gaussian in z_l, this would be its posterior.
     Every KL has a closed form that is right, as the guide draws in the model's order. The model's
     conditionals, an argument, are used and not owned: they are no parameters of the guide.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        model: a model with ``latent_dims``, such as ``Hierarchical``.
+        net: the network from the image; those above it are MLPs.
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
 
     Raises:
         UserError: the model has no layers of latents.

@@ -9,7 +9,14 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit
 
 
 class Bernoulli(Likelihood):
-    """x_d | z ~ Bernoulli(σ(l_d(z))): binary pixels, the decoder gives logits (AEVB, appendix C.1)."""
+    """x_d | z ~ Bernoulli(σ(l_d(z))): binary pixels, the decoder gives logits (AEVB, appendix C.1).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+    """
 
     kind = "mass"
     observes = "binary"

@@ -16,6 +16,13 @@ class Binomial(Likelihood):
 
     The embedded digits are such counts: of the 16 black and white dots that each pixel stands for.
     ``levels`` is L; the command line fills it from the data.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"

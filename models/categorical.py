@@ -6,8 +6,8 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.nn.bisection import solve
 from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec, check_levels
+from pyro_vae.nn.special import solve
 
 
 class Categorical(Likelihood):
@@ -16,6 +16,13 @@ class Categorical(Likelihood):
 
     The levels are 0 … ``levels`` − 1, and the decoder gives so many outputs a pixel; the command
     line fills ``levels`` from the data.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"

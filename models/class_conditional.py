@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import pyro
 import torch
-from pyro.nn import PyroModule
+from pyro_vae.models.generative import GenerativeModel
 from torch import Tensor
 
 from pyro_vae.errors import UserError
@@ -18,7 +17,7 @@ from pyro_vae.protocols import hook
 NUM_CLASSES = 10
 
 
-class ClassConditional(PyroModule):
+class ClassConditional(GenerativeModel):
     """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y)
     (Sohn et al. 2015).
 
@@ -26,9 +25,12 @@ class ClassConditional(PyroModule):
     num_classes`` inputs (the command line does so, and takes ``num_classes`` from the data). Labels
     are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``; images of chosen classes are
     ``model(None, size=n, y=labels)``.
-    """
 
-    slot: ClassVar[str] = "model"
+    Args:
+        prior: p(z), event shape ``(latent_dim,)``.
+        likelihood: p(x | z, y), which decodes ``(B, latent_dim + num_classes)``.
+        num_classes: the number of classes; labels are 0 … num_classes − 1.
+    """
 
     def __init__(
         self,
@@ -36,10 +38,8 @@ class ClassConditional(PyroModule):
         likelihood: ConditionalDistribution,
         num_classes: int = NUM_CLASSES,
     ) -> None:
-        super().__init__()
+        super().__init__(prior, likelihood)
         self.classes = OneHot(num_classes)
-        self.prior = prior
-        self.likelihood = likelihood
         inputs, latent_dim = hook(likelihood, "latent_dim"), prior.event_shape.numel()
         if inputs is not None and inputs != latent_dim + num_classes:
             raise UserError(
@@ -67,21 +67,15 @@ class ClassConditional(PyroModule):
         if "y" in fields:
             self.classes.check(fields["y"])
 
-    def forward(
+    def decoded(self, y: Tensor | None = None, **fields: Any) -> Tensor:
+        """z and the class's code, ``(B, latent_dim + num_classes)``."""
+        z = super().decoded()
+        return torch.cat((z, self.classes(y).expand(*z.shape[:-1], -1)), dim=-1)
+
+    def forward(  # type: ignore[override]  # it names its field, and takes no other
         self, x: Tensor | None = None, size: int | None = None, y: Tensor | None = None
     ) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)`` of the classes ``y`` ``(B,)``, or generate ``size``
         images of the classes ``y``.
         """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x, y=y), or "
-                "model(None, size=n, y=y)"
-            )
-        code = self.classes(y)
-        with pyro.plate("data", num_images):
-            z = pyro.sample("z", self.prior())
-            given = torch.cat((z, code.expand(*z.shape[:-1], -1)), dim=-1)
-            image: Tensor = pyro.sample("x", self.likelihood(given), obs=x)
-        return image
+        return super().forward(x, size, y=y)

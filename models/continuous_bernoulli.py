@@ -8,13 +8,19 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.nn.bisection import solve
 from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec
+from pyro_vae.nn.special import solve
 
 
 class ContinuousBernoulli(Likelihood):
     """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1] (Loaiza-Ganem &
     Cunningham 2019).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "density"

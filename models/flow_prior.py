@@ -15,6 +15,12 @@ class FlowPrior(Prior):
     Papamakarios et al. 2017) or ``NSF`` (rational-quadratic splines, Durkan et al. 2019). The
     density, which training and evaluation need, takes one pass; a draw takes two passes a step for
     RealNVP, ``latent_dim`` for the others.
+
+    Args:
+        latent_dim: the number of dimensions of z.
+        flow: ``RealNVP``, ``MAF`` or ``NSF``.
+        depth: the number of steps of the flow.
+        width: units in each of the two hidden layers of a step.
     """
 
     def __init__(

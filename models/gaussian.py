@@ -1,9 +1,68 @@
-"""The Gaussian likelihood of real-valued pixels."""
+"""Likelihoods of real-valued pixels with a location and a scale: what they share, and the
+Gaussian.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
 
 from pyro import distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pyro_vae.nn.location_scale import LocationScale
+from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit, number_or_word
+from pyro_vae.validation import check_choice, check_number
+
+MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
+
+
+class LocationScale(Likelihood):
+    """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
+
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a
+    second output of the decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a
+    per-pixel σ.
+    """
+
+    kind = "density"
+    observes = "real"
+    log_scale: Tensor
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        scale: float | str = "learned",
+        mean: str = "identity",
+        min_scale: float = 1e-3,
+        net: NetSpec = "MLP",
+        **net_args: Any,
+    ) -> None:
+        name = type(self).__name__
+        fixed = number_or_word(f"scale of {name}", scale, ["learned", "per_pixel"], "σ")
+        check_number(f"{name}(min_scale={{}})", min_scale, "a number, 0 or more")
+        check_choice(f"mean of {name}", mean, MEANS)
+        super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
+        self.mean = MEANS[mean]()
+        self.min_scale = min_scale
+        # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
+        self.log_of("scale", fixed, start=0.25)
+
+    @abstractmethod
+    def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:
+        """The law of each pixel, its location ``(*batch, *event_shape)``."""
+
+    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
+        """p(x | z = context)."""
+        location, *raw_scale = self.outputs(context)
+        scale = F.softplus(raw_scale[0]) + self.min_scale if raw_scale else self.log_scale.exp()
+        return self.law(self.mean(location), scale).to_event(len(self.event_shape))
+
+    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
+        """The location; a per-pixel scale is left as it is."""
+        location = inner_logit(mean) if isinstance(self.mean, nn.Sigmoid) else mean
+        return location, *[None] * (self.per_pixel - 1)
 
 
 class Gaussian(LocationScale):
@@ -13,6 +72,15 @@ class Gaussian(LocationScale):
     pixels) or ``per_pixel`` (σ_d(z), a second output of the decoder). ``mean="sigmoid"`` holds μ in
     (0, 1), as AEVB does for the Frey faces. ``min_scale`` is added to a per-pixel σ, without which
     a pixel that never varies has an unbounded density.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        scale: σ: a positive number, ``learned`` or ``per_pixel``.
+        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
+        min_scale: what is added to a per-pixel σ, 0 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

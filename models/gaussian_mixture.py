@@ -15,8 +15,9 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.validation import check_whole
+from pyro_vae.errors import UserError
+from pyro_vae.nn.conditional import number_of_images
+from pyro_vae.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
@@ -37,6 +38,12 @@ class GaussianMixture(PyroModule):
     the engine sums the site ``component`` out. Every standard deviation (of a pixel given those
     before it, where full) is at least ``min_scale``, without which a component on one image has an
     unbounded density. Training starts from k-means of the training images.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        components: the number of Gaussians.
+        covariance: ``diagonal`` or ``full``.
+        min_scale: the least standard deviation, a positive number.
     """
 
     slot: ClassVar[str] = "model"
@@ -54,12 +61,8 @@ class GaussianMixture(PyroModule):
     ) -> None:
         super().__init__()
         check_whole("GaussianMixture(components={!r})", components, "components")
-        if covariance not in COVARIANCES:
-            raise UserError(
-                did_you_mean("covariance of GaussianMixture", str(covariance), COVARIANCES)
-            )
-        if not 0 < min_scale < float("inf"):
-            raise UserError(f"GaussianMixture(min_scale={min_scale}): expected a positive number")
+        check_choice("covariance of GaussianMixture", covariance, COVARIANCES)
+        check_number("GaussianMixture(min_scale={})", min_scale, "a positive number", ends="()")
         self.event_shape, self.covariance, self.min_scale = (
             torch.Size(event_shape),
             covariance,
@@ -81,13 +84,7 @@ class GaussianMixture(PyroModule):
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
         size=n)``.
         """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x), or model(None, "
-                "size=n)"
-            )
-        with pyro.plate("data", num_images):
+        with pyro.plate("data", number_of_images(x, size)):
             component = pyro.sample("component", dist.Categorical(logits=self.logits))
             image: Tensor = pyro.sample("x", self.law(component), obs=x)
         return image

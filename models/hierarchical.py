@@ -7,19 +7,23 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import pyro
-from pyro.nn import PyroModule
+from pyro_vae.models.generative import GenerativeModel
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP
-from pyro_vae.nn.conditional import ConditionalDistribution, NetSpec, check_latent_dim
-from pyro_vae.nn.diagonal_normal import DiagonalNormal
-from pyro_vae.nn.levels import level_args
+from pyro_vae.nn.conditional import (
+    ConditionalDistribution,
+    DiagonalNormal,
+    NetSpec,
+    check_latent_dim,
+)
+from pyro_vae.nn.hierarchy import level_args
 from pyro_vae.nn.net import unpacked
 from pyro_vae.protocols import hook
 
 
-class Hierarchical(PyroModule):
+class Hierarchical(GenerativeModel):
     """z_L ~ p(z_L), z_l | z_{l+1} ~ N(μ_l, diag σ_l²), x ~ p(x | z_1): L layers of latents.
 
     As in Burda et al. (2016), equation 1. Sites ``z1`` … ``zL``, the top one drawn first.
@@ -29,11 +33,18 @@ class Hierarchical(PyroModule):
     level or, as ``((200, 200), (100, 100))``, each level's own from the image upwards, of which the
     first is the likelihood's where that is built from its name.
 
+    Args:
+        prior: p(z_L).
+        likelihood: p(x | z_1).
+        latent_dims: the dimensions of z_1, …, z_L; by default those of the two parts.
+        net: that of a likelihood which is built from its name; its arguments are those of every
+            level.
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+
     Raises:
         UserError: dimensions that are not those of the prior and the likelihood.
     """
 
-    slot: ClassVar[str] = "model"
     fitting_guides: ClassVar[tuple[str, ...]] = ("BottomUp", "TopDown")
 
     def __init__(
@@ -44,7 +55,7 @@ class Hierarchical(PyroModule):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(prior, likelihood)
         top, bottom = prior.event_shape.numel(), hook(likelihood, "latent_dim")
         self.latent_dims = (
             _checked(latent_dims) if latent_dims is not None else (bottom or top, top)
@@ -55,7 +66,6 @@ class Hierarchical(PyroModule):
                 f"dimensions and the prior has {top}; give the likelihood "
                 f"latent_dim={self.latent_dims[0]} and the prior latent_dim={self.latent_dims[-1]}"
             )
-        self.prior, self.likelihood = prior, likelihood
         between = level_args(unpacked(net, net_args)[1], len(self.latent_dims))[1:]
         self.conditionals = nn.ModuleList(  # p(z_l | z_{l+1}), l = 1 … L − 1
             DiagonalNormal(MLP.decoder(above, (2 * below,), **args))
@@ -86,23 +96,13 @@ class Hierarchical(PyroModule):
         }
         return {**context, "latent_dim": dims[0], **level_args(net_args, len(dims))[0]}
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
-        """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
-        size=n)``.
-        """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x), or model(None, "
-                "size=n)"
-            )
+    def decoded(self, **_: Any) -> Tensor:
+        """z_L, …, z_1, sampled downwards; the last is decoded, ``(B, latent_dims[0])``."""
         num_levels = len(self.latent_dims)
-        with pyro.plate("data", num_images):
-            z = pyro.sample(f"z{num_levels}", self.prior())
-            for level in range(num_levels - 1, 0, -1):
-                z = pyro.sample(f"z{level}", self.conditionals[level - 1](z))
-            image: Tensor = pyro.sample("x", self.likelihood(z), obs=x)
-        return image
+        z: Tensor = pyro.sample(f"z{num_levels}", self.prior())
+        for level in range(num_levels - 1, 0, -1):
+            z = pyro.sample(f"z{level}", self.conditionals[level - 1](z))
+        return z
 
 
 def _checked(latent_dims: Any) -> tuple[int, ...]:

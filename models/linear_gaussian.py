@@ -21,6 +21,10 @@ class LinearGaussian(GenerativeModel):
     linear layer: the program is inherited, and what this class adds is what those two parts make
     solvable. Its guide is ``ExactPosterior``; any other works as well, with the gap between ELBO
     and `log_px` for all to see.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z, fewer than pixels for `fit_ml`.
     """
 
     kind, observes = "density", "real"
@@ -56,7 +60,7 @@ class LinearGaussian(GenerativeModel):
         return next(module for module in self.likelihood.modules() if isinstance(module, nn.Linear))
 
     def log_px(self, x: Tensor) -> Tensor:
-        """log N(x; b, WWᵀ + σ²I) of the images ``x``, ``(B, *event_shape)``: ``(B,)``, nats, exact."""
+        """log N(x; b, WWᵀ + σ²I) of images, ``(B, *event_shape)``: ``(B,)``, nats, exact."""
         noise = self.scale.square().expand(len(self.bias))
         marginal = dist.LowRankMultivariateNormal(self.bias, self.weight, noise)
         log_px: Tensor = marginal.log_prob(x.flatten(1))

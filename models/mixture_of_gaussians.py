@@ -13,6 +13,10 @@ class MixtureOfGaussians(Prior):
 
     There are ``components`` of them.
     It starts near N(0, I): means at draws of N(0, 0.3² I), scales 1, weights equal.
+
+    Args:
+        latent_dim: the number of dimensions of z.
+        components: the number of Gaussians.
     """
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:

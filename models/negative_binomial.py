@@ -4,12 +4,11 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
-from pyro_vae.nn.log_gamma import log_gamma_ratio
+from pyro_vae.nn.conditional import Likelihood, NetSpec, number_or_word, output_of, rate_of
+from pyro_vae.nn.special import log_gamma_ratio
 
 
 class NegativeBinomial(Likelihood):
@@ -18,10 +17,18 @@ class NegativeBinomial(Likelihood):
 
     ``total_count`` is r: a positive number, ``learned`` (one, shared by all pixels), or
     ``per_pixel`` (r_d(z), a second output of the decoder).
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        total_count: r: a positive number, ``learned`` or ``per_pixel``.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"
     observes = "counts"
+    log_total_count: Tensor
 
     def __init__(
         self,
@@ -31,23 +38,12 @@ class NegativeBinomial(Likelihood):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        fixed = isinstance(total_count, int | float) and not isinstance(total_count, bool)
-        if not fixed and total_count not in ("learned", "per_pixel"):
-            choices = ["learned", "per_pixel", "a positive number"]
-            raise UserError(
-                did_you_mean("total_count of NegativeBinomial", str(total_count), choices)
-            )
-        if fixed and not 0 < float(total_count) < float("inf"):
-            raise UserError(
-                f"NegativeBinomial(total_count={total_count}): r must be positive and finite"
-            )
+        words = ["learned", "per_pixel"]
+        fixed = number_or_word("total_count of NegativeBinomial", total_count, words, "r")
         super().__init__(
             event_shape, latent_dim, 2 if total_count == "per_pixel" else 1, net, **net_args
         )
-        if fixed:
-            self.register_buffer("log_total_count", torch.tensor(float(total_count)).log())
-        elif total_count == "learned":
-            self.log_total_count = nn.Parameter(torch.tensor(0.0))  # geometric: the widest start
+        self.log_of("total_count", fixed, start=1.0)  # geometric: the widest start
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""

@@ -11,6 +11,12 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
 class Poisson(Likelihood):
     """x_d | z ~ Poisson(softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without an
     upper end.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     kind = "mass"

@@ -8,7 +8,11 @@ from pyro_vae.nn.conditional import Prior
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I) on ``latent_dim`` dimensions."""
+    """p(z) = N(0, I) on ``latent_dim`` dimensions.
+
+    Args:
+        latent_dim: the number of dimensions of z.
+    """
 
     loc: Tensor
     scale: Tensor

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
+from pyro_vae.models.gaussian import LocationScale
 from torch import Tensor, nn
 
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.nn.location_scale import LocationScale
-from pyro_vae.nn.log_gamma import log_gamma_ratio
+from pyro_vae.nn.conditional import number_or_word
 from pyro_vae.nn.net import NetSpec
+from pyro_vae.nn.special import log_gamma_ratio
 
 
 class StudentT(LocationScale):
@@ -20,6 +20,16 @@ class StudentT(LocationScale):
     ``df`` is ν, a positive number or ``learned`` (one, shared by all pixels); ``scale``, ``mean``
     and ``min_scale`` are those of `Gaussian`, which is the limit ν → ∞. Pictures show μ: for ν ≤ 1
     the law has no mean.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        df: ν: a positive number, or ``learned``.
+        scale: σ: a positive number, ``learned`` or ``per_pixel``.
+        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
+        min_scale: what is added to a per-pixel σ, 0 or more.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
     def __init__(
@@ -33,20 +43,11 @@ class StudentT(LocationScale):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        fixed = isinstance(df, int | float) and not isinstance(df, bool)
-        if not fixed and df != "learned":
-            raise UserError(
-                did_you_mean("df of StudentT", str(df), ["learned", "a positive number"])
-            )
-        if fixed and not 0 < float(df) < math.inf:
-            raise UserError(
-                f"StudentT(df={df}): ν must be positive and finite; its limit is Gaussian"
-            )
+        fixed = number_or_word("df of StudentT", df, ["learned"], "ν")
         super().__init__(event_shape, latent_dim, scale, mean, min_scale, net, **net_args)
-        if fixed:
-            self.register_buffer("log_df", torch.tensor(float(df)).log())
-        else:
-            # tails that still have a variance, and are seen to be heavy
+        if fixed is not None:
+            self.register_buffer("log_df", torch.tensor(fixed).log())
+        else:  # tails that still have a variance, and are seen to be heavy
             self.log_df = nn.Parameter(torch.tensor(4.0).log())
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

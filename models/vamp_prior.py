@@ -26,7 +26,9 @@ s (NSF) on one core.
 
 
 class _EvenMixture(dist.MixtureSameFamily):
-    """Equal weights; each z is put before every component in full, as not every flow broadcasts it."""
+    """Equal weights; each z is put before every component in full, as not every flow broadcasts
+    it.
+    """
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log 1/C Σ_c q_c(z)."""
@@ -49,6 +51,12 @@ class VampPrior(Prior):
     component, at the price of ``components`` times the encoder's ``scoring_passes``: with an
     autoregressive flow, which inverts each z under each component, take few of them; a warning says
     so.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        encoder: the guide, with ``local`` and ``build`` (`pyro_vae.protocols.Local`).
+        components: C, the number of pseudo-inputs.
 
     Raises:
         UserError: the encoder gives no density at z of another image (a table, a point mass, a
@@ -107,7 +115,7 @@ class VampPrior(Prior):
         """Once, on two pseudo-inputs: q(z | u) at a z that it didn't draw."""
         (encoder,) = self._encoder
         name = type(encoder).__name__
-        if not isinstance(encoder, Local):
+        if not isinstance(self._encoder[0], Local):
             raise UserError(
                 f"VampPrior(encoder={name}): expected a guide with local(x) and build(η), such as "
                 "MeanField"

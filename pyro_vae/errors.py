@@ -51,3 +51,8 @@ def first_line(error: BaseException) -> str:
 def one_line(error: object) -> str:
     """All that an error says, in one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
+
+
+def shortened(text: str, most: int = 300) -> str:
+    """Without its middle where it is long: a path's ends tell most."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"

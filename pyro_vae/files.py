@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -15,23 +16,41 @@ def write_atomically(path: Path, content: bytes) -> None:
     write_in_order({path: content})
 
 
+class CantWrite(OSError):
+    """A file of ours can't be written; ``filename`` says which."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error inside is one of writing this file."""
+    try:
+        yield
+    except OSError as error:
+        raise CantWrite(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_in_order(contents: Mapping[Path, bytes]) -> None:
     """Write several files beside their places; once all are on the disk, put each in its place, in
     this order.
+
+    Raises:
+        CantWrite: one of them can't be written; those before it in the order may be.
     """
     scratch = {path.with_name(f".{path.name}.{os.getpid()}.tmp"): path for path in contents}
     try:
         for beside, path in scratch.items():
-            with open(beside, "wb") as file:
+            with writing(path), open(beside, "wb") as file:
                 file.write(contents[path])
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno())
         for beside, path in scratch.items():
-            os.replace(beside, path)
-            sync_folder(path.parent)
+            with writing(path):
+                os.replace(beside, path)
+                sync_folder(path.parent)
     except BaseException:
         for beside in scratch:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to tell
+                beside.unlink(missing_ok=True)
         raise
 
 
@@ -49,8 +68,14 @@ def set_aside(*paths: Path, why: str = "superseded") -> None:
 
 
 _SCRATCH = re.compile(
-    r"\..+\.(?:csv|jsonl?|npz|png|pt|py|sha256|toml|holder)\.(\d+)\.tmp"
+    r"\..+\.(?:csv|jsonl?|npz|png|pt|py|sha256|toml|holder)(?:\.(\d+))?\.tmp"
 )  # of the files of a run alone
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether it is called as what a process left half written that is gone."""
+    found = _SCRATCH.fullmatch(path.name)
+    return bool(found and not (found[1] and _is_running(int(found[1]))))
 
 
 def sweep(folder: Path) -> None:
@@ -62,7 +87,7 @@ def sweep(folder: Path) -> None:
     ):  # a folder that is not there, or not ours to change: nothing depends on it
         for path in folder.iterdir():
             found = _SCRATCH.fullmatch(path.name)
-            if found and not _is_running(int(found[1])):
+            if found and found[1] and not _is_running(int(found[1])):
                 path.unlink(missing_ok=True)
 
 
@@ -70,9 +95,21 @@ def sync_folder(folder: Path) -> None:
     """Force the folder's entries to the disk, without which a rename may be lost with the power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What file systems say that have no fsync (some FUSE and SMB mounts, for folders)."""
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def _is_running(pid: int) -> bool:

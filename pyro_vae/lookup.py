@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -162,14 +163,19 @@ def _serves(slot: str, part: Any) -> bool:
         module = (
             issubclass(part, nn.Module) if isinstance(part, type) else isinstance(part, nn.Module)
         )
-        return (
-            module or inspect.isfunction(part) or isinstance(part, partial)
-        )  # as what Pyro's handlers make is
-    if slot != "data" or not inspect.isfunction(part):
+        # a partial, as what Pyro's handlers make is
+        return module or _is_own_function(part) or isinstance(part, partial)
+    if slot != "data" or not _is_own_function(part):
         return False
     return [
         p.name for p in inspect.signature(part).parameters.values() if p.default is p.empty
     ] == ["source"]
+
+
+def _is_own_function(part: Any) -> bool:
+    """Whether it is a function that is written in Python, none of Python's own library."""
+    module = str(getattr(part, "__module__", "")).partition(".")[0]
+    return inspect.isfunction(part) and module not in sys.stdlib_module_names - {"__main__"}
 
 
 def kind_of(part: Any) -> str:

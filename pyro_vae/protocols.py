@@ -23,13 +23,17 @@ class Part(Protocol):
     slot: str | None = None
     """The slot of the registry that it is a choice of, such as ``"guide"``."""
     pure: bool = False
-    """Whether Python decides nothing in it between two steps, so that it is traced; not inherited."""
+    """Whether Python decides nothing in it between two steps, so that it is traced; not
+    inherited.
+    """
     context_of: Callable[[str, Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]] | None = (
         None
     )
     """(argument, values, context) → what the registry fills that argument's own arguments from."""
     check_fields: Callable[[Mapping[str, Tensor]], None] | None = None
-    """Raises a ``UserError`` for named fields that the program can't take, read once before a run."""
+    """Raises a ``UserError`` for named fields that the program can't take, read once before a
+    run.
+    """
 
 
 class Conditional(Protocol):
@@ -42,7 +46,9 @@ class Conditional(Protocol):
     levels: int | None = None
     """How many grey levels the mass is over, where it is over levels."""
     per_pixel: int = 1
-    """How many numbers the decoder gives for each pixel, which decides how much memory a row takes."""
+    """How many numbers the decoder gives for each pixel, which decides how much memory a row
+    takes.
+    """
     latent_dim: int | None = None
     """How many numbers the likelihood decodes."""
     latent_dims: tuple[int, ...] | None = None
@@ -63,7 +69,9 @@ class Guide(Protocol):
     scoring_passes: int = 0
     """Passes of a flow's networks for a z that it did not draw; 0 where the density is closed."""
     fields_go_to: Callable[[], tuple[Callable[..., Any], ...]] | None = None
-    """The programs to which ``forward(x, **fields)`` passes its fields: their signatures name them."""
+    """The programs to which ``forward(x, **fields)`` passes its fields: their signatures name
+    them.
+    """
     start: Callable[..., Tensor] | None = None
     """(x, **fields) → η at which `refine` begins, ``(B, P)``; ``local`` where there is none."""
 

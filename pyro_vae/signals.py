@@ -4,10 +4,11 @@ code.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 DONE, FAILED, MISTAKEN = 0, 1, 2
@@ -20,7 +21,7 @@ class Failure(RuntimeError):
 
 
 class Stopped(BaseException):
-    """SIGINT or SIGTERM arrived. ``kept`` says what there is of the work."""
+    """SIGINT, SIGTERM or SIGHUP arrived. ``kept`` says what there is of the work."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -29,7 +30,7 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """130 for SIGINT, 143 for SIGTERM, as a shell counts."""
+        """130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, as a shell counts."""
         return 128 + self.number
 
     def __str__(self) -> str:
@@ -50,13 +51,16 @@ _waiting: Waiting | None = None
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a `Stopped`, at once or where `postponed` says; a
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a `Stopped`, at once or where `postponed` says; a
     second one ends the process.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # the terminal is gone
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:  # as under nohup
+        numbers.append(hangup)
     before = {number: signal.getsignal(number) for number in numbers}
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -65,6 +69,8 @@ def stopping() -> Iterator[None]:
         if _waiting is None:
             raise Stopped(number)
         _waiting.signal = Stopped(number)
+        with suppress(OSError):  # not by print, which the signal may have interrupted
+            os.write(2, b"stopping after this step; a second signal ends at once\n")
 
     try:
         for number in numbers:
@@ -73,6 +79,28 @@ def stopping() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def time_limit(seconds: float, what: str) -> Iterator[None]:
+    """Raise ``TimeoutError`` inside, in the main thread, once so many seconds have gone by.
+
+    Again each second from then on, should someone swallow it.
+    """
+    if threading.current_thread() is not threading.main_thread() or os.name == "nt":
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"{what} took more than {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager

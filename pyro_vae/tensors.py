@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.errors import UserError
 
@@ -101,47 +99,3 @@ def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
 def as_float(x: Tensor) -> Tensor:
     """Integer pixels as float32, floats as they are."""
     return x if x.is_floating_point() else x.float()
-
-
-@contextmanager
-def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
-    """Give the modules clones of these buffers, which the function may change, and put the
-    originals back.
-    """
-    originals = [module._buffers[name] for module, name in buffers]
-    clones: dict[int, Tensor] = {}
-    for (module, name), original in zip(buffers, originals, strict=True):
-        assert original is not None
-        module._buffers[name] = clones.setdefault(id(original), original.clone())
-    try:
-        yield
-    finally:
-        for (module, name), original in zip(buffers, originals, strict=True):
-            module._buffers[name] = original
-
-
-@contextmanager
-def attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Numbers and tensors that modules keep as plain attributes (a counter, a moving average) are
-    put back on leaving.
-    """
-    kept = [
-        (module, name, value, value.clone() if isinstance(value, Tensor) else None)
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | Tensor) and name != "training"
-    ]
-    try:
-        yield
-    finally:
-        for module, name, value, content in kept:
-            if name not in vars(module):
-                # it has become a parameter or a buffer, which an attribute of that name would hide
-                continue
-            if (
-                isinstance(value, Tensor)
-                and content is not None
-                and not torch.equal(value, content)
-            ):
-                value.data.copy_(content)
-            vars(module)[name] = value

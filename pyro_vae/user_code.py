@@ -1,17 +1,57 @@
-"""The user's own modules and files, imported by the name of what is wanted from them."""
+"""The user's own modules and files, imported by the name of what is wanted from them.
+
+The code of a stored run (`of_run`) is run where this user has trained with it, or trusts it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
+import sysconfig
+import tempfile
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from importlib.abc import SourceLoader
+from importlib.machinery import ModuleSpec, all_suffixes
 from pathlib import Path
 from typing import Any
 
+from pyro_vae import trust
 from pyro_vae.errors import UserError, did_you_mean, one_line
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A run whose code is wanted."""
+
+    folder: Path
+    trusted: bool
+    code: Mapping[str, str] = field(default_factory=dict)  # what the training ran: place, SHA-256
+
+
+_stored: ContextVar[_Stored | None] = ContextVar("_stored", default=None)
+
+
+@contextmanager
+def of_run(folder: Path, trusted: bool, code: Mapping[str, str]) -> Iterator[None]:
+    """Inside, files are looked for beside the run too, and code is run that is known, or trusted.
+
+    Args:
+        folder: the run's.
+        code: the SHA-256 of each place that the training ran.
+    """
+    token = _stored.set(_Stored(folder.resolve(), trusted, code))
+    try:
+        yield
+    finally:
+        _stored.reset(token)
 
 
 def load_named(reference: str) -> Any:
@@ -24,13 +64,25 @@ def load_named(reference: str) -> Any:
     return getattr(module, name)
 
 
+def digest_of(place: str) -> str | None:
+    """The SHA-256 of the user's code at ``file.py`` or ``module``; None for installed packages."""
+    paths = [_located(place)] if place.endswith(".py") else _own_files(place)
+    return trust.digest_of(path.read_bytes() for path in paths) if paths else None
+
+
 def _load_module(place: str) -> Any:
     if place.endswith(".__main__"):
         raise UserError(
             f"{place} is a program, which is run when it is imported: name a module of parts"
         )
+    if place in sys.modules:
+        return sys.modules[place]
+    own = _own_files(place)
+    if own and _stored.get() is not None:
+        _admit(place, own, [path.read_bytes() for path in own])
     try:
-        return importlib.import_module(place)
+        with _from_source() if own else _as_usual():
+            return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(f"{error.name}.")):
             raise UserError(
@@ -41,27 +93,138 @@ def _load_module(place: str) -> Any:
         raise _import_failure(place, error) from error
 
 
+def _own_files(place: str) -> list[Path]:
+    """The files that importing the module runs first, where they are not an installed package's."""
+    top, *inner = place.split(".")
+    try:
+        spec: ModuleSpec | None = importlib.util.find_spec(top)
+    except (ImportError, ValueError, AttributeError):
+        return []
+    if spec is None or top == __package__:
+        return []
+    here = [Path(each).resolve() for each in spec.submodule_search_locations or ()]
+    begins = [Path(spec.origin).resolve()] if spec.origin and os.path.isfile(spec.origin) else []
+    if any(path.is_relative_to(each) for path in (*begins, *here) for each in _installed()):
+        return []
+    found, folders = begins, here
+    for word in inner:
+        names = [f"{word}{suffix}" for suffix in all_suffixes()]
+        found += [each / name for each in folders for name in names if (each / name).is_file()]
+        folders = [each / word for each in folders if (each / word).is_dir()]
+        found += [each / "__init__.py" for each in folders if (each / "__init__.py").is_file()]
+    return found
+
+
+def _installed() -> list[Path]:
+    """Where packages are installed, and the standard library."""
+    names = ("purelib", "platlib", "stdlib", "platstdlib")
+    own = [Path(sysconfig.get_paths()[name]).resolve() for name in names]
+    also = [
+        Path(each).resolve()
+        for each in sys.path
+        if each.endswith(("site-packages", "dist-packages"))
+    ]
+    return own + also
+
+
+@contextmanager
+def _from_source() -> Iterator[None]:
+    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other code."""
+    before = sys.pycache_prefix, sys.dont_write_bytecode
+    with tempfile.TemporaryDirectory() as nothing:
+        sys.pycache_prefix, sys.dont_write_bytecode = nothing, True
+        try:
+            yield
+        finally:
+            sys.pycache_prefix, sys.dont_write_bytecode = before
+
+
+@contextmanager
+def _as_usual() -> Iterator[None]:
+    yield
+
+
 def _load_file(place: str) -> Any:
     """The file as a module, once per process, under a name of its own (so that its classes can be
     pickled).
     """
-    path = Path(place).expanduser().resolve()
-    if not path.is_file():
-        raise UserError(f"no file {place!r} (looked for {str(path)!r})")
+    path = _located(place)
     name = f"pyro_vae_file_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}_{path.stem}"
+    try:
+        source = path.read_bytes()  # once: what is run is what is admitted
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror})") from error
+    _admit(place, [path], [source])
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"{place!r} is not a Python file")
+    loader = _Read(name, path, source)
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    assert spec is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    execute = spec.loader.exec_module
     try:
-        guarded(lambda: execute(module), place)
+        guarded(lambda: loader.exec_module(module), place)
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+class _Read(SourceLoader):
+    """A file as it was read; a ``.pyc`` beside it, which may be of other code, is left alone."""
+
+    def __init__(self, name: str, path: Path, source: bytes) -> None:
+        self.name, self.path, self.source = name, path, source
+
+    def get_filename(self, fullname: str) -> str:
+        return str(self.path)
+
+    def get_data(self, path: str | bytes) -> bytes:
+        if os.fspath(path) != str(self.path):
+            raise OSError("not the source")
+        return self.source
+
+
+def _located(place: str) -> Path:
+    """The file, seen from here; for a run's also from its folder and those above it, the one first
+    that the training ran.
+    """
+    given, stored = Path(place).expanduser(), _stored.get()
+    places = [given]
+    if stored is not None and not given.is_absolute():
+        places += [above / given for above in (stored.folder, *stored.folder.parents)]
+    found = [path.resolve() for path in places if path.is_file()]
+    if not found:
+        raise UserError(f"no file {place!r} (looked for {str(given.resolve())!r})")
+    if stored is not None and (expected := stored.code.get(place)) is not None:
+        for path in found:
+            if trust.digest_of([path.read_bytes()]) == expected:
+                return path
+    return found[0]
+
+
+def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
+    """A ``UserError`` for a stored run's code that this user has neither trained with nor trusts."""
+    stored = _stored.get()
+    if stored is None:
+        return
+    digest = trust.digest_of(contents)
+    if trust.is_known(digest):
+        return
+    whose = (
+        "the run's own folder has it" if _is_in(stored.folder, paths[-1]) else "it is not the run's"
+    )
+    name = f"{paths[-1]} (SHA-256 {digest[:12]}…; {whose})"
+    if not stored.trusted:
+        raise UserError(
+            f"{place}: the run's parts are code that you have not trained with: {name}; read it, "
+            "then give --trust (Python: trust=True)"
+        )
+    warnings.warn(f"running, and trusting from now on, the code of {name}", stacklevel=2)
+    trust.note(digest, str(paths[-1]))
+
+
+def _is_in(folder: Path, path: Path) -> bool:
+    return path.is_relative_to(folder)
 
 
 def guarded(load: Callable[[], Any], place: str) -> Any:

@@ -2,12 +2,17 @@
 machine.
 """
 
+import os
+import tempfile
+
 import pyro
 import pytest
 import torch
 
 pytest.register_assert_rewrite("tests.support", "tests.differential")
 torch.set_num_threads(1)
+# what the tests trust is no matter of the user's
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="pyro-vae-tests-")
 
 
 @pytest.fixture(autouse=True)

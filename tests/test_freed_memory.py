@@ -46,7 +46,13 @@ print(asked)
     platform.libc_ver()[0] != "glibc",
     reason="glibc's allocator is meant, and this is another C library",
 )
-@pytest.mark.parametrize("by", KEEPING)
+@pytest.mark.parametrize(
+    "by",
+    [
+        "alone",
+        *(pytest.param(by, marks=pytest.mark.slow) for by in ("a training", "an evaluation")),
+    ],
+)
 def test_repeated_chunks_ask_the_system_for_no_new_pages(by: str) -> None:
     """A page that was given back is cleared and mapped again: a fault, of which these 100 chunks
     took 250 000 here.

@@ -211,7 +211,8 @@ def test_net_is_a_name_a_call_or_a_class(slot: str, name: str) -> None:
         assert all(torch.equal(found[key], expected[key]) for key in expected)
     for net in ("MLP", "MLP(hidden=(5,))", MLP):
         part = registry.build(
-            slot, name, event_shape=SHAPE, latent_dim=LATENTS, num_classes=2, prior="StandardNormal",
+            slot, name, event_shape=SHAPE, latent_dim=LATENTS, num_classes=2,
+            prior="StandardNormal",
             likelihood="Bernoulli", model=built("model", "Hierarchical"), net=net,
         )  # fmt: skip
         assert first_net(part).layers[0].out_features == (5 if net == "MLP(hidden=(5,))" else 500)
@@ -251,7 +252,8 @@ def test_a_class_conditional_guide_gives_its_network_to_the_guide_inside() -> No
     for spec in ("", "FullRank, ", "FullRank(), "):
         for net in ("hidden=(5,)", "net=MLP(hidden=(5,))"):
             part = registry.build(
-                "guide", f"ClassConditional({spec}{net})", event_shape=SHAPE, latent_dim=2, num_classes=2,
+                "guide", f"ClassConditional({spec}{net})",
+                event_shape=SHAPE, latent_dim=2, num_classes=2,
                 net="MLP(hidden=(7,))",
             )  # fmt: skip
             assert part.guide.net.layers[0].out_features == 5, (spec, net)

@@ -62,5 +62,5 @@ def _same_law(node: Any, other: Any) -> bool:
     """Whether both give the first one's draw one density."""
     if node["fn"].shape() != other["fn"].shape():
         return False
-    densities = [each["fn"].log_prob(node["value"]) for each in (node, other)]
-    return torch.allclose(*densities, rtol=1e-4, atol=1e-5, equal_nan=True)
+    own, others = (each["fn"].log_prob(node["value"]) for each in (node, other))
+    return torch.allclose(own, others, rtol=1e-4, atol=1e-5, equal_nan=True)

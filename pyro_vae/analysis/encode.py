@@ -68,6 +68,10 @@ def encode(
     discrete). A distribution without a mean, such as a flow, is averaged over 100 draws; so is a
     Categorical's index, which then is no index.
 
+    Example::
+
+        z = pv.encode(model, guide, x)["z"]  # (N, D)
+
     Raises:
         UserError: the pair is no pair; parameters that were never fitted.
     """
@@ -103,6 +107,10 @@ def reconstruct(
     Means are understood as in `encode`; a discrete latent has none that the model could take, and
     is drawn. Where the guide
     lacks it, it is summed out: Σ_c p(c | x, z) E[x | z, c].
+
+    Example::
+
+        images = pv.reconstruct(model, guide, x)["x"]  # (N, *event_shape)
 
     Args:
         at: ``mean`` or ``sample``.
@@ -152,6 +160,10 @@ def sample(
     A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as
     the images ``like``, its observed sites being sampled. A model that is conditioned on x itself
     (a CVAE, a library size) is given those images, ``x``.
+
+    Example::
+
+        images = pv.sample(model, 16)["x"]  # means of p(x | z), z ~ p(z)
 
     Args:
         like: images of the set, ``(≥ 1, *event_shape)``; only their shape is used.

@@ -36,6 +36,12 @@ def impute(
     | x_obs) itself in the limit of many steps, for every guide; without it (``gibbs``: Rezende et
     al. 2014) only if the guide is the model's posterior. Missing pixels start at a draw of p(x).
 
+    Example::
+
+        missing = torch.rand_like(x) < 0.5
+        found = pv.impute(model, guide, x, missing, num_steps=20)
+        found.mean, found.sd, found.se  # E[x | seen pixels], each (N, *event_shape)
+
     Args:
         x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
         missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one

@@ -29,7 +29,7 @@ from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, S
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
-from pyro_vae.runs.train import train_run, write_pictures
+from pyro_vae.runs.train import Finished, train_run, write_pictures
 from pyro_vae.training import checkpoint_files
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
@@ -51,8 +51,11 @@ def execute(command: Any) -> None:
 @execute.register
 def train(options: Train) -> None:
     """Train, evaluate, and leave a run behind."""
-    if (found := train_run(options, _say)) is not None:
+
+    def show(found: Finished) -> None:
         _print_result(found.run, found.figures, found.headline, options.json)
+
+    train_run(options, _say, show)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,7 +82,7 @@ def audit(options: Audit) -> None:
 
     run = run_folder.open_run(options.run)
     with registry.recorded() as calls:
-        experiment, _ = trained(run, options.data, options.data_root, _say)
+        experiment, _ = trained(run, options.data, options.data_root, _say, trust=options.trust)
     number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
     x, _ = experiment.images("test", number)
     weights = checkpoint_files.newest(run.checkpoints).path
@@ -125,7 +128,8 @@ def sample(options: Sample) -> None:
     find_device(options.device)
     run = run_folder.open_run(options.run)
     path = _picture_file(options.out) if options.out is not None else run.folder / "samples.png"
-    model, guide, held = run.load_pair(tell=_say)
+    with run.code(options.trust):
+        model, guide, held = run.load_pair(tell=_say)
     from pyro_vae.plots import pages as plotting
 
     shape = tuple(held.metadata["event_shape"])
@@ -166,7 +170,10 @@ def plot(options: Plot) -> None:
     path = (
         _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
     )
-    experiments = [trained(run, options.data, options.data_root, _say)[0] for run in opened]
+    experiments = [
+        trained(run, options.data, options.data_root, _say, trust=options.trust)[0]
+        for run in opened
+    ]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
@@ -259,7 +266,7 @@ def _print_result(run: Run, result: dict[str, Any], headline: str, as_json: bool
         print(json.dumps(run_folder.finite({**result, "run": str(run)}), ensure_ascii=False))
     else:
         print(headline)
-        print(f"run: {run}")
+        print(f"run: {run}", flush=True)
 
 
 def _say(text: str) -> None:

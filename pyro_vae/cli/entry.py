@@ -11,15 +11,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 
-from pyro_vae import torchrun
+from pyro_vae import streams, torchrun
 from pyro_vae.cli.command_table import COMMANDS, DIVIDED
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError, did_you_mean, first_line, shortened
+from pyro_vae.memory import is_out_of_memory
 from pyro_vae.runs.options import (
     FREE_ON_RESUME,
     Train,
@@ -28,6 +30,7 @@ from pyro_vae.runs.options import (
     stored_names,
 )
 from pyro_vae.signals import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
+from pyro_vae.streams import printable
 
 DESCRIPTION = (
     "Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended. "
@@ -38,12 +41,13 @@ DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    streams.prepare()
     try:
         with stopping(), torchrun.quiet():
             command = parse(given)
             if torchrun.rank() > 0 and not isinstance(command, DIVIDED):
                 return DONE
-            with warnings.catch_warnings():
+            with streams.careful(), warnings.catch_warnings():
                 # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this
                 # program could change
                 warnings.filterwarnings("ignore", message=".*torch.jit.*")
@@ -51,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from pyro_vae.cli.commands import execute
 
                 execute(command)
-            sys.stdout.flush()
     except SystemExit as parsed:  # --help, or an option that the parser refuses
         return torchrun.end("", parsed.code if isinstance(parsed.code, int) else DONE)
     except UserError as mistake:
@@ -59,13 +62,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         return _end(failure, FAILED, lost=failure.of_another)
     except BrokenPipeError:  # as in `pyro-vae list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except (OSError, MemoryError) as failure:
-        return _end(f"{type(failure).__name__}: {failure}", FAILED)
+        return _end(_told(failure), FAILED)
+    except RuntimeError as failure:
+        if not is_out_of_memory(failure):
+            raise
+        return _end(_told(failure), FAILED)
     except Stopped as stopped:
-        return torchrun.end(str(stopped), stopped.exit_code)
+        return torchrun.end(printable(str(stopped)), stopped.exit_code)
     return DONE
+
+
+def _told(failure: BaseException) -> str:
+    """A failure that has no sentence of its own, in one line."""
+    if is_out_of_memory(failure):
+        return (
+            f"the memory does not hold this ({first_line(failure)}): use a smaller net, fewer "
+            "latent dimensions or another device"
+        )
+    return f"{type(failure).__name__}: {shortened(str(failure))}"
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -117,7 +135,10 @@ def _resumed(given: list[str], folder: Path) -> Train:
     """
     config = folder.expanduser() / "config.toml"
     if not config.is_file():
-        raise UserError(f"--resume {folder}: no run in it, for there is no {config}")
+        raise UserError(
+            f"--resume {folder}: no run in it, for there is no {config}; one that was killed before "
+            f"it was written begins anew with --out {folder}"
+        )
     configured = Train(**read_config(config))
     options: Train = _read(given, read_config(config))
     fixed = [name for name in stored_names() if name not in FREE_ON_RESUME]
@@ -144,4 +165,5 @@ def _one_length(options: Train, configured: dict[str, Any]) -> Train:
 
 
 def _end(message: object, code: int, *, lost: bool = False) -> int:
-    return torchrun.end("error: " + " ".join(str(message).split()), code, lost=lost)
+    line = " ".join(printable(str(message)).split())
+    return torchrun.end(f"error: {line}", code, lost=lost)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pyro_vae.compile.fast_activations import quicken
+from pyro_vae.compile.graph_passes import quicken
 from pyro_vae.compile.trace import TensorProgram
 
 

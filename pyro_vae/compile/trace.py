@@ -19,9 +19,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.compile import cache
 from pyro_vae.compile.graph_passes import leave_out_identities
-from pyro_vae.errors import UserError, did_you_mean, first_line
+from pyro_vae.errors import first_line
 from pyro_vae.rng import own_randomness
+from pyro_vae.signals import time_limit
+from pyro_vae.validation import check_choice
 
 TIERS = ("auto", "inductor", "graph", "off")
 TensorFunction = Callable[..., Sequence[Tensor]]
@@ -35,8 +38,7 @@ HOST_READS = ("_linalg_check_errors", "_assert_scalar")
 
 def check_tier(name: str) -> None:
     """A ``UserError`` for what is no tier."""
-    if name not in TIERS:
-        raise UserError(did_you_mean("compile tier", str(name), TIERS))
+    check_choice("compile tier", name, TIERS)
 
 
 class NotStageable(Exception):
@@ -73,7 +75,8 @@ class TensorProgram:
         if missing := missing_compiler(arguments[0].device):
             raise NotStageable(missing)
         try:
-            compiled = _inductor(self.graph, [*captured, *arguments])
+            with time_limit(COMPILE_SECONDS, "the compiler"):
+                compiled = _inductor(self.graph, [*captured, *arguments])
         except Exception as error:
             raise NotStageable(f"inductor failed ({first_line(error)})") from error
         return lambda *given: compiled(*captured, *given)
@@ -145,6 +148,12 @@ def _lift(module: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(tensor.detach() for tensor in captured.values())
 
 
+COMPILE_SECONDS = 300.0
+"""A compiler that takes longer hangs: a cold compilation takes about 15 s, on a busy machine a few
+minutes.
+"""
+
+
 def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunction:
     for node in (
         module.graph.nodes
@@ -152,6 +161,7 @@ def _inductor(module: fx.GraphModule, inputs: Sequence[Tensor]) -> TensorFunctio
         node.meta.pop("val", None)
         node.meta.pop("tensor_meta", None)
     with _quiet(), torch.no_grad():
+        cache.ensure()
         from torch._inductor.compile_fx import compile_fx
 
         patches: dict[str, Any] = {
@@ -179,6 +189,15 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def apart(found: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The largest difference, infinite for a NaN on one side, and the largest finite value that was
+    expected; what is NaN, or the same infinity, in both is equal.
+    """
+    alike = (found == expected) | (found.isnan() & expected.isnan())
+    error = (found - expected).abs().masked_fill(alike, 0.0).nan_to_num(torch.inf)
+    return float(error.max()), float(expected.abs().nan_to_num(0.0, 0.0, 0.0).max())
 
 
 def agree(
@@ -211,9 +230,8 @@ def agree(
                 torch.cat((none, *values[start : start + count])) for values in results
             )
             start += count
-            alike = (found == expected) | (found.isnan() & expected.isnan())  # infinities too
-            error = float((found - expected).abs().masked_fill(alike, 0.0).max())
-            size = max(float(expected.abs().nan_to_num(0.0, 0.0).max()), floor)
+            error, size = apart(found, expected)
+            size = max(size, floor)
             if not error <= tolerance * size + torch.finfo(torch.float32).tiny:
                 raise NotStageable(
                     f"the tensor program differs from the eager one by {error:.1e} of {size:.1e}"
@@ -239,5 +257,6 @@ def missing_compiler(device: torch.device) -> str:
     if shutil.which("g++") is None:
         return "inductor needs g++, which is not installed"
     if not Path(sysconfig.get_path("include"), "Python.h").exists():
-        return f"inductor needs the headers of Python {sys.version_info.major}.{sys.version_info.minor}"
+        major, minor, *_ = sys.version_info
+        return f"inductor needs the headers of Python {major}.{minor}"
     return ""

@@ -255,7 +255,7 @@ class Streamed(Source):
         Raises:
             UserError: it is more than there are, so that some came twice.
         """
-        there = len(self.dataset)
+        there = len(cast(Sized, self.dataset))
         if number > there and not isinstance(self.dataset, IterableDataset):
             raise UserError(
                 f"the DataLoader gave {number} images of {self._name}, which has {there}: some "
@@ -294,6 +294,8 @@ class Streamed(Source):
         return next(self._indexed([self._drawn_rows(seed).tolist()]))
 
     def _indexed(self, batches: list[list[int]]) -> Iterator[Batch]:
+        if not batches:  # of a pass that is done already
+            return
         # a generator of its own, as a DataLoader takes its workers' seed from the global one: the
         # noise is that of tensors
         generator = torch.Generator().manual_seed(0)

@@ -252,6 +252,7 @@ def _read_images(files: list[File], first: Path, colour: bool) -> NDArray[np.uin
 def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
+    broken: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, *_bombs())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -259,7 +260,7 @@ def _opened(file: Path) -> Iterator[Any]:
                 yield image
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, *_bombs()) as error:
+    except broken as error:
         raise UserError(
             f"{file}: not a readable image ({one_line(error)}); remove or replace it"
         ) from error

@@ -46,7 +46,7 @@ def read_table(path: Path, keys: Keys) -> dict[str, Any]:
 
 def _read(path: Path) -> pandas.DataFrame:
     import pandas
-    from pandas.errors import EmptyDataError, ParserError
+    from pandas.errors import EmptyDataError, ParserError  # type: ignore[import-untyped]
 
     options: dict[str, Any] = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True}
     try:
@@ -98,7 +98,7 @@ def _chosen(path: Path, names: list[str], columns: str) -> list[str]:
 
 def _check_numbers(path: Path, table: pandas.DataFrame) -> None:
     """A `UserError` for a column of text, and for a value that is missing."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped]
 
     if not len(table) or not len(table.columns):
         raise UserError(f"{path}: no rows, or no columns, of numbers in it")

@@ -112,7 +112,8 @@ def ais(
                 "acceptance": run.acceptance[rows],
                 "step_size": tile.kernel.step[rows],
             }
-            found.add(tile.start, *_summed(run.log_weights[:, rows]), **others)
+            sums, curve = _summed(run.log_weights[:, rows])
+            found.add(tile.start, sums, curve, **others)
         how = {
             "estimator": f"AIS-{num_steps}",
             "num_samples": num_chains,

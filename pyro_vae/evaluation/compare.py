@@ -106,6 +106,12 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
     hard for every model cancels. Weights are those of stacking (Yao et al. 2018): the mixture of
     these models with the largest Σ log p(x).
 
+    Example::
+
+        a = pv.log_marginal(model, guide, x, num_samples=50)
+        b = pv.log_marginal(model, guide, x, num_samples=200, seed=1)
+        print(pv.compare({"few draws": a, "more": b}))
+
     Raises:
         UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x
             | y)), of other images, values of other observed sites or other conditions, or of a

@@ -60,6 +60,12 @@ def log_marginal(
     exact, and one run of the model stands for all K. Where torch.distributed is initialised, every
     process calls this alike, scores its part, and has the whole result.
 
+    Example::
+
+        ll = pv.log_marginal(model, guide, x, num_samples=200)
+        print(ll)  # log p(x) ≥ …, both error bars, the protocol, warnings
+        ll.per_image()  # a table: log_px, se, khat, … of each image
+
     Args:
         x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized
             already.

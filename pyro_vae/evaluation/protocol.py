@@ -23,13 +23,16 @@ from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.enumeration import innermost
 from pyro_vae.pair.layouts import Geometry, masks_of, plain_draw, sample_nodes, trace_model
+from pyro_vae.pair.module_state import own_buffers
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.tensors import own_buffers
 
-LOOKED_AT = 32
+LOOKED_AT = 8
 """Images on which the arguments are told apart, and one more for each argument that is constant on
-these.
+these: the model runs on them once for each argument.
 """
+
+DIGESTED = 32
+"""Images whose values stand for those of a site that observes no argument itself."""
 
 X = "x"
 """The name of a program's first argument, whatever the program calls it."""
@@ -89,6 +92,7 @@ class _Found:
     moved: dict[str, list[str]]  # the arguments that move each site's values
     masked: dict[str, bool]
     conditions: list[str] = field(default_factory=list)  # those that move densities alone
+    digested: dict[str, _Observed] = field(default_factory=dict)  # the sites at more images
 
     def is_itself(self, site: str, arguments: Mapping[str, Tensor]) -> bool:
         """Whether the site's values, or those of the sites that the same argument moves together,
@@ -161,7 +165,7 @@ class Quantity:
         once.
         """
         x, fields = batch
-        self._keep(batch, slice(max(LOOKED_AT - self._num_seen, 0)))
+        self._keep(batch, slice(max(DIGESTED - self._num_seen, 0)))
         selected = self.pair.model.select(fields)
         self._constants |= {n: n.value for n in selected if is_constant(n) and n.value is not None}
         varying = {n: rows for n, rows in selected.items() if not is_constant(n)}
@@ -173,7 +177,7 @@ class Quantity:
                 if len(other):
                     self._varied.add(name)
                     row = int(other[0])
-                    self._keep(batch, slice(max(row, LOOKED_AT - self._num_seen), row + 1))
+                    self._keep(batch, slice(max(row, DIGESTED - self._num_seen), row + 1))
         self._num_seen += len(x)
 
     @property
@@ -195,10 +199,10 @@ class Quantity:
         ``conditions``, one of each condition; ``kind``: ``mass`` or ``density``, ``mixed`` where a
         model observes both; ``factors``, where there are any.
         """
-        arguments = {X: self.pair.cast(torch.cat([batch[0] for batch in self._few]))}
-        arguments |= {
-            name: torch.cat([batch[1][name] for batch in self._few]) for name in self._few[0][1]
-        }
+        kept = {X: self.pair.cast(torch.cat([batch[0] for batch in self._few]))}
+        kept |= {name: torch.cat([b[1][name] for b in self._few]) for name in self._few[0][1]}
+        rows = self._telling(kept)
+        arguments = {name: value[rows] for name, value in kept.items()}
         buffers = [
             (m, name)
             for m in self.pair.modules
@@ -209,11 +213,14 @@ class Quantity:
             run = _Run(self.pair, arguments)
             nodes = run()
             found = self._found(run, nodes)
+            own = {site: found.is_itself(site, arguments) for site in found.sites}
+            if not all(own.values()):  # the digest is of more rows than tell the arguments apart
+                run = _Run(self.pair, kept)
+                found.digested = _observed(run(), run.at)
         laws = {name: nodes[name]["fn"] for name in found.sites}
         factors = [name for name, node in nodes.items() if node["is_observed"] and _is_factor(node)]
         counts: Any = sum(each.scored.sum(1) for each in found.sites.values())
         num_dims = int(counts[0]) if found.sites and bool((counts == counts[0]).all()) else None
-        own = {site: found.is_itself(site, arguments) for site in found.sites}
         said = {
             "quantity": _in_words(found, factors),
             "num_dims": num_dims,
@@ -242,6 +249,17 @@ class Quantity:
                 "no bits/dim, as not every image has the same number of elements that are scored"
             )
         return said, (*notes, *_narrow_notes(laws, bits_offset))
+
+    def _telling(self, kept: Mapping[str, Tensor]) -> Tensor:
+        """Of the rows that were kept, the first ones, and for each argument one that differs from
+        its first row.
+        """
+        chosen = set(range(min(LOOKED_AT, len(kept[X]))))
+        for name in self._varied:
+            rows = kept[name]
+            other = (rows != rows[:1]).reshape(len(rows), -1).any(1).nonzero()
+            chosen |= set(other[:1, 0].tolist())
+        return torch.tensor(sorted(chosen), device=kept[X].device)
 
     def _found(self, run: _Run, nodes: dict[str, Any]) -> _Found:
         """What each argument moves; ``nodes`` are the model's sites where none is moved."""
@@ -288,12 +306,9 @@ class Quantity:
         digests = [self._digests[name].hex() for name in found.moved[site]]
         if own:
             return digests[0]
-        each = found.sites[site]
-        return (
-            Digest(*digests)
-            .add(each.values.where(each.scored, each.values.new_zeros(()))[:LOOKED_AT])
-            .hex()
-        )
+        each = found.digested[site]
+        values = each.values.where(each.scored, each.values.new_zeros(()))
+        return Digest(*digests).add(values[:DIGESTED]).hex()
 
 
 def _x_first(name: str) -> tuple[bool, str]:

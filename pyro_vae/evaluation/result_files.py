@@ -40,7 +40,8 @@ def _parts(ll: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tensors as arrays, those of an estimate in it under ``name.``, and what JSON has; a guide
     is in neither.
     """
-    arrays, words = dict[str, Any](), {"class": type(ll).__name__}
+    arrays = dict[str, Any]()
+    words: dict[str, Any] = {"class": type(ll).__name__}
     for name, value in ((each.name, getattr(ll, each.name)) for each in fields(ll)):
         if isinstance(value, Tensor):
             arrays[name] = value.cpu().numpy()
@@ -52,8 +53,8 @@ def _parts(ll: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
     return arrays, words
 
 
-def load_estimate(path: Path, of: str) -> Estimate | None:
-    """What `save_estimate` wrote, or None where there is no file or it is ``of`` something else.
+def load_estimate(path: Path, of: str) -> Any:
+    """The estimate that `save_estimate` wrote, or None where there is no file or it is ``of`` something else.
 
     Raises:
         UserError: the file is damaged.
@@ -73,7 +74,9 @@ def load_estimate(path: Path, of: str) -> Estimate | None:
 
 def _whole(arrays: dict[str, Any], words: dict[str, Any]) -> Estimate:
     kind = KINDS[words.pop("class")]
-    tensors = {n: torch.from_numpy(array) for n, array in arrays.items() if "." not in n}
+    tensors: dict[str, Any] = {
+        n: torch.from_numpy(array) for n, array in arrays.items() if "." not in n
+    }
     for name in {n.partition(".")[0] for n in arrays if "." in n}:
         own = {n.partition(".")[2]: a for n, a in arrays.items() if n.startswith(f"{name}.")}
         words[name] = _whole(own, words[name])

@@ -18,7 +18,7 @@ from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
 from pyro_vae.memory import keep_freed_memory
-from pyro_vae.pair.layouts import plain_score
+from pyro_vae.pair.layouts import Score, plain_score
 from pyro_vae.pair.runtime import Pair
 
 Draw = Callable[[int], Tensor]
@@ -77,10 +77,10 @@ class TracedWeights:
         """
         names, arguments = list(fields), [x, *fields.values()]
 
-        def log_weights(score: object) -> Callable[..., list[Tensor]]:
+        def log_weights(score: Score) -> Callable[..., list[Tensor]]:
             return lambda x, *values: [
                 self.kernel(x, dict(zip(names, values, strict=True)), k, score)
-            ]  # type: ignore[arg-type]
+            ]
 
         batches = [arguments, [self.others[0], *(self.others[1][name] for name in names)]]
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):

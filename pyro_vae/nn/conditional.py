@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+from pyro import distributions as dist
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.nn.net import Net, NetSpec, make_decoder
 from pyro_vae.validation import check_whole
 
@@ -34,6 +36,16 @@ def in_order(event_shape: Any, latent_dim: Any) -> tuple[tuple[int, ...], int]:
         event_shape, latent_dim = latent_dim, event_shape
     check_latent_dim(latent_dim)
     return event_shape, latent_dim
+
+
+def number_of_images(x: Tensor | None, size: int | None) -> int:
+    """Of the images ``x``, ``(B, *event_shape)``, or of those to generate."""
+    if x is None and size is None:
+        raise ValueError(
+            "the model was given neither images nor a size: call model(x), or model(None, size=n), "
+            "with the fields that it names"
+        )
+    return int(size) if x is None else x.shape[0]  # type: ignore[arg-type]
 
 
 class ConditionalDistribution(nn.Module, ABC):
@@ -103,6 +115,15 @@ class Likelihood(ConditionalDistribution):
         if isinstance(self.net, Net) and self.net.output_bias == "mean":
             self.register_buffer("started", torch.tensor(False))
 
+    def log_of(self, name: str, number: float | None, start: float) -> None:
+        """``log_<name>``: of a fixed number a buffer; else a parameter that begins at ``start``,
+        but where the decoder gives one for each pixel.
+        """
+        if number is not None:
+            self.register_buffer(f"log_{name}", torch.tensor(number).log())
+        elif self.per_pixel == 1:
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(start).log()))
+
     def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:
         """The decoder's ``per_pixel`` outputs at ``z``, each ``(*batch, *event_shape)``."""
         return self._decoded(context).chunk(self.per_pixel, dim=-len(self.event_shape))
@@ -129,7 +150,9 @@ class Likelihood(ConditionalDistribution):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether the decoder was built with ``output_bias=mean`` and its start is still to come."""
+        """Whether the decoder was built with ``output_bias=mean`` and its start is still to
+        come.
+        """
         return not bool(getattr(self, "started", True))
 
     def start_from_data(self, data: TrainingImages) -> None:
@@ -175,6 +198,42 @@ class Likelihood(ConditionalDistribution):
                 bias.copy_(output)
         if hasattr(self, "started"):
             self.started.fill_(True)
+
+
+class DiagonalNormal(ConditionalDistribution):
+    """p(z | c) = N(μ(c), diag σ²(c)), with (μ, log σ) = net(c): for the context c,
+    ``net.in_shape``, z is a vector.
+
+    It stands in a model, p(z1 | z2), and in a guide, q(z1 | x) and q(z2 | z1), alike.
+    """
+
+    def __init__(self, net: Net) -> None:
+        super().__init__()
+        self.net = net
+        self.event_shape = torch.Size([net.out_shape.numel() // 2])
+
+    def forward(self, context: Tensor | None = None) -> TorchDistribution:
+        """N(μ, diag σ²) at ``context``, ``(*batch, *net.in_shape)``."""
+        if context is None:
+            raise ValueError("DiagonalNormal is p(z | c): call it with c")
+        loc, log_scale = self.net(context).chunk(2, dim=-1)
+        return dist.Normal(loc, log_scale.exp()).to_event(1)
+
+
+def number_or_word(setting: str, value: Any, words: Sequence[str], symbol: str) -> float | None:
+    """A positive number, or None for one of the words; ``setting`` is such as ``"df of StudentT"``.
+
+    Raises:
+        UserError: something else.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not 0 < value < inf:
+            name, _, part = setting.split()
+            raise UserError(f"{part}({name}={value}): {symbol} must be positive and finite")
+        return float(value)
+    if value not in words:
+        raise UserError(did_you_mean(setting, str(value), [*words, "a positive number"]))
+    return None
 
 
 INNER = 1e-3

@@ -55,6 +55,16 @@ class Conv(Net):
     and restored exactly. ``init``, ``input_scale`` and ``output_bias`` are those of `MLP`; with
     ``output_bias=mean`` the decoder's last bias has one entry for each output, where it otherwise
     has one for each channel.
+
+    Args:
+        in_shape: the shape of an input: of an image, or ``(numbers,)``.
+        out_shape: the shape of an output.
+        channels: widths of the layers, from the image inwards; by default 32, 64, … as often as it
+            can be halved.
+        activation: the name of the function between layers.
+        init: ``torch`` (torch's own) or ``glorot``.
+        input_scale: what an encoder divides its input by: 255 for 8-bit levels.
+        output_bias: ``mean`` starts a decoder at the training images' mean; None does not.
     """
 
     def __init__(
@@ -149,8 +159,14 @@ def _upwards(
         # a doubled side is 2s − 1 pixels, plus the padding that restores the size which was halved
         padding = tuple(big - (2 * tiny - 1) for tiny, big in zip(small, large, strict=True))
         up = nn.ConvTranspose2d(
-            before, after, 3, stride=2, padding=1, output_padding=padding, bias=False
-        )  # type: ignore[arg-type]
+            before,
+            after,
+            3,
+            stride=2,
+            padding=1,
+            bias=False,
+            output_padding=padding,  # type: ignore[arg-type]
+        )
         layers += [up, nn.BatchNorm2d(after), activation(name)]
     last = nn.Conv2d(widths[-1], out_shape[0], 3, padding=1, bias=not bias_each)
     return nn.Sequential(*layers, last, *([Bias(out_shape)] if bias_each else []))

@@ -13,8 +13,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.validation import check_whole
+from pyro_vae.validation import check_choice, check_whole
 
 
 @contextmanager
@@ -44,7 +43,8 @@ class FlowDistribution(ZukoToPyro):
     drew it.
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012  # torch's contract for a distribution class
+    # torch's contract for a distribution class
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
 
     @property
@@ -68,8 +68,7 @@ def density_flow(name: str, num_dims: int, depth: int, width: int) -> nn.Module:
 
     It begins with an elementwise affine map: a spline is the identity outside [−5, 5].
     """
-    if name not in FLOWS:
-        raise UserError(did_you_mean("flow", str(name), FLOWS))
+    check_choice("flow", name, FLOWS)
     kind, args = (NSF, {}) if name == "NSF" else (MAF, {"passes": 2} if name == "RealNVP" else {})
     flow = kind(num_dims, transforms=depth, hidden_features=_hidden(width), **args)
     affine = ElementWiseTransform(num_dims)

@@ -19,6 +19,15 @@ class MLP(Net):
     uniform weights, biases 0). ``output_bias=mean`` starts a decoder at the training mean (Burda et
     al. 2016): the command line does so, in Python `Likelihood.start_at_mean` does. An encoder
     divides its input by ``input_scale``: 255 for 8-bit levels.
+
+    Args:
+        in_shape: the shape of an input: of an image, or ``(numbers,)``.
+        out_shape: the shape of an output.
+        hidden: widths of the hidden layers, in the encoder's order.
+        activation: the name of the function between layers.
+        init: ``torch`` (torch's own) or ``glorot``.
+        input_scale: what an encoder divides its input by: 255 for 8-bit levels.
+        output_bias: ``mean`` starts a decoder at the training images' mean; None does not.
     """
 
     def __init__(

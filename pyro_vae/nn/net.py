@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from math import inf, prod
+from math import prod
 from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae import lookup, registry
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_choice, check_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "tanh": nn.Tanh,
@@ -35,9 +36,7 @@ does without them.
 
 def activation(name: str) -> nn.Module:
     """The activation of that name; a ``UserError`` lists the known ones."""
-    if name.lower() not in ACTIVATIONS:
-        raise UserError(did_you_mean("activation", name, ACTIVATIONS))
-    return ACTIVATIONS[name.lower()]()
+    return ACTIVATIONS[check_choice("activation", name.lower(), ACTIVATIONS)]()
 
 
 class Net(nn.Module, ABC):
@@ -45,6 +44,10 @@ class Net(nn.Module, ABC):
 
     ``encoder`` and ``decoder`` build the two directions of an auto-encoder from one set of
     arguments, written in the encoder's order: a decoder reverses them.
+
+    Args:
+        in_shape: the shape of an input: of an image, or ``(numbers,)``.
+        out_shape: the shape of an output.
     """
 
     slot: ClassVar[str] = "net"
@@ -104,21 +107,11 @@ class Net(nn.Module, ABC):
         """Keep and apply the options that every network of this package has, its layers being
         there.
         """
-        if init not in INITS:
-            raise UserError(did_you_mean(f"init of {type(self).__name__}", str(init), INITS))
-        if (
-            isinstance(input_scale, bool)
-            or not isinstance(input_scale, int | float)
-            or not 0 < input_scale < inf
-        ):
-            raise UserError(
-                f"{type(self).__name__}(input_scale={input_scale!r}): expected a positive number, "
-                "such as 255 for 8-bit levels"
-            )
-        if output_bias not in (None, "mean"):
-            raise UserError(
-                did_you_mean(f"output_bias of {type(self).__name__}", str(output_bias), ["mean"])
-            )
+        name, words = type(self).__name__, "a positive number, such as 255 for 8-bit levels"
+        check_choice(f"init of {name}", init, INITS)
+        check_number(f"{name}(input_scale={{!r}})", input_scale, words, ends="()")
+        if output_bias is not None:
+            check_choice(f"output_bias of {name}", output_bias, ["mean"])
         self.input_scale, self.output_bias = float(input_scale), output_bias
         if init == "glorot":
             glorot(self)
@@ -186,17 +179,15 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
     own = {k: v for k, v in args.items() if OF_ONE_DIRECTION.get(k, direction) == direction}
     if isinstance(net, nn.Module):
         return _ready(net, own, inputs, outputs)
-    part = lookup.resolve("net", net) if isinstance(net, str) else net
+    part: Any = lookup.resolve("net", net) if isinstance(net, str) else net
     if not isinstance(part, type) or not hasattr(part, direction):
         what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
         raise UserError(
             f"net is {what}: expected a name such as 'Conv', a call such as "
             "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is ready"
         )
-    make = part.encoder if direction == "encoder" else part.decoder
-    built: Net = make(
-        *((inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)), **own
-    )
+    sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
+    built: Net = getattr(part, direction)(*sizes, **own)
     return built
 
 
@@ -236,6 +227,9 @@ def make_encoder(net: NetSpec, event_shape: tuple[int, ...], num_outputs: int, *
         num_outputs: how many numbers an image is mapped to.
         **args: the network's own arguments; those of the other side are passed over.
 
+    Returns:
+        A network of any number of batch dimensions; one that is ready is part of it.
+
     Raises:
         UserError: no such network; arguments beside one that is ready, or one of other shapes.
     """
@@ -254,6 +248,9 @@ def make_decoder(
         event_shape: that of an image.
         per_pixel: numbers for each pixel, which are laid along the first event dimension.
         **args: the network's own arguments; those of the other side are passed over.
+
+    Returns:
+        As `make_encoder`.
 
     Raises:
         UserError: as `make_encoder`.

@@ -5,7 +5,7 @@ make a loss module.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.fields import as_fields
+from pyro_vae.objectives.calls import batch_of
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
@@ -112,7 +112,9 @@ class Objective(ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """`differentiable_loss` as a number, its gradient being added to each parameter's ``grad``."""
+        """`differentiable_loss` as a number, its gradient being added to each parameter's
+        ``grad``.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -130,7 +132,9 @@ class Objective(ELBO):
     # ---- what makes it this objective
 
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
-        """The estimate of one batch, the pair being active: its terms, put together by `estimate`."""
+        """The estimate of one batch, the pair being active: its terms, put together by
+        `estimate`.
+        """
         structure = pair.structure(x, fields, scored=False)
         if (suited := self.suited(structure)) is not self:
             return suited.run(pair, x, fields, kl_weight)
@@ -179,6 +183,10 @@ class Objective(ELBO):
 class Loss(nn.Module):
     """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
     place.
+
+    Args:
+        objective: what is maximised.
+        pair: the two programs.
     """
 
     kl_weight: Tensor
@@ -198,54 +206,15 @@ class Loss(nn.Module):
         return self.measure(*batch_of(self.pair, args, kwargs)).loss
 
     def measure(self, x: Tensor, fields: Fields) -> Estimate:
-        """The loss with the reconstruction and KL of the same draws, in the modules' present mode."""
+        """The loss with the reconstruction and KL of the same draws, in the modules' present
+        mode.
+        """
         with self.pair.active():
             return self.step(x, fields)
 
     def step(self, x: Tensor, fields: Fields) -> Estimate:
         """``measure`` for a caller that has made the pair active: what a training loop runs."""
         return self.objective.run(self.pair, x, fields, self.kl_weight)
-
-
-def batch_of(
-    pair: Pair, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """x and the named fields of a call as SVI passes it on, ``svi.step(x, y, dose=d)``; None is not
-    given.
-
-    What is positional has the name that each program gives it.
-    """
-    programs = (pair.model, pair.guide)
-    given, fields = list(args), dict(kwargs)
-    if not given:
-        named = {
-            name: fields.pop(name)
-            for program in programs
-            for name in program.positional[:1]
-            if name in fields
-        }
-        given = list(named.values())[:1]
-    if not given or not isinstance(given[0], Tensor) or not given[0].dim():
-        what = f"is a {type(given[0]).__name__}" if given else "was not given"
-        raise UserError(
-            f"the programs' first argument, x, {what}: expected a tensor (B, *event_shape)"
-        )
-    for program in programs:
-        names, values = program.positional[1:], given[1:]
-        if len(values) > len(names):
-            takes = ", ".join(program.positional) or "x"
-            raise UserError(
-                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give "
-                "the others by name"
-            )
-        for name, value in zip(names, values, strict=False):
-            if fields.setdefault(name, value) is not value:
-                raise UserError(
-                    f"{name!r} is given twice, or is another argument in the model than in the "
-                    "guide: give it by its name"
-                )
-    fields = {name: value for name, value in fields.items() if value is not None}
-    return given[0], as_fields(fields, len(given[0]))
 
 
 def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
@@ -255,7 +224,7 @@ def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
 
 def reconstruction(terms: SiteTerms) -> Tensor:
     """Σ log p(x | z) over images, mean over particles, without its graph."""
-    total: Tensor = sum(site.log_prob.sum() for site in terms.observed.values())  # type: ignore[assignment]
+    total: Any = sum(site.log_prob.sum() for site in terms.observed.values())
     return total.detach() / terms.num_particles
 
 

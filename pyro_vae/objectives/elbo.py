@@ -31,6 +31,7 @@ from pyro_vae.pair.layouts import (
     times_shares,
 )
 from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_number
 
 
 def _score_surrogate(terms: SiteTerms, kl_weight: Tensor) -> Any:
@@ -68,6 +69,9 @@ class Trace_ELBO(Objective):
     Pyro's estimator of the same name: pathwise gradients where a site is reparameterised,
     score-function gradients elsewhere. ``num_particles`` draws an image are averaged, all in one
     run.
+
+    Args:
+        num_particles: draws of z for each image.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
@@ -76,7 +80,9 @@ class Trace_ELBO(Objective):
     num_particles: int = 1
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
-        """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one particle."""
+        """−ELBO with the KL weighted; equal to Pyro's to the last bit at weight 1 and one
+        particle.
+        """
         terms = terms.expected()
         value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
         surrogate: Any = 0.0  # what is differentiated
@@ -105,7 +111,9 @@ class _ByKL(Objective):
     enumerates: ClassVar[bool] = True
 
     def check(self, structure: Structure) -> None:
-        """Refuse draws that are not reparameterised: this estimator has pathwise gradients alone."""
+        """Refuse draws that are not reparameterised: this estimator has pathwise gradients
+        alone.
+        """
         refuse_no_path(self, structure, "'Trace_ELBO'")
 
     def layout(self, structure: Structure, layout: str) -> str:
@@ -149,6 +157,9 @@ class TraceMeanField_ELBO(_ByKL):
     By site: closed where every latent before it in the model is before it in the guide too and a
     form is registered, sampled otherwise (Pyro's own takes the closed form in either case, and is
     wrong in the second). Equal to Pyro's to the last bit where Pyro's is right.
+
+    Args:
+        num_particles: draws of z for each image.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
@@ -173,6 +184,10 @@ class FreeBits(_ByKL):
     KL exists for every prior and guide, flows and full covariances too, where that of one dimension
     does not; λ is for the whole site. KL_s is closed or sampled by the rule of
     `TraceMeanField_ELBO`, and at λ = 0 so is the loss.
+
+    Args:
+        free_bits: λ, nats for each latent site, 0 or more.
+        num_particles: draws of z for each image.
     """
 
     free_bits: float = 0.5
@@ -180,11 +195,8 @@ class FreeBits(_ByKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.free_bits) not in (int, float) or not 0 <= self.free_bits < float("inf"):
-            raise UserError(
-                f"FreeBits(free_bits={self.free_bits!r}): expected nats for a latent site, 0 or "
-                "more"
-            )
+        words = "nats for a latent site, 0 or more"
+        check_number("FreeBits(free_bits={!r})", self.free_bits, words)
 
     def costs(self, name: str, terms: SiteTerms, closed: Tensor | None) -> list[Tensor]:
         """The KL of the batch, or λ an image and particle where that is more."""

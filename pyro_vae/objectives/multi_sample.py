@@ -16,6 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.pair.layouts import SiteTerms, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
+from pyro_vae.validation import check_number
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class IWAE(MultiSampleObjective):
     K = ``num_particles``; ELBO = L_1 ≤ L_K ≤ L_{K+1} ≤ log p(x). Pathwise gradients Σ_k w̃_k ∇ log
     w_k (their equation 14), w̃ the normalised weights; score-function gradients where a site of the
     guide has no rsample.
+
+    Args:
+        num_particles: K, draws of z for each image.
     """
 
     num_particles: int = 5
@@ -121,6 +125,10 @@ class RenyiELBO(MultiSampleObjective):
     ``num_particles`` draws. α = 0 is `IWAE`, α → 1 the ELBO, and α = 1 is exactly that; α < 0 may
     exceed log p(x). Pyro's class of that name sums the images before it takes the logarithm, and
     agrees for one image.
+
+    Args:
+        alpha: α, a finite number; 0 is IWAE, 1 the ELBO.
+        num_particles: K, draws of z for each image.
     """
 
     alpha: float = 0.5
@@ -128,11 +136,8 @@ class RenyiELBO(MultiSampleObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.alpha) not in (int, float) or not -inf < self.alpha < inf:
-            raise UserError(
-                f"RenyiELBO(alpha={self.alpha!r}): expected a finite number, 0 for IWAE and 1 for "
-                "the ELBO"
-            )
+        words = "a finite number, 0 for IWAE and 1 for the ELBO"
+        check_number("RenyiELBO(alpha={!r})", self.alpha, words, -inf, ends="()")
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """1/(1 − α) log (1/K) Σ_k exp (1 − α) ℓ_k, and its limit at α = 1."""
@@ -146,6 +151,10 @@ class MIWAE(MultiSampleObjective):
 
     Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better". m·k draws an
     image: MIWAE(1, k) is IWAE(k), MIWAE(m, 1) the ELBO of m particles.
+
+    Args:
+        m: the number of bounds.
+        k: draws of z in each.
     """
 
     counts: ClassVar[tuple[str, ...]] = ("m", "k")
@@ -170,6 +179,10 @@ class CIWAE(MultiSampleObjective):
     Both from the same K = ``num_particles`` draws ("Tighter Variational Bounds are Not Necessarily
     Better"). β = 1 is the ELBO of K particles, β = 0 is `IWAE`. This β mixes two bounds; the KL
     weight is another number.
+
+    Args:
+        beta: β, the share of the ELBO, from 0 to 1.
+        num_particles: K, draws of z for each image.
     """
 
     beta: float = 0.5
@@ -177,10 +190,8 @@ class CIWAE(MultiSampleObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.beta) not in (int, float) or not 0 <= self.beta <= 1:
-            raise UserError(
-                f"CIWAE(beta={self.beta!r}): expected a share from 0 (IWAE) to 1 (the ELBO)"
-            )
+        words = "a share from 0 (IWAE) to 1 (the ELBO)"
+        check_number("CIWAE(beta={!r})", self.beta, words, high=1, ends="[]")
 
     def bound(self, log_weights: Tensor) -> Tensor:
         """β mean ℓ + (1 − β) log-mean-exp ℓ."""

@@ -58,6 +58,9 @@ class STL(PathDerivative):
     φ̄ is φ held fixed, and ε the noise. The term left out, ∇_φ log q_φ(z | x) at a fixed z, has
     mean 0: unbiased, and with variance 0 where q(z | x) is p(z | x) (Roeder et al. 2017, "Sticking
     the Landing"). ``num_particles`` draws an image are averaged.
+
+    Args:
+        num_particles: draws of z for each image.
     """
 
     num_particles: int = 1
@@ -76,6 +79,9 @@ class DReG(PathDerivative, IWAE):
     stochastic layers; near the posterior its signal-to-noise ratio grows with K where that of
     IWAE's falls. θ has IWAE's own gradient. With the KL weight β the second reparameterisation acts
     on β of the score, and w̃_k² becomes w̃_k (1 − β + β w̃_k).
+
+    Args:
+        num_particles: K, draws of z for each image.
     """
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:

@@ -5,7 +5,7 @@ figures.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -25,20 +25,22 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
-from pyro_vae.pair.layouts import Fields, SiteTerms
+from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
+from pyro_vae.pair.module_state import statistics_kept
 from pyro_vae.pair.program import Program
-from pyro_vae.pair.rescoring import statistics_kept
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 
-_JIT = "it traces the programs by torch.jit, which is deprecated: use the class of that name without Jit"
+_JIT = "it traces by torch.jit, which is deprecated: use the class of that name without Jit"
 _REFUSED: Mapping[type, str] = {
     infer.JitTrace_ELBO: _JIT,
     infer.JitTraceMeanField_ELBO: _JIT,
     infer.JitTraceEnum_ELBO: _JIT,
     infer.JitTraceGraph_ELBO: _JIT,
-    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or pyro.infer.SVI",
-    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
+    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or "
+    "pyro.infer.SVI",
+    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use "
+    "objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
     infer.Trace_MMD: "it is no bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
 }
 """Pyro's classes that are not served, and why."""
@@ -109,10 +111,10 @@ class PyroELBO(Objective):
 
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """Pyro's loss of one batch, and the figures of its traces."""
-        weight = _Scaled(pair.structure(x, fields, scored=False).latents, kl_weight)
-        model, guide = (
-            _Recorded(program, x, fields, weight) for program in (pair.model, pair.guide)
-        )
+        structure = pair.structure(x, fields, scored=False)
+        weight = _Scaled(structure.latents, kl_weight)
+        programs = _marked(pair.model, structure.summed), pair.guide
+        model, guide = (_Recorded(program, x, fields, weight) for program in programs)
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(
@@ -125,7 +127,7 @@ class PyroELBO(Objective):
         models, guides = model.traces[runs:], guide.traces[runs:]
         scale = _plate_scale(models[-1], len(x))
         if any(map(_enumerated, (*models, *guides))):
-            return Estimate(loss, *_one_more_run(pair, x, fields), scale)
+            return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
         observed, kl = _sum(models, True), _sum(guides, False) - _sum(models, False)
         observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
@@ -133,7 +135,9 @@ class PyroELBO(Objective):
 
     @contextmanager
     def _checking(self, pair: Pair) -> Iterator[None]:
-        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are on."""
+        """What Pyro raises is one sentence; in the first run of a pair its own checks of it are
+        on.
+        """
         try:
             with pyro.settings.context(validate_infer=pair not in self._met):
                 yield
@@ -154,7 +158,7 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
     """Pyro's own objective of the same loss.
 
     Raises:
-        UserError: there is none; or it would draw from the prior what the engine sums out.
+        UserError: there is none.
     """
     name, kind = type(objective).__name__, objective.stock
     if kind is None:
@@ -162,13 +166,7 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
             f"{name} does not serve this pair; objective='Trace_ELBO' does, by Pyro's own code: "
             f"{structure.by_pyro}"
         )
-    if structure.summed:
-        raise UserError(
-            f"the guide lacks {', '.join(map(repr, structure.summed))}, which {name} can't sum out "
-            "in this pair: give objective=pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), and the "
-            f"model within pyro.infer.config_enumerate ({structure.by_pyro})"
-        )
-    if structure.enumerated and objective.enumerates:
+    if structure.summed or (structure.enumerated and objective.enumerates):
         nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles
         return PyroELBO(infer.TraceEnum_ELBO(max_plate_nesting=nesting, num_particles=number))
     # where the guide samples in another order than the model, Pyro's closed forms are wrong
@@ -180,7 +178,7 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
 class _Recorded:
     """A program on one batch, as Pyro's ELBOs call it; each of its runs leaves a trace."""
 
-    def __init__(self, program: Program, x: Tensor, fields: Fields, weight: Messenger) -> None:
+    def __init__(self, program: Any, x: Tensor, fields: Fields, weight: Messenger) -> None:
         self.program, self.x, self.fields, self.weight = program, x, fields, weight
         self.traces: list[poutine.Trace] = []
 
@@ -270,8 +268,27 @@ def _enumerated(trace: poutine.Trace) -> bool:
 
 
 @torch.no_grad()
-def _one_more_run(pair: Pair, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
-    """(reconstruction, KL) of one draw an image; running statistics are left as they are."""
-    with statistics_kept():
-        terms = pair.run(x, fields)
-    return reconstruction(terms), sampled_kl(terms)
+def _one_more_run(
+    pair: Pair, structure: Structure, x: Tensor, fields: Fields
+) -> tuple[Tensor, Tensor]:
+    """(reconstruction, KL) of one draw an image; running statistics are left as they are, and so is
+    the noise of the next step.
+    """
+    devices = [x.device] if x.device.type == "cuda" else []
+    with statistics_kept(), torch.random.fork_rng(devices):
+        if not structure.unscored:
+            terms = pair.run(x, fields)
+            return reconstruction(terms), sampled_kl(terms)
+        guide = plain_draw(pair.guide, x, fields)
+        model = plain_draw(poutine.replay(pair.model, trace=guide), x, fields)
+    latent = _sum([guide], False) - _sum([model], False)
+    return torch.as_tensor(_sum([model], True)), torch.as_tensor(latent)
+
+
+def _marked(model: Program, summed: Collection[str]) -> Any:
+    """The model, with the sites that the guide lacks asked to be enumerated."""
+
+    def parallel(site: Any) -> dict[str, str]:
+        return {"enumerate": "parallel"} if site["name"] in summed else {}
+
+    return poutine.infer_config(model, parallel) if summed else model

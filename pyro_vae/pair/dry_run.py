@@ -564,7 +564,7 @@ def _judged(node: Any) -> Tensor:
             left_out = left_out & ~log_prob_of(node).isnan().any()
     for mask, dims in masks_of(node):
         if mask is False:
-            return fn.sample()  # type: ignore[no-any-return]
+            return fn.sample()
         if isinstance(mask, Tensor):
             left_out = left_out | ~mask.reshape(mask.shape + (1,) * dims)
     return torch.where(left_out, fn.sample(), value) if bool(left_out.any()) else value

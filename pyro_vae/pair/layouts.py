@@ -436,7 +436,7 @@ def on_particles(
     log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
     if not at.enumerated:
         return log_prob
-    values = (*reversed(at.enumerated.values()), size.num_particles, size.batch_size)
+    values = (*reversed(list(at.enumerated.values())), size.num_particles, size.batch_size)
     shape = torch.broadcast_shapes(log_prob.shape, values)
     return log_prob.expand(shape).flatten(-len(values), -2)
 

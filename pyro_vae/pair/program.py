@@ -21,7 +21,6 @@ from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
@@ -303,32 +302,6 @@ def in_dry_run() -> bool:
     show the shape of.
     """
     return _dry.get()
-
-
-@contextmanager
-def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
-    """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by
-    ``pyro.module``.
-
-    Those that a closure hides are met too, and one that only holds others, whose own mode a program
-    may ask for.
-    """
-    handle, register = register_module_forward_pre_hook(lambda module, _: meet(module)), pyro.module
-
-    def registered(
-        name: str, nn_module: nn.Module, update_module_params: bool = False
-    ) -> nn.Module:
-        for module in nn_module.modules():
-            meet(module)
-        result: nn.Module = register(name, nn_module, update_module_params)
-        return result
-
-    pyro.module = registered
-    try:
-        yield
-    finally:
-        pyro.module = register
-        handle.remove()
 
 
 def validation(*, distributions: bool) -> AbstractContextManager[None]:

@@ -5,8 +5,7 @@ derivatives need.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,8 +16,8 @@ from torch.utils._pytree import tree_map
 
 from pyro_vae.errors import first_line
 from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, plain_draw
-from pyro_vae.pair.program import Program, modules_called
-from pyro_vae.tensors import attributes_kept, own_buffers
+from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.program import Program
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -84,26 +83,6 @@ def rescored(
     return again
 
 
-@contextmanager
-def statistics_kept() -> Iterator[None]:
-    """Modules that run inside leave buffers (BatchNorm's, spectral norm's) and counters as they
-    were: a batch counts once.
-    """
-    with ExitStack() as stack:
-
-        def meet(module: nn.Module) -> None:
-            places = [
-                (module, name) for name, buffer in module._buffers.items() if buffer is not None
-            ]
-            if module.training and places:
-                stack.enter_context(own_buffers(places))
-            if module.training:
-                stack.enter_context(attributes_kept([module]))
-
-        stack.enter_context(modules_called(meet))
-        yield
-
-
 def leaves(*values: Tensor) -> list[nn.Parameter]:
     """The tensors that the values' gradient would flow into."""
     found: dict[int, Any] = {}
@@ -124,9 +103,7 @@ def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
     ``pair.probing``.
     """
     latents = latent_nodes(plain_draw(pair.guide, x, fields))
-    own = tuple(
-        name for name, node in latents.items() if not scores_foreign(node["fn"], node["value"])
-    )
+    own = tuple(name for name, node in latents.items() if not scores_foreign(node))
     if own or not latents:
         return {"own_draws_only": own}
     with (
@@ -154,12 +131,12 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
     return ""
 
 
-def scores_foreign(fn: Any, value: Tensor) -> bool:
-    """Whether ``fn.log_prob`` takes a copy of a draw, as if it were any z, and gives the draw's own
-    density.
+def scores_foreign(node: Any) -> bool:
+    """Whether a site's ``log_prob``, with what its statement passes on, takes a copy of a draw, as
+    if it were any z, and gives the draw's own density.
     """
     try:
-        own, foreign = fn.log_prob(value), fn.log_prob(value.clone())
+        own, foreign = log_prob_of(node), log_prob_of({**node, "value": node["value"].clone()})
     except (
         Exception
     ):  # each flow has its own way to say no: KeyError, NotImplementedError, RuntimeError

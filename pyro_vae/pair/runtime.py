@@ -28,13 +28,13 @@ from pyro_vae.pair.layouts import (
     plain_score,
     run,
 )
+from pyro_vae.pair.module_state import modules_called
 from pyro_vae.pair.program import (
     ParameterStore,
     Program,
     PyrosStore,
     dry_run,
     handled,
-    modules_called,
     scales_ignored,
     validation,
 )

@@ -65,6 +65,15 @@ def unscored(
         for name, node in sites.items()
         if _is_shared(node, fewer[name], num_images)
     }
+    at_once = [name for name in shared if name in model and model[name]["is_observed"]]
+    if at_once:
+        return Unscored(
+            f"site {at_once[0]!r} of the model stands outside the data plate and is observed once "
+            "for all images of a batch, so log p(x) of one is not defined: sample it inside `with "
+            "pyro.plate('data', x.shape[0]):`, once an image",
+            shared=tuple(shared),
+            loose=frozenset(shared),
+        )
     if shared:
         names = ", ".join(map(repr, shared))
         of = "a latent" if len(shared) == 1 else "latents"
@@ -84,7 +93,7 @@ def unscored(
 
 
 def _is_shared(node: Any, fewer: Any, num_images: int) -> bool:
-    if node["is_observed"] or node["fn"].shape() != fewer["fn"].shape():
+    if node["fn"].shape() != fewer["fn"].shape():
         return False
     return all(
         not frame.vectorized or (frame.size >= 0 and frame.size != num_images)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from math import ceil, sqrt
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +15,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.files import write_atomically
 from pyro_vae.plots.images import Pixels, tile, to_pixels
 
 DPI = 200
@@ -167,6 +170,13 @@ def _write_classes(
                 weight="bold",
                 path_effects=halo,
             )
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write it as PNG: the file is whole, or the one before."""
+    content = BytesIO()
+    figure.savefig(content, dpi=DPI, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def zoom(axes: Axes) -> None:

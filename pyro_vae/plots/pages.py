@@ -18,7 +18,7 @@ from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.curves import curves
-from pyro_vae.plots.figures import DPI, samples_figure, side_by_side
+from pyro_vae.plots.figures import samples_figure, save, side_by_side
 from pyro_vae.plots.image_pages import classes, reconstructions, samples
 from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, value_range
 from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
@@ -94,7 +94,7 @@ def write_pictures(
     for name in chosen:
         figure = _drawn(name, subject, asked_for=pages is not None)
         if figure is not None:
-            figure.savefig(folder / f"{name}.png", dpi=DPI)
+            save(figure, folder / f"{name}.png")
             written.append(folder / f"{name}.png")
     return written
 
@@ -116,7 +116,7 @@ def write_beside(
             _drawn(name, next(iter(subjects.values())), asked_for=True)  # says why
         rows += [row] if any(row) else []
     path.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side(rows, list(subjects)).savefig(path, dpi=DPI)
+    save(side_by_side(rows, list(subjects)), path)
     return path
 
 
@@ -136,7 +136,7 @@ def samples_picture(
     images = image_site(sample(model, n, seed=seed, **options), event_shape)
     figure = samples_figure(images, value_range(images))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    save(figure, path)
     return path
 
 

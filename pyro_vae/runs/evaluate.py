@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 
 from pyro_vae import distributed
 from pyro_vae.analysis.encode import reconstruct
+from pyro_vae.errors import first_line
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.runs import evaluation_methods, run_folder
@@ -31,7 +34,14 @@ def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
     """
     run.results()  # damaged results are told before the work, not after
     experiment, steps = distributed.current().after_the_first(
-        lambda: trained(run, options.data, options.data_root, tell, new=options.split == "all")
+        lambda: trained(
+            run,
+            options.data,
+            options.data_root,
+            tell,
+            new=options.split == "all",
+            trust=options.trust,
+        )
     )
     try:
         found = outcome(experiment, options, steps)
@@ -81,7 +91,20 @@ def keep_images(
     )
     found.estimate.to_csv(run.per_image_file)
     if pictures:
-        found.estimate.plot(run.folder / "evaluation.png", *_shown(experiment, found, device))
+        with drawing(run):
+            found.estimate.plot(run.folder / "evaluation.png", *_shown(experiment, found, device))
+
+
+@contextmanager
+def drawing(run: Run) -> Iterator[None]:
+    """What fails inside is a picture, and ends nothing."""
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(
+            f"pictures are missing ({first_line(error)}); draw them with: pyro-vae plot {run}",
+            stacklevel=3,
+        )
 
 
 def stored(run: Run, options: Compare, tell: Tell) -> LogMarginal | None:
@@ -107,7 +130,7 @@ def evaluated(run: Run, options: Compare, number: int | None, tell: Tell) -> Log
         compile=options.compile,
         quiet=options.quiet,
     )
-    experiment, steps = trained(run, options.data, options.data_root, tell)
+    experiment, steps = trained(run, options.data, options.data_root, tell, trust=options.trust)
     found = outcome(experiment, evaluation, steps)
     assert found is not None and found.estimate is not None
     keep(run, experiment, found, evaluation)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +16,7 @@ from pyro_vae.evaluation.ais import ais
 from pyro_vae.evaluation.bdmc import bdmc
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.refine import refine
-from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.evaluation.result import Estimate, LogMarginal
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Evaluate
 
@@ -37,15 +39,41 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """One way: what to call, and on how many images where nobody says (None: all).
+    """One way: an estimator, and the options of `evaluate` that it takes beside those of all.
 
-    ``divided``: several processes share the images out, and all have the outcome; else it is the
-    first one's work.
+    ``num_images``: on how many where nobody says (None: all). ``divided``: several processes share
+    the images out, and all have the outcome; else it is the first one's work. ``compared``: its
+    estimates may be compared between runs. ``simulated``: the images are the model's own.
     """
 
-    call: Callable[[Experiment, Evaluate, int, int | None], Outcome]
+    estimator: Callable[..., Estimate]
+    options: tuple[str, ...]
     num_images: int | None = None
     divided: bool = False
+    compared: bool = False
+    simulated: bool = False
+
+    def __call__(
+        self, experiment: Experiment, options: Evaluate, steps: int, number: int | None
+    ) -> tuple[Estimate, Any]:
+        """The estimate, and the images that it is of; defaults are the estimator's own."""
+        given = {"seed": options.seed, "device": options.device, "compile": options.compile}
+        chosen = {name: getattr(options, name) for name in self.options}
+        given |= {name: value for name, value in chosen.items() if value is not None}
+        given |= experiment.fields(options.split, number)
+        pair, progress = (experiment.model, experiment.guide), not options.quiet
+        known = experiment.protocol(steps)
+        x, words = experiment.images(options.split, 1 if self.simulated else number)
+        if self.simulated:
+            of_data = experiment.observed.protocol
+            said = {key: value for key, value in known.items() if key not in of_data}
+            given |= {"size": number, "like": x}
+            found = self.estimator(*pair, progress=progress, **given)
+            return replace(found, protocol={**said, **found.protocol}), x
+        if "bits_offset" in signature(self.estimator).parameters:
+            given["bits_offset"] = experiment.observed.bits_offset
+        said = {**words, **known}
+        return self.estimator(*pair, x, progress=progress, protocol=said, **given), x
 
 
 def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
@@ -56,96 +84,21 @@ def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
     number = options.num_images
     if number is None and method.num_images is not None:
         number = min(method.num_images, len(experiment.images(options.split, None)[0]))
-    found = method.call(experiment, options, steps, number)
-    return replace(found, figures={"method": options.method, **found.figures})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def _importance(
-    experiment: Experiment, options: Evaluate, steps: int, number: int | None
-) -> Outcome:
-    return _sampled(experiment, options, steps, number, options.proposal or "guide")
-
-
-def _prior(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:
-    found = _sampled(experiment, options, steps, number, "prior")
-    return replace(found, estimate=None, x=None)  # for teaching: no number to compare
-
-
-def _sampled(
-    experiment: Experiment, options: Evaluate, steps: int, number: int | None, proposal: str
-) -> Outcome:
-    x, words = experiment.images(options.split, number)
-    result = log_marginal(
-        experiment.model,
-        experiment.guide,
-        x,
-        **experiment.fields(options.split, number),
-        proposal=proposal,
-        protocol={**words, **experiment.protocol(steps)},
-        bits_offset=experiment.observed.bits_offset,
-        **_given(options, "num_samples", "precision"),
-    )
-    return Outcome(result.to_dict(), str(result), options.split, result, x)
-
-
-def _annealed(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:
-    x, words = experiment.images(options.split, number)
-    result = ais(
-        experiment.model,
-        experiment.guide,
-        x,
-        **experiment.fields(options.split, number),
-        protocol={**words, **experiment.protocol(steps)},
-        bits_offset=experiment.observed.bits_offset,
-        **_given(options, "num_steps", "num_chains"),
-    )
-    return Outcome(result.to_dict(), str(result), options.split, result, x)
-
-
-def _bounds(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:
-    x, _ = experiment.images("test", 1)
-    chosen: dict[str, Any] = {"size": number} if number is not None else {}
-    given = _given(options, "num_steps", "num_chains")
-    size = chosen.get("size", len(experiment.images("test", None)[0]))
-    result = bdmc(
-        experiment.model,
-        experiment.guide,
-        like=x,
-        **chosen,
-        **experiment.fields("test", size),
-        **given,
-    )
-    known = experiment.protocol(steps)
-    parts = {key: value for key, value in known.items() if key not in experiment.observed.protocol}
-    result = replace(result, protocol={**parts, **result.protocol})
-    return Outcome(result.to_dict(), str(result), SIMULATED)
-
-
-def _refined(experiment: Experiment, options: Evaluate, steps: int, number: int | None) -> Outcome:
-    x, words = experiment.images(options.split, number)
-    said = {**words, **experiment.protocol(steps)}
-    given = _given(options, "num_samples", "num_steps")
-    fields = experiment.fields(options.split, number)
-    result = refine(experiment.model, experiment.guide, x, protocol=said, **fields, **given)
-    return Outcome(result.to_dict(), str(result), options.split)
-
-
-def _given(options: Evaluate, *names: str) -> dict[str, Any]:
-    """The options of every method, and those of ``names`` that were given: the function's own
-    defaults serve for the others.
-    """
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    common = {"seed": options.seed, "device": options.device, "compile": options.compile}
-    return {**common, "progress": not options.quiet, **chosen}
+    found, x = method(experiment, options, steps, number)
+    kept = (found, x) if method.compared and isinstance(found, LogMarginal) else (None, None)
+    split = SIMULATED if method.simulated else options.split
+    return Outcome({"method": options.method, **found.to_dict()}, str(found), split, *kept)
 
 
 METHODS: dict[str, Method] = {
-    "iw": Method(_importance, divided=True),
-    "ais": Method(_annealed, 100),
-    "bdmc": Method(_bounds, 100),
-    "refine": Method(_refined, 100),
-    "prior": Method(_prior, divided=True),
+    "iw": Method(
+        log_marginal, ("num_samples", "precision", "proposal"), divided=True, compared=True
+    ),
+    "ais": Method(ais, ("num_steps", "num_chains"), 100, compared=True),
+    "bdmc": Method(bdmc, ("num_steps", "num_chains"), 100, simulated=True),
+    "refine": Method(refine, ("num_samples", "num_steps"), 100),
+    # for teaching: no number to compare
+    "prior": Method(
+        partial(log_marginal, proposal="prior"), ("num_samples", "precision"), divided=True
+    ),
 }

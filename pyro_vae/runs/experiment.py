@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from pyro_vae.pair.structure import Structure
 from pyro_vae.protocols import hook
 from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
+from pyro_vae.runs.sizes import refuse_impossible
 from pyro_vae.training.checkpoint_files import state_of
 
 PARTS_OF_MODELS = ("prior", "likelihood")
@@ -288,25 +290,31 @@ def build_pair(
     of_guides = (
         {"input_scale": float(levels - 1)} if levels is not None and _sees_levels(options) else {}
     )
+    make = partial(_made, options, context, of_guides)
     with torch.random.fork_rng(devices=[]):
+        refuse_impossible(options, event_shape, make)
         torch.default_generator.manual_seed(options.seed)
-        named = {name: getattr(options, name) for name in PARTS_OF_MODELS}
-        guide = None
-        if asking := [
-            name
-            for name in ("model", *PARTS_OF_MODELS)
-            if "encoder" in _names(name, getattr(options, name))
-        ]:
-            _refuse_circle(asking[0], options)
-            guide = context["encoder"] = registry.build(
-                "guide", options.guide, **context, **of_guides
-            )
-        model = registry.build("model", options.model, **context, **named)
-        if guide is None:
-            parts = {name: getattr(model, name) for name in PARTS_OF_MODELS if hasattr(model, name)}
-            guide = registry.build(
-                "guide", options.guide, **context, **of_guides, **parts, model=model
-            )
+        return make()
+
+
+def _made(
+    options: Train, context: Mapping[str, Any], of_guides: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """Model and guide, whose arguments are filled from the context."""
+    context = dict(context)
+    named = {name: getattr(options, name) for name in PARTS_OF_MODELS}
+    guide = None
+    if asking := [
+        name
+        for name in ("model", *PARTS_OF_MODELS)
+        if "encoder" in _names(name, getattr(options, name))
+    ]:
+        _refuse_circle(asking[0], options)
+        guide = context["encoder"] = registry.build("guide", options.guide, **context, **of_guides)
+    model = registry.build("model", options.model, **context, **named)
+    if guide is None:
+        parts = {name: getattr(model, name) for name in PARTS_OF_MODELS if hasattr(model, name)}
+        guide = registry.build("guide", options.guide, **context, **of_guides, **parts, model=model)
     return model, guide
 
 

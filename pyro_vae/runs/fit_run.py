@@ -5,12 +5,15 @@ without a loss.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
 
 from pyro_vae.distributed import Lost
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.files import CantWrite
+from pyro_vae.memory import is_out_of_memory
 from pyro_vae.runs.experiment import Experiment, about_the_data
 from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
 from pyro_vae.runs.run_folder import Recorder, Run
@@ -19,6 +22,7 @@ from pyro_vae.training import checkpoint_files
 from pyro_vae.training.callbacks import EarlyStopping
 from pyro_vae.training.fit import Diverged, fit
 from pyro_vae.training.history import History
+from pyro_vae.training.settings import Settings
 from pyro_vae.training.state import TrainingState
 
 
@@ -95,13 +99,21 @@ def fit_run(
         raise
     except Lost as lost:
         raise Lost(f"{lost}; {recorder.kept()}") from lost
-    except OSError as error:
+    except CantWrite as error:
         kept = recorder.kept()
         if not run.config_file.is_file():
             run.discard()
-        where = f" ({error.filename})" if error.filename else ""
         raise Failure(
-            f"{run} can't be written: {error.strerror or error}{where}; {kept}"
+            f"{run} can't be written: {error.strerror} ({error.filename}); {kept}"
+        ) from error
+    except OSError as error:  # of the data or a part, which read and write files of their own
+        raise Failure(f"{first_line(error)}; {recorder.kept()}") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Failure(
+            f"the memory does not hold this training ({first_line(error)}): use a smaller net, a "
+            f"smaller --batch-size or another device; {recorder.kept()}"
         ) from error
 
 
@@ -117,24 +129,14 @@ def _fit(
             experiment.model,
             experiment.guide,
             experiment.x_train,
-            objective=options.objective,
+            **{each.name: getattr(options, each.name) for each in fields(Settings)},
             num_epochs=options.epochs or 1,
             num_steps=options.steps,
-            batch_size=options.batch_size,
-            learning_rate=options.learning_rate,
-            optimizer=options.optimizer,
-            schedule=options.schedule,
-            kl_weight=options.kl_weight,
-            kl_warmup=options.kl_warmup,
-            grad_clip=options.grad_clip,
             callbacks=[*stopping, recorder],
             binarize=experiment.observed.observe,
             x_valid=experiment.x_valid,
-            seed=options.seed,
             device=device,
-            compile=options.compile,
             progress=not options.quiet,
-            on_divergence=options.on_divergence,
             resume=state,
             **experiment.fields_train,
         )

@@ -8,20 +8,18 @@ line's help.
 from __future__ import annotations
 
 import dataclasses
-import math
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
 
-OF_THE_CALL = ("config", "resume", "out", "json", "quiet")
+OF_THE_CALL = ("config", "resume", "out", "json", "quiet", "trust")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
 
 FREE_ON_RESUME = ("data", "data_root", "device", "compile", "pictures", "checkpoint_minutes")
@@ -35,20 +33,9 @@ DEFAULT_STEPS = 10_000
 """
 
 
-def option(
-    default: Any,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field with the range of its numbers."""
-    return field(default=default, metadata={"least": least, "above": above, "below": below})
-
-
 @dataclass(frozen=True)
-class Train:
-    """Train a model and a guide, and estimate log p(x) of the test set."""
+class Experiment:
+    """The data and the parts of a training."""
 
     data: str = "digits"
     """A data set's name (see `pyro-vae list data`), a .npz or .npy file, a .csv or .tsv table of
@@ -76,62 +63,42 @@ class Train:
     """p(x | z), the law of an image given z, such as "Gaussian(scale=learned)"."""
     guide: str = "MeanField"
     """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
-    objective: str = "TraceMeanField_ELBO"
-    """The bound on log p(x) that training raises."""
-    latent_dim: int = option(20, least=1)
+    latent_dim: int = option(20, least=1, below=10**9)
     """The number of dimensions of z."""
     net: str = "MLP"
     """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
     activation=softplus)".
     """
-    steps: int | None = option(None, least=1)
+
+
+@dataclass(frozen=True)
+class Train(Settings, Experiment):
+    """Train a model and a guide, and estimate log p(x) of the test set."""
+
+    steps: int | None = option(None, least=1, below=10**12)
     """Optimiser steps; 10000 unless --epochs is given."""
-    epochs: int | None = option(None, least=1)
+    epochs: int | None = option(None, least=1, below=10**9)
     """Passes over the training set, instead of --steps."""
-    batch_size: int = option(128, least=1)
-    """The number of images in one step."""
-    learning_rate: float = option(1e-3, above=0)
-    """The highest learning rate."""
-    optimizer: str = "Adam"
-    """A torch optimiser, such as "Adam(eps=1e-4)"."""
-    schedule: str = "cosine"
-    """How the learning rate falls: cosine, linear, geometric, constant."""
-    kl_weight: float = option(1.0, least=0)
-    """The weight of the KL in training (β)."""
-    kl_warmup: float | str = option(0.0, least=0)
-    """How the KL weight is reached: a number of epochs over which it rises from 0, or
-    "Cyclical(cycles=4, ramp=0.5)".
-    """
-    grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient; a longer gradient is scaled down to it."""
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
     parameters.
     """
-    num_samples: int = option(5000, least=1)
+    num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
     pictures: bool = True
     """Draw reconstructions, samples, curves and latents into the run's folder."""
-    seed: int = option(0, least=0, below=2**32)
-    """The seed of the initial parameters, the order of the images and the noise."""
     data_seed: int = option(0, least=0, below=2**32)
     """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
     same.
     """
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
     config: Path | None = None
     """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
-    on_divergence: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
-    it.
-    """
     checkpoint_minutes: float = option(5.0, least=0)
     """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
     resume: Path | None = None
@@ -144,6 +111,10 @@ class Train:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type, a range or a combination is wrong."""
@@ -189,13 +160,13 @@ class Evaluate:
     """iw: the precision of matrix products. Less than float32 is quicker; its error is measured, and
     printed with the number.
     """
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw, refine, prior: K, the draws of z for each image; by default 5000."""
-    num_steps: int | None = option(None, least=1)
+    num_steps: int | None = option(None, least=1, below=10**12)
     """ais, bdmc: T, the steps of a chain, by default 1000; refine: of the optimiser, by default
     500.
     """
-    num_chains: int | None = option(None, least=1)
+    num_chains: int | None = option(None, least=1, below=10**6)
     """ais, bdmc: the number of chains for each image; by default 8."""
     num_images: int | None = option(None, least=1)
     """The number of images to score, chosen at random; by default all for iw and prior, and 100 for
@@ -221,6 +192,10 @@ class Evaluate:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
@@ -262,6 +237,10 @@ class Audit:
     """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -274,7 +253,7 @@ class Compare:
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
-    num_samples: int | None = option(None, least=1)
+    num_samples: int | None = option(None, least=1, below=10**9)
     """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where
     there is none.
     """
@@ -298,6 +277,10 @@ class Compare:
     """Print the result as one JSON object."""
     quiet: bool = False
     """No progress on stderr."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
@@ -328,6 +311,10 @@ class Sample:
     """Of the samples."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
 
 @dataclass(frozen=True)
@@ -354,6 +341,10 @@ class Plot:
     """Of the samples in the pictures."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture
@@ -421,72 +412,6 @@ class Bench:
 Options = TypeVar("Options")
 
 
-def check_fields(options: Any) -> None:
-    """Raise a ``UserError`` for the first field whose value is not of its type, or out of its
-    range.
-    """
-    kind: Any = type(options)
-    for each in fields(options):
-        value = getattr(options, each.name)
-        flag = f"--{each.name.replace('_', '-')}"
-        kinds = _kinds(kind, each.name)
-        if not any(_is_a(value, kind) for kind in kinds):
-            raise UserError(f"{flag} {value!r}: expected {_expected(kinds, each.metadata)}")
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and not _in_range(value, each.metadata)
-        ):
-            raise UserError(f"{flag} {value}: expected {_expected(kinds, each.metadata)}")
-
-
-@cache
-def _kinds(owner: type, name: str) -> tuple[Any, ...]:
-    """The types, or Literals, that a field may have."""
-    hint = get_type_hints(owner)[name]
-    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else get_origin(kind) or kind)
-
-
-def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
-    least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
-    return (
-        math.isfinite(value)
-        and (least is None or value >= least)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-
-
-def _expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
-    names = {
-        int: "a whole number",
-        float: "a number",
-        str: "a text",
-        bool: "true or false",
-        Path: "a path",
-    }
-    kind = next(kind for kind in kinds if kind is not NoneType)
-    words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
-    least, above, below = limits.get("least"), limits.get("above"), limits.get("below")
-    if least is not None and below is not None:
-        return f"{words} from {least:g} to below {below}"
-    return words + (
-        f", {least:g} or more"
-        if least is not None
-        else f" above {above:g}"
-        if above is not None
-        else ""
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration files
 
@@ -528,7 +453,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds; a ``UserError`` where it can't be read."""
     try:
-        return tomllib.loads(path.expanduser().read_text(encoding="utf-8"))
+        return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
@@ -549,11 +474,11 @@ def typed(held: Mapping[str, Any], of: str) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in stored_names():
             raise UserError(f"{of}: {did_you_mean('option', key, stored_names())}")
-        kinds = _kinds(Train, name)
+        kinds = kinds_of(Train, name)
         value = Path(value) if Path in kinds and isinstance(value, str) else value
         limits = next(each.metadata for each in fields(Train) if each.name == name)
-        if not any(_is_a(value, kind) for kind in kinds):
-            raise UserError(f"{of}: {key} = {value!r}: expected {_expected(kinds, limits)}")
+        if not any(is_a(value, kind) for kind in kinds):
+            raise UserError(f"{of}: {key} = {value!r}: expected {expected(kinds, limits)}")
         values[name] = float(value) if isinstance(value, int) and float in kinds else value
     return values
 

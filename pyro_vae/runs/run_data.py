@@ -25,18 +25,25 @@ def trained(
     data_root: Path | None,
     tell: Callable[[str], None],
     new: bool = False,
+    trust: bool = False,
 ) -> tuple[Experiment, int]:
     """A run's experiment with the trained model and guide in it, and the steps that they were
-    trained for; ``new``: with all of ``data``, another set than its own, as the test set.
+    trained for.
+
+    Args:
+        data, data_root: where its data are now.
+        new: take all of ``data``, another set than its own, as the test set.
+        trust: run the code of its parts that this user has not trained with.
     """
-    options = run.options()
-    model, guide, held = run.load_pair(tell=tell)
-    steps = int(held.metadata.get("step", 0))
-    if new and data is not None:
-        found = whole(options, held.metadata, data, data_root)
-        return scored(options, found, model, guide), steps
-    found = of_run(run, options, held.metadata, data, data_root)
-    return prepare(options, found, (model, guide)), steps
+    own = run.options()
+    with run.code(trust):
+        model, guide, held = run.load_pair(tell=tell)
+        steps = int(held.metadata.get("step", 0))
+        if new and data is not None:
+            found = whole(own, held.metadata, data, data_root)
+            return scored(own, found, model, guide), steps
+        found = of_run(run, own, held.metadata, data, data_root)
+        return prepare(own, found, (model, guide)), steps
 
 
 def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:

@@ -21,16 +21,18 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pyro_vae import distributed, specs
-from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.files import set_aside, sweep, write_atomically
+from pyro_vae import distributed, specs, trust, user_code
+from pyro_vae.errors import UserError, did_you_mean, shortened
+from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
-from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held
+from pyro_vae.runs.own_code import own_code
+from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held, keep
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.checkpoint_files import Checkpoint
 from pyro_vae.training.checkpoints import Checkpoints
 from pyro_vae.training.history import Record
+from pyro_vae.training.state import TrainingState
 
 HOME = Path("runs")
 """Where runs without a name of their own go, in the current folder."""
@@ -47,8 +49,11 @@ PACKAGES = (
     "tyro",
 )
 
-OF_THE_PAIR = ("model", "prior", "likelihood", "guide", "net", "latent_dim")
-"""The options without which a checkpoint's tensors mean something else."""
+OF_THE_PAIR = (
+    *("model", "prior", "likelihood", "guide", "net", "latent_dim"),
+    *("seed", "data_seed"),
+)
+"""The options without which a checkpoint's tensors mean something else, or are another run's."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +120,24 @@ class Run:
         return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
-        """Write down what is about to be done, and where."""
+        """Write down what is about to be done, and where; the user's code in it is known from now
+        on.
+        """
         write_atomically(self.config_file, to_toml(options))
-        _write_json(self.environment_file, environment(device, sys.argv))
+        code = own_code(options)
+        for place, digest in code.items():
+            trust.note(digest, place)
+        said = {**environment(device, sys.argv), **({"code": code} if code else {})}
+        _write_json(self.environment_file, said)
+
+    def code(self, trusted: bool) -> AbstractContextManager[None]:
+        """Inside, the run's parts may be made, of the user's own code too where it is known or
+        trusted.
+        """
+        code: Any = {}
+        with suppress(OSError, ValueError, AttributeError):
+            code = json.loads(self.environment_file.read_text(encoding="utf-8")).get("code")
+        return user_code.of_run(self.folder, trusted, code if isinstance(code, dict) else {})
 
     def resumed(self, device: torch.device) -> None:
         """Add where and by which command the run goes on to environment.json."""
@@ -143,7 +163,10 @@ class Run:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch to metrics.jsonl."""
-        with open(self.metrics_file, "a", encoding="utf-8") as file:
+        with (
+            writing(self.metrics_file),
+            open(self.metrics_file, "a", encoding="utf-8") as file,
+        ):
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -232,7 +255,8 @@ class Run:
             tell(found.note)
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
-        if not isinstance(shape, list) or not isinstance(num_data, int):
+        sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
+        if not (sound and isinstance(shape, list)) or type(num_data) is not int or num_data < 1:
             raise UserError(
                 f"{path}: not a checkpoint of a run (it does not tell the shape of its images)"
             )
@@ -307,6 +331,11 @@ class Recorder(Checkpoints):
         self.rows.append(row)
         self.run.add_row(row)
 
+    def save(self, state: TrainingState) -> None:
+        """Write this state, the folder being this process's own still."""
+        keep(self.run.folder)
+        super().save(state)
+
     def kept(self) -> str:
         """Which checkpoint there is, and how to go on from it."""
         self._look()
@@ -363,13 +392,24 @@ def _create(out: Path | None, name: str) -> Run:
 def refuse_taken(out: Path) -> None:
     """A ``UserError`` where ``out`` is something already."""
     path = out.expanduser()
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"--out {shortened(str(out), 80)}: no name for a folder ({error.strerror}); give another"
+        ) from error
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
-    if path.exists() and not (
-        path.is_dir() and all(each.name in (LOCK, HOLDER) for each in path.iterdir())
-    ):
+    if path.exists() and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
         what = "a folder with something in it" if path.is_dir() else "a file"
         raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether it is what a training leaves that was killed before its configuration was written."""
+    return path.name in (LOCK, HOLDER) or is_scratch(path)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -389,18 +429,23 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
-def load(run_folder: str | Path, checkpoint: str = "last") -> tuple[Any, Any]:
+def load(
+    run_folder: str | Path, checkpoint: str = "last", *, trust: bool = False
+) -> tuple[Any, Any]:
     """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml,
     then filled.
 
     ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one
-    is damaged or lacks its SHA-256, the one before it is taken, with a warning.
+    is damaged or lacks its SHA-256, the one before it is taken, with a warning. ``trust``: run the
+    code of parts given as ``file.py:Name`` or ``module:Name`` that you have not trained with.
 
     Raises:
-        UserError: no run there, or its configuration or checkpoint is missing, damaged or does not
+        UserError: such code without ``trust``; no run there, or its configuration or checkpoint is missing, damaged or does not
             fit.
     """
-    model, guide, _ = open_run(run_folder).load_pair(checkpoint)
+    run = open_run(run_folder)
+    with run.code(trust):
+        model, guide, _ = run.load_pair(checkpoint)
     return model, guide
 
 

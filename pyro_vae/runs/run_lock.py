@@ -9,12 +9,14 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_atomically
+from pyro_vae.signals import Failure
 
 LOCK, HOLDER = ".run.lock", ".run.holder"
 
@@ -26,21 +28,67 @@ def hold(folder: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it; its number and host are named.
     """
-    lock = FileLock(folder / LOCK, blocking=False)
     try:
-        lock.acquire()
+        _held[folder] = _Held.of(folder)
     except Timeout as error:
         raise UserError(in_use(folder)) from error
     try:
-        # beside the lock, as opening the lock's own file may empty it
-        write_atomically(
-            folder / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode()
-        )
         yield
     finally:
         with suppress(OSError):
             (folder / HOLDER).unlink(missing_ok=True)
-        lock.release()
+        for lock in _held.pop(folder).locks:
+            lock.release()
+
+
+def keep(folder: Path) -> None:
+    """Make sure, before something is written, that the lock is still this process's: its file may
+    have been removed.
+
+    Raises:
+        Failure: another process holds it now.
+    """
+    held = _held.get(folder)
+    if held is None or held.file == _file_of(folder):
+        return
+    try:
+        again = _Held.of(folder)
+    except Timeout as error:
+        raise Failure(
+            f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this one "
+            "stops, and writes nothing more"
+        ) from error
+    _held[folder] = _Held((*held.locks, *again.locks), again.file)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Locks of this process on one folder, and the file that the last one is on."""
+
+    locks: tuple[FileLock, ...]
+    file: tuple[int, int] | None
+
+    @staticmethod
+    def of(folder: Path) -> _Held:
+        lock = FileLock(folder / LOCK, blocking=False)
+        lock.acquire()
+        # beside the lock, as opening the lock's own file may empty it
+        write_atomically(
+            folder / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode()
+        )
+        return _Held((lock,), _file_of(folder))
+
+
+_held: dict[Path, _Held] = {}
+
+
+def _file_of(folder: Path) -> tuple[int, int] | None:
+    """Which file the lock's name is: a lock is on the file, not on its name."""
+    try:
+        found = os.stat(folder / LOCK)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def is_held(folder: Path) -> bool:
@@ -57,8 +105,11 @@ def is_held(folder: Path) -> bool:
 
 def in_use(folder: Path) -> str:
     """Who holds the lock, and what to do."""
-    who = "another process"
+    return f"{folder} is in use by {_holder(folder)}: wait until it is done, or stop it"
+
+
+def _holder(folder: Path) -> str:
     with suppress(OSError, ValueError, KeyError, TypeError):
         held = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-        who = f"process {int(held['pid'])} on {str(held['host'])[:100]}"
-    return f"{folder} is in use by {who}: wait until it is done, or stop it"
+        return f"process {int(held['pid'])} on {str(held['host'])[:100]}"
+    return "another process"

@@ -43,12 +43,16 @@ class Finished:
     headline: str
 
 
-def train_run(options: Train, tell: Tell) -> Finished | None:
-    """Train, evaluate, and leave a run behind; None in processes that have nothing left to do.
+Show = Callable[[Finished], None]
+
+
+def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> None:
+    """Train, evaluate, and leave a run behind.
 
     Args:
         options: with ``resume``, the run in that folder goes on; else one is begun in ``out``.
         tell: is given each line that a user should see meanwhile.
+        show: is given the result, in the process that has it, before the pictures are drawn.
 
     Raises:
         UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
@@ -56,11 +60,12 @@ def train_run(options: Train, tell: Tell) -> Finished | None:
     options = options.decided()
     with distributed.begun(options.device):
         if options.resume is not None:
-            return _resumed(run_folder.open_run(options.resume), options, tell)
-        return _begun(options, tell)
+            _resumed(run_folder.open_run(options.resume), options, tell, show)
+        else:
+            _begun(options, tell, show)
 
 
-def _begun(options: Train, tell: Tell) -> Finished | None:
+def _begun(options: Train, tell: Tell, show: Show) -> None:
     """A run of its own."""
     if options.out is not None:
         run_folder.refuse_taken(options.out)
@@ -70,10 +75,10 @@ def _begun(options: Train, tell: Tell) -> Finished | None:
         tell(f"warning: {experiment.doubts}")
     run = run_folder.create(options.out, run_folder.run_name(options))
     with run.held():
-        return _finished(run, experiment, structure, device, None, tell)
+        _finished(run, experiment, structure, device, None, tell, show)
 
 
-def _resumed(run: Run, options: Train, tell: Tell) -> Finished | None:
+def _resumed(run: Run, options: Train, tell: Tell, show: Show) -> None:
     """Go on with a run from its last checkpoint, or with its evaluation where all its steps are
     done.
     """
@@ -87,8 +92,9 @@ def _resumed(run: Run, options: Train, tell: Tell) -> Finished | None:
         run.sweep()
         state, known = group.once(lambda: last_state(run, tell))
         how = partial(resumed, run, options, known)
-        experiment, structure = _prepared(how, options, device, tell)
-        return _finished(run, experiment, structure, device, state, tell)
+        with run.code(options.trust):
+            experiment, structure = _prepared(how, options, device, tell)
+        _finished(run, experiment, structure, device, state, tell, show)
 
 
 def is_complete(run: Run) -> bool:
@@ -115,7 +121,8 @@ def _finished(
     device: torch.device,
     state: TrainingState | None,
     tell: Tell,
-) -> Finished | None:
+    show: Show,
+) -> None:
     """Train and evaluate, the run's folder being held."""
     options = experiment.options
     history = fit_run(experiment, run, device, state)
@@ -125,25 +132,32 @@ def _finished(
             tell(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
         if structure.point_masses:
             if not distributed.goes_on():
-                return None
+                return
             site = structure.point_masses[0]
             figures, headline = _reconstruction_error(experiment, device, history, site)
             run.add_result(evaluations=[{"split": "test", **figures}])
+            found = None
         else:
             found = evaluate.outcome(
                 experiment, _last_evaluation(run, experiment), history.num_steps
             )
             if found is None:
-                return None
+                return
             figures, headline = found.figures, found.headline
             run.add_result(evaluations=[{"split": "test", **figures}])
-            evaluate.keep_images(run, experiment, found, options.pictures, options.device)
-        if options.pictures:
-            write_pictures(run, experiment)
     except Stopped as stopped:
         stopped.kept = f"the trained pair is kept: pyro-vae evaluate {run}"
         raise
-    return Finished(run, figures, headline)
+    show(Finished(run, figures, headline))
+    try:
+        if found is not None:
+            evaluate.keep_images(run, experiment, found, options.pictures, options.device)
+        if options.pictures:
+            with evaluate.drawing(run):
+                write_pictures(run, experiment)
+    except Stopped as stopped:
+        stopped.kept = f"the result is kept; pictures are missing: pyro-vae plot {run}"
+        raise
 
 
 def _as_result(history: History) -> dict[str, Any]:

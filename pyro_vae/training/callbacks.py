@@ -25,7 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """The state that a callback receives after each epoch."""
+    """The state that a callback receives after each epoch.
+
+    Attributes:
+        pair: the two programs that are trained.
+        train: this epoch's record.
+        valid: that of the validation set, where there is one.
+        history: all records so far.
+        last: whether the training would end here in any case.
+        capture: makes a `TrainingState`; `training_state` copies it.
+    """
 
     pair: Pair
     train: Record
@@ -45,6 +54,10 @@ class EpochEnd:
 class EarlyStopping:
     """End when the validation ELBO has not risen by ``min_delta`` nats for ``patience`` epochs;
     keep the best parameters.
+
+    Args:
+        patience: epochs without a rise after which it ends.
+        min_delta: the least rise that counts, in nats.
     """
 
     patience: int = 10

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from pyro_vae import __version__
 from pyro_vae.errors import UserError
 from pyro_vae.files import set_aside as set_files_aside
 from pyro_vae.files import write_in_order
+from pyro_vae.memory import in_words
 
 FORMAT = 1
 """Raised when an older version could not read what is written."""
@@ -141,6 +143,7 @@ def load(path: Path) -> Checkpoint:
         raise Damaged(f"{path}: can't be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != expected:
         raise Damaged(f"{path}: damaged, for its SHA-256 is not the one in {manifest(path).name}")
+    _refuse_bomb(path, content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's guesses at a file that is not its own
@@ -155,6 +158,20 @@ def load(path: Path) -> Checkpoint:
     _check_format(path, held)
     metadata = held.get("metadata", {})
     return Checkpoint(held["sections"], metadata if isinstance(metadata, dict) else {})
+
+
+def _refuse_bomb(path: Path, content: bytes) -> None:
+    """A checkpoint packs nothing: what would unpack to more than the file holds is none."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            unpacked = sum(each.file_size for each in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return  # `torch.load` says so
+    if unpacked > len(content):
+        raise Damaged(
+            f"{path}: not a checkpoint of pyro_vae (it would unpack to {in_words(unpacked)}, and a "
+            "checkpoint is stored as it is)"
+        )
 
 
 def _check_format(path: Path, held: Mapping[str, Any]) -> None:
@@ -177,7 +194,7 @@ def _are_sections(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ----
 # Several in a folder: the last ones, and the best
 
 
@@ -205,7 +222,10 @@ def digest_of(path: Path) -> str:
 
 
 def _write_it(name: str) -> str:
-    return f"restore it from a copy; or, where you trust the file, `sha256sum {name} > {name}.sha256` in its folder"
+    return (
+        "restore it from a copy; or, where you trust the file, "
+        f"`sha256sum {name} > {name}.sha256` in its folder"
+    )
 
 
 def listed(folder: Path, best: bool = False) -> list[Path]:

@@ -15,8 +15,7 @@ from pyro_vae import distributed
 from pyro_vae.errors import UserError
 from pyro_vae.files import sweep
 from pyro_vae.signals import Stopped, Waiting
-from pyro_vae.training import checkpoint_files
-from pyro_vae.training import state as training_state
+from pyro_vae.training import checkpoint_files, snapshot
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.checkpoint_files import Checkpoint
 from pyro_vae.training.state import TrainingState
@@ -35,6 +34,11 @@ class Checkpoints:
     what ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote
     them; those of another process stay. Epochs that are short against a write are not each written.
     ``minutes=0`` writes after every step. Of several processes the first one decides and writes.
+
+    Args:
+        folder: where they are; it is made where there is none.
+        minutes: between two checkpoints, at most; 0 for one after every step.
+        metadata: plain values that each file has besides.
 
     Raises:
         UserError: ``minutes`` is negative.
@@ -72,8 +76,8 @@ class Checkpoints:
                 "step": end.valid.step,
                 "elbo": end.valid.elbo,
             }
-            tensors = training_state.tensors_of(end.pair)
-            self._best = Checkpoint(training_state.mapped(tensors, Tensor.clone), known)
+            tensors = snapshot.tensors_of(end.pair)
+            self._best = Checkpoint(snapshot.mapped(tensors, Tensor.clone), known)
 
     def at_boundary(self, state: Callable[[], TrainingState], after: str) -> None:
         """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised
@@ -103,7 +107,7 @@ class Checkpoints:
             return
         begun = time.monotonic()
         if self._best is not None:
-            best = training_state.mapped(self._best, lambda tensor: tensor.cpu())
+            best = snapshot.mapped(self._best, lambda tensor: tensor.cpu())
             self._add(best, best.metadata["step"], best=True)
             self._best = None
         self.last = self._add(state.to_checkpoint(self.metadata), state.step)

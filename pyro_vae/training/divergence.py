@@ -27,6 +27,13 @@ class Diverged(RuntimeError):
 
     ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where
     it begins, in words), and ``state``, from which a training can be resumed.
+
+    Args:
+        message: the sentence.
+        step: the step, counted from 1; None where it could not be found.
+        learning_rate: that of the step.
+        site: where it begins, in words.
+        state: the `TrainingState` before that step, from which a training can go on.
     """
 
     def __init__(
@@ -121,10 +128,14 @@ def find_site(
                     site.log_prob.sum(), parameters, retain_graph=True, allow_unused=True
                 )
                 if which := _first_bad(pair, parameters, slopes):
-                    return f"site {name!r} of the {role}, the gradient of whose log density by {which} is not finite"
+                    return (
+                        f"site {name!r} of the {role}, the gradient of whose log density by "
+                        f"{which} is not finite"
+                    )
         estimate = loss.objective.estimate(terms, structure, loss.kl_weight)
         if not all_finite([estimate.loss]):
-            return f"the objective {type(loss.objective).__name__} (every site's log density is finite)"
+            name = type(loss.objective).__name__
+            return f"the objective {name} (every site's log density is finite)"
         which = _first_bad(
             pair, parameters, torch.autograd.grad(estimate.loss, parameters, allow_unused=True)
         )
@@ -147,7 +158,8 @@ def _not_finite(site: Site) -> str:
         return "whose value is not finite"
     if not all_finite([log_prob]):
         bad = ~torch.isfinite(log_prob)
-        return f"whose log density is {float(log_prob[bad][0])} for {int(bad.any(0).sum())} of {log_prob.shape[-1]} images"
+        share = f"{int(bad.any(0).sum())} of {log_prob.shape[-1]} images"
+        return f"whose log density is {float(log_prob[bad][0])} for {share}"
     return ""
 
 

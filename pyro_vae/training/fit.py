@@ -43,7 +43,8 @@ from pyro_vae.training.options import (
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.state import Position, TrainingState, differences, this_place
+from pyro_vae.training.snapshot import Position
+from pyro_vae.training.state import TrainingState, differences, this_place
 from pyro_vae.training.stepper import Stepper
 
 __all__: Sequence[str] = ["Diverged", "fit"]
@@ -83,12 +84,18 @@ def fit(
     with R times as many.
 
     Args:
+        model, guide: Pyro programs of ``x``, ``(B, *event_shape)``, and of the named fields that
+            their signatures have.
         x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader,
             which streams.
         objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
+        batch_size: images a step.
+        learning_rate: that of the optimiser, at its highest.
+        optimizer: a name or call, ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a function of
+            the list of parameters that returns an optimiser.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
@@ -103,9 +110,11 @@ def fit(
             epoch.
         seed: of the noise, the order and the binarization. The caller's random state is left as it
             was.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
         compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace
             them once, and are your word that Python decides nothing in them (docs/tracing.md);
             ``auto`` traces parts of this package, and no other's.
+        progress: whether steps and figures are shown on stderr.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
             (the device is then read at each step).
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
@@ -161,10 +170,13 @@ def _fit(
     )
     settings = {
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": _words(goal), "optimizer": _words(options.optimizer), "learning_rate": options.learning_rate,
+        "objective": _words(goal), "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate,
         "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
-        "grad_clip": options.grad_clip, "freeze": options.freeze, "binarize": _words(observe or once),
-        "x_valid": valid.num_images if valid is not None else 0, "seed": seed, "on_divergence": options.on_divergence,
+        "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": _words(observe or once),
+        "x_valid": valid.num_images if valid is not None else 0, "seed": seed,
+        "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
     begun = _begun(options.resume, settings)
@@ -194,21 +206,7 @@ def _fit(
             lines = [f"training step: {history.note}", *structure.words()]
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
-        loop = Loop(
-            loss,
-            stepper,
-            options,
-            decay,
-            warmup,
-            total_steps,
-            valid,
-            after_epoch,
-            history,
-            at,
-            settings,
-            here,
-            group,
-        )
+        loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
 
 
@@ -271,7 +269,9 @@ def _first_batch(
 def _check_data(
     pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
 ) -> None:
-    """What the dry run shows on five images, and the support of the observed site on all of them."""
+    """What the dry run shows on five images, and the support of the observed site on all of
+    them.
+    """
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(

@@ -21,7 +21,19 @@ class Record:
 
 @dataclass
 class History:
-    """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given."""
+    """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given.
+
+    Attributes:
+        train: one record an epoch, means per image in nats.
+        valid: those of the validation set.
+        num_steps: optimiser steps.
+        seconds: of the training, its set-up apart.
+        compile: the tier that ran.
+        note: why it was chosen, and what was checked.
+        stopped: which callback ended it early, and where.
+        skipped: steps that were taken back, as something was not finite.
+        resumed: where it was resumed, and what is not as it was.
+    """
 
     train: list[Record] = field(default_factory=list)
     valid: list[Record] = field(default_factory=list)
@@ -39,6 +51,7 @@ class History:
         if not self.train:
             return "no epoch was finished"
         last = self.train[-1]
-        text = f"{self.num_steps} steps, {last.epoch} epochs, {self.seconds:.0f} s: ELBO {last.elbo:.2f} nats an image (train)"
+        text = f"{self.num_steps} steps, {last.epoch} epochs, {self.seconds:.0f} s: "
+        text += f"ELBO {last.elbo:.2f} nats an image (train)"
         text += f", {self.valid[-1].elbo:.2f} (validation)" if self.valid else ""
         return text + (f"; {self.skipped} steps skipped, not finite" if self.skipped else "")

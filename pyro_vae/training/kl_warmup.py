@@ -1,15 +1,14 @@
-"""KL warm-up: the share of the KL weight that is reached, as a function of the steps that are done."""
+"""KL warm-up: the share of the KL weight that is reached after so many steps."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import inf
 from typing import ClassVar
 
 from pyro_vae import registry
 from pyro_vae.errors import UserError
-from pyro_vae.validation import check_whole
+from pyro_vae.validation import check_number, check_whole
 
 __all__ = ["Cyclical", "Linear"]
 
@@ -37,12 +36,7 @@ class Linear(Warmup):
     epochs: float = 10.0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.epochs, bool)
-            or not isinstance(self.epochs, int | float)
-            or not 0 <= self.epochs < inf
-        ):
-            raise UserError(f"kl_warmup={self.epochs!r}: expected a number of epochs, 0 or more")
+        check_number("kl_warmup={!r}", self.epochs, "a number of epochs, 0 or more")
 
     def __call__(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """A line from 0 to 1, then 1."""
@@ -63,10 +57,8 @@ class Cyclical(Warmup):
 
     def __post_init__(self) -> None:
         check_whole("Cyclical(cycles={!r})", self.cycles, "cycles")
-        if type(self.ramp) not in (int, float) or not 0 < self.ramp <= 1:
-            raise UserError(
-                f"Cyclical(ramp={self.ramp!r}): expected a share of a cycle, above 0 and at most 1"
-            )
+        words = "a share of a cycle, above 0 and at most 1"
+        check_number("Cyclical(ramp={!r})", self.ramp, words, high=1, ends="(]")
 
     def __call__(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """A line from 0 to 1 in each cycle, then 1 until the next."""

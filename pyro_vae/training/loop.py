@@ -1,10 +1,12 @@
-"""The training loop: batches, steps and records; a training between two steps is a `TrainingState`."""
+"""The training loop: batches, steps and records; a training between two steps is a
+`TrainingState`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from math import isfinite
 from typing import Any, NoReturn
@@ -14,7 +16,6 @@ from torch import Tensor
 
 from pyro_vae import distributed
 from pyro_vae.data.loaders import Batch, Source
-from pyro_vae.distributed import Alone
 from pyro_vae.objectives import Loss
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
@@ -22,15 +23,10 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.divergence import Diverged, find_step, largest
 from pyro_vae.training.history import History, Record
 from pyro_vae.training.kl_warmup import Warmup
-from pyro_vae.training.options import FitOptions
+from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.state import (
-    Position,
-    Snapshot,
-    TrainingState,
-    callback_states,
-    history_state,
-)
+from pyro_vae.training.snapshot import Position, Snapshot
+from pyro_vae.training.state import TrainingState, callback_states, history_state
 from pyro_vae.training.stepper import Stepper
 
 SHARE_OF_MEMORY, SHARE_OF_CHECK = 300, 100
@@ -40,41 +36,26 @@ part of the time since.
 
 
 @dataclass
-class Occasional:
-    """Something that costs time: done where it is at most a part of the time since the last."""
-
-    share: int
-    since: float = field(default_factory=time.perf_counter)
-    cost: float = 0.0
-
-    @property
-    def due(self) -> bool:
-        """Whether it is worth its time again."""
-        return time.perf_counter() - self.since > self.share * self.cost
-
-    def done(self, begun: float) -> None:
-        """It has been done, from ``begun`` until now."""
-        self.since = time.perf_counter()
-        self.cost = self.since - begun
-
-
-@dataclass
 class Loop:
     """Everything is decided; what is left is to run."""
 
-    loss: Loss
     stepper: Stepper
-    options: FitOptions
     decay: Schedule
     warmup: Warmup
-    total_steps: int
     valid: Source | None
     callbacks: Sequence[Any]
     history: History
     at: Position
     settings: Mapping[str, Any]
     place: Mapping[str, Any]
-    group: Alone
+
+    def __post_init__(self) -> None:
+        self.loss, self.options, self.group = (
+            self.stepper.loss,
+            self.stepper.options,
+            self.stepper.group,
+        )
+        self.total_steps = self.stepper.total_steps
 
     def run(self) -> History:
         """Epochs until the steps are done, or a callback ends them."""
@@ -243,7 +224,9 @@ class Loop:
         return figures
 
     def step_or_skip(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
-        """A step, or None where it was left out because something was not finite; reads the device."""
+        """A step, or None where it was left out because something was not finite; reads the
+        device.
+        """
         buffers = [
             (buffer, buffer.clone())
             for module in self.loss.pair.modules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from pyro.optim import PyroOptim
@@ -12,11 +12,12 @@ from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
 from pyro_vae import lookup, registry, specs
+from pyro_vae.compile import cache
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import hold_absent_rows
 from pyro_vae.training.updates import KERNELS
 
-OptimizerSpec = (
+OptimizerSpec: TypeAlias = (
     str
     | type[torch.optim.Optimizer]
     | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
@@ -36,6 +37,7 @@ def make_optimizer(
     Args:
         name_of: a parameter -> its program and its name, which Pyro's own may ask for.
     """
+    cache.ensure()
     if isinstance(spec, PyroOptim):
         return _of_pyro(spec, parameters, name_of)
     if not isinstance(spec, str | type):

@@ -7,56 +7,42 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
 from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
-from pyro_vae.rng import check_seed
 from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.kl_warmup import Warmup, make_warmup
-from pyro_vae.training.optimizers import OptimizerSpec
-from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.kl_warmup import make_warmup
+from pyro_vae.training.settings import Settings, check_fields, option
 from pyro_vae.training.state import TrainingState
+from pyro_vae.validation import check_choice
 
 
-@dataclass(frozen=True)
-class FitOptions:
-    """What ``fit`` takes beside the programs and the data; its docstring says what each is.
+@dataclass(frozen=True, kw_only=True)
+class FitOptions(Settings):
+    """All that ``fit`` takes beside the programs and the data; its docstring says what each is.
 
     Raises:
         UserError: one is out of its range.
     """
 
-    objective: str | ELBO
-    num_epochs: int
-    batch_size: int
-    learning_rate: float
-    optimizer: OptimizerSpec
-    schedule: str | Schedule
-    num_steps: int | None
-    kl_weight: float
-    kl_warmup: float | str | Warmup
-    grad_clip: float | None
-    callbacks: Iterable[Callable[[EpochEnd], bool | None]]
-    freeze: str | None
-    binarize: str | Observation | None
-    x_valid: Any
-    seed: int
-    device: str | torch.device
-    compile: str
-    progress: bool
-    on_divergence: str
-    resume: TrainingState | str | Path | None
+    num_epochs: int = option(10, least=1)
+    num_steps: int | None = option(None, least=1)
+    callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
+    freeze: str | None = None
+    binarize: str | Observation | None = None
+    x_valid: Any = None
+    device: str | torch.device = "auto"
+    progress: bool = True
+    resume: TrainingState | str | Path | None = None
 
     @staticmethod
     def of(arguments: Mapping[str, Any]) -> FitOptions:
@@ -64,31 +50,10 @@ class FitOptions:
         return FitOptions(**{each.name: arguments[each.name] for each in fields(FitOptions)})
 
     def __post_init__(self) -> None:
-        length = "num_epochs" if self.num_steps is None else "num_steps"
-        self._positive(length, int, f"a whole number of {length.removeprefix('num_')}, 1 or more")
-        self._positive("batch_size", int, "a whole number of images, 1 or more")
-        self._positive("learning_rate", (int, float), "a positive number, such as 1e-3")
-        if self.grad_clip is not None:
-            self._positive("grad_clip", (int, float), "a positive norm, or None")
-        if (
-            isinstance(self.kl_weight, bool)
-            or not isinstance(self.kl_weight, Real)
-            or not 0 <= self.kl_weight < float("inf")
-        ):
-            raise UserError(f"kl_weight={self.kl_weight!r}: expected a number, 0 or more")
+        check_fields(self, flags=False)
         make_warmup(self.kl_warmup)
-        if self.freeze not in (None, "model", "guide"):
-            raise UserError(did_you_mean("part to freeze", str(self.freeze), ["model", "guide"]))
-        if self.on_divergence not in ("stop", "skip"):
-            raise UserError(
-                did_you_mean("way with a divergence", str(self.on_divergence), ["stop", "skip"])
-            )
-        check_seed(self.seed)
-
-    def _positive(self, name: str, kind: Any, what: str) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < float("inf"):
-            raise UserError(f"{name}={value!r}: expected {what}")
+        if self.freeze is not None:
+            check_choice("part to freeze", self.freeze, ["model", "guide"])
 
 
 def observations(
@@ -116,8 +81,7 @@ def observations(
         "threshold": Threshold(levels),
         "none": Grey(levels),
     }
-    if binarize not in choices:
-        raise UserError(did_you_mean("binarization", str(binarize), ["dynamic", *choices]))
+    check_choice("binarization", binarize, ["dynamic", *choices])
     return None, choices[binarize]
 
 

@@ -19,7 +19,7 @@ from pyro.infer import ELBO
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-from pyro_vae.compile.trace import restored
+from pyro_vae.compile.trace import apart, restored
 from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Objective
@@ -28,11 +28,10 @@ from pyro_vae.objectives.pyro_elbo import stock_loss
 from pyro_vae.pair.independence import Independence, independence
 from pyro_vae.pair.layouts import Fields
 from pyro_vae.pair.log_weights import refuse_interacting
-from pyro_vae.pair.rescoring import statistics_kept
+from pyro_vae.pair.module_state import attributes_kept, statistics_kept
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
-from pyro_vae.tensors import attributes_kept
 from pyro_vae.training.select_step import hooked
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.train_step import TrainStep
@@ -92,7 +91,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
     """What is to be said of a pair that trains and has no log p(x) of an image."""
-    notes = (f"no log p(x) of an image: {structure.unscored}",)
+    notes: tuple[str, ...] = (f"no log p(x) of an image: {structure.unscored}",)
     source = stepper.source
     if structure.shared and not structure.subsampling and source.batch_size < source.num_images:
         notes += (
@@ -156,7 +155,8 @@ def _held_loss(
 
     def stock() -> Tensor:
         batch = _own(x, fields)
-        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731  # what the guide wrote into it is there
+        # what the guide wrote into its batch is there
+        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731
         if structure.summed:
             model = infer.config_enumerate(model, default="parallel")
         with warnings.catch_warnings():
@@ -272,14 +272,10 @@ def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> 
     """The largest difference in words, where it is above the tolerance; what is NaN in both is
     equal.
     """
-    worst, size = 0.0, 0.0
-    for a, b in zip(own, judge, strict=True):
-        if not b.numel():
-            continue
-        same = (a == b) | (a.isnan() & b.isnan())
-        difference = torch.where(same, torch.zeros_like(b), a - b).abs()
-        worst = max(worst, float(difference.nan_to_num(torch.inf).max()))
-        size = max(size, float(b.abs().nan_to_num(0.0, 0.0, 0.0).max()))
+    found = [apart(a, b) for a, b in zip(own, judge, strict=True) if b.numel()]
+    worst, size = (
+        (max(each, default=0.0) for each in zip(*found, strict=True)) if found else (0.0, 0.0)
+    )
     eps = max((torch.finfo(each.dtype).eps for each in (*own, *judge)), default=0.0)
     return f"{worst:.1e} of {size:.1e}" if worst > tolerance * eps * max(size, 1e-3) else ""
 

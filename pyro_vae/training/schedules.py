@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import cos, pi
 from typing import ClassVar
 
-from pyro_vae.errors import UserError
+from pyro_vae.validation import check_number, check_whole
 
 __all__ = ["Constant", "Cosine", "Geometric", "Linear"]
 
@@ -46,10 +46,7 @@ class Cosine(Schedule):
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.warmup < 1.0:
-            raise UserError(
-                f"Cosine(warmup={self.warmup}): expected a share of the steps in [0, 1)"
-            )
+        check_number("Cosine(warmup={})", self.warmup, "a share of the steps in [0, 1)", high=1)
 
     def __call__(self, done: float) -> float:
         """Half a cosine."""
@@ -79,8 +76,7 @@ class Geometric(Schedule):
     stages: int = 8
 
     def __post_init__(self) -> None:
-        if self.stages < 2:
-            raise UserError(f"Geometric(stages={self.stages}): expected 2 stages or more")
+        check_whole("Geometric(stages={})", self.stages, "stages", least=2)
 
     def __call__(self, done: float) -> float:
         """10^(−i/(stages − 1)) in stage i."""

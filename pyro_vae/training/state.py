@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import platform
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,102 +16,23 @@ from torch import Tensor
 
 from pyro_vae.ambient import unusual
 from pyro_vae.errors import UserError
-from pyro_vae.pair.runtime import Pair
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.checkpoint_files import Checkpoint
 from pyro_vae.training.history import History, Record
-
-PROGRAMS = ("model", "guide")
-
-
-@dataclass
-class Position:
-    """How far a training is: ``step`` steps, the epoch under way having begun after ``first_step``
-    of them.
-    """
-
-    sums: Tensor  # (3,) float64, this epoch's so far: loss, reconstruction, KL
-    epoch: int = 1
-    step: int = 0
-    first_step: int = 0
-    seen: int = 0  # images of this epoch whose figures are in the sums
-    skipped: int = 0  # steps of the whole training that were taken back
-
-    @staticmethod
-    def start(device: torch.device) -> Position:
-        """Before the first step."""
-        return Position(torch.zeros(3, dtype=torch.float64, device=device))
-
-    def begin_epoch(self, epoch: int) -> None:
-        """This epoch begins here."""
-        self.epoch, self.first_step, self.seen, self.sums = (
-            epoch,
-            self.step,
-            0,
-            torch.zeros_like(self.sums),
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """What the next steps depend on: position, parameters and buffers, the optimiser's state,
-    torch's random numbers.
-    """
-
-    position: Position
-    tensors: Mapping[
-        str, Mapping[str, Any]
-    ]  # ``model`` and ``guide`` as their state_dicts, ``other`` for the rest
-    optimizer: Mapping[str, Any]
-    random: Mapping[str, Tensor]
-
-    @staticmethod
-    def take(
-        pair: Pair, optimizer: torch.optim.Optimizer, position: Position, *, copy: bool = True
-    ) -> Snapshot:
-        """The present state; without ``copy`` its tensors are the living ones, for a file that is
-        written at once.
-        """
-        device = position.sums.device
-        random = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        taken = Snapshot(replace(position), tensors_of(pair), optimizer.state_dict(), random)
-        return mapped(taken, torch.clone) if copy else taken
-
-    def restore(
-        self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> Position:
-        """Put everything back into the very tensors that are there, on ``device``, and give the
-        position.
-
-        Raises:
-            UserError: the tensors are not the pair's, or the optimiser's state is not such an
-                optimiser's.
-        """
-        checkpoint_files.restore_sections(self.tensors, _owners(pair), "the state")
-        other, held = _other(pair), self.tensors.get("other", {})
-        if other.keys() != held.keys() or any(
-            other[name].shape != held[name].shape for name in other
-        ):
-            raise UserError(
-                f"the state has {_counted(held)} beside those of model and guide, the pair has "
-                f"{_counted(other)}: resume with the very programs that were trained"
-            )
-        with torch.no_grad():
-            for name, tensor in other.items():
-                tensor.copy_(held[name])
-        restore_optimizer(optimizer, self.optimizer)
-        torch.set_rng_state(self.random["cpu"])
-        if device.type == "cuda" and "cuda" in self.random:
-            torch.cuda.set_rng_state(self.random["cuda"].cpu(), device)
-        return replace(self.position, sums=self.position.sums.to(device, copy=True))
+from pyro_vae.training.snapshot import PROGRAMS, Position, Snapshot, mapped
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
     """A training between two steps, as ``fit(…, resume=state)`` takes it up again; plain values and
     tensors alone.
+
+    Args:
+        snapshot: parameters, optimiser, random numbers and position.
+        history: the records so far, as plain values.
+        callbacks: (class name, state) of those that have a state.
+        settings: those of `fit`, in words.
+        place: where and how the steps ran.
     """
 
     snapshot: Snapshot
@@ -299,89 +220,5 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ""
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds
-    on to those.
-
-    Its rate and other numbers are its own: those that it was made with today.
-
-    A parameter that no step had reached has no saved state: an Adam's own begins at zero.
-    """
-    present, state = (
-        optimizer.state_dict()["state"],
-        saved["state"],
-    )  # state_dict gives the living tensors
-    if not state and not isinstance(optimizer, torch.optim.Adam):
-        optimizer.state.clear()
-        return
-    if all(_fits(present.get(i, {}), entries) for i, entries in state.items()):
-        with torch.no_grad():
-            for i, entries in present.items():
-                for name, value in entries.items():
-                    if isinstance(value, Tensor):
-                        value.zero_() if i not in state else value.copy_(state[i][name])
-        return
-    try:
-        pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-        optimizer.load_state_dict(
-            {**saved, "param_groups": [{**own, "params": was["params"]} for own, was in pairs]}
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"resume: the optimiser's state is not one of this optimiser ({error})"
-        ) from error
-
-
-def _fits(present: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
-    """Whether these are the same tensors, each of the same shape."""
-    return present.keys() == saved.keys() and all(
-        isinstance(value, Tensor) and value.shape == saved[name].shape
-        for name, value in present.items()
-    )
-
-
-def _owners(pair: Pair) -> dict[str, torch.nn.Module]:
-    found = {role: getattr(pair, role).owner for role in PROGRAMS}
-    return {role: owner for role, owner in found.items() if owner is not None}
-
-
-def tensors_of(pair: Pair) -> dict[str, dict[str, Any]]:
-    sections: dict[str, dict[str, Any]] = {
-        role: dict(owner.state_dict()) for role, owner in _owners(pair).items()
-    }
-    other = {name: tensor.detach() for name, tensor in _other(pair).items()}
-    return {**sections, "other": other} if other else sections
-
-
-def _other(pair: Pair) -> dict[str, Tensor]:
-    """Parameters and buffers that no state_dict of the programs has: in closures, or made by
-    ``pyro.param``.
-    """
-    known = {
-        id(t) for owner in _owners(pair).values() for t in owner.state_dict(keep_vars=True).values()
-    }
-    private = {f"pyro.param {name}": parameter for name, parameter in pair.store.parameters.items()}
-    known |= {id(parameter) for parameter in private.values()}
-    hidden = [tensor for tensor in pair.tensors() if id(tensor) not in known]
-    return {**private, **{f"hidden {i}": tensor for i, tensor in enumerate(hidden)}}
-
-
-def _counted(tensors: Mapping[str, Any]) -> str:
-    return f"{len(tensors)} tensors" if len(tensors) != 1 else "one tensor"
-
-
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), tensor.device
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same structure with every tensor in it changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: mapped(each, change) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(mapped(each, change) for each in value)
-    if isinstance(value, Position | Snapshot | TrainingState | Checkpoint):
-        return type(value)(**{key: mapped(each, change) for key, each in vars(value).items()})
-    return value

@@ -40,7 +40,8 @@ class Stepper:
         self.loss, self.observe, self.options, self.group = loss, observe, options, group
         self.health = Health.on(loss.kl_weight.device, skip=options.on_divergence == "skip")
         self.optim: torch.optim.Optimizer | None = None
-        self._source, self._total_steps, self.tier = source, total_steps, options.compile
+        self._source, self.total_steps = source, total_steps
+        self.tier: str = options.compile
         self.find()
 
     def find(self) -> None:
@@ -69,7 +70,7 @@ class Stepper:
         )
         eager = TrainStep(self.loss, self.parameters, self.update, self.observe)
         with pair.active(training=True):
-            chosen = select_step(eager, self.tier, self._total_steps, self._source, options.seed)
+            chosen = select_step(eager, self.tier, self.total_steps, self._source, options.seed)
         self.step, self.source, why = chosen
         self.note = "; ".join(filter(None, (why, self.source.note)))
         self.tier = self.step.tier

@@ -90,6 +90,7 @@ def test_a_contestant_that_does_other_work_is_found() -> None:
         training_step.same_training(TINY, x, {"lazy": lambda seed, num_steps: 0.0}, 20)
 
 
+@pytest.mark.slow
 def test_a_seated_contestant_is_the_one_in_this_process() -> None:
     x = TINY.images(TINY.batch_size)
     here = training_step.Runner(training_step.contestants(TINY, x)[training_step.BASE]()).last_loss(
@@ -310,6 +311,7 @@ EVERY_DAY = ("reproduce", "coverage")
     "name",
     [pytest.param(name, marks=() if name in EVERY_DAY else pytest.mark.slow) for name in COMMANDS],
 )
+@pytest.mark.slow
 def test_help_is_printed_and_nothing_is_started(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
     found = subprocess.run(

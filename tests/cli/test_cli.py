@@ -488,6 +488,7 @@ def test_a_signal_leaves_a_checkpoint(
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_ends_with_143_and_a_checkpoint(here: Path) -> None:
     arguments = [word for word in SHORT if word != "--quiet"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import guides, log_marginal, models
-from pyro_vae.compile.fast_activations import quicken
+from pyro_vae.compile.graph_passes import quicken
 from pyro_vae.compile.trace import missing_compiler, trace
 
 NAMES = ("tanh", "sigmoid")

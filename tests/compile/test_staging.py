@@ -195,6 +195,7 @@ def test_a_replayed_step_is_the_eager_step_to_the_last_bit(net: str) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_log_weights_are_the_eager_ones_in_the_same_noise(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

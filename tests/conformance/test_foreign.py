@@ -60,7 +60,17 @@ def test_loss_and_gradients_are_pyros(name: str) -> None:
         torch.testing.assert_close(own, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SPELLINGS)
+EVERYDAY = (
+    "methods", "wrappers", "plate_as_a_loop", "nested_fields", "fields_named_like_options",
+    "missing_marked_by_nan", "a_factor_of_the_guide", "weights_of_the_whole_set",
+)  # fmt: skip
+"""One of each kind; the others are as cheap, but many."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.slow) for name in SPELLINGS],
+)
 def test_it_goes_through(name: str) -> None:
     """Checked, trained and scored, or refused for its reason alone."""
     case = SPELLINGS[name]()

@@ -24,6 +24,7 @@ from pyro_vae.data.transforms import (
     observe,
 )
 from pyro_vae.errors import UserError
+from tests.support.grids import thinned
 
 
 def images(name: str = "grey", number: int = 40) -> ImageData:
@@ -68,8 +69,9 @@ def test_dynamic_takes_floats_as_probabilities() -> None:
     )
 
 
-@pytest.mark.parametrize("levels", [2, 3, 10, 17, 100, 255, 256])
-@pytest.mark.parametrize("edge", [0.0, 2.0**-24, 0.5, 1 - 2.0**-24])
+@pytest.mark.parametrize(
+    ("levels", "edge"), thinned([2, 3, 10, 17, 100, 255, 256], [0.0, 2.0**-24, 0.5, 1 - 2.0**-24])
+)
 def test_dequantized_images_floor_back_to_their_levels(levels: int, edge: float) -> None:
     stored = torch.arange(levels, dtype=torch.int64).to(torch.uint8)
     x = Dequantize(levels).place(stored, torch.full((levels,), edge))

@@ -108,14 +108,24 @@ def objective(program: SimpleNamespace) -> tuple[Any, Callable[..., Any]]:
         kind = TraceEnum_ELBO
 
     class Noted(kind):
-        traces: Any = None
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.traces: list[Any] = []
 
         def _get_trace(self, *arguments: Any) -> Any:
-            self.traces = super()._get_trace(*arguments)
-            return self.traces
+            self.traces.append(super()._get_trace(*arguments))
+            return self.traces[-1]
 
-    elbo = Noted(max_plate_nesting=2) if summed else Noted()
+    draws = {"num_particles": program.settings["num_particles"]} if draws_in_turn(program) else {}
+    elbo = Noted(max_plate_nesting=2, **draws) if summed else Noted(**draws)
     return elbo, config_enumerate(program.model, default="parallel") if summed else program.model
+
+
+def draws_in_turn(program: SimpleNamespace) -> bool:
+    """Whether Pyro's own objective trains it, which draws its particles one after the other: a
+    latent of the whole set, or a density against a mass. Else all are drawn at once, as rows.
+    """
+    return 'sample("g"' in program.text or "StraightThrough" in program.text
 
 
 def train(
@@ -139,7 +149,8 @@ def train(
         for number, steps in enumerate(epochs, 1):
             sums, seen = torch.zeros(2, dtype=torch.float64), 0
             for rows in steps:
-                rows = rows.repeat(how["num_particles"])
+                rows = rows.repeat(1 if draws_in_turn(program) else how["num_particles"])
+                elbo.traces.clear()
                 fields = {name: value[rows] for name, value in program.fields.items()}
                 try:
                     with Weighted(how["kl_weight"]):
@@ -167,7 +178,8 @@ def train(
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 if how["grad_clip"] is not None:
                     torch.nn.utils.clip_grad_norm_(parameters, how["grad_clip"])
-                sums += torch.stack((loss.detach() * len(rows), unscaled(elbo.traces)))
+                value = sum(map(unscaled, elbo.traces)) / len(elbo.traces)
+                sums += torch.stack((loss.detach() * len(rows), value))
                 seen += len(rows)
                 optimizer.step()
                 if not all(bool(torch.isfinite(p).all()) for p in [loss, *parameters]):

@@ -29,8 +29,9 @@ pytest tests/differential -m "not slow"  # quick: --collect-only -q
 python -m tests.differential --many 0 1000 --out sweep.json  # quick: --many 0 2
 ```
 
-The first prints program 17, judges it and says what a difference is due to. The second judges 60 programs (with `-m ""` 360, with
-`-m stress` 1000). The third writes a line of JSON for each program; `--page sweep.json --at COMMIT` makes this page of them.
+The first prints program 17, judges it and says what a difference is due to. The second judges 23 programs (all tests: 115,
+`-m stress`: the rest of 1000). The third writes a line of JSON for each program; `--page sweep.json --at COMMIT` makes this
+page of them.
 
 Python state that moves (an annealed attribute, a counter) is tried in the tiers `auto` and `off`: under `graph` and
 `inductor` it is the user's word that there is none. Where k̂ > 0.7 a number that is too low is held against as few draws in

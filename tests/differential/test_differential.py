@@ -6,13 +6,15 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from tests.differential.cover import COVER, FACTORS, met, pairwise_cover
+from tests.differential.cover import COVER, FACTORS
 from tests.differential.grammar import generate
 from tests.differential.judge import FAILURES, Verdict, float64, judge
 from tests.differential.oracle import build, log_px
+from tests.support.grids import met, pairwise_cover
 
-SUITE = [*range(60), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(60, 360))]
-BY_HAND = [pytest.param(seed, marks=pytest.mark.stress) for seed in range(360, 1000)]
+EVERYDAY = [*range(len(COVER))]  # each row of settings once
+SLOW = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(len(COVER), 5 * len(COVER))]
+BY_HAND = [pytest.param(seed, marks=pytest.mark.stress) for seed in range(5 * len(COVER), 1000)]
 
 
 def hold(verdict: Verdict) -> None:
@@ -26,7 +28,7 @@ def hold(verdict: Verdict) -> None:
     )
 
 
-@pytest.mark.parametrize("seed", [*SUITE, *BY_HAND])
+@pytest.mark.parametrize("seed", [*EVERYDAY, *SLOW, *BY_HAND])
 def test_a_program_is_as_pyros_own_or_refused(seed: int) -> None:
     hold(judge(seed))
 

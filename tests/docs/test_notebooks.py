@@ -14,6 +14,7 @@ def test_the_committed_output_is_of_the_committed_source(path: Path) -> None:
     """Else: ``python -m tests.support.notebooks``, which executes it."""
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.get(KEY) == source_digest(notebook)
+    assert "site-packages" not in path.read_text(encoding="utf-8")  # a warning from another's disk
 
 
 @pytest.mark.slow

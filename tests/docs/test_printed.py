@@ -102,6 +102,13 @@ def test_every_public_name_has_its_page() -> None:
         assert sorted(listed) == sorted(namespace.__all__), section.split()[0]
 
 
+def test_every_command_has_its_help_on_the_page() -> None:
+    text = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^```\{command-help\} (\w+)$", text, flags=re.MULTILINE)) == set(
+        COMMANDS
+    )
+
+
 def test_readme_is_short_and_begins_with_a_result() -> None:
     lines = PAGES["README.md"].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 120

@@ -23,6 +23,7 @@ from pyro_vae.evaluation.traced_target import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 from tests.support import pairs
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
+from tests.support.grids import thinned
 from tests.support.spaces import SPACES
 
 EXACT: dict[str, Callable[[], Exact]] = {
@@ -79,8 +80,7 @@ def test_the_exact_guide_has_no_variance(name: str) -> None:
 # ---- imperfect ones
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 20])
-@pytest.mark.parametrize("name", INEXACT)
+@pytest.mark.parametrize(("num_steps", "name"), thinned([1, 2, 20], INEXACT))
 def test_the_mean_weight_is_px(name: str, num_steps: int) -> None:
     """E[ŵ / p(x)] = 1 for any number of steps."""
     case = INEXACT[name](400)
@@ -89,7 +89,14 @@ def test_the_mean_weight_is_px(name: str, num_steps: int) -> None:
     assert result.lower95 < case.mean
 
 
-@pytest.mark.parametrize("name", ["wide", "two sites", "gamma", "inner plate"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "wide",
+        "inner plate",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("two sites", "gamma")),
+    ],
+)
 def test_the_truth_lies_between(name: str) -> None:
     """Forward ≤ exact ≤ reverse, each E[w⁻¹ …] = 1, on the very images that were simulated; and the
     gap falls with T.
@@ -133,7 +140,7 @@ def test_agrees_with_importance_sampling_on_a_network() -> None:
 # ---- how it runs
 
 
-@pytest.mark.parametrize("name", ["wide", "simplex"])
+@pytest.mark.parametrize("name", ["wide", pytest.param("simplex", marks=pytest.mark.slow)])
 def test_staged_equals_eager(name: str) -> None:
     case = INEXACT[name](12)
     eager, staged = (anneal(case, 8, compile=tier) for tier in ("off", "graph"))

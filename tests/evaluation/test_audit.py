@@ -143,7 +143,10 @@ def test_a_foreign_pair_with_its_own_plates(
     check(tmp_path / "run")
 
 
-@pytest.mark.parametrize("what", ["weights", "log weights", "draws"])
+@pytest.mark.parametrize(
+    "what",
+    ["weights", *(pytest.param(w, marks=pytest.mark.slow) for w in ("log weights", "draws"))],
+)
 def test_what_was_tampered_with_is_found(what: str, run: Path) -> None:
     path = (
         next((run / "checkpoints").glob("step-*.pt"))

@@ -22,6 +22,7 @@ import pyro_vae as pv
 from pyro_vae.evaluation.proposals import Defensive
 from pyro_vae.evaluation.weight_sums import WeightSums
 from tests.support.exact import Exact, gamma_poisson, ppca
+from tests.support.grids import thinned
 from tests.support.spaces import SPACES
 from tests.support.vaes import by_trapezoid, nonlinear, with_flow
 
@@ -104,7 +105,10 @@ def test_the_elbo_of_mean_field_guides_is_off_by_the_closed_form(widen: float) -
 # ---- 3. the bias law
 
 
-@pytest.mark.parametrize(("c2", "shift", "num_samples"), [(0.85, 0.3, 30), (1.5, 0.8, 30)])
+@pytest.mark.parametrize(
+    ("c2", "shift", "num_samples"),
+    [(0.85, 0.3, 30), pytest.param(1.5, 0.8, 30, marks=pytest.mark.slow)],
+)
 def test_the_bias_is_half_the_relative_variance_over_the_draws(
     c2: float, shift: float, num_samples: int
 ) -> None:
@@ -280,8 +284,7 @@ def test_a_defensive_mixture_is_right_where_a_narrow_guide_is_not() -> None:
     assert float(result.se.square().mean()) < float(unstratified.mean())
 
 
-@pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize("scale", [1.5, 3.0])
+@pytest.mark.parametrize(("name", "scale"), thinned(SPACES, [1.5, 3.0]))
 def test_a_defensive_mixture_is_unbiased_in_any_space(name: str, scale: float) -> None:
     case = SPACES[name](400)
     result = estimate(case, 60, proposal=Defensive(scale, 0.3))

@@ -5,10 +5,13 @@ import torch
 from pyro import distributions as dist
 
 from pyro_vae.evaluation import fast_log_prob
+from tests.support.grids import thinned
 
 
-@pytest.mark.parametrize("shape", [(784,), (1, 28, 28), (64,), (7,), (113,), (1,), (2, 3, 5)])
-@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0, 1e4])
+@pytest.mark.parametrize(
+    ("shape", "scale"),
+    thinned([(784,), (1, 28, 28), (64,), (7,), (113,), (1,), (2, 3, 5)], [0.1, 3.0, 40.0, 1e4]),
+)
 def test_the_product_trick_is_the_bernoulli_log_prob(shape: tuple[int, ...], scale: float) -> None:
     torch.manual_seed(0)
     logits = scale * torch.randn(6, 4, *shape)

@@ -146,11 +146,14 @@ def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
     "error",
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to "
-            "allocate 8 bytes."
+        pytest.param(
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried "
+                "to allocate 8 bytes."
+            ),
+            marks=pytest.mark.slow,
         ),
-        MemoryError(),
+        pytest.param(MemoryError(), marks=pytest.mark.slow),
     ],
 )
 def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
@@ -186,7 +189,7 @@ def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(
         0, monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
     )
     with pytest.raises(pv.UserError, match="one image and one draw"):
-        pv.log_marginal(*pair(), images(), num_samples=20)
+        pv.log_marginal(*pair(), images(2), num_samples=2)
 
 
 def test_the_real_allocator_s_error_is_known() -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pyro_vae as pv
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.protocol import Quantity
 
 N, PIXELS, CLASSES = 48, 6, 3
 FAST: dict[str, Any] = {"num_samples": 2, "device": "cpu", "compile": "off"}
@@ -360,6 +361,30 @@ def test_where_no_row_differs_from_another() -> None:
     ):
         fields = {} if model is doubled else {"y": CLASS[:1]}
         assert score(model, X[:1], **fields).protocol["quantity"] == name
+
+
+def test_the_model_is_asked_at_few_rows_for_its_name() -> None:
+    """Eight, and the first one at which an argument that is constant on these varies; of values
+    that the model computes the digest is of more.
+    """
+    sizes: list[int] = []
+
+    def counted(x: Tensor, y: Tensor) -> None:
+        sizes.append(len(x))
+        likelihood_given_y(x, y)
+
+    late = torch.where(torch.arange(N) < 20, 0, CLASS)
+    for model, most in ((counted, 9), (lambda x, y: counted(2 * x, y), 32)):
+        pair = pv.Pair.of(model, guide)
+        with pair.active(training=False):
+            pair.structure(X, {"y": late})
+            scored = Quantity(pair)
+            for rows in (slice(0, 30), slice(30, N)):
+                scored.see((X[rows], {"y": late[rows]}))
+            sizes.clear()
+            said, _ = scored.told()
+        assert said["quantity"] == "log p(x | y)" and max(sizes) == most
+        assert sum(size > 9 for size in sizes) <= 1
 
 
 def test_a_model_that_fails_on_rows_that_do_not_belong_together() -> None:

@@ -53,6 +53,7 @@ def refined_ppca(**options: Any) -> tuple[Exact, Untrained, Refinement]:
     )
 
 
+@pytest.mark.slow
 def test_an_untrained_net_comes_to_the_best_mean_field_posterior() -> None:
     case, _, result = refined_ppca()
     ours = log_marginal(case.model, result.guide, case.x, num_samples=4000, seed=9, device="cpu")
@@ -118,6 +119,7 @@ def test_staged_equals_eager() -> None:
     torch.testing.assert_close(runs[0].guide.eta, runs[1].guide.eta, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_tiles_come_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, whole = refined_ppca()
     monkeypatch.setitem(tiling.ROWS, "cpu", 120)

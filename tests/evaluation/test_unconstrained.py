@@ -287,3 +287,28 @@ def test_a_pair_without_such_a_density_is_refused(words: str) -> None:
     ):
         pass
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_site_is_scored_with_what_its_statement_passes_on() -> None:
+    """At any z, so that AIS may move it."""
+
+    class Told(dist.Normal):
+        def __call__(self, shift: Tensor) -> Any:
+            return self.rsample() + shift
+
+        def log_prob(self, value: Tensor, shift: Tensor) -> Any:
+            return super().log_prob(value - shift)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=x.dtype), 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", Told(torch.zeros(len(x), dtype=x.dtype), 1.0), x[:, 0] / 2)
+
+    x = torch.randn(5, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    pair = Pair.of(model, guide)
+    with pair.active(training=False):
+        assert not pair.structure(x, {}).own_draws_only

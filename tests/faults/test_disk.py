@@ -31,7 +31,8 @@ def test_a_first_checkpoint_that_does_not_fit(fault: object, words: str, tmp_pat
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("fault", [pytest.param(small_files, marks=pytest.mark.slow), disk_is_full])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [small_files, disk_is_full])
 def test_a_later_checkpoint_that_does_not_fit_leaves_the_one_before(
     fault: object, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ import pyro_vae as pv
 from pyro_vae import models, registry
 from pyro_vae.analysis.encode import decode
 from pyro_vae.cli import entry
-from pyro_vae.nn.levels import level_args
+from pyro_vae.nn.hierarchy import level_args
 from pyro_vae.objectives import Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.log_weights import log_densities
 from pyro_vae.runs.experiment import build_pair

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pyro_vae import models
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import Likelihood
+from tests.support.grids import thinned
 
 SHAPE = (2, 3, 4)
 SMALL: dict[str, Any] = {"hidden": (6,)}
@@ -49,8 +50,7 @@ def by_hand(name: str, part: Any, z: Tensor, x: Tensor) -> Tensor:
     return distributions.Normal(loc, scale).log_prob(x).sum((-1, -2, -3))
 
 
-@pytest.mark.parametrize("batch", [(), (7,), (6, 7)])
-@pytest.mark.parametrize("name", likelihoods())
+@pytest.mark.parametrize(("batch", "name"), thinned([(), (7,), (6, 7)], likelihoods()))
 def test_a_likelihood_is_torchs_density(name: str, batch: tuple[int, ...]) -> None:
     part = likelihoods()[name]
     z, x = torch.randn(*batch, 5), (torch.rand(7, *SHAPE) > 0.5).float()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP, Conv, Net, make_decoder, make_encoder
 from pyro_vae.nn.net import ACTIVATIONS
+from tests.support.grids import thinned
 
 SHAPES = [(3, 32, 32), (1, 28, 28), (1, 8, 8), (3, 17, 23), (2, 2, 2), (1, 2, 9), (4, 5, 64)]
 NETS: dict[str, dict[str, Any]] = {"MLP": {"hidden": (6, 5)}, "Conv": {}}
@@ -28,9 +29,9 @@ def small(net: str, shape: tuple[int, ...]) -> dict[str, Any]:
     )
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 3), (4, 1, 3)])
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    ("batch", "shape", "net"), thinned([(), (3,), (2, 3), (4, 1, 3)], SHAPES, NETS)
+)
 def test_batch_dimensions_are_rows(
     net: str, shape: tuple[int, ...], batch: tuple[int, ...]
 ) -> None:

@@ -26,6 +26,7 @@ from pyro_vae.objectives import (
     TraceMeanField_ELBO,
 )
 from pyro_vae.pair.runtime import Pair
+from tests.support.grids import thinned
 from tests.support.linear_gaussian import CASES, ENCODER, NOISE, Case, X, one_level
 
 ROWS = 60_000
@@ -75,9 +76,7 @@ def assert_mean(samples: Tensor, exact: Tensor, z: float = 4.5) -> None:
     assert (error < 0.05).all()
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.4])
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("law", "case", "weight"), thinned(LAWS, CASES, [1.0, 0.4]))
 def test_mean_gradients_are_the_bounds_own(case: str, law: str, weight: float) -> None:
     objective, bound, num_draws = LAWS[law]
     pair = CASES[case]()
@@ -96,11 +95,14 @@ SCORED = {
 }
 
 
-@pytest.mark.parametrize("weight", [1.0, 0.4])
 @pytest.mark.parametrize(
-    "law", [name for name, (goal, _, _) in LAWS.items() if not goal_needs_a_path(goal)]
+    ("law", "case", "weight"),
+    thinned(
+        [name for name, (goal, _, _) in LAWS.items() if not goal_needs_a_path(goal)],
+        SCORED,
+        [1.0, 0.4],
+    ),
 )
-@pytest.mark.parametrize("case", SCORED)
 def test_mean_gradients_without_a_path(case: str, law: str, weight: float) -> None:
     """Score functions with VIMCO's control variate, beside paths where the other site has one."""
     objective, bound, num_draws = LAWS[law]
@@ -111,8 +113,9 @@ def test_mean_gradients_without_a_path(case: str, law: str, weight: float) -> No
     )
 
 
-@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
-@pytest.mark.parametrize("law", ["STL, 3 particles", "DReG(2)"])
+@pytest.mark.parametrize(
+    ("layout", "law"), thinned(["plate", "rows", "repeat"], ["STL, 3 particles", "DReG(2)"])
+)
 def test_in_every_layout(law: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     objective, bound, num_draws = LAWS[law]
     monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)

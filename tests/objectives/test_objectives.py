@@ -20,6 +20,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import FreeBits, Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
 from tests.support.exact import two_levels
+from tests.support.grids import thinned
 from tests.support.objectives import bernoulli_latents, ours, scaled, with_gradients
 from tests.support.pairs import FORMS, LATENT, Decoder, Encoder, Guide, Model, binary_images, fresh
 
@@ -55,8 +56,7 @@ def assert_same_bits(
 # ---- Pyro's bits
 
 
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "form"), thinned(BOTH, FORMS))
 def test_loss_and_gradients_are_pyros(form: str, name: str) -> None:
     model, guide = fresh(form)
     mine, theirs = BOTH[name]
@@ -89,8 +89,7 @@ OURS: dict[str, Callable[[], tuple[Any, Any, Tensor]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("case", OURS)
+@pytest.mark.parametrize(("name", "case"), thinned(BOTH, OURS))
 def test_our_models_and_guides_have_pyros_bits(case: str, name: str) -> None:
     torch.manual_seed(0)
     model, guide, x = OURS[case]()
@@ -244,8 +243,7 @@ def test_what_has_no_closed_form_is_sampled_and_said() -> None:
 # ---- the KL weight
 
 
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("weight", [0.0, 0.5, 4.0])
+@pytest.mark.parametrize(("name", "weight"), thinned(BOTH, [0.0, 0.5, 4.0]))
 def test_the_kl_weight_weighs_the_kl(name: str, weight: float) -> None:
     model, guide = fresh("PyroModules")
     loss = BOTH[name][0]()(model, guide)
@@ -295,8 +293,7 @@ def test_the_closed_kl_is_torchs() -> None:
 # ---- several particles
 
 
-@pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
+@pytest.mark.parametrize(("name", "layout"), thinned(BOTH, ["plate", "rows", "repeat"]))
 def test_particles_are_an_average(name: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same expected loss and gradients as one particle, in every layout; less noise."""
     model, guide = fresh("PyroModules")
@@ -322,7 +319,9 @@ def assert_same_mean(a: Tensor, b: Tensor, z: float) -> None:
     assert ((a.mean(0) - b.mean(0)).abs() <= z * error + 1e-4 * (1 + b.mean(0).abs())).all()
 
 
-@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
+@pytest.mark.parametrize(
+    "layout", ["plate", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rows", "repeat"))]
+)
 def test_particles_of_score_functions(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = bernoulli_latents()
     monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
@@ -346,8 +345,10 @@ CLOSED: list[Objective] = [
 ]
 
 
-@pytest.mark.parametrize("objective", [*CLOSED, FreeBits(0.0, 6), TraceMeanField_ELBO(6)], ids=repr)
-@pytest.mark.parametrize("layout", ["plate", "rows", "repeat"])
+@pytest.mark.parametrize(
+    ("objective", "layout"),
+    thinned([*CLOSED, FreeBits(0.0, 6), TraceMeanField_ELBO(6)], ["plate", "rows", "repeat"]),
+)
 def test_a_closed_kl_is_the_same_of_any_number_of_particles(
     objective: Objective, layout: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,7 +376,7 @@ def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
     )
     one, many = (
         torch.stack(
-            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 150)]
+            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 60)]
         )
         for goal in goals
     )

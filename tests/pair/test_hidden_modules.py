@@ -11,6 +11,7 @@ from pyro import distributions as dist
 from torch import Tensor, nn
 
 from pyro_vae import fit, log_densities, log_marginal
+from tests.support.grids import thinned
 
 
 @pytest.mark.parametrize("call", ["log_marginal", "log_densities"])
@@ -45,8 +46,7 @@ def test_the_first_evaluation_is_the_second(call: str) -> None:
     assert norm.training and decoder.training
 
 
-@pytest.mark.parametrize("mode", [True, False])
-@pytest.mark.parametrize("first", ["evaluation", "training"])
+@pytest.mark.parametrize(("mode", "first"), thinned([True, False], ["evaluation", "training"]))
 def test_modules_that_only_a_run_finds_run_in_the_right_mode_and_keep_their_own(
     first: str, mode: bool
 ) -> None:

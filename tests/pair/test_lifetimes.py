@@ -88,7 +88,7 @@ def test_a_new_program_in_the_place_of_one_that_is_gone_is_new() -> None:
 
         return model, guide
 
-    for number in range(12):
+    for number in range(5):
         programs = pair(f"z{number}")
         assert Pair.of(*programs).structure(X, {}).latents == (f"z{number}",)
         del programs

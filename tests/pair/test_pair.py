@@ -21,6 +21,7 @@ from pyro_vae import fit, guides, log_densities, log_marginal, log_weights, mode
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import LAYOUTS
 from pyro_vae.pair.runtime import Pair
+from tests.support.grids import thinned
 from tests.support.pairs import (
     FORMS,
     LATENT,
@@ -67,8 +68,7 @@ def test_every_form_is_understood(form: str) -> None:
     assert Pair.of(model, guide).layout(X, {}) == "plate"
 
 
-@pytest.mark.parametrize("tier", ["off", "graph"])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("tier", "form"), thinned(["off", "graph"], FORMS))
 def test_every_form_trains_and_twice(form: str, tier: str) -> None:
     """The loss falls, every parameter moves, and a second pair in the same process ends where the
     first did.
@@ -808,8 +808,10 @@ def test_a_subsampling_plate_trains_and_has_no_px() -> None:
             call()
 
 
-@pytest.mark.parametrize("tier", ["off", "graph"])
-@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO", "IWAE(3)"])
+@pytest.mark.parametrize(
+    ("tier", "objective"),
+    thinned(["off", "graph"], ["Trace_ELBO", "TraceMeanField_ELBO", "IWAE(3)"]),
+)
 def test_a_subsampling_plate_trains_as_one_that_does_not(objective: str, tier: str) -> None:
     """Its factor is in the loss alone: the gradient is that of an image's mean, and the records are
     an image's.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import pyro_vae as pv
 from pyro_vae.objectives import Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
+from tests.support.grids import thinned
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(2))
 WEIGHT = torch.rand(12, generator=torch.Generator().manual_seed(3)) + 0.5
@@ -158,9 +159,9 @@ MASKS: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("where", ["model", "guide", "both"])
-@pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize(
+    ("where", "name", "particles"), thinned(["model", "guide", "both"], MASKS, [1, 3])
+)
 def test_masks_are_pyros(particles: int, name: str, where: str) -> None:
     """Python's bools and tensors, in one program or in both: the loss and its gradient."""
     v = Vae()
@@ -395,8 +396,7 @@ class Clean(Writes):
         )
 
 
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("which", ["guide", "model", "field"])
+@pytest.mark.parametrize(("call", "which"), thinned(CALLS, ["guide", "model", "field"]))
 def test_the_callers_data_stay_as_they_are(which: str, call: str) -> None:
     """In every use, for the rows that are probed and for the others."""
     x, y, v = X.clone(), torch.ones(12), Writes(which)

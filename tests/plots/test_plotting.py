@@ -427,6 +427,7 @@ def test_an_autoencoder_is_not_sampled_from() -> None:
 # ---- files
 
 
+@pytest.mark.slow
 def test_runs_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
     subjects = {
         "one": Subject(wipe, read_wipe, wiped_images(30)),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import nbformat
@@ -24,6 +25,8 @@ def source_digest(notebook: nbformat.NotebookNode) -> str:
 
 def execute(path: Path) -> None:
     """Run a notebook from top to bottom and write it with its output and its source's digest."""
+    # tqdm's, and the only warning: it names a path of this machine
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
     notebook = NotebookClient(nbformat.read(path, as_version=4), timeout=1800).execute()
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times, which differ at each run

@@ -5,7 +5,6 @@ step before.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
 import pyro
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae import Diverged, UserError, fit
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.data.loaders import make_source
+from tests.support.grids import thinned
 from tests.support.pairs import LATENT, PIXELS, Decoder, Encoder, binary_images
 from tests.support.training import CPU, QUICK, same, state_of
 
@@ -120,7 +120,7 @@ INDUCTOR = [
 COMPILED = pytest.param("a gradient", "inductor", marks=INDUCTOR)
 
 
-@pytest.mark.parametrize(("breaks", "tier"), [*product(SITES, ["off", "graph"]), COMPILED])
+@pytest.mark.parametrize(("breaks", "tier"), [*thinned(SITES, ["off", "graph"]), COMPILED])
 def test_the_step_the_rate_and_the_site_are_named(breaks: str, tier: str, later: int) -> None:
     model, guide = pair(breaks)
     with pytest.raises(Diverged, match=SITES[breaks]) as error:
@@ -150,8 +150,7 @@ def test_the_state_of_the_last_finite_step_is_kept(later: int) -> None:
     assert second.value.step == later and same(state_of(model, guide), state_of(*again))
 
 
-@pytest.mark.parametrize("breaks", SITES)
-@pytest.mark.parametrize("optimizer", ["Adam", "RMSprop"])
+@pytest.mark.parametrize(("breaks", "optimizer"), thinned(SITES, ["Adam", "RMSprop"]))
 def test_skipped_steps_leave_no_trace(breaks: str, optimizer: str) -> None:
     """The broken batch is drawn, and nothing else of it remains: parameters, buffers, records."""
     model, guide = pair(breaks)

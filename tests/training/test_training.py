@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
+import re
 from collections.abc import Callable
+from dataclasses import fields
 from math import cos, pi
 from typing import Any
 
@@ -32,17 +35,21 @@ from pyro_vae import (
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.runs.options import Train
 from pyro_vae.training.loop import evaluate_elbo
+from pyro_vae.training.options import FitOptions
+from pyro_vae.training.settings import Settings
 from pyro_vae.training.train_step import TrainStep
+from tests.support.grids import thinned
 from tests.support.pairs import PIXELS, Guide, Model, binary_images, fresh
 from tests.support.training import CPU, QUICK, Images, X, our_pair, same, state_of
 
 # ---- Pyro's SVI
 
 
-@pytest.mark.parametrize("objective", ["Trace_ELBO", "TraceMeanField_ELBO"])
 @pytest.mark.parametrize(
-    "make", [our_pair, lambda: fresh("PyroModules")], ids=["ours", "PyroModules"]
+    ("objective", "make"),
+    thinned(["Trace_ELBO", "TraceMeanField_ELBO"], [our_pair, lambda: fresh("PyroModules")]),
 )
 def test_twenty_steps_are_those_of_svi(make: Callable[[], tuple[Any, Any]], objective: str) -> None:
     """The same noise and batches, the loss divided by the batch: the parameters of stock SVI (issue
@@ -397,8 +404,10 @@ def test_callbacks_see_each_epoch_and_may_end_it() -> None:
     assert history.stopped == "third after epoch 3" and history.num_steps == 9
 
 
-@pytest.mark.parametrize("form", ["PyroModules", "bound methods", "functions", "PyroParams"])
-@pytest.mark.parametrize("part", ["model", "guide"])
+@pytest.mark.parametrize(
+    ("form", "part"),
+    thinned(["PyroModules", "bound methods", "functions", "PyroParams"], ["model", "guide"]),
+)
 def test_a_frozen_part_stays(form: str, part: str) -> None:
     model, guide = fresh(form)
     if form == "functions":
@@ -741,3 +750,26 @@ def test_the_evaluated_elbo_is_the_sets() -> None:
     assert record.elbo == pytest.approx(many.elbo, abs=0.3)
     assert record.loss == pytest.approx(-record.elbo, abs=1e-5)  # at weight 1
     assert float(loss.kl_weight) == pytest.approx(0.1)
+
+
+def test_an_option_of_fit_is_one_field() -> None:
+    """The signature's names and defaults are the dataclass's, each is in the docstring, and the
+    command line has every plain one.
+    """
+    signature = inspect.signature(fit).parameters
+    options = {each.name: each.default for each in fields(FitOptions)}
+    own = {
+        n: p.default
+        for n, p in signature.items()
+        if n not in ("model", "guide", "x_train", "fields")
+    }
+    assert own == options
+    text = inspect.getdoc(fit)
+    assert text is not None
+    named = re.findall(
+        r"^    ([\w, *]+):", text[text.index("Args:") : text.index("Returns:")], re.M
+    )
+    assert {name.strip(" *") for line in named for name in line.split(",")} == set(signature)
+    assert {each.name for each in fields(Settings)} <= {each.name for each in fields(Train)} & set(
+        own
+    )

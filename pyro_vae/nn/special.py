@@ -1,7 +1,26 @@
-"""Ratios of gamma functions, where the difference of two `torch.lgamma` loses its digits."""
+"""What neither torch nor Pyro has: the inverse of an increasing function, and ratios of gammas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+
+def solve(
+    function: Callable[[Tensor], Tensor], target: Tensor, low: float, high: float, steps: int = 60
+) -> Tensor:
+    """x in [low, high] with ``function(x) = target``, elementwise, by bisection to (high − low) /
+    2^steps.
+    """
+    below, above = torch.full_like(target, low), torch.full_like(target, high)
+    for _ in range(steps):
+        middle = (below + above) / 2
+        under = function(middle) < target
+        below, above = torch.where(under, middle, below), torch.where(under, above, middle)
+    return (below + above) / 2
+
 
 LARGE = 10.0
 """From here the series is exact to 1e-12; below, lgamma is small and its difference is good."""

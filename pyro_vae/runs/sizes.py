@@ -1,0 +1,90 @@
+"""Sizes that no memory holds, refused before they are begun."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from pyro_vae import memory, specs
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.runs.options import Train
+
+WORTH_COUNTING = 2000
+"""From such a number in the options on the parameters are counted first."""
+
+LARGEST = 10**8
+"""No part has more of anything; one that is asked for 10⁹ layers may begin to make them before it
+has a parameter to count.
+"""
+
+MOST_TENSORS = 20_000
+"""Parameters of a model that someone trains are fewer."""
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def refuse_impossible(
+    options: Train, event_shape: Sequence[int], build: Callable[[], object]
+) -> None:
+    """A ``UserError`` where the pair that ``build`` makes has more parameters than there is memory:
+    it is made without numbers first, and counted.
+    """
+    largest = max(_numbers(options))
+    if largest > LARGEST:
+        raise UserError(f"{largest} is no size of a part: ask for smaller parts")
+    if max(prod(event_shape) // 1000, options.latent_dim, largest) < WORTH_COUNTING:
+        return
+    tensors, held = 0, 0
+
+    def count(module: nn.Module, name: str, parameter: Any) -> None:
+        nonlocal tensors, held
+        if isinstance(parameter, torch.Tensor):
+            tensors, held = tensors + 1, held + parameter.numel() * parameter.element_size()
+        if tensors > MOST_TENSORS or held > memory.limit():
+            raise _TooLarge
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            build()
+    except _TooLarge:
+        have = f"{memory.in_words(held)} of parameters, and there are {memory.in_words(memory.limit())} of memory"
+        what = have if tensors <= MOST_TENSORS else f"more than {MOST_TENSORS} parameter tensors"
+        raise UserError(f"this pair has {what}: ask for smaller parts") from None
+    except UserError:
+        raise
+    except Exception as error:  # what is wrong otherwise is told when the pair is made in earnest
+        if any(words in str(error).lower() for words in ("overflow", "storage size")):
+            raise UserError(
+                f"this pair has a size that no memory holds ({first_line(error)}): ask for smaller "
+                "parts"
+            ) from error
+    finally:
+        handle.remove()
+
+
+def _numbers(options: Train) -> Iterator[int]:
+    """Whole numbers in the choices of the parts."""
+    yield 0
+    for choice in (options.model, options.prior, options.likelihood, options.guide, options.net):
+        with suppress(UserError):
+            yield from _within(specs.parse(choice))
+
+
+def _within(value: Any) -> Iterator[int]:
+    if isinstance(value, specs.Choice):
+        for each in (*value.args, *value.kwargs.values()):
+            yield from _within(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _within(each)
+    elif isinstance(value, int):
+        yield value

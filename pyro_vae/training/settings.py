@@ -1,0 +1,129 @@
+"""The options of a training that are numbers and words: one dataclass, which `fit` and the command
+line both read.
+
+Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
+line's help.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from numbers import Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_choice
+
+
+def option(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A field with the range of its numbers."""
+    return field(default=default, metadata={"least": least, "above": above, "below": below})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``fit`` and ``pyro-vae train`` have in common; ``fit`` takes objects for the words
+    too.
+    """
+
+    objective: str = "TraceMeanField_ELBO"
+    """The bound on log p(x) that training raises."""
+    batch_size: int = option(128, least=1)
+    """The number of images in one step."""
+    learning_rate: float = option(1e-3, above=0)
+    """The highest learning rate."""
+    optimizer: str = "Adam"
+    """A torch optimiser, such as "Adam(eps=1e-4)"."""
+    schedule: str = "cosine"
+    """How the learning rate falls: cosine, linear, geometric, constant."""
+    kl_weight: float = option(1.0, least=0)
+    """The weight of the KL in training (β)."""
+    kl_warmup: float | str = option(0.0, least=0)
+    """How the KL weight is reached: a number of epochs over which it rises from 0, or
+    "Cyclical(cycles=4, ramp=0.5)".
+    """
+    grad_clip: float | None = option(None, above=0)
+    """The largest norm of the gradient; a longer gradient is scaled down to it."""
+    seed: int = option(0, least=0, below=2**32)
+    """The seed of the initial parameters, the order of the images and the noise."""
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
+    on_divergence: Literal["stop", "skip"] = "stop"
+    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
+    it.
+    """
+
+
+def check_fields(options: Any, *, flags: bool = True) -> None:
+    """Raise a ``UserError`` for the first field whose value is not of its type, or out of its
+    range.
+
+    Args:
+        options: a dataclass, its numbers' ranges by `option`.
+        flags: whether its fields are flags of the command line; else they are arguments of a
+            function, which takes objects for words.
+    """
+    owner: Any = type(options)
+    for each in fields(options):
+        kinds, value = kinds_of(owner, each.name), getattr(options, each.name)
+        if not flags and get_origin(kinds[0]) is Literal:  # the parser looks at those of flags
+            check_choice(each.name, value, get_args(kinds[0]))
+        if not flags and (str in kinds or not each.metadata):
+            continue
+        if not (any(is_a(value, kind) for kind in kinds) and _in_range(value, each.metadata)):
+            written = (
+                f"--{each.name.replace('_', '-')} {value!r}" if flags else f"{each.name}={value!r}"
+            )
+            raise UserError(f"{written}: expected {expected(kinds, each.metadata)}")
+
+
+@cache
+def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
+    """The types, or Literals, that a field may have."""
+    hint = get_type_hints(owner)[name]
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of a type, or one of a Literal's; True is no number."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, Real if kind is float else get_origin(kind) or kind)
+
+
+def _in_range(value: Any, limits: Mapping[str, Any]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return True
+    least, above, below = (limits.get(name) for name in ("least", "above", "below"))
+    return (
+        math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+    )
+
+
+def expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
+    """The first of the types, and the range, in words."""
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names[Path] = "a path"
+    kind = next(kind for kind in kinds if kind is not NoneType)
+    words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
+    least, above, below = (limits.get(name) for name in ("least", "above", "below"))
+    if least is not None and below is not None:
+        return f"{words} from {least:g} to below {below}"
+    low = f", {least:g} or more" if least is not None else ""
+    return words + (f" above {above:g}" if above is not None else low)
