@@ -22,6 +22,7 @@ from pyro_vae.guides.per_datum import PerDatum as PerDatum
 from pyro_vae.guides.planar import Planar as Planar
 from pyro_vae.guides.point_estimate import PointEstimate as PointEstimate
 from pyro_vae.guides.semi_amortized import SemiAmortized as SemiAmortized
+from pyro_vae.guides.semi_supervised import SemiSupervised as SemiSupervised
 from pyro_vae.guides.top_down import TopDown as TopDown
 
 __all__ = [name for name, part in globals().items() if isinstance(part, type)]

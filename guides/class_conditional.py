@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from math import prod
 from typing import Any
 
 import torch
 from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae import registry, specs
 from pyro_vae.errors import UserError
+from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
 from pyro_vae.nn.one_hot import OneHot
 
 NUM_CLASSES = 10
@@ -51,8 +51,7 @@ class ClassConditional(AmortizedGuide):
         joint = joint_shape(event_shape, num_classes)
         shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
         self.classes = OneHot(num_classes)
-        self.embedding = nn.Linear(num_classes, prod(joint) - prod(event_shape), bias=False)
-        nn.init.normal_(self.embedding.weight)
+        self.embedding = ClassEmbedding(event_shape, num_classes)
         if isinstance(guide, str):  # written as its own, so that a misspelt one is refused
             read = specs.parse(guide)
             guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
@@ -89,11 +88,7 @@ class ClassConditional(AmortizedGuide):
 
     def joint(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Images ``(B, *event_shape)`` with their classes' embeddings, ``(B, *joint_shape)``."""
-        extra = self.embedding(self.classes(y))
-        return torch.cat(
-            (x, extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])),
-            dim=-len(self.event_shape),
-        )
+        return self.embedding.join(x, self.classes(y))
 
     def fields_go_to(self) -> tuple[Callable[..., Any], ...]:
         """The inner guide."""
@@ -117,11 +112,3 @@ class ClassConditional(AmortizedGuide):
     def forward(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """Sample z ~ q(z | x, y), ``(B, latent_dim)``."""
         return super().forward(x, y=y, **fields)
-
-
-def joint_shape(event_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
-    """The shape of an image with its class: one more channel, or ``num_classes`` more numbers
-    behind a flat image.
-    """
-    first, *rest = event_shape
-    return (first + (1 if rest else num_classes), *rest)

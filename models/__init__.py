@@ -23,6 +23,7 @@ from pyro_vae.models.linear_gaussian import LinearGaussian as LinearGaussian
 from pyro_vae.models.mixture_of_gaussians import MixtureOfGaussians as MixtureOfGaussians
 from pyro_vae.models.negative_binomial import NegativeBinomial as NegativeBinomial
 from pyro_vae.models.poisson import Poisson as Poisson
+from pyro_vae.models.semi_supervised import SemiSupervised as SemiSupervised
 from pyro_vae.models.standard_normal import StandardNormal as StandardNormal
 from pyro_vae.models.student_t import StudentT as StudentT
 from pyro_vae.models.vamp_prior import VampPrior as VampPrior

@@ -14,15 +14,21 @@ from torch.nn import functional as F
 from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit, number_or_word
 from pyro_vae.validation import check_choice, check_number
 
-MEANS: dict[str, type[nn.Module]] = {"identity": nn.Identity, "sigmoid": nn.Sigmoid}
+MEANS: dict[str, type[nn.Module]] = {
+    "identity": nn.Identity,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+SCALES = ["learned", "per_image", "per_pixel"]
 
 
 class LocationScale(Likelihood):
     """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
 
-    ``scale`` is a number, ``learned`` (one σ, shared by all pixels) or ``per_pixel`` (σ_d(z), a
-    second output of the decoder). ``mean="sigmoid"`` holds μ in (0, 1). ``min_scale`` is added to a
-    per-pixel σ.
+    ``scale`` is a number, ``learned`` (one σ, shared by all pixels), ``per_pixel`` (σ_d(z), a
+    second output of the decoder) or ``per_image`` (σ(z), the softplus of that output's mean over
+    the pixels). ``mean="sigmoid"`` holds μ in (0, 1), ``"tanh"`` in (−1, 1). ``min_scale`` is added
+    to a σ that depends on z.
     """
 
     kind = "density"
@@ -40,12 +46,14 @@ class LocationScale(Likelihood):
         **net_args: Any,
     ) -> None:
         name = type(self).__name__
-        fixed = number_or_word(f"scale of {name}", scale, ["learned", "per_pixel"], "σ")
+        fixed = number_or_word(f"scale of {name}", scale, SCALES, "σ")
         check_number(f"{name}(min_scale={{}})", min_scale, "a number, 0 or more")
         check_choice(f"mean of {name}", mean, MEANS)
-        super().__init__(event_shape, latent_dim, 2 if scale == "per_pixel" else 1, net, **net_args)
+        super().__init__(
+            event_shape, latent_dim, 1 if fixed or scale == "learned" else 2, net, **net_args
+        )
         self.mean = MEANS[mean]()
-        self.min_scale = min_scale
+        self.min_scale, self.one_scale = min_scale, scale == "per_image"
         # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
         self.log_of("scale", fixed, start=0.25)
 
@@ -56,12 +64,19 @@ class LocationScale(Likelihood):
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""
         location, *raw_scale = self.outputs(context)
+        if raw_scale and self.one_scale:
+            pixels = tuple(range(-len(self.event_shape), 0))
+            raw_scale = [raw_scale[0].mean(pixels, keepdim=True)]
         scale = F.softplus(raw_scale[0]) + self.min_scale if raw_scale else self.log_scale.exp()
         return self.law(self.mean(location), scale).to_event(len(self.event_shape))
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
         """The location; a per-pixel scale is left as it is."""
-        location = inner_logit(mean) if isinstance(self.mean, nn.Sigmoid) else mean
+        location = mean
+        if isinstance(self.mean, nn.Sigmoid):
+            location = inner_logit(mean)
+        elif isinstance(self.mean, nn.Tanh):  # tanh(u) = 2 sigmoid(2 u) − 1
+            location = inner_logit((mean + 1) / 2) / 2
         return location, *[None] * (self.per_pixel - 1)
 
 
@@ -69,16 +84,17 @@ class Gaussian(LocationScale):
     """x_d | z ~ N(μ_d(z), σ²): pixels as real numbers (AEVB, appendix C.2).
 
     ``scale`` is a number (1.0 is the textbook N(x; x̂, I)), ``learned`` (one σ, shared by all
-    pixels) or ``per_pixel`` (σ_d(z), a second output of the decoder). ``mean="sigmoid"`` holds μ in
-    (0, 1), as AEVB does for the Frey faces. ``min_scale`` is added to a per-pixel σ, without which
-    a pixel that never varies has an unbounded density.
+    pixels), ``per_pixel`` (σ_d(z), a second output of the decoder) or ``per_image``, N(x; f_μ(z),
+    f_σ(z)² I), f_σ being of that output's mean over the pixels. ``mean="sigmoid"`` holds μ in (0,
+    1), as AEVB does for the Frey faces, ``"tanh"`` in (−1, 1). ``min_scale`` is added to a σ of z,
+    without which a pixel that never varies has an unbounded density.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         latent_dim: the number of dimensions of z.
-        scale: σ: a positive number, ``learned`` or ``per_pixel``.
-        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
-        min_scale: what is added to a per-pixel σ, 0 or more.
+        scale: σ: a positive number, ``learned``, ``per_pixel`` or ``per_image``.
+        mean: ``identity``; ``sigmoid``, which keeps μ in (0, 1), or ``tanh``, in (−1, 1).
+        min_scale: what is added to a σ that depends on z, 0 or more.
         net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
         **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """

@@ -28,6 +28,9 @@ _HOME = {
     "diagnose": "analysis.diagnose",
     "sbc_ranks": "analysis.sbc",
     "check_pair": "pair.report",
+    "parameters": "pair.parameters",
+    "save_parameters": "pair.parameters",
+    "load_parameters": "pair.parameters",
     "encode": "analysis.encode",
     "impute": "analysis.impute",
     "denoise": "analysis.denoise",
@@ -59,12 +62,15 @@ __all__ = [
     "fit",
     "impute",
     "load",
+    "load_parameters",
     "log_densities",
     "log_marginal",
     "log_weights",
+    "parameters",
     "reconstruct",
     "refine",
     "sample",
+    "save_parameters",
     "sbc_ranks",
     "sweep",
 ]
@@ -84,6 +90,7 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.refine import refine
     from pyro_vae.evaluation.result import LogMarginal
     from pyro_vae.pair.log_weights import log_densities, log_weights
+    from pyro_vae.pair.parameters import load_parameters, parameters, save_parameters
     from pyro_vae.pair.report import check_pair
     from pyro_vae.pair.runtime import Pair
     from pyro_vae.runs.run_folder import load

@@ -72,6 +72,8 @@ class Guide(Protocol):
     """The programs to which ``forward(x, **fields)`` passes its fields: their signatures name
     them.
     """
+    classify: Callable[[Tensor], Tensor] | None = None
+    """x → log q(y | x) of each class, ``(B, C)``, of a guide that has the class as a latent."""
     start: Callable[..., Tensor] | None = None
     """(x, **fields) → η at which `refine` begins, ``(B, P)``; ``local`` where there is none."""
 

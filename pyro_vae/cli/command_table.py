@@ -11,21 +11,15 @@ from pyro_vae.runs.options import (
     Evaluate,
     List,
     Plot,
+    Runs,
     Sample,
     Train,
 )
 from pyro_vae.runs.sweep_options import Sweep
 
 COMMANDS: dict[str, type[Any]] = {
-    "train": Train,
-    "sweep": Sweep,
-    "evaluate": Evaluate,
-    "audit": Audit,
-    "compare": Compare,
-    "sample": Sample,
-    "plot": Plot,
-    "list": List,
-    "bench": Bench,
+    kind.command: kind
+    for kind in (Train, Sweep, Evaluate, Audit, Compare, Sample, Plot, Runs, List, Bench)
 }
 
 DIVIDED = (Train, Evaluate)

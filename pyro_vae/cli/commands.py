@@ -22,10 +22,10 @@ from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.runs import parts, run_folder
+from pyro_vae.runs import listing, parts, run_folder
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Sample, Train
+from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Runs, Sample, Train
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
@@ -187,6 +187,18 @@ def plot(options: Plot) -> None:
 def sweep_runs(options: Any) -> None:
     """Train the cells of a grid, and rank them."""
     sweep.run(options)
+
+
+@execute.register
+def list_runs(options: Runs) -> None:
+    """Show the runs of a folder."""
+    rows = listing.chosen(listing.runs_of(options.folder), options.where, options.sort)
+    if options.json:
+        print(json.dumps(run_folder.finite(rows), ensure_ascii=False, default=str))
+    elif options.csv:
+        print(listing.whole_table(rows).to_csv(), end="")
+    else:
+        print(listing.as_table(rows) if rows else "no run fits")
 
 
 @execute.register

@@ -1,7 +1,7 @@
 """The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which
 needs torch.
 
-Exit codes: 0 done; 2 a mistake of the user's, in one line (or the parser's short box); 1 a failure;
+Exit codes: 0 done; 2 a mistake of the user's, in one line; 1 a failure;
 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Any
 
-import tyro
-
-from pyro_vae import streams, torchrun
+from pyro_vae import __version__, streams, torchrun
 from pyro_vae.cli.command_table import COMMANDS, DIVIDED
+from pyro_vae.cli.parser import Parser, read_options
 from pyro_vae.errors import UserError, did_you_mean, first_line, shortened
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.runs.options import (
     FREE_ON_RESUME,
+    Options,
     Train,
-    check_fields,
     read_config,
     stored_names,
 )
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 from pyro_vae.cli.commands import execute
 
                 execute(command)
-    except SystemExit as parsed:  # --help, or an option that the parser refuses
+    except SystemExit as parsed:  # --help
         return torchrun.end("", parsed.code if isinstance(parsed.code, int) else DONE)
     except UserError as mistake:
         return _end(mistake, MISTAKEN)
@@ -91,42 +91,42 @@ def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def parse(given: list[str]) -> Any:
+def parse(given: list[str]) -> Options:
     """The command and its checked options.
 
     Raises:
         UserError: an unknown command, a bad configuration file, or a value out of its range.
-        SystemExit: from the parser, after --help (0) or an option that it can't read (2).
+        SystemExit: after --help.
     """
     word = next(iter(given), "--help")
-    if not word.startswith("-") and word not in COMMANDS:
-        raise UserError(did_you_mean("command", word, COMMANDS))
-    options = _read(given or ["--help"], {})
+    if word not in COMMANDS:
+        _refuse_command(word)
+    options = _read(given, {})
     if isinstance(options, Train) and options.resume is not None:
         options.check()
         options = _resumed(given, options.resume)
     elif isinstance(options, Train) and options.config is not None:
         configured = read_config(options.config)
         options = _one_length(_read(given, configured), configured)
-    getattr(options, "check", lambda: check_fields(options))()
+    options.check()
     return options
 
 
 def _read(given: list[str], configured: dict[str, Any]) -> Any:
-    """The options as the parser reads them, ``configured`` being the defaults of `train`."""
-    defaults: dict[str, dict[str, Any]] = {"train": {"default": Train(**configured)}}
-    commands = tuple(
-        Annotated[kind, tyro.conf.subcommand(name, **defaults.get(name, {}))]
-        for name, kind in COMMANDS.items()
-    )
-    union: Any = Union[commands]  # noqa: UP007  # its members are made at run time
-    return tyro.cli(
-        union,
-        args=given,
-        prog="pyro-vae",
-        description=DESCRIPTION,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    """The options of the command that is the first word, ``configured`` being its defaults."""
+    return read_options(COMMANDS[given[0]], given[1:], configured)
+
+
+def _refuse_command(word: str) -> None:
+    """What stands where a command does and is none: --help and --version end here too."""
+    if not word.startswith("-"):
+        raise UserError(did_you_mean("command", word, COMMANDS))
+    parser = Parser(prog="pyro-vae", description=textwrap.fill(DESCRIPTION, 80))
+    parser.add_argument("--version", action="version", version=f"pyro-vae {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, kind in COMMANDS.items():
+        commands.add_parser(name, help=" ".join((kind.__doc__ or "").split()))
+    parser.parse_args([word])
 
 
 def _resumed(given: list[str], folder: Path) -> Train:

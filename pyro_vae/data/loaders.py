@@ -236,7 +236,7 @@ class Streamed(Source):
             self.batch_size = self._given.batch_size or batch_size
             if not isinstance(self.dataset, IterableDataset) and self._given.batch_size:
                 self.num_images = len(cast(Sized, self._given.sampler))
-        if not len(self.dataset):
+        if not len(cast(Sized, self.dataset)):
             raise UserError("the data set is empty: expected at least one image")
         if self.own_order and part[1] > 1:
             raise UserError(

@@ -252,7 +252,6 @@ def _read_images(files: list[File], first: Path, colour: bool) -> NDArray[np.uin
 def _opened(file: Path) -> Iterator[Any]:
     from PIL import Image
 
-    broken: tuple[type[Exception], ...] = (OSError, SyntaxError, ValueError, EOFError, *_bombs())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -260,16 +259,18 @@ def _opened(file: Path) -> Iterator[Any]:
                 yield image
     except UserError:
         raise
-    except broken as error:
+    except _unreadable() as error:
         raise UserError(
             f"{file}: not a readable image ({one_line(error)}); remove or replace it"
         ) from error
 
 
-def _bombs() -> tuple[type[Exception], ...]:
+def _unreadable() -> tuple[type[Exception], ...]:
+    """What Pillow raises of a file that is damaged, something else, or a bomb."""
     from PIL import Image
 
-    return Image.DecompressionBombError, Image.DecompressionBombWarning
+    bombs = Image.DecompressionBombError, Image.DecompressionBombWarning
+    return OSError, SyntaxError, ValueError, EOFError, *bombs
 
 
 def _frames(file: Path) -> int:

@@ -98,7 +98,10 @@ def _chosen(path: Path, names: list[str], columns: str) -> list[str]:
 
 def _check_numbers(path: Path, table: pandas.DataFrame) -> None:
     """A `UserError` for a column of text, and for a value that is missing."""
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype  # type: ignore[import-untyped]
+    from pandas.api.types import (  # type: ignore[import-untyped]
+        is_bool_dtype,
+        is_numeric_dtype,
+    )
 
     if not len(table) or not len(table.columns):
         raise UserError(f"{path}: no rows, or no columns, of numbers in it")

@@ -32,17 +32,26 @@ class OneHot(nn.Module):
             )
         return F.embedding(y, self.codes)
 
-    def check(self, y: Tensor) -> None:
-        """A ``UserError`` for the first label that is no class; it reads the host."""
+    def check(self, y: Tensor, *, unknown: bool = False) -> None:
+        """A ``UserError`` for the first label that is no class, or, where classes may be
+        ``unknown``, −1; it reads the host.
+        """
         if y.is_floating_point() or y.dim() != 1:
             raise UserError(
                 f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, one "
                 "class an image"
             )
-        wrong = (y < 0) | (y >= self.num_classes)
+        wrong = (y < -unknown) | (y >= self.num_classes)
         if bool(wrong.any()):
             image = int(wrong.to(torch.uint8).argmax())
             raise UserError(
                 f"the field y: image {image} is of class {int(y[image])}, where the classes are 0 "
                 f"to {self.num_classes - 1} (num_classes={self.num_classes})"
+                + ", and -1 where it is not known"
+                * unknown
             )
+
+
+def is_known(y: Tensor) -> Tensor:
+    """Where a label is a class, and not −1."""
+    return y >= 0

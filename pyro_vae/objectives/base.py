@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.calls import batch_of
-from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
-from pyro_vae.pair.program import Program
+from pyro_vae.pair.layouts import Call, Fields, SiteTerms, plain_draw
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_whole
@@ -138,7 +137,6 @@ class Objective(ELBO):
         structure = pair.structure(x, fields, scored=False)
         if (suited := self.suited(structure)) is not self:
             return suited.run(pair, x, fields, kl_weight)
-        _refuse_requests(self, structure)
         self.check(structure)
         return self.estimate(self.terms(pair, x, fields), structure, kl_weight)
 
@@ -162,14 +160,15 @@ class Objective(ELBO):
 
         return counterpart(self, structure)
 
-    def check(self, structure: Structure) -> None:  # most objectives serve every pair
+    def check(self, structure: Structure) -> None:
         """Raise a ``UserError`` where this objective can't serve such a pair."""
+        _refuse_requests(self, structure)
 
     def layout(self, structure: Structure, layout: str) -> str:
         """The layout to use for several particles, given the pair's own choice."""
         return layout
 
-    def draw(self, guide: Program, x: Tensor, fields: Fields) -> Trace:
+    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
         """The guide's draws, and the densities that they are scored by."""
         return plain_draw(guide, x, fields)
 

@@ -114,6 +114,7 @@ class _ByKL(Objective):
         """Refuse draws that are not reparameterised: this estimator has pathwise gradients
         alone.
         """
+        super().check(structure)
         refuse_no_path(self, structure, "'Trace_ELBO'")
 
     def layout(self, structure: Structure, layout: str) -> str:

@@ -32,6 +32,7 @@ class MultiSampleObjective(Objective):
 
     def check(self, structure: Structure) -> None:
         """Refuse point masses, which have no density to weigh a draw by."""
+        super().check(structure)
         if structure.point_masses:
             raise UserError(
                 f"{type(self).__name__} weighs draws by q(z | x), and the guide's site "

@@ -13,8 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
-from pyro_vae.pair.layouts import Fields, SiteTerms, like_value
-from pyro_vae.pair.program import Program
+from pyro_vae.pair.layouts import Call, Fields, SiteTerms, like_value
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
 
@@ -46,7 +45,7 @@ class PathDerivative(MultiSampleObjective):
                 "that depends on x and its parameters alone"
             )
 
-    def draw(self, guide: Program, x: Tensor, fields: Fields) -> Trace:
+    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
         """Copies of the draws, with log q at held parameters."""
         return held_draw(guide, x, fields)
 

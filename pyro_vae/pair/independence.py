@@ -13,8 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Fields, Geometry, SiteTerms, latent_nodes, plain_draw, run
-from pyro_vae.pair.program import Program
+from pyro_vae.pair.layouts import Call, Fields, Geometry, SiteTerms, latent_nodes, plain_draw, run
 from pyro_vae.pair.runtime import Pair, close, probe
 
 NUM_IMAGES = 5
@@ -53,7 +52,7 @@ def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:
             torch.manual_seed(seed)
             values = _at_rows(drawn, rows, at, scored=not structure.own_draws_only)
 
-            def replayed(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
+            def replayed(guide: Call, x: Tensor, fields: Fields) -> poutine.Trace:
                 return (
                     values
                     if structure.own_draws_only

@@ -163,8 +163,8 @@ def log_prob_of(node: Any) -> Tensor:
     return log_prob
 
 
-Draw = Callable[[Program, Tensor, Fields], poutine.Trace]
 Call = Callable[[Tensor, Fields], Any]
+Draw = Callable[[Call, Tensor, Fields], poutine.Trace]
 
 
 def plain_draw(program: Call, x: Tensor, fields: Fields) -> poutine.Trace:

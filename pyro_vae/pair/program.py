@@ -42,6 +42,8 @@ class ParameterStore(Messenger):
         self.constraints: dict[str, constraints.Constraint] = {}
         self.may_create = True
         self.before: frozenset[str] = frozenset()  # the names before a dry run
+        # by name, what a file has for parameters that the programs have not made yet
+        self.waiting: dict[str, tuple[Tensor, Callable[[Tensor, str], None]]] = {}
         self._entered = False
         self.seen: dict[str, nn.Parameter] = {}
 
@@ -62,14 +64,34 @@ class ParameterStore(Messenger):
     def _create(
         self, name: str, init: Tensor | Callable[[], Tensor], constraint: constraints.Constraint
     ) -> None:
-        if not self.may_create:
+        if self.waiting and name not in self.waiting:
+            raise UserError(
+                f"the programs make pyro.param({name!r}), and the file that was loaded has none: "
+                "load it into the pair that it was saved from"
+            )
+        if not self.may_create and not self.waiting:
             raise UserError(
                 f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises "
                 "parameters: fit this very pair of model and guide first"
             )
         value = init() if callable(init) else init
-        self.parameters[name] = nn.Parameter(transform_to(constraint).inv(value).detach().clone())
+        unconstrained = transform_to(constraint).inv(value).detach().clone()
+        if self.waiting:
+            held, check = self.waiting[name]
+            check(unconstrained, str(constraint))
+            unconstrained = held.to(unconstrained.device, copy=True)
+        self.parameters[name] = nn.Parameter(unconstrained)
         self.constraints[name] = constraint
+
+    def refuse_left(self) -> None:
+        """A ``UserError`` where what a file has waits for a parameter that no program has made."""
+        left = sorted(self.waiting.keys() - self.parameters.keys())
+        if left:
+            raise UserError(
+                f"the file that was loaded has pyro.param({left[0]!r}), which neither program "
+                "makes: load it into the pair that it was saved from"
+            )
+        self.waiting = {}
 
     def forget_new(self) -> None:
         """Leave no parameter that a dry run has made."""
@@ -149,12 +171,9 @@ class Program:
             else getattr(getattr(inner, "func", inner), "__self__", None)
         )
         self.owner = owner if isinstance(owner, nn.Module) else None
-        self.modules = [
-            module
-            for each in (self.owner, *_referred(inner))
-            if each is not None
-            for module in each.modules()
-        ]
+        own = [] if self.owner is None else [("", self.owner)]
+        self.roots = [*own, *_referred(inner)]  # by the name that the program has for each
+        self.modules = [module for _, each in self.roots for module in each.modules()]
         parameters = list(inspect.signature(inner).parameters.values())
         if not parameters or parameters[0].kind is inspect.Parameter.KEYWORD_ONLY:
             raise UserError(
@@ -233,31 +252,35 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     return call.forward if isinstance(call, nn.Module) else call
 
 
-def _referred(call: Callable[..., Any], known: frozenset[int] = frozenset()) -> list[nn.Module]:
+def _referred(
+    call: Callable[..., Any], known: frozenset[int] = frozenset()
+) -> list[tuple[str, nn.Module]]:
     """The modules that a function names, in its closure or globally, and those that a ``partial``
-    holds.
+    holds, each with that name.
 
     A run meets what it calls; this finds what a later one may: a parameter of train mode, of a
     later epoch.
     """
     function = getattr(call, "__func__", call)
     if isinstance(call, partial):
-        named = [call.func, *call.args, *call.keywords.values()]
+        named = [("", call.func), *((str(i), each) for i, each in enumerate(call.args))]
+        named += call.keywords.items()
     elif inspect.isfunction(function) and id(function) not in known:
         found = inspect.getclosurevars(function)
         named = [
-            *found.nonlocals.values(),
-            *(v for v in found.globals.values() if isinstance(v, nn.Module)),
+            *found.nonlocals.items(),
+            *((name, v) for name, v in found.globals.items() if isinstance(v, nn.Module)),
         ]
     else:
         return []
     known |= {id(function)}
     inner = (
         _referred(each, known)
-        for each in named
+        for _, each in named
         if isinstance(each, partial) or inspect.isroutine(each)
     )
-    return [*(each for each in named if isinstance(each, nn.Module)), *chain.from_iterable(inner)]
+    own = [(name, each) for name, each in named if isinstance(each, nn.Module)]
+    return [*own, *chain.from_iterable(inner)]
 
 
 class WithoutScales(Messenger):

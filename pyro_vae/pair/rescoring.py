@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Fields, latent_nodes, log_prob_of, plain_draw
+from pyro_vae.pair.layouts import Call, Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
 from pyro_vae.pair.program import Program
 
@@ -43,7 +43,7 @@ class Held(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def held_draw(guide: Program, x: Tensor, fields: Fields) -> poutine.Trace:
+def held_draw(guide: Call, x: Tensor, fields: Fields) -> poutine.Trace:
     """The guide's draws z = z_φ(ε, x), as copies, with log q_φ̄(z | x): φ̄ is φ without its
     gradient, z keeps its own.
 
@@ -71,7 +71,7 @@ def _at_copies(
 
 
 def rescored(
-    guide: Program, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
+    guide: Call, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
 ) -> poutine.Trace:
     """The guide run at the values of ``at``, its latents scored with ``parameters`` held fixed."""
     with Held(parameters), statistics_kept(), warnings.catch_warnings():

@@ -136,6 +136,33 @@ class Pair:
         """Every module that the two programs are known to run."""
         return list(self._known.modules.values())
 
+    @property
+    def was_run(self) -> bool:
+        """Whether the programs have run, so that what they make and meet is known."""
+        return bool(self._known.structures)
+
+    def roots(self) -> list[tuple[str, nn.Module]]:
+        """The modules that are in no other one, or are known by several names, each by its name:
+        ``model``, ``guide``, ``model.net`` for what a function calls ``net``; "" for one that both
+        programs are methods of.
+        """
+        shared = self.model.owner is not None and self.model.owner is self.guide.owner
+        found: list[tuple[str, nn.Module]] = []
+        covered: set[int] = set()
+        for program in (self.model, self.guide):
+            for name, module in program.roots:
+                parts = [program.role] * (not shared or bool(name)) + [name] * bool(name)
+                found.append((".".join(parts), module))
+                covered.update(map(id, module.modules()))
+        for number, module in enumerate(self.modules):  # those that only a run has met
+            if id(module) not in covered:
+                seen = [self._seen(p) for p in module.parameters()]
+                pyros = [name for _, name in filter(None, seen) if "$$$" in name]
+                own = pyros[0].partition("$$$")[0] if pyros else f"module{number}"
+                found.append((own, module))
+                covered.update(map(id, module.modules()))
+        return found
+
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
         """The program that was first seen to use this parameter, and its name there: ``("model",
         "net.weight")``.
@@ -284,9 +311,9 @@ class Pair:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    self._known.structures[key] = explain.understand(
-                        self, lambda size: probe(x, fields, size)
-                    )
+                    found = explain.understand(self, lambda size: probe(x, fields, size))
+                self.store.refuse_left()
+                self._known.structures[key] = found
             except UserError:
                 self.store.forget_new()
                 explain.refuse_broken_parameters(self)

@@ -87,7 +87,10 @@ def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
     found, x = method(experiment, options, steps, number)
     kept = (found, x) if method.compared and isinstance(found, LogMarginal) else (None, None)
     split = SIMULATED if method.simulated else options.split
-    return Outcome({"method": options.method, **found.to_dict()}, str(found), split, *kept)
+    of_class = {} if method.simulated else experiment.accuracy(options.split, number)
+    figures = {"method": options.method, **found.to_dict(), **of_class}
+    lines = [str(found), *(f"  {what} of q(y | x): {part:.2%}" for what, part in of_class.items())]
+    return Outcome(figures, "\n".join(lines), split, *kept)
 
 
 METHODS: dict[str, Method] = {

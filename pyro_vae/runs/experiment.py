@@ -69,8 +69,26 @@ class Experiment:
 
     @property
     def fields_train(self) -> dict[str, Any]:
-        """The named fields of ``x_train``: the labels ``y``, where a program names them."""
-        return self._fields(self.data.train_labels, self.train_rows)
+        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those of
+        them that are kept.
+        """
+        found = self._fields(self.data.train_labels, self.train_rows)
+        number = self.options.labels
+        if number is None:
+            return found
+        kept = few_labels(found["y"], number, self.options.data_seed)
+        return {"y": torch.where(kept, found["y"], -1)}
+
+    def accuracy(self, split: str, number: int | None) -> dict[str, float]:
+        """The share of `images` that the guide's q(y | x) gives their own class, where it has one."""
+        classify, y = hook(self.guide, "classify"), self.fields(split, number).get("y")
+        if classify is None or y is None:
+            return {}
+        pair, x = Pair.of(self.model, self.guide), self.images(split, number)[0]
+        place = next(iter(pair.tensors())).device
+        with pair.active(training=False), torch.no_grad():
+            found = [classify(pair.cast(part.to(place))).argmax(-1).cpu() for part in x.split(500)]
+        return {"accuracy": float((torch.cat(found) == y.cpu()).double().mean())}
 
     @property
     def fields_valid(self) -> dict[str, Any]:
@@ -169,6 +187,28 @@ class Experiment:
             "objective": self.options.objective,
             "steps": steps,
         }
+
+
+def few_labels(y: Tensor, number: int, seed: int) -> Tensor:
+    """Which of the labels ``y``, ``(N,)``, to keep: ``number`` of them, as many of one class as of
+    another up to one, chosen at random.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    order = permutation(len(y), seed)
+    classes = permutation(int(y.max()) + 1, seed).tolist()
+    kept = torch.zeros(len(y), dtype=torch.bool)
+    for place, each in enumerate(classes):
+        share = number // len(classes) + (place < number % len(classes))
+        rows = order[y[order] == each][:share]
+        if len(rows) < share:
+            raise UserError(
+                f"--labels {number} asks for {share} images of class {each}, and the training set "
+                f"has {len(rows)}: give a smaller number"
+            )
+        kept[rows] = True
+    return kept
 
 
 def _chosen(size: int, number: int | None) -> Tensor:
@@ -396,8 +436,16 @@ def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str
 
 
 def _refuse_unlabelled(experiment: Experiment) -> None:
-    """A program that names the field y needs a data set with labels for all of its images."""
-    data = experiment.data
+    """A program that names the field y needs a data set with labels for all of its images; and some
+    labels are kept for such a program alone.
+    """
+    data, number = experiment.data, experiment.options.labels
+    if number is not None and not experiment.wants_labels:
+        raise UserError(
+            f"--labels {number}: neither the model {experiment.options.model} nor the guide "
+            f"{experiment.options.guide} takes labels: leave it out, or choose --model "
+            "SemiSupervised --guide SemiSupervised"
+        )
     if experiment.wants_labels:
         refuse_unfit(data.name, (data.train_labels, data.test_labels))
     for role, program in experiment.programs:
@@ -408,6 +456,10 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
                 f"labels: choose data with labels, such as digits or mnist, or a {role} that "
                 "takes none"
             )
+
+
+LARGE = 30.0
+"""Values that a network at its initial weights takes to where a scale is 0 or infinite."""
 
 
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
@@ -421,7 +473,16 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     pair = Pair.of(experiment.model, experiment.guide).to(device)
     few = pair.cast(experiment.observed.x_test[:5].to(device))
     named = {name: value[:5].to(device) for name, value in experiment.fields("test", None).items()}
-    structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
+    try:
+        structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
+    except UserError as error:
+        largest = float(few.abs().max())
+        if experiment.data.levels is not None or largest < LARGE:
+            raise
+        raise UserError(
+            f"{error}; the values go up to {largest:.4g}: scale the data, such as to mean 0 and "
+            "standard deviation 1"
+        ) from error
     if pair.store.parameters:
         raise UserError(
             f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, so "

@@ -10,11 +10,9 @@ from __future__ import annotations
 import dataclasses
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import Any, ClassVar, Literal
 
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
@@ -31,6 +29,27 @@ DEFAULT_STEPS = 10_000
 """A number of steps serves small and large sets alike; this one is 23 passes over MNIST at batch
 128.
 """
+
+
+BY_PLACE = {"place": True}
+"""Of a field that is given by its place among the words, without a flag."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One command's options. Its docstring is the command's help, and that below a field the
+    option's.
+    """
+
+    command: ClassVar[str]
+    """The word for it."""
+    groups: ClassVar[dict[str, str]] = {}
+    """Heads of the help, each with the names of its options."""
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Raise a ``UserError`` where a type, a range or a combination is wrong."""
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -72,13 +91,32 @@ class Experiment:
 
 
 @dataclass(frozen=True)
-class Train(Settings, Experiment):
+class Train(Settings, Experiment, Options):
     """Train a model and a guide, and estimate log p(x) of the test set."""
+
+    command: ClassVar[str] = "train"
+    groups: ClassVar[dict[str, str]] = {
+        "data": "data images_key columns label data_root levels binarize valid_fraction data_seed",
+        "model": "model prior likelihood guide latent_dim net",
+        "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
+        "kl_warmup grad_clip early_stopping on_divergence seed device compile",
+        "evaluation": "num_samples eval_images",
+        "run": "out config resume checkpoint_minutes pictures trust json quiet",
+    }
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae train",
+        'pyro-vae train --data mnist --guide "IAF(depth=4)" --net "MLP(hidden=(400, 400))"',
+        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv --epochs 50',
+    )
 
     steps: int | None = option(None, least=1, below=10**12)
     """Optimiser steps; 10000 unless --epochs is given."""
     epochs: int | None = option(None, least=1, below=10**9)
     """Passes over the training set, instead of --steps."""
+    labels: int | None = option(None, least=1)
+    """How many training images keep their label, chosen at random and evenly over the classes; the
+    others' is -1, not known. For --model and --guide SemiSupervised.
+    """
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
@@ -141,14 +179,12 @@ class Train(Settings, Experiment):
         )
 
 
-Run = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-
-
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Options):
     """Estimate log p(x) for a run again, and add the result to its results.json."""
 
-    run: Run
+    command: ClassVar[str] = "evaluate"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
     """Importance sampling, annealed importance sampling, bounds from both sides on simulated
@@ -224,12 +260,13 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Options):
     """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without
     this package.
     """
 
-    run: Run
+    command: ClassVar[str] = "audit"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     data: str | None = None
     """Where the data are now: a name, a file or a folder, as of `train`."""
@@ -244,12 +281,13 @@ class Audit:
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Options):
     """Compare runs on the same images: paired differences of log p(x), from the runs' latest
     evaluations.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    command: ClassVar[str] = "compare"
+    runs: tuple[Path, ...] = field(default=(), metadata=BY_PLACE)
     """The runs' folders, two or more."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
@@ -296,12 +334,13 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(Options):
     """Draw images from a trained model into one picture."""
 
-    run: Run
+    command: ClassVar[str] = "sample"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    number: Annotated[int, tyro.conf.arg(aliases=["-n"])] = option(64, least=1)
+    number: int = field(default=64, metadata={"least": 1, "short": ("-n",)})
     """How many images."""
     y: int | None = option(None, least=0)
     """The class of every image, for a model that takes one; by default the classes in turn."""
@@ -318,14 +357,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Plot:
+class Plot(Options):
     """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored
     images.
     """
 
-    run: Run
+    command: ClassVar[str] = "plot"
+    run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    pages: tyro.conf.Positional[tuple[str, ...]] = ()
+    pages: tuple[str, ...] = field(default=(), metadata=BY_PLACE)
     """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation,
     traversals, imputation and denoising; by default all that fit the run.
     """
@@ -362,10 +402,36 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class List:
+class Runs(Options):
+    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors,
+    when and how long.
+    """
+
+    command: ClassVar[str] = "runs"
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae runs",
+        'pyro-vae runs --where "guide=IAF" data=mnist --sort log_px',
+    )
+    folder: Path = field(default=Path("runs"), metadata=BY_PLACE)
+    """The folder, which is searched with those in it; by default runs."""
+    sort: str = "run"
+    """An option of `train`, or log_px, se_mc, se_total, elbo, time, seconds: numbers from the
+    largest, the others from A to Z.
+    """
+    where: tuple[str, ...] = ()
+    """Only runs of which NAME=VALUE holds, such as "guide=IAF" (any call of it)."""
+    json: bool = False
+    """Print a JSON list, with all options and figures."""
+    csv: bool = False
+    """Print comma-separated values, with all options and figures."""
+
+
+@dataclass(frozen=True)
+class List(Options):
     """Show the parts that can be chosen, by slot."""
 
-    slot: tyro.conf.Positional[str | None] = None
+    command: ClassVar[str] = "list"
+    slot: str | None = field(default=None, metadata=BY_PLACE)
     """One slot, such as guide; by default all."""
     json: bool = False
     """Print one JSON object: a list of parts for each slot."""
@@ -376,14 +442,15 @@ SUITES = ("training", "epochs", "evaluation", "memory", "startup")
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Options):
     """Time the package against hand-written PyTorch, Pyro's SVI, NumPyro and Pythae (in a checkout;
     extra: bench).
     """
 
-    suites: tyro.conf.Positional[
-        tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...]
-    ] = ()
+    command: ClassVar[str] = "bench"
+    suites: tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...] = field(
+        default=(), metadata=BY_PLACE
+    )
     """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default
     all.
     """
@@ -407,9 +474,6 @@ class Bench:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Checks
-
-
-Options = TypeVar("Options")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -46,7 +46,6 @@ PACKAGES = (
     "arviz",
     "matplotlib",
     "scikit-learn",
-    "tyro",
 )
 
 OF_THE_PAIR = (
@@ -263,7 +262,7 @@ class Run:
         known = {
             name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
         }
-        model, guide = build_pair(self.options(), shape, num_data, **known)
+        model, guide = build_pair(self.options(), list(shape or ()), num_data, **known)
         checkpoint_files.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 

@@ -8,24 +8,29 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
-
-import tyro
+from typing import Any, ClassVar, Union
 
 from pyro_vae.errors import UserError
-from pyro_vae.runs.options import OF_THE_CALL, Train, check_fields, option
+from pyro_vae.runs.options import (
+    BY_PLACE,
+    OF_THE_CALL,
+    Options,
+    Train,
+)
+from pyro_vae.training.settings import check_fields, kinds_of, option
 
 OUT = Path("runs") / "sweep"
 """Where the cells' folders go, unless another folder is named."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepBase:
+class SweepBase(Options):
     """Train every cell of a grid, each as a run of its own, and rank them. Any option of `train`
     takes several values here, which are crossed; a cell that is done is not run again.
     """
 
-    grid: tyro.conf.Positional[Path | None] = None
+    command: ClassVar[str] = "sweep"
+    grid: Path | None = dataclasses.field(default=None, metadata=BY_PLACE)
     """A TOML file of options: those whose value is a list are crossed; each [[cell]] table adds
     options of its own.
     """
@@ -56,12 +61,12 @@ class SweepBase:
 
 def _several(name: str) -> Any:
     """The type of several values of one option of `train`."""
-    hint = get_type_hints(Train)[name]
-    kinds = get_args(hint) if get_origin(hint) in (Union, type(int | None)) else (hint,)
-    kinds = tuple(kind for kind in kinds if kind is not NoneType)
+    kinds = tuple(kind for kind in kinds_of(Train, name) if kind is not NoneType)
     one: Any = Union[kinds]  # noqa: UP007  # made at run time
-    return Annotated[tuple[one, ...], tyro.conf.arg(help="As in `train`, several values.")]
+    return tuple[one, ...]
 
+
+HELP = {"help": "As in `train`; several values are crossed."}
 
 SWEPT = tuple(
     each.name
@@ -72,7 +77,7 @@ SWEPT = tuple(
 
 Sweep: Any = dataclasses.make_dataclass(
     "Sweep",
-    [(name, _several(name), dataclasses.field(default=())) for name in SWEPT],
+    [(name, _several(name), dataclasses.field(default=(), metadata=HELP)) for name in SWEPT],
     bases=(SweepBase,),
     frozen=True,
 )

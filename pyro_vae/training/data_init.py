@@ -49,6 +49,11 @@ class TrainingImages:
                 break
         return torch.cat(parts)
 
+    def field(self, name: str) -> Tensor | None:
+        """The named field of all of them, ``(N, …)``; None where it was not given."""
+        parts = [fields[name] for _, fields in self._source.in_order() if name in fields]
+        return torch.cat(parts) if parts else None
+
     @cached_property
     def mean(self) -> Tensor:
         """The mean of what is observed of all of them, ``event_shape``, float64 on the CPU; nothing

@@ -82,17 +82,26 @@ def check_fields(options: Any, *, flags: bool = True) -> None:
         if not flags and (str in kinds or not each.metadata):
             continue
         if not (any(is_a(value, kind) for kind in kinds) and _in_range(value, each.metadata)):
-            written = (
-                f"--{each.name.replace('_', '-')} {value!r}" if flags else f"{each.name}={value!r}"
-            )
+            value = ", ".join(map(str, value)) if flags and isinstance(value, tuple) else value
+            shown = each.name.upper() if each.metadata.get("place") else flag(each.name)
+            written = f"{shown} {value!r}" if flags else f"{each.name}={value!r}"
             raise UserError(f"{written}: expected {expected(kinds, each.metadata)}")
 
 
 @cache
 def kinds_of(owner: type, name: str) -> tuple[Any, ...]:
     """The types, or Literals, that a field may have."""
-    hint = get_type_hints(owner)[name]
+    return kinds_in(get_type_hints(owner)[name])
+
+
+def kinds_in(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type itself."""
     return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def flag(name: str) -> str:
+    """``--batch-size`` for the field ``batch_size``."""
+    return f"--{name.replace('_', '-')}"
 
 
 def is_a(value: Any, kind: Any) -> bool:
@@ -101,6 +110,9 @@ def is_a(value: Any, kind: Any) -> bool:
         return isinstance(value, str) and value in get_args(kind)
     if isinstance(value, bool):
         return kind is bool
+    if isinstance(value, tuple) and get_origin(kind) is tuple:
+        inner = kinds_in(get_args(kind)[0])
+        return all(any(is_a(each, one) for one in inner) for each in value)
     return isinstance(value, Real if kind is float else get_origin(kind) or kind)
 
 
@@ -121,6 +133,7 @@ def expected(kinds: tuple[Any, ...], limits: Mapping[str, Any]) -> str:
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     names[Path] = "a path"
     kind = next(kind for kind in kinds if kind is not NoneType)
+    kind = kinds_in(get_args(kind)[0])[0] if get_origin(kind) is tuple else kind
     words = names.get(kind) or f"one of {', '.join(get_args(kind))}"
     least, above, below = (limits.get(name) for name in ("least", "above", "below"))
     if least is not None and below is not None:

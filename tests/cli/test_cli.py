@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +116,58 @@ def test_help_and_checks_need_no_torch(
 def test_every_option_of_train_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for name in Train.__dataclass_fields__:
+    for name in (each.name for each in fields(Train)):
         assert f"--{name.replace('_', '-')}" in text or f"--no-{name.replace('_', '-')}" in text
+
+
+def test_help_is_in_groups_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """And says what happens without an option, in no parser's notation."""
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    heads = [line for line in text.splitlines() if line.endswith(":") and line[:1] != " "]
+    assert heads == [f"{head}:" for head in (*Train.groups, "examples")]
+    assert text.count("\n  pyro-vae train") == len(Train.examples) == 3
+    assert not any(noise in text for noise in ("None", "{", "SUPPRESS", "default: "))
+
+
+@pytest.mark.parametrize("example", Train.examples)
+def test_the_examples_are_options(example: str) -> None:
+    assert isinstance(parse(shlex.split(example)[1:]), Train)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --lr 1e-3", "unknown option --lr; did you mean --learning-rate?"),
+        ("train --nett=Conv", "unknown option --nett; did you mean --net?"),
+        ("train --compile auot", "--compile 'auot': expected one of auto, inductor, graph, off"),
+        ("train --steps", "--steps: expected one argument"),
+        ("train --steps many", "--steps 'many': expected a whole number"),
+        ("train --quiet=3", "--quiet"),
+        ("train extra", "unknown argument extra"),
+        ("evaluate", "required: RUN"),
+        ("list guide prior", "unknown argument prior"),
+        ("bench --only", "--only: expected at least one argument"),
+        ("bench fast", "SUITES 'fast': expected one of training, epochs"),
+        ("--verbose", "--verbose"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    line: str, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line.split()) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and words in err and err.startswith("error: ") and err.count("\n") == 1, err
+
+
+def test_words_become_values() -> None:
+    """Joined or after the flag, with ``_`` or ``-``, several, switched off, by place."""
+    read = parse(["train", "--batch_size=3", "--kl-warmup", "2", "--no-pictures", "--json"])
+    assert (read.batch_size, read.kl_warmup, read.pictures, read.json) == (3, 2.0, False, True)
+    assert parse(["train", "--kl-warmup", "Cyclical"]).kl_warmup == "Cyclical"
+    read = parse(["plot", "run", "curves", "latent", "--beside", "b", "c", "--seed", "1"])
+    assert (read.pages, read.beside) == (("curves", "latent"), (Path("b"), Path("c")))
+    assert parse(["sample", "run", "-n", "3"]).number == 3 and parse(["list"]).slot is None
 
 
 def test_the_module_is_the_command(here: Path) -> None:

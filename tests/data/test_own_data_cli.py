@@ -52,3 +52,14 @@ def test_a_table_has_no_pages_of_pixels(tmp_path: Path, capsys: pytest.CaptureFi
     assert sorted(each.stem for each in out.glob("*.png")) == ["curves", "evaluation", "latent"]
     assert main(["plot", str(out), "samples"]) == 2
     assert "t.csv is a table, whose rows are no images" in capsys.readouterr().err
+
+
+def test_a_table_that_no_network_can_take_is_told_to_be_scaled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As tables come: one feature in grams, another in years."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)) * 1e6)
+    arguments = ["--data", str(tmp_path / "x.npy"), "--likelihood", "Gaussian", *QUICK]
+    assert main(["train", *arguments, "--quiet", "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "scale the data" in error and error.count("\n") == 1

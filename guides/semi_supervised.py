@@ -1,0 +1,100 @@
+"""An inference model of images whose classes are known for a few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_vae import registry
+from pyro_vae.errors import UserError
+from pyro_vae.nn import make_encoder
+from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
+from pyro_vae.nn.one_hot import OneHot, is_known
+from pyro_vae.protocols import Local
+
+NUM_CLASSES = 10
+NEVER = -1e4
+"""A log probability whose exponential is 0, and which is finite, so that no gradient is NaN."""
+
+
+class SemiSupervised(PyroModule):
+    """y ~ q(y | x), a network of its own; z ~ q(z | x, y), of the family of another guide (Kingma et
+    al. 2014, M2).
+
+    y is enumerated. In train mode q(y | x) is all at the known class where the field ``y`` has one,
+    whole numbers, −1 where it has none: there the sum has one value. In eval mode labels are not
+    used, so that log p(x) is of x alone.
+
+    Args:
+        guide: the family of q(z | x, y): an amortized guide, by its name.
+        num_classes: the number of classes.
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        net: the networks: a name, a call or a class (`make_encoder`).
+        **net_args: the networks' own arguments, such as ``hidden=(200, 200)``.
+    """
+
+    slot: ClassVar[str] = "guide"
+
+    def __init__(
+        self,
+        guide: Any = "MeanField",
+        num_classes: int = NUM_CLASSES,
+        *,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: str | type = "MLP",
+        **net_args: Any,
+    ) -> None:
+        super().__init__()
+        joint = joint_shape(event_shape, num_classes)
+        shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
+        self.classes = OneHot(num_classes)
+        self.embedding = ClassEmbedding(event_shape, num_classes)
+        self.classifier = make_encoder(net, event_shape, num_classes, **net_args)
+        self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
+        if not isinstance(self.guide, Local):
+            raise UserError(
+                f"SemiSupervised(guide={type(self.guide).__name__}): expected a guide that "
+                "computes q(z | x) by local(x) and build(η), such as MeanField"
+            )
+
+    @staticmethod
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: the inner guide sees larger
+        images.
+        """
+        if argument != "guide" or "event_shape" not in context:
+            return context
+        shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
+        return {**context, "event_shape": shape}
+
+    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """A ``UserError`` for labels that are neither −1 nor classes of this guide."""
+        if "y" in fields:
+            self.classes.check(fields["y"], unknown=True)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """log q(y | x) of each class, ``(B, num_classes)``, for images ``(B, *event_shape)``."""
+        return torch.log_softmax(self.classifier(x), -1)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Sample y and z, ``(B, latent_dim)``; ``y``, ``(B,)``, are the classes or −1."""
+        logits = self.classify(x)
+        if self.training and y is not None:
+            certain = NEVER * (1 - self.classes(y.clamp(min=0)))
+            logits = torch.where(is_known(y).unsqueeze(-1), certain, logits)
+        with pyro.plate("data", x.shape[0]):
+            law = dist.OneHotCategorical(logits=logits)
+            code = pyro.sample("y", law, infer={"enumerate": "parallel"})
+            eta = self.guide.local(self.embedding.join(x, code))
+            z: Tensor = pyro.sample("z", self.guide.build(eta))
+        return z

@@ -1,0 +1,145 @@
+"""A generative model of images whose classes are known for a few."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyro
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.nn import PyroModule
+from torch import Tensor
+
+from pyro_vae.errors import UserError
+from pyro_vae.nn.conditional import ConditionalDistribution
+from pyro_vae.nn.one_hot import OneHot, is_known
+
+if TYPE_CHECKING:
+    from pyro_vae.training.data_init import TrainingImages
+
+NUM_CLASSES = 10
+SHARE = 0.1
+
+
+class SemiSupervised(PyroModule):
+    """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), the class y a latent of which some are known
+    (Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models").
+
+    Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 where
+    the class is not known. The guide of the same name is its ``encoder``: it has q(y | x), sums y
+    out where it is unknown, and sets it where it is known. In train mode the known classes are also
+    observed by q(y | x), at the site ``label``, α times each (their equation 9): a part of the
+    training's ``reconstruction``, and of no log p(x). ``alpha`` is α for one labelled image, and
+    0.1 · N / N_labelled of the training set where it is left out. The likelihood is built for
+    ``latent_dim + num_classes`` inputs (the command line does so). Images of chosen classes are
+    ``model(None, size=n, y=labels)``.
+
+    Args:
+        prior: p(z).
+        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs.
+        encoder: the guide, which has q(y | x).
+        num_classes: the number of classes.
+        alpha: α for one labelled image; by default 0.1 · N / N_labelled.
+
+    Raises:
+        UserError: an encoder without q(y | x); a likelihood of other inputs; a negative ``alpha``.
+    """
+
+    slot: ClassVar[str] = "model"
+    fitting_guides: ClassVar[tuple[str, ...]] = ("SemiSupervised",)
+
+    weight: Tensor
+    started: Tensor
+
+    def __init__(
+        self,
+        prior: ConditionalDistribution,
+        likelihood: ConditionalDistribution,
+        encoder: Any,
+        num_classes: int = NUM_CLASSES,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(getattr(encoder, "classify", None)):
+            raise UserError(
+                f"SemiSupervised(encoder={type(encoder).__name__}): expected a guide that has q(y "
+                "| x) as its method classify(x): the guide SemiSupervised"
+            )
+        if alpha is not None and not 0 <= alpha < float("inf"):
+            raise UserError(f"SemiSupervised(alpha={alpha!r}): expected a weight of 0 or more")
+        self.classes = OneHot(num_classes)
+        self.prior, self.likelihood = prior, likelihood
+        self._encoder = (encoder,)  # in a tuple, so that its parameters are not the model's
+        self.register_buffer("weight", torch.tensor(SHARE if alpha is None else float(alpha)))
+        self.register_buffer("started", torch.tensor(alpha is not None))
+        inputs, latent_dim = getattr(likelihood, "latent_dim", None), prior.event_shape.numel()
+        if inputs is not None and inputs != latent_dim + num_classes:
+            raise UserError(
+                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
+                f"there are {num_classes} classes: build it with "
+                f"latent_dim={latent_dim + num_classes}"
+            )
+
+    @staticmethod
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: a likelihood also receives the
+        classes.
+        """
+        if argument != "likelihood" or "latent_dim" not in context:
+            return context
+        more = values.get("num_classes", NUM_CLASSES)
+        return {**context, "latent_dim": context["latent_dim"] + more}
+
+    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """A ``UserError`` for labels that are neither −1 nor classes of this model."""
+        if "y" in fields:
+            self.classes.check(fields["y"], unknown=True)
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether α is still to come from the training set."""
+        return not bool(self.started)
+
+    @torch.no_grad()
+    def start_from_data(self, data: TrainingImages) -> None:
+        """α = 0.1 · N / N_labelled."""
+        labels = data.field("y")
+        known = 0 if labels is None else int(is_known(labels).sum())
+        if labels is not None and known:
+            self.weight.fill_(SHARE * len(labels) / known)
+        self.started.fill_(True)
+
+    def forward(
+        self, x: Tensor | None = None, size: int | None = None, y: Tensor | None = None
+    ) -> Tensor:
+        """Observe ``x`` ``(B, *event_shape)``, in training with the classes ``y`` ``(B,)`` that are
+        known; or generate ``size`` images, of the classes ``y`` if they are given.
+        """
+        num_images = size if x is None else x.shape[0]
+        if num_images is None:
+            raise ValueError(
+                "the model was given neither images nor a size: call model(x), or "
+                "model(None, size=n)"
+            )
+        chosen = None if x is not None or y is None else self.classes(y)
+        uniform = dist.OneHotCategorical(logits=torch.zeros_like(self.classes.codes[0]))
+        with pyro.plate("data", num_images):
+            code = pyro.sample("y", uniform, obs=chosen)
+            z = pyro.sample("z", self.prior())
+            batch = torch.broadcast_shapes(z.shape[:-1], code.shape[:-1])
+            given = torch.cat((z.expand(*batch, -1), code.expand(*batch, -1)), dim=-1)
+            image: Tensor = pyro.sample("x", self.likelihood(given), obs=x)
+            if self.training and x is not None and y is not None:
+                self._observe_labels(x, y)
+        return image
+
+    def _observe_labels(self, x: Tensor, y: Tensor) -> None:
+        """α log q(y | x) of the known classes."""
+        (encoder,) = self._encoder
+        law = dist.Categorical(logits=encoder.classify(x))
+        with poutine.mask(mask=is_known(y)), poutine.scale(scale=self.weight):
+            pyro.sample("label", law, obs=y.clamp(min=0))

@@ -1,0 +1,252 @@
+"""What was trained, by name: read, kept in one file, put back, and handed to Pyro."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from pyro_vae import __version__
+from pyro_vae.errors import UserError, first_line
+from pyro_vae.files import write_atomically
+from pyro_vae.pair.runtime import Pair
+
+FORMAT = "1"
+_UNCONSTRAINED = "_unconstrained"
+MOST_NAMES = 5
+"""In one line."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A tensor that training changes."""
+
+    tensor: Tensor  # unconstrained, as it is trained
+    constraint: constraints.Constraint
+    kind: str  # parameter, buffer, or pyro.param
+
+    @property
+    def value(self) -> Tensor:
+        """As a program sees it, a copy."""
+        found: Tensor = transform_to(self.constraint)(self.tensor.detach())
+        return found.clone()
+
+
+def parameters(
+    model: Callable[..., Any], guide: Callable[..., Any], *, fill_store: bool = False
+) -> dict[str, Tensor]:
+    """Every parameter of the pair by its name, as the programs see it: copies of the constrained
+    values.
+
+    A module's parameters have their names in it, behind ``model.`` or ``guide.`` where the two
+    programs are two modules, or behind the name that a function has for the module; a
+    ``pyro.param`` has its own. What a program makes or meets as it runs is known once it has run
+    (`fit`, `check_pair`).
+
+    Args:
+        fill_store: whether Pyro's own ``pyro.get_param_store()``, which `fit` leaves empty, receives
+            them too, under the names that Pyro gives them, for code that reads them there.
+
+    Raises:
+        UserError: there is none; with ``fill_store`` two that Pyro gives one name.
+    """
+    pair = Pair.of(model, guide)
+    own = {name: each for name, each in _tensors(pair).items() if each.kind != "buffer"}
+    if not own:
+        raise UserError(
+            "no parameter of this pair is known: fit it, or run check_pair(model, guide, x), first"
+        )
+    if fill_store:
+        _fill_store(pair, own)
+    return {name: each.value for name, each in own.items()}
+
+
+def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> Path:
+    """Write every parameter and buffer of the pair, in whatever form the programs are, as one
+    safetensors file; it appears whole or not at all.
+
+    Its metadata is JSON: each tensor's constraint and kind, and a SHA-256 of all. Tensors are
+    unconstrained.
+
+    Raises:
+        UserError: the pair has no parameter yet; the file can't be written.
+    """
+    from safetensors.torch import save
+
+    parameters(model, guide)  # refuses a pair without any
+    own = _tensors(Pair.of(model, guide))
+    tensors = {n: each.tensor.detach().cpu().contiguous().clone() for n, each in own.items()}
+    about = {n: {"constraint": str(e.constraint), "kind": e.kind} for n, e in own.items()}
+    words = {
+        "format": FORMAT,
+        "version": __version__,
+        "parameters": json.dumps(about),
+        "sha256": _digest(tensors),
+    }
+    place = Path(path)
+    try:
+        write_atomically(place, save(tensors, words))
+    except OSError as error:
+        raise UserError(f"{place} can't be written: {first_line(error)}") from error
+    return place
+
+
+def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
+    """Put what `save_parameters` wrote into the pair, in place: all of it, or nothing.
+
+    A ``pyro.param`` that the programs have not made yet is made with the file's value when they
+    first run.
+
+    Raises:
+        UserError: the file is damaged or no such file; its names, shapes or constraints are not
+            those of the pair, and which.
+    """
+    place = Path(path)
+    tensors, about = _read(place)
+    pair = Pair.of(model, guide)
+    own = _tensors(pair)
+    new = tensors.keys() - own.keys()
+    waiting = set() if pair.was_run else {n for n in new if about[n]["kind"] == "pyro.param"}
+    _refuse_names("lacks", place, own.keys() - tensors.keys())
+    _refuse_names("has, and the pair lacks,", place, new - waiting)
+    for name, each in own.items():
+        _refuse_other(place, name, tensors[name], about[name], each.tensor, str(each.constraint))
+    _refuse_untied(place, own, tensors)
+    with torch.no_grad():
+        for name, each in own.items():
+            each.tensor.copy_(tensors[name])
+    pair.store.waiting = {
+        name: (tensors[name], partial(_refuse_other, place, name, tensors[name], about[name]))
+        for name in waiting
+    }
+
+
+def _tensors(pair: Pair) -> dict[str, _Own]:
+    """All that training changes, by name: each module under the first of its names."""
+    found: dict[str, _Own] = {}
+    met: set[nn.Module] = set()
+
+    def add(name: str, own: _Own) -> None:
+        if name in found:
+            raise UserError(f"two tensors of the pair are called {name!r}: rename one of them")
+        found[name] = own
+
+    for prefix, root in pair.roots():
+        for place, module in root.named_modules(memo=met):
+            for kind, named in (("parameter", module._parameters), ("buffer", module._buffers)):
+                for name, tensor in named.items():
+                    if tensor is None:
+                        continue
+                    whole = ".".join(part for part in (prefix, place, name) if part)
+                    add(*_in_module(module, whole, name, tensor, kind))
+    for name, parameter in pair.store.parameters.items():
+        add(name, _Own(parameter, pair.store.constraints[name], "pyro.param"))
+    return found
+
+
+def _in_module(
+    module: nn.Module, whole: str, name: str, tensor: Tensor, kind: str
+) -> tuple[str, _Own]:
+    """A tensor of a module; a PyroParam by the name that its class gives it."""
+    own = name.removesuffix(_UNCONSTRAINED)
+    if isinstance(module, PyroModule) and own != name and own in module._pyro_params:
+        constraint = module._pyro_params[own][0]
+        return whole.removesuffix(_UNCONSTRAINED), _Own(tensor, constraint, kind)
+    return whole, _Own(tensor, constraints.real, kind)
+
+
+def _fill_store(pair: Pair, own: Mapping[str, _Own]) -> None:
+    """Each parameter in Pyro's store, under the name that the programs' own statements give it."""
+    named: dict[str, tuple[str, _Own]] = {}
+    for name, each in own.items():
+        pyros = pair.name_of(each.tensor)[1].removesuffix(_UNCONSTRAINED)
+        if pyros.startswith("tensor of shape"):
+            pyros = name
+        if pyros in named and named[pyros][1].tensor is not each.tensor:
+            raise UserError(
+                f"{named[pyros][0]!r} and {name!r} are both called {pyros!r} in Pyro's store, "
+                "where one would hide the other: give the two programs' modules other names"
+            )
+        named[pyros] = name, each
+    store = pyro.get_param_store()
+    for pyros, (_, each) in named.items():
+        if pyros in store:
+            del store[pyros]
+        store.setdefault(pyros, each.value, constraint=each.constraint)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name]
+        found.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        found.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+    """The file's tensors, and what it says of each."""
+    from safetensors.torch import load
+
+    try:
+        content = place.read_bytes()
+    except OSError as error:
+        raise UserError(f"{place} can't be read: {first_line(error)}") from error
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        words = header["__metadata__"]
+        about, digest, form = json.loads(words["parameters"]), words["sha256"], words["format"]
+        whole = about.keys() == tensors.keys() and digest == _digest(tensors)
+    except Exception as error:  # whatever a file that is none makes its readers raise
+        raise UserError(f"{place} is no file of save_parameters ({first_line(error)})") from error
+    if form != FORMAT:
+        raise UserError(f"{place} is of format {form}, and this version reads {FORMAT}")
+    if not whole:
+        raise UserError(f"{place} is damaged: its SHA-256 is not that of its tensors")
+    return tensors, about
+
+
+def _refuse_untied(place: Path, own: Mapping[str, _Own], tensors: Mapping[str, Tensor]) -> None:
+    """A ``UserError`` where one tensor of the pair has two values in the file."""
+    first: dict[int, str] = {}
+    for name, each in own.items():
+        other = first.setdefault(id(each.tensor), name)
+        if not torch.equal(tensors[name], tensors[other]):
+            raise UserError(
+                f"{place}: {other!r} and {name!r} are one tensor of this pair, and two there"
+            )
+
+
+def _refuse_names(what: str, place: Path, names: set[str]) -> None:
+    if names:
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        raise UserError(
+            f"{place} {what} {', '.join(map(repr, sorted(names)[:MOST_NAMES]))}{more}: load it "
+            "into the pair that it was saved from; a module that a function only meets as it runs "
+            "is known after check_pair(model, guide, x)"
+        )
+
+
+def _refuse_other(
+    place: Path, name: str, held: Tensor, about: Mapping[str, str], own: Tensor, constraint: str
+) -> None:
+    """A ``UserError`` where the file's tensor is not one for this parameter."""
+    pairs = (
+        ("shape", tuple(held.shape), tuple(own.shape)),
+        ("dtype", held.dtype, own.dtype),
+        ("constraint", about["constraint"], constraint),
+    )
+    for what, its, ours in pairs:
+        if its != ours:
+            raise UserError(f"{place}: {name!r} has {what} {its} there and {ours} in this pair")
