@@ -11,7 +11,7 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae import registry
+from pyro_vae import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn import make_encoder
 from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
@@ -36,7 +36,8 @@ class SemiSupervised(PyroModule):
         num_classes: the number of classes.
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         latent_dim: the number of dimensions of z.
-        net: the networks: a name, a call or a class (`make_encoder`).
+        net: the networks: a name, a call or a class (`make_encoder`); a module that is ready is that
+            of q(z | x, y), and q(y | x) has an MLP.
         **net_args: the networks' own arguments, such as ``hidden=(200, 200)``.
     """
 
@@ -57,8 +58,12 @@ class SemiSupervised(PyroModule):
         shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
         self.classes = OneHot(num_classes)
         self.embedding = ClassEmbedding(event_shape, num_classes)
-        self.classifier = make_encoder(net, event_shape, num_classes, **net_args)
-        self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
+        if isinstance(guide, str):  # the networks' arguments are its own: a misspelt one is refused
+            read = specs.parse(guide)
+            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
+        self.guide = registry.build("guide", guide, **shapes, net=net)
+        own = net if isinstance(net, str | type) else "MLP"  # a module that is ready is one network
+        self.classifier = make_encoder(own, event_shape, num_classes, **net_args)
         if not isinstance(self.guide, Local):
             raise UserError(
                 f"SemiSupervised(guide={type(self.guide).__name__}): expected a guide that "

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import ConditionalDistribution
 from pyro_vae.nn.one_hot import OneHot, is_known
+from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
@@ -44,7 +45,8 @@ class SemiSupervised(PyroModule):
         alpha: α for one labelled image; by default 0.1 · N / N_labelled.
 
     Raises:
-        UserError: an encoder without q(y | x); a likelihood of other inputs; a negative ``alpha``.
+        UserError: a likelihood of other inputs; a negative ``alpha``; labels in training, and an
+            encoder without q(y | x).
     """
 
     slot: ClassVar[str] = "model"
@@ -62,11 +64,6 @@ class SemiSupervised(PyroModule):
         alpha: float | None = None,
     ) -> None:
         super().__init__()
-        if not callable(getattr(encoder, "classify", None)):
-            raise UserError(
-                f"SemiSupervised(encoder={type(encoder).__name__}): expected a guide that has q(y "
-                "| x) as its method classify(x): the guide SemiSupervised"
-            )
         if alpha is not None and not 0 <= alpha < float("inf"):
             raise UserError(f"SemiSupervised(alpha={alpha!r}): expected a weight of 0 or more")
         self.classes = OneHot(num_classes)
@@ -140,6 +137,11 @@ class SemiSupervised(PyroModule):
     def _observe_labels(self, x: Tensor, y: Tensor) -> None:
         """α log q(y | x) of the known classes."""
         (encoder,) = self._encoder
+        if hook(encoder, "classify") is None:
+            raise UserError(
+                f"SemiSupervised(encoder={type(encoder).__name__}) has no q(y | x), classify(x), to "
+                "learn from labels: use the guide SemiSupervised, or give no labels"
+            )
         law = dist.Categorical(logits=encoder.classify(x))
         with poutine.mask(mask=is_known(y)), poutine.scale(scale=self.weight):
             pyro.sample("label", law, obs=y.clamp(min=0))

@@ -86,7 +86,9 @@ def test_a_part_has_what_its_protocol_asks(slot: str, name: str) -> None:
         eta = part.local(torch.rand(2, *SHAPE).round())
         assert eta.shape[0] == 2 and part.build(eta).batch_shape == (2,)
     starts = isinstance(part, DataStart)
-    assert starts == (slot == "likelihood" or name in ("GaussianMixture", "VampPrior"))
+    assert starts == (
+        slot == "likelihood" or name in ("GaussianMixture", "SemiSupervised", "VampPrior")
+    )
     if slot == "likelihood":
         assert hook(part, "kind") in ("mass", "density")
         assert hook(part, "observes") in OBSERVES

@@ -126,10 +126,10 @@ def test_what_can_not_be_is_refused() -> None:
     ):
         with pytest.raises(pv.UserError, match=words):
             pv.fit(model, guide, X, y=y, num_steps=1, progress=False)
-    with pytest.raises(pv.UserError, match=r"encoder=MeanField\): expected a guide that has q\(y"):
-        models.SemiSupervised(
-            model.prior, model.likelihood, guides.MeanField(SHAPE, LATENT), CLASSES
-        )
+    plain = guides.MeanField(SHAPE, LATENT).double()
+    lone = models.SemiSupervised(model.prior, model.likelihood, plain, CLASSES)
+    with pytest.raises(pv.UserError, match=r"encoder=MeanField\) has no q\(y"):
+        pv.fit(lone, plain, X, y=Y, num_steps=1, progress=False)
     with pytest.raises(pv.UserError, match="latent_dim=5"):
         models.SemiSupervised(
             model.prior, models.Bernoulli(SHAPE, LATENT, hidden=()), guide, CLASSES
@@ -143,7 +143,8 @@ def test_what_can_not_be_is_refused() -> None:
 @pytest.mark.parametrize("family", ["FullRank", "IAF"])
 def test_every_family_of_z_serves(family: str) -> None:
     model, guide = pair(family=family)
-    assert isinstance(guide, nn.Module)
+    assert isinstance(guide, nn.Module) and guide.classifier.layers[0].out_features == 4
+    assert guide.guide.net.layers[0].out_features == 4
     assert pv.fit(model, guide, X, y=Y, num_steps=2, progress=False).train
 
 
