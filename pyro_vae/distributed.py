@@ -33,7 +33,7 @@ STEP_WAIT = timedelta(minutes=15)
 a compiler's time, and a checkpoint's.
 """
 
-_of_small_values: dist.ProcessGroup | None = None
+_of_small_values: Any = None
 
 
 _groups = count(1)

@@ -255,7 +255,7 @@ class Streamed(Source):
         Raises:
             UserError: it is more than there are, so that some came twice.
         """
-        there = len(self.dataset)
+        there = len(cast(Sized, self.dataset))
         if number > there and not isinstance(self.dataset, IterableDataset):
             raise UserError(
                 f"the DataLoader gave {number} images of {self._name}, which has {there}: some "

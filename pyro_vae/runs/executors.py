@@ -9,7 +9,7 @@ piece alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -102,7 +102,7 @@ def run_all(
 
 def _round(
     work: Callable[[Piece], Result], pieces: Mapping[int, Piece], jobs: int, pool: Pool
-) -> Iterator[Any]:
+) -> Generator[tuple[int, Result | BaseException], None, tuple[set[int], set[int]]]:
     """Pieces until all are done or the pool broke: the numbers of those that are done, and of those
     that were under way when their process was lost.
     """

@@ -255,7 +255,7 @@ class Run:
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
         sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
-        if not sound or type(num_data) is not int or num_data < 1:
+        if not (sound and isinstance(shape, list)) or type(num_data) is not int or num_data < 1:
             raise UserError(
                 f"{path}: not a checkpoint of a run (it does not tell the shape of its images)"
             )

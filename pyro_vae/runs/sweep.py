@@ -174,7 +174,7 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(piece["threads"])
     folder = Path(piece["folder"])
-    given = {
+    given: dict[str, Any] = {
         name: Path(value) if name == "data_root" and value is not None else value
         for name, value in piece["options"].items()
     }
