@@ -45,8 +45,8 @@ class SemiSupervised(PyroModule):
         alpha: α for one labelled image; by default 0.1 · N / N_labelled.
 
     Raises:
-        UserError: a likelihood of other inputs; a negative ``alpha``; labels in training, and an
-            encoder without q(y | x).
+        UserError: a likelihood of other inputs; a negative ``alpha``; labels, and an encoder
+            without q(y | x).
     """
 
     slot: ClassVar[str] = "model"
@@ -71,7 +71,7 @@ class SemiSupervised(PyroModule):
         self._encoder = (encoder,)  # in a tuple, so that its parameters are not the model's
         self.register_buffer("weight", torch.tensor(SHARE if alpha is None else float(alpha)))
         self.register_buffer("started", torch.tensor(alpha is not None))
-        inputs, latent_dim = getattr(likelihood, "latent_dim", None), prior.event_shape.numel()
+        inputs, latent_dim = hook(likelihood, "latent_dim"), prior.event_shape.numel()
         if inputs is not None and inputs != latent_dim + num_classes:
             raise UserError(
                 f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
@@ -122,6 +122,13 @@ class SemiSupervised(PyroModule):
                 "the model was given neither images nor a size: call model(x), or "
                 "model(None, size=n)"
             )
+        (encoder,) = self._encoder
+        classify = hook(encoder, "classify")
+        if classify is None and x is not None and y is not None:
+            raise UserError(
+                f"SemiSupervised(encoder={type(encoder).__name__}) has no q(y | x), classify(x), to "
+                "learn from labels: use the guide SemiSupervised, or give no labels"
+            )
         chosen = None if x is not None or y is None else self.classes(y)
         uniform = dist.OneHotCategorical(logits=torch.zeros_like(self.classes.codes[0]))
         with pyro.plate("data", num_images):
@@ -130,18 +137,12 @@ class SemiSupervised(PyroModule):
             batch = torch.broadcast_shapes(z.shape[:-1], code.shape[:-1])
             given = torch.cat((z.expand(*batch, -1), code.expand(*batch, -1)), dim=-1)
             image: Tensor = pyro.sample("x", self.likelihood(given), obs=x)
-            if self.training and x is not None and y is not None:
-                self._observe_labels(x, y)
+            if self.training and classify is not None and x is not None and y is not None:
+                self._observe_labels(classify(x), y)
         return image
 
-    def _observe_labels(self, x: Tensor, y: Tensor) -> None:
-        """α log q(y | x) of the known classes."""
-        (encoder,) = self._encoder
-        if hook(encoder, "classify") is None:
-            raise UserError(
-                f"SemiSupervised(encoder={type(encoder).__name__}) has no q(y | x), classify(x), to "
-                "learn from labels: use the guide SemiSupervised, or give no labels"
-            )
-        law = dist.Categorical(logits=encoder.classify(x))
+    def _observe_labels(self, logits: Tensor, y: Tensor) -> None:
+        """α log q(y | x) of the known classes, ``logits`` being those of all."""
+        law = dist.Categorical(logits=logits)
         with poutine.mask(mask=is_known(y)), poutine.scale(scale=self.weight):
             pyro.sample("label", law, obs=y.clamp(min=0))
