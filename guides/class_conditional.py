@@ -10,7 +10,7 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
-from pyro_vae import registry, specs
+from pyro_vae.choices import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
 from pyro_vae.nn.one_hot import OneHot

@@ -11,7 +11,7 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae import registry, specs
+from pyro_vae.choices import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn import make_encoder
 from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape

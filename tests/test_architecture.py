@@ -122,7 +122,7 @@ def test_a_bare_import_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pyro_vae", "pyro_vae.cli.entry", "pyro_vae.registry", "pyro_vae.errors"]
+    "module", ["pyro_vae", "pyro_vae.cli.entry", "pyro_vae.choices.registry", "pyro_vae.errors"]
 )
 def test_the_package_starts_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'pyro', 'matplotlib', 'arviz') if m in sys.modules])"

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import fit, guides, lookup, models, registry
+from pyro_vae import fit, guides, models
+from pyro_vae.choices import lookup, registry
 from pyro_vae.data.transforms import OBSERVES
 from pyro_vae.errors import UserError
 from pyro_vae.nn import MLP, Net

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import lookup, registry
+from pyro_vae.choices import lookup, registry
+from pyro_vae.choices.lookup import members, resolve
+from pyro_vae.choices.registry import build
+from pyro_vae.choices.specs import Choice, parse
 from pyro_vae.errors import UserError
-from pyro_vae.lookup import members, resolve
-from pyro_vae.registry import build
 from pyro_vae.runs.parts import Part, describe
-from pyro_vae.specs import Choice, parse
 
 
 class MLP:
@@ -597,7 +597,7 @@ def test_describe() -> None:
 
 
 def test_importing_the_registry_does_not_import_torch() -> None:
-    code = "import sys, pyro_vae.registry as r; r.parse('IAF(depth=4)'); sys.exit('torch' in sys.modules)"
+    code = "import sys, pyro_vae.choices.registry as r; r.parse('IAF(depth=4)'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

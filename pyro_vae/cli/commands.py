@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from pyro_vae import distributed, lookup, registry
+from pyro_vae import distributed
+from pyro_vae.choices import lookup, registry
 from pyro_vae.cli import bench, sweep
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import lookup, registry
+from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_choice, check_number
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import lookup, registry
 from pyro_vae.analysis.latents import by_draw
+from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.proposals import Guide
 from pyro_vae.evaluation.setup import running

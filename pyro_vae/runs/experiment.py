@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae import lookup, registry, specs
+from pyro_vae.choices import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.labels import refuse_unfit

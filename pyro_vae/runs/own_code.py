@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from pyro_vae import specs, user_code
+from pyro_vae.choices import specs, user_code
 from pyro_vae.errors import UserError
 from pyro_vae.runs.options import Train
 

@@ -6,8 +6,8 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.lookup import entries, members
-from pyro_vae.specs import write
+from pyro_vae.choices.lookup import entries, members
+from pyro_vae.choices.specs import write
 
 
 @dataclass(frozen=True)

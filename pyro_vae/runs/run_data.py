@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import lookup
+from pyro_vae.choices import lookup
 from pyro_vae.data import datasets
 from pyro_vae.data.datasets import ImageData, Likeness
 from pyro_vae.errors import UserError

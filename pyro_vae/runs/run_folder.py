@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from pyro_vae import distributed, specs, trust, user_code
+from pyro_vae import distributed
+from pyro_vae.choices import specs, trust, user_code
 from pyro_vae.errors import UserError, did_you_mean, shortened
 from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
 from pyro_vae.runs.options import Train, plain, to_toml, train_from

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from pyro_vae import memory, specs
+from pyro_vae import memory
+from pyro_vae.choices import specs
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.runs.options import Train
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from pyro_vae import distributed, registry
+from pyro_vae import distributed
+from pyro_vae.choices import registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError

@@ -15,8 +15,9 @@ from pyro.infer import ELBO
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_vae import distributed, registry
+from pyro_vae import distributed
 from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Observation
 from pyro_vae.devices import find_device

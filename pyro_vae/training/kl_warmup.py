@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pyro_vae import registry
+from pyro_vae.choices import registry
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_number, check_whole
 

@@ -11,7 +11,7 @@ from pyro.optim.lr_scheduler import PyroLRScheduler
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor, nn
 
-from pyro_vae import lookup, registry, specs
+from pyro_vae.choices import lookup, registry, specs
 from pyro_vae.compile import cache
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import hold_absent_rows

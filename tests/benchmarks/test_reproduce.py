@@ -21,7 +21,7 @@ from benchmarks.reproduce import results, tables
 from benchmarks.reproduce.__main__ import Reproduce, run
 from benchmarks.reproduce.budget import Budget, full_steps, read_budget
 from benchmarks.reproduce.tables import CONFIGS, IWAE, TABLES, Published, Row, Table
-from pyro_vae import lookup, registry, specs
+from pyro_vae.choices import lookup, registry, specs
 from pyro_vae.cli.entry import main as pyro_vae
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import build_pair

@@ -21,9 +21,9 @@ import pytest
 import torch
 
 import pyro_vae as pv
+from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.command_table import COMMANDS
 from pyro_vae.cli.entry import main, parse
-from pyro_vae.lookup import NAMESPACES
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.options import Train
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_vae import fit, log_marginal, lookup, registry
+from pyro_vae import fit, log_marginal
+from pyro_vae.choices import lookup, registry
+from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.entry import main
 from pyro_vae.data.datasets import Source
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
-from pyro_vae.lookup import NAMESPACES
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs import parts
 from tests.support.conforming import (

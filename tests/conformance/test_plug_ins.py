@@ -16,10 +16,11 @@ import pytest
 import torch
 from pyro import distributions as dist
 
-from pyro_vae import fit, log_marginal, models, registry
+from pyro_vae import fit, log_marginal, models
+from pyro_vae.choices import registry
+from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
-from pyro_vae.lookup import NAMESPACES
 from tests.support import conforming
 from tests.support.conforming import build, images, swaps
 from tests.support.part_laws import (

@@ -20,7 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyro_vae import UserError, registry, specs
+from pyro_vae import UserError
+from pyro_vae.choices import registry, specs
 from pyro_vae.cli.entry import parse
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder

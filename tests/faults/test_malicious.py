@@ -17,7 +17,8 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import UserError, lookup, registry
+from pyro_vae import UserError
+from pyro_vae.choices import lookup, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pyro_vae import lookup, registry
+from pyro_vae.choices import lookup, registry
+from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.errors import UserError
-from pyro_vae.lookup import NAMESPACES
 
 EVERYDAY, STRESS = 200, 10_000
 """Choices."""
@@ -33,7 +33,12 @@ PLACES = [
     ),
     *("torch.distributions", "torch.multiprocessing", "numpy", "numpy.lib.format", "pyro"),
     *("pyro.distributions", "pyro.infer", "pyro.poutine", "setuptools._distutils.spawn"),
-    *("pyro_vae.files", "pyro_vae.registry", "pyro_vae.data.datasets", "pyro_vae.training.fit"),
+    *(
+        "pyro_vae.files",
+        "pyro_vae.choices.registry",
+        "pyro_vae.data.datasets",
+        "pyro_vae.training.fit",
+    ),
 ]
 """Modules with all kinds of things to call."""
 

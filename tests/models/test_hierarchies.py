@@ -15,8 +15,9 @@ from pyro import infer
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import models, registry
+from pyro_vae import models
 from pyro_vae.analysis.encode import decode
+from pyro_vae.choices import registry
 from pyro_vae.cli import entry
 from pyro_vae.nn.hierarchy import level_args
 from pyro_vae.objectives import Objective, Trace_ELBO, TraceMeanField_ELBO

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vae as pv
-from pyro_vae import guides, models, registry, specs
+from pyro_vae import guides, models
+from pyro_vae.choices import registry, specs
 from pyro_vae.data.datasets import load
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError

@@ -15,7 +15,8 @@ from pyro import infer, poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vae import fit, guides, lookup, models, registry
+from pyro_vae import fit, guides, models
+from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import FreeBits, Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair

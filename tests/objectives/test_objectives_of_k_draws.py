@@ -16,7 +16,8 @@ from pyro import infer, poutine
 from pyro.distributions.transforms import affine_autoregressive, conditional_planar
 from torch import Tensor, nn
 
-from pyro_vae import fit, lookup, registry
+from pyro_vae import fit
+from pyro_vae.choices import lookup, registry
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import (

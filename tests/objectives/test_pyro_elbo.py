@@ -17,7 +17,8 @@ from pyro import infer, poutine
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
-from pyro_vae import UserError, check_pair, fit, guides, log_marginal, objectives, registry
+from pyro_vae import UserError, check_pair, fit, guides, log_marginal, objectives
+from pyro_vae.choices import registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.pair.runtime import Pair
 from tests.support.grids import thinned

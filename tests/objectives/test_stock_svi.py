@@ -15,7 +15,8 @@ from pyro import infer
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vae import UserError, fit, log_marginal, lookup, objectives, registry
+from pyro_vae import UserError, fit, log_marginal, objectives
+from pyro_vae.choices import lookup, registry
 from pyro_vae.data.loaders import make_source
 from pyro_vae.objectives import IWAE, STL, Objective, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from tests.support.pairs import (

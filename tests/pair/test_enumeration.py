@@ -18,8 +18,8 @@ from pyro.nn import PyroModule
 from torch import Tensor, nn
 
 import pyro_vae as pv
-from pyro_vae import lookup, registry
 from pyro_vae.analysis.mutual_information import mutual_information
+from pyro_vae.choices import lookup, registry
 from pyro_vae.objectives import Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.enumeration import conditionals
 from pyro_vae.pair.layouts import LAYOUTS

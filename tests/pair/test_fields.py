@@ -132,7 +132,7 @@ def test_a_program_with_kwargs_takes_all() -> None:
 
 @pytest.mark.parametrize("inner", ["MeanField", "PerDatum(num_data=8)"])
 def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
-    from pyro_vae import registry
+    from pyro_vae.choices import registry
 
     joint: dict[str, Any] = {"event_shape": (2, 2, 2), "latent_dim": 2}
     model, guide = conditional(registry.build("guide", inner, **joint))

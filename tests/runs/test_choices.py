@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyro_vae import UserError, registry
+from pyro_vae import UserError
+from pyro_vae.choices import registry
+from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
 from pyro_vae.data.transforms import Dynamic, doubts, observe
-from pyro_vae.lookup import NAMESPACES
 from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train, read_config
 from pyro_vae.training.options import observations

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import pyro_vae as pv
-from pyro_vae import trust
+from pyro_vae.choices import trust
 from pyro_vae.cli.entry import main
 
 MINE = "from pyro_vae.guides import MeanField\n\n\nclass Mine(MeanField):\n    pass\n"

@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import check_pair, lookup, registry
+from pyro_vae import check_pair
+from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair.program import Program

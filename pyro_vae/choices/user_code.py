@@ -23,7 +23,7 @@ from importlib.machinery import ModuleSpec, all_suffixes
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import trust
+from pyro_vae.choices import trust
 from pyro_vae.errors import UserError, did_you_mean, one_line
 
 
@@ -100,7 +100,7 @@ def _own_files(place: str) -> list[Path]:
         spec: ModuleSpec | None = importlib.util.find_spec(top)
     except (ImportError, ValueError, AttributeError):
         return []
-    if spec is None or top == __package__:
+    if spec is None or top == "pyro_vae":
         return []
     here = [Path(each).resolve() for each in spec.submodule_search_locations or ()]
     begins = [Path(spec.origin).resolve()] if spec.origin and os.path.isfile(spec.origin) else []

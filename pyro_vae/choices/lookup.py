@@ -14,9 +14,9 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from pyro_vae.choices.user_code import guarded, load_named
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.protocols import hook
-from pyro_vae.user_code import guarded, load_named
 
 NAMESPACES: dict[str, str] = {
     "model": "pyro_vae.models",

@@ -1,4 +1,4 @@
-"""One road for every choice of a part: read (`pyro_vae.specs`), found (`pyro_vae.lookup`), its
+"""One road for every choice of a part: read (`pyro_vae.choices.specs`), found (`pyro_vae.choices.lookup`), its
 arguments checked against the part's signature, and built, with what it leaves open filled by name.
 """
 
@@ -12,8 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.errors import UserError, did_you_mean, one_line
-from pyro_vae.lookup import (
+from pyro_vae.choices.lookup import (
     NAMESPACES,
     belongs,
     checked,
@@ -23,9 +22,10 @@ from pyro_vae.lookup import (
     slots_by_name,
     wanted,
 )
+from pyro_vae.choices.specs import Choice, parse
+from pyro_vae.choices.user_code import load_named
+from pyro_vae.errors import UserError, did_you_mean, one_line
 from pyro_vae.protocols import hook
-from pyro_vae.specs import Choice, parse
-from pyro_vae.user_code import load_named
 
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
 """An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part
