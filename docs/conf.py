@@ -24,7 +24,6 @@ extensions = [
 ]
 exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
-suppress_warnings = ["toc.not_readable"]
 
 nb_execution_mode = "off"
 myst_enable_extensions = ["deflist", "colon_fence"]
