@@ -650,11 +650,9 @@ def check_support_of_set(
             return False
 
     with pair.probing():
-        if unusual := _extreme_rows(parts, images):
-            each = [images(slice(row, row + 1)) for row in unusual]
-            x = torch.cat([pair.cast(one) for one, _ in each])
-            names = each[0][1]
-            trace_pair(pair, x, {name: torch.cat([f[name] for _, f in each]) for name in names})
+        for row in _extreme_rows(parts, images):
+            first = max(0, min(row, num_images - 5))
+            observed(slice(first, first + 5))
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:
@@ -668,9 +666,9 @@ def check_support_of_set(
 
 def _extreme_rows(
     parts: Sequence[slice], images: Callable[[slice], tuple[Tensor, Fields]]
-) -> list[int]:
-    """Rows that hold the least and the largest of each field of whole numbers, such as a class −1;
-    five or more, as the first dry run has five.
+) -> set[int]:
+    """Rows that have the least and the largest of each field of whole numbers, such as a class
+    −1.
     """
     first = images(slice(5))[1]
     names = [
@@ -688,8 +686,7 @@ def _extreme_rows(
                 row = int(smallest.argmin())
                 here = int(smallest[row]), rows.start + row
                 least[f"{sign}{name}"] = min(least.get(f"{sign}{name}", here), here)
-    found = [row for _, row in least.values()]
-    return [found[i % len(found)] for i in range(max(len(found), 5))] if found else []
+    return {row for _, row in least.values()}
 
 
 def law_of(fn: Any) -> str:

@@ -17,7 +17,7 @@ import torch
 from pyro import distributions as dist
 
 from pyro_vae import fit, log_marginal, models
-from pyro_vae.choices import registry
+from pyro_vae.choices import lookup, registry
 from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
@@ -242,7 +242,8 @@ def listed(monkeypatch: pytest.MonkeyPatch, law: type) -> str:
         slot: "with_one_more" if place == "pyro_vae.models" else place
         for slot, place in NAMESPACES.items()
     }
-    monkeypatch.setattr(registry, "NAMESPACES", changed)
+    for module in (lookup, registry):
+        monkeypatch.setattr(module, "NAMESPACES", changed)
     return "prior=Added"
 
 
