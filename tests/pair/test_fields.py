@@ -90,14 +90,14 @@ def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None
 
 @pytest.mark.parametrize("name", sorted(functions_of_fields().keys() - {"check_pair"}))
 def test_a_misspelt_option_is_no_field(name: str) -> None:
-    """Each function's last option, with a letter too many."""
+    """Each function's longest option, with a letter too many."""
     function, (model, guide) = functions_of_fields()[name], vae()
     options = [
         p.name
         for p in inspect.signature(function).parameters.values()
         if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
     ]
-    option = options[-1]
+    option = max(options, key=len)  # of a name of one letter a misspelling is no near one
     with pytest.raises(UserError, match=f"did you mean {option}"):
         function(model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{f"{option}e": 1})
 
