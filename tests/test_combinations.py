@@ -24,7 +24,7 @@ from pyro_vae import ais, check_pair, compare, fit, log_marginal
 from pyro_vae.data.datasets import ImageData, random_split
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.experiment import build_pair, prepare
 from pyro_vae.runs.options import Train
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "combinations.md"
@@ -166,9 +166,11 @@ BEFORE_TRAINING: Rows = {
     "`VampPrior`, a guide that is built from the model": lambda: pair(
         model="Hierarchical", prior="VampPrior", guide="TopDown"
     ),
-    "`--prior`, a model without one": lambda: pair(model="LinearGaussian", prior="FlowPrior"),
-    "`--likelihood`, a model without one": lambda: pair(
-        model="GaussianMixture", likelihood="Gaussian"
+    "`--prior`, a model without one": lambda: prepare(
+        replace(OPTIONS, model="LinearGaussian", prior="FlowPrior")
+    ),
+    "`--likelihood`, a model without one": lambda: prepare(
+        replace(OPTIONS, model="GaussianMixture", likelihood="Gaussian")
     ),
     "`ClassConditional` without labels": lambda: fit(
         *pair(model="ClassConditional", guide="ClassConditional"), binary(), **QUIET

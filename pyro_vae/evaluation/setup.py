@@ -56,7 +56,7 @@ class Setup:
         self.pair = Pair.of(model, guide).to(self.place)
         self.rows = rows_of(self.pair, self.place)  # draws times images of one run of the model
         self.notes = mode_notes(self.pair)
-        self._quantity, self._checked = Quantity(self.pair), ""
+        self._quantity, self._checked, self._seen = Quantity(self.pair), "", 0
 
     def begin(
         self,
@@ -101,7 +101,9 @@ class Setup:
     def see(self, batch: Batch) -> None:
         """The next images that are scored, as they are given; each is to be seen once."""
         if not isinstance(self.source, Resident):
-            dry_run.check_all_support(self.pair, self.pair.cast(batch[0]), batch[1])
+            x, fields = batch
+            dry_run.check_all_support(self.pair, self.pair.cast(x), fields, self._seen)
+            self._seen += len(x)
         self._quantity.see(batch)
 
     def tiles(self, size: int) -> tuple[Batch, Batch]:

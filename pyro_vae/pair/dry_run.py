@@ -61,12 +61,12 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
     the set; whatever a program raises becomes one sentence.
     """
     with validation(distributions=True):
-        drawn = _trace(pair, pair.guide, x, fields)
+        drawn = _trace(pair, pair.guide, x, fields, first=first)
         for name, node in sample_nodes(drawn):
             if bool(torch.isnan(node["value"]).any()):
                 raise UserError(_not_a_number(f"what the guide draws at {name!r}", x, first))
         try:
-            model = _trace(pair, pair.model, x, fields, drawn)
+            model = _trace(pair, pair.model, x, fields, drawn, first)
         except UserError:
             alone = dict(sample_nodes(_trace(pair, pair.model, x, fields)))
             _check_latents(alone, dict(sample_nodes(drawn)))
@@ -78,7 +78,7 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
 
 
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
-    bad = x.flatten(1).isnan().any(1).nonzero()
+    bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
         return (
             f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
@@ -92,7 +92,12 @@ def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
 
 
 def _trace(
-    pair: Pair, program: Program, x: Tensor, fields: Fields, drawn: poutine.Trace | None = None
+    pair: Pair,
+    program: Program,
+    x: Tensor,
+    fields: Fields,
+    drawn: poutine.Trace | None = None,
+    first: int = 0,
 ) -> poutine.Trace:
     pair.store.seen.clear()
     try:
@@ -102,7 +107,9 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        why = _of_another_batch(pair, program, x) or _why_it_failed(program, x, fields, error)
+        why = _of_another_batch(pair, program, x) or _why_it_failed(
+            program, x, fields, error, first
+        )
         raise UserError(why) from error
     pair.note_parameters(program)
     return trace
@@ -138,14 +145,16 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     return ""
 
 
-def _why_it_failed(program: Program, x: Tensor, fields: Fields, error: Exception) -> str:
+def _why_it_failed(
+    program: Program, x: Tensor, fields: Fields, error: Exception, first: int
+) -> str:
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to
     change.
     """
     site = _site_of(error)
     if site is None or "Shape mismatch inside plate" not in str(error):
         on = f"on {len(x)} images of shape {tuple(x.shape[1:])}"
-        return _failure(program.role, on, error) + _hints(program, x, fields, error)
+        return _failure(program.role, on, error) + _hints(program, x, fields, error, first)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
         f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
@@ -154,7 +163,7 @@ def _why_it_failed(program: Program, x: Tensor, fields: Fields, error: Exception
     )
 
 
-def _hints(program: Program, x: Tensor, fields: Fields, error: Exception) -> str:
+def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first: int) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
@@ -166,8 +175,8 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception) -> str
         for name, value in program.select(fields).items()
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
-    if bool(x.isnan().any()):
-        found.append("x holds NaN")
+    if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
+        found.append(f"image {first + int(bad[0])} holds a NaN")
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -600,22 +609,27 @@ SUPPORT_ROWS = 500
 """Images that the support of an observed site is looked at together."""
 
 
-def check_all_support(pair: Pair, x: Tensor, fields: Fields) -> None:
-    """The fields, and the support of every observed site at all of these images."""
+def check_all_support(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> None:
+    """The fields, and the support of every observed site at all of these images, of which the first
+    is number ``first`` of the set.
+    """
+
+    def images(rows: slice) -> tuple[Tensor, Fields]:
+        return x[rows], {name: value[rows] for name, value in fields.items()}
+
     check_fields(pair, fields)
-    check_support_of_set(
-        pair, len(x), lambda rows: (x[rows], {name: v[rows] for name, v in fields.items()})
-    )
+    check_support_of_set(pair, len(x), images, first)
 
 
 def check_support_of_set(
-    pair: Pair, num_images: int, images: Callable[[slice], tuple[Tensor, Fields]]
+    pair: Pair, num_images: int, images: Callable[[slice], tuple[Tensor, Fields]], first: int = 0
 ) -> None:
     """The support of every observed site at all images, not only at the dry run's.
 
     Args:
         images: rows of the set -> their images ``(B, *event_shape)`` and fields, on the pair's
             device. They are asked for a few at a time: the set may be larger than the device.
+        first: the number of the first of them, for messages.
 
     Where the model observes x itself, perhaps reshaped, and all of x is inside the support that
     five images have, one look suffices; else, as a support may depend on the batch, the model runs
@@ -632,7 +646,7 @@ def check_support_of_set(
             pair,
             pair.cast(x).clone(),
             {name: value.clone() for name, value in fields.items()},
-            rows.start or 0,
+            first + (rows.start or 0),
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
@@ -651,17 +665,30 @@ def check_support_of_set(
 
     with pair.probing():
         for row in _extreme_rows(parts, images):
-            first = max(0, min(row, num_images - 5))
-            observed(slice(first, first + 5))
+            begin = max(0, min(row, num_images - 5))
+            observed(slice(begin, begin + 5))
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:
             for name, node in observed(rows).items():
                 check_support(node)
-                if bool(log_prob_of(node).isnan().any()):
+                if len(bad := _images_of_nan(node)):
                     raise UserError(
-                        _not_a_number(f"log_prob of site {name!r}", images(rows)[0], rows.start)
+                        f"image {first + rows.start + int(bad[0])}: log_prob of site {name!r} is NaN: look "
+                        "for NaN in the image or in the network's output, which validate_args=False "
+                        "hides"
                     )
+
+
+def _images_of_nan(node: Any) -> Tensor:
+    """The images, by number among those of the node, at which its log density is NaN."""
+    bad = log_prob_of(node).isnan()
+    dims = [frame.dim for frame in node["cond_indep_stack"] if frame.vectorized]
+    data = max(dims, key=lambda dim: bad.shape[dim] if bad.dim() >= -dim else 0, default=None)
+    if data is None or bad.dim() < -data:
+        return bad.any().reshape(1).nonzero()[:, 0]
+    rows = bad.movedim(data, 0)
+    return rows.reshape(len(rows), -1).any(1).nonzero()[:, 0]
 
 
 def _extreme_rows(

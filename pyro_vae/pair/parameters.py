@@ -54,8 +54,12 @@ def parameters(
     (`fit`, `check_pair`).
 
     Args:
+        model, guide: the pair, as `fit` takes it.
         fill_store: whether Pyro's own ``pyro.get_param_store()``, which `fit` leaves empty, receives
             them too, under the names that Pyro gives them, for code that reads them there.
+
+    Returns:
+        The name of each parameter -> its constrained value, a copy.
 
     Raises:
         UserError: there is none; with ``fill_store`` two that Pyro gives one name.
@@ -77,6 +81,13 @@ def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
 
     Its metadata is JSON: each tensor's constraint and kind, and a SHA-256 of all. Tensors are
     unconstrained.
+
+    Args:
+        path: the file, which is overwritten where there is one.
+        model, guide: the pair, as `fit` takes it.
+
+    Returns:
+        The file's path.
 
     Raises:
         UserError: the pair has no parameter yet; the file can't be written.
@@ -106,6 +117,10 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
 
     A ``pyro.param`` that the programs have not made yet is made with the file's value when they
     first run.
+
+    Args:
+        path: the file.
+        model, guide: a pair of the same programs.
 
     Raises:
         UserError: the file is damaged or no such file; its names, shapes or constraints are not

@@ -96,7 +96,7 @@ class Train(Settings, Experiment, Options):
 
     command: ClassVar[str] = "train"
     groups: ClassVar[dict[str, str]] = {
-        "data": "data images_key columns label data_root levels binarize valid_fraction data_seed",
+        "data": "data images_key columns label labels data_root levels binarize valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
         "kl_warmup grad_clip early_stopping on_divergence seed device compile",

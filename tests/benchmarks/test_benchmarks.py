@@ -32,6 +32,7 @@ from benchmarks import (
     harness,
     memory,
     seats,
+    semi_supervised,
     startup,
     team,
     training_step,
@@ -260,6 +261,7 @@ COMMANDS: dict[str, type[Any]] = {
     "gpu_checks": gpu_checks.Options,
     "gradient_snr": gradient_snr.GradientSNR,
     "grid": grid.Grid,
+    "semi_supervised": semi_supervised.SemiSupervised,
     "reproduce": reproduce.Reproduce,
 }
 CASES: dict[str, Iterable[str]] = {
