@@ -1,9 +1,11 @@
-"""Closed-form KL divergences that neither torch nor Pyro registers: correlated Gaussians against
-independent ones.
+"""Closed-form KL divergences that neither torch nor Pyro registers (correlated Gaussians against
+independent ones), or that torch writes in a form that can't be traced (classes).
 """
 
 from __future__ import annotations
 
+import torch
+from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import (
     Independent,
@@ -42,3 +44,12 @@ def _kl(loc: Tensor, variance: Tensor, log_det: Tensor, p: Independent) -> Tenso
     ratio = (variance + (loc - base.loc).square()) / base.scale.square()
     kl: Tensor = 0.5 * ((ratio - 1 + 2 * base.scale.log()).sum(-1) - log_det)
     return kl
+
+
+@register_kl(dist.Categorical, dist.Categorical)
+@register_kl(dist.OneHotCategorical, dist.OneHotCategorical)
+def _kl_classes(q: dist.OneHotCategorical, p: dist.OneHotCategorical) -> Tensor:
+    """Σ_y q(y) [log q(y) − log p(y)], 0 log 0 being 0: torch indexes with a boolean mask."""
+    terms = q.probs * (q.logits - p.logits)
+    terms = torch.where(p.probs > 0, terms, torch.inf)
+    return torch.where(q.probs > 0, terms, torch.zeros_like(terms)).sum(-1)
