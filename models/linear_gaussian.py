@@ -10,6 +10,7 @@ from pyro_vae.models.standard_normal import StandardNormal
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
+from pyro_vae.nn.mlp import MLP
 
 
 class LinearGaussian(GenerativeModel):
@@ -32,7 +33,7 @@ class LinearGaussian(GenerativeModel):
     def __init__(self, event_shape: tuple[int, ...], latent_dim: int) -> None:
         super().__init__(
             StandardNormal(latent_dim),
-            Gaussian(event_shape, latent_dim, scale="learned", hidden=()),
+            Gaussian(event_shape, latent_dim, scale="learned", net=MLP, hidden=()),
         )
 
     @property
