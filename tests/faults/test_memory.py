@@ -1,5 +1,6 @@
 """Memory that runs out in an evaluation: a real process with a real limit on its address space."""
 
+import os
 import subprocess
 import sys
 
@@ -35,6 +36,7 @@ def test_an_evaluation_that_its_memory_does_not_hold_goes_on_in_smaller_tiles() 
         text=True,
         timeout=300,
         check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # each thread reserves addresses of its own
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("log p(x) ≥") and "out of memory with 2000 rows" in done.stdout
