@@ -34,10 +34,13 @@ asked = 0
 for number in (80, 40, 20, 10, 5):
     for _ in range(3):
         chunk(number)
-    before = faults()
-    for _ in range(20):
-        chunk(number)
-    asked += faults() - before
+    rounds = []  # the least of three: a system that reclaims cold pages takes a block now and then
+    for _ in range(3):
+        before = faults()
+        for _ in range(20):
+            chunk(number)
+        rounds.append(faults() - before)
+    asked += min(rounds)
 print(asked)
 """
 
@@ -60,6 +63,4 @@ def test_repeated_chunks_ask_the_system_for_no_new_pages(by: str) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", KEEPING[by] + COUNT], capture_output=True, text=True, check=True
     )
-    assert (
-        int(ran.stdout) < 20_000
-    )  # one block given back by a system that reclaims what is cold is 4096
+    assert int(ran.stdout) < 1000

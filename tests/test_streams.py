@@ -88,5 +88,5 @@ def test_a_log_weight_that_is_nan_ends_in_a_sentence_that_names_the_image(
     pair = (summed_out, nothing) if how == "exact" else (model, guide)
     assert bool(ESTIMATES[how](*pair, FORMS[form](x)).log_px.isfinite().all())
     x[17, 1] = 2.0
-    with pytest.raises(UserError, match=r"image 17: .*NaN"):
+    with pytest.raises(UserError, match="image 17: log_prob of site 'x' is NaN"):
         ESTIMATES[how](*pair, FORMS[form](x))

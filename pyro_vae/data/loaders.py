@@ -88,6 +88,8 @@ class Resident(Source):
     crosses the bus.
     """
 
+    kept_on: torch.device | None = None  # where the set is, if not on the device
+
     def __init__(
         self,
         x: Tensor,
@@ -96,10 +98,11 @@ class Resident(Source):
         device: torch.device,
         part: Part = (0, 1),
     ) -> None:
-        self.x = x.to(device)
-        self.fields = {name: value.to(device) for name, value in fields.items()}
+        place = self.kept_on or device
+        self.device, self.x = device, x.to(place)
+        self.fields = {name: value.to(place) for name, value in fields.items()}
         self._rows_are_index = "index" not in fields
-        self.fields.setdefault("index", torch.arange(len(x), device=device))
+        self.fields.setdefault("index", torch.arange(len(x), device=place))
         self.batch_size, self.num_images = batch_size, len(x)
         self._together = max(1, GATHERED // max(1, batch_size * self.x[0].nbytes))
         self._bounds = _bounds(len(x), batch_size, part)
@@ -158,16 +161,7 @@ class Hosted(Resident):
 
     note = "the images stay in the host's memory, as the device has no room for all of them"
 
-    def __init__(
-        self,
-        x: Tensor,
-        fields: Mapping[str, Tensor],
-        batch_size: int,
-        device: torch.device,
-        part: Part = (0, 1),
-    ) -> None:
-        super().__init__(x, fields, batch_size, torch.device("cpu"), part)
-        self.device = device
+    kept_on = torch.device("cpu")
 
     def part(self, rows: slice) -> Batch:
         """The images and fields of these rows, moved."""

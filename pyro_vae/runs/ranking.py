@@ -39,7 +39,6 @@ class Scored:
     test: LogMarginal
     valid: LogMarginal | None = None
     seconds: float = nan
-    active_units: int | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Row:
     se_seeds: float  # of that difference, for the methods; NaN with one seed
     high_khat: float
     median_ess: float
-    active_units: float
     seconds: float
 
 
@@ -74,7 +72,7 @@ class Ranking:
         columns = (
             *(varied or ["method"]),
             *("seeds", quantity(self.protocol), "± MC", "difference", "± images", "± seeds"),
-            *("k̂ > 0.7", "median ESS", "active units", "training"),
+            *("k̂ > 0.7", "median ESS", "training"),
         )
         kind, digest = self.protocol.get("kind", "unknown kind"), self.protocol.get("sha256", "")
         title = (
@@ -85,7 +83,7 @@ class Ranking:
             "nats an image; a difference is from the first row",
             "± images: for these trained models; ± seeds: for the method, – with one seed",
         )
-        rows = tuple(_cells(row, varied) for row in self.rows)
+        rows = tuple(_cells(row, varied, first=row is self.rows[0]) for row in self.rows)
         return Table(columns, rows, title, notes)
 
 
@@ -118,7 +116,7 @@ def best(cells: Sequence[Scored]) -> Scored:
             "no cell has a score on validation images, by which the best one is chosen: sweep with "
             "a valid_fraction above 0"
         )
-    if len(rank([cell for cell in scored])) > 1:
+    if len(rank(scored)) > 1:
         raise UserError(
             "these cells have no common scale (a mass against a density, or other images), so that "
             "none is the best: sweep each kind by itself"
@@ -151,7 +149,6 @@ def _mean(cells: object) -> float:
 def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
     difference, se_images, se_seeds = paired(cells, first)
     every = list(cells.values())
-    units = [cell.active_units for cell in every if cell.active_units is not None]
     return Row(
         method=every[0].method,
         names=tuple(cell.name for cell in every),
@@ -163,7 +160,6 @@ def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
         se_seeds=se_seeds,
         high_khat=fmean(float(getattr(cell.test, "high_khat", nan)) for cell in every),
         median_ess=fmean(float(cell.test.ess.median()) for cell in every),
-        active_units=fmean(units) if units else nan,
         seconds=fmean(cell.seconds for cell in every),
     )
 
@@ -185,13 +181,12 @@ def paired(cells: Mapping[int, Scored], others: Mapping[int, Scored]) -> tuple[f
     return float(differences.mean()), over_images, over_seeds
 
 
-def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
+def _cells(row: Row, varied: Sequence[str], first: bool) -> tuple[str, ...]:
     said = dict(row.method)
     parts = [said.get(name, "") for name in varied] or [row.names[0]]
-    baseline = row.difference == 0.0 and row.se_images == 0.0
     compared = (
         ("first", "", "")
-        if baseline
+        if first
         else tuple(map(_shown, (row.difference, row.se_images, row.se_seeds)))
     )
     return (
@@ -202,7 +197,6 @@ def _cells(row: Row, varied: Sequence[str]) -> tuple[str, ...]:
         *compared,
         f"{row.high_khat:.0%}" if isfinite(row.high_khat) else "–",
         f"{row.median_ess:.0f}" if isfinite(row.median_ess) else "–",
-        f"{row.active_units:.1f}" if isfinite(row.active_units) else "–",
         f"{row.seconds:.0f} s" if isfinite(row.seconds) else "–",
     )
 

@@ -302,7 +302,6 @@ def score_of(outcome: Outcome) -> Scored | None:
         test=test,
         valid=load_estimate(run.estimate_file("iw", "valid"), trained),
         seconds=float(training.get("seconds", float("nan"))),
-        active_units=training.get("active_units"),
     )
 
 

@@ -5,19 +5,12 @@ are run.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar, Literal, Union
 
-from pyro_vae.errors import UserError
-from pyro_vae.runs.options import (
-    BY_PLACE,
-    OF_THE_CALL,
-    Options,
-    Train,
-)
-from pyro_vae.training.settings import check_fields, kinds_of, option
+from pyro_vae.runs.options import BY_PLACE, OF_THE_CALL, Options, Train
+from pyro_vae.training.settings import kinds_of, option
 
 OUT = Path("runs") / "sweep"
 """Where the cells' folders go, unless another folder is named."""
@@ -44,14 +37,8 @@ class SweepBase(Options):
     """The folder of the cells' run folders; workers elsewhere must share it."""
     dry_run: bool = False
     """Show the cells, an estimate of their time and what will be refused, and train nothing."""
-    format: str = "text"
-    """Of the ranking: text, markdown, csv or html."""
-
-    def check(self) -> None:
-        """Raise a ``UserError`` where a type or a range is wrong."""
-        check_fields(self)
-        if self.format not in ("text", "markdown", "csv", "html"):
-            raise UserError(f"--format {self.format}: expected text, markdown, csv or html")
+    format: Literal["text", "markdown", "csv", "html"] = "text"
+    """Of the ranking."""
 
     @property
     def given(self) -> dict[str, list[Any]]:
@@ -82,9 +69,3 @@ Sweep: Any = dataclasses.make_dataclass(
     frozen=True,
 )
 Sweep.__doc__ = SweepBase.__doc__
-
-
-def planned(options: Any) -> Mapping[str, Any]:
-    """The options of the command line, by name."""
-    given: Mapping[str, Any] = options.given
-    return given
