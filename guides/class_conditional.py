@@ -13,9 +13,7 @@ from torch import Tensor
 from pyro_vae.choices import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
-from pyro_vae.nn.one_hot import OneHot
-
-NUM_CLASSES = 10
+from pyro_vae.nn.one_hot import NUM_CLASSES, OneHot
 
 
 class ClassConditional(AmortizedGuide):

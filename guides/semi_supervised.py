@@ -15,10 +15,9 @@ from pyro_vae.choices import registry, specs
 from pyro_vae.errors import UserError
 from pyro_vae.nn import make_encoder
 from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
-from pyro_vae.nn.one_hot import OneHot, is_known
+from pyro_vae.nn.one_hot import NUM_CLASSES, OneHot, is_known
 from pyro_vae.protocols import Local
 
-NUM_CLASSES = 10
 NEVER = -1e4
 """A log probability whose exponential is 0, and which is finite, so that no gradient is NaN."""
 

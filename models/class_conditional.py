@@ -9,15 +9,11 @@ import torch
 from pyro_vae.models.generative import GenerativeModel
 from torch import Tensor
 
-from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import ConditionalDistribution
-from pyro_vae.nn.one_hot import OneHot
-from pyro_vae.protocols import hook
-
-NUM_CLASSES = 10
+from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot
 
 
-class ClassConditional(GenerativeModel):
+class ClassConditional(DecodesClass, GenerativeModel):
     """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y)
     (Sohn et al. 2015).
 
@@ -40,27 +36,7 @@ class ClassConditional(GenerativeModel):
     ) -> None:
         super().__init__(prior, likelihood)
         self.classes = OneHot(num_classes)
-        inputs, latent_dim = hook(likelihood, "latent_dim"), prior.event_shape.numel()
-        if inputs is not None and inputs != latent_dim + num_classes:
-            raise UserError(
-                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
-                f"there are {num_classes} classes: build it with "
-                f"latent_dim={latent_dim + num_classes}"
-            )
-
-    @staticmethod
-    def context_of(
-        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: a likelihood also receives the
-        classes.
-        """
-        if argument != "likelihood" or "latent_dim" not in context:
-            return context
-        return {
-            **context,
-            "latent_dim": context["latent_dim"] + values.get("num_classes", NUM_CLASSES),
-        }
+        self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
 
     def check_fields(self, fields: Mapping[str, Tensor]) -> None:
         """A ``UserError`` for labels that are no classes of this model."""

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import ConditionalDistribution
-from pyro_vae.nn.one_hot import OneHot, is_known
+from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot, is_known
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.training.data_init import TrainingImages
 
-NUM_CLASSES = 10
 SHARE = 0.1
 
 
-class SemiSupervised(PyroModule):
+class SemiSupervised(DecodesClass, PyroModule):
     """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), the class y a latent of which some are known
     (Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models").
 
@@ -71,25 +70,7 @@ class SemiSupervised(PyroModule):
         self._encoder = (encoder,)  # in a tuple, so that its parameters are not the model's
         self.register_buffer("weight", torch.tensor(SHARE if alpha is None else float(alpha)))
         self.register_buffer("started", torch.tensor(alpha is not None))
-        inputs, latent_dim = hook(likelihood, "latent_dim"), prior.event_shape.numel()
-        if inputs is not None and inputs != latent_dim + num_classes:
-            raise UserError(
-                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
-                f"there are {num_classes} classes: build it with "
-                f"latent_dim={latent_dim + num_classes}"
-            )
-
-    @staticmethod
-    def context_of(
-        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: a likelihood also receives the
-        classes.
-        """
-        if argument != "likelihood" or "latent_dim" not in context:
-            return context
-        more = values.get("num_classes", NUM_CLASSES)
-        return {**context, "latent_dim": context["latent_dim"] + more}
+        self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
 
     def check_fields(self, fields: Mapping[str, Tensor]) -> None:
         """A ``UserError`` for labels that are neither −1 nor classes of this model."""

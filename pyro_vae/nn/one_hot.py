@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.errors import UserError
+from pyro_vae.protocols import hook
 from pyro_vae.validation import check_whole
+
+NUM_CLASSES = 10
+"""Of parts that are not told otherwise: the digits."""
 
 
 class OneHot(nn.Module):
@@ -49,6 +56,35 @@ class OneHot(nn.Module):
                 f"to {self.num_classes - 1} (num_classes={self.num_classes})"
                 + ", and -1 where it is not known"
                 * unknown
+            )
+
+
+class DecodesClass:
+    """What models share whose likelihood decodes z and a class: ``latent_dim + num_classes``
+    numbers.
+    """
+
+    @staticmethod
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: a likelihood also receives the
+        classes.
+        """
+        if argument != "likelihood" or "latent_dim" not in context:
+            return context
+        more = values.get("num_classes", NUM_CLASSES)
+        return {**context, "latent_dim": context["latent_dim"] + more}
+
+    @staticmethod
+    def check_inputs(likelihood: Any, latent_dim: int, num_classes: int) -> None:
+        """A ``UserError`` for a likelihood that says that it decodes another number."""
+        inputs = hook(likelihood, "latent_dim")
+        if inputs is not None and inputs != latent_dim + num_classes:
+            raise UserError(
+                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
+                f"there are {num_classes} classes: build it with "
+                f"latent_dim={latent_dim + num_classes}"
             )
 
 
