@@ -4,6 +4,7 @@ machine.
 
 import os
 import tempfile
+from collections.abc import Iterator
 
 import pyro
 import pytest
@@ -16,12 +17,18 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="pyro-vae-tests-")
 
 
 @pytest.fixture(autouse=True)
-def pyros_own_defaults() -> None:
-    """Pyro's global state, which no test may inherit from another: an empty parameter store, and
-    its checks on.
+def state_of_the_process() -> Iterator[None]:
+    """What no test may inherit from another: Pyro's parameter store and its checks, torch's number
+    of threads, and the environment, which Dask writes an allocator's setting into.
     """
+    environment = dict(os.environ)
     pyro.clear_param_store()
     pyro.enable_validation(True)
+    torch.set_num_threads(1)
+    yield
+    for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -172,17 +172,20 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    torch.set_num_threads(piece["threads"])
+    before = torch.get_num_threads()
     folder = Path(piece["folder"])
     given: dict[str, Any] = {
         name: Path(value) if name == "data_root" and value is not None else value
         for name, value in piece["options"].items()
     }
     options = Train(**given, quiet=True)
+    torch.set_num_threads(piece["threads"])
     try:
         bring_to_its_end(options, folder)
     except (UserError, Failure, OSError, MemoryError) as error:
         return {"failed": str(error) or type(error).__name__}
+    finally:
+        torch.set_num_threads(before)
     return {"failed": ""}
 
 
