@@ -141,7 +141,9 @@ def main(asked: SemiSupervised) -> None:
             accuracy = float((found == data.test_labels).double().mean())
             row = {"by": name, "seed": seed, "accuracy": accuracy}
             rows.append(row | {"seconds": seconds, "processor_seconds": cpu})
-            print(f"{name:<10} seed {seed}  {accuracy:.2%}  {seconds:.0f} s ({cpu:.0f} s of a core)")
+            print(
+                f"{name:<10} seed {seed}  {accuracy:.2%}  {seconds:.0f} s ({cpu:.0f} s of a core)"
+            )
     settings = {"data": asked.data, "labels": asked.labels, "epochs": asked.epochs}
     settings |= {"batch_size": asked.batch_size, "hidden": asked.hidden}
     write("semi_supervised", {"settings": settings, "rows": rows}, asked.out)

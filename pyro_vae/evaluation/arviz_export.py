@@ -63,7 +63,7 @@ def to_inference_data(
     """
     check_count("num_images", num_images)
     check_count("num_draws", num_draws)
-    images = as_images(x)
+    images = as_images(x, missing=True)
     _refuse_other_images(ll, images)
     num_images = min(num_images, len(images))
     few = {name: rows[:num_images] for name, rows in as_fields(fields, len(images)).items()}

@@ -87,9 +87,7 @@ _OF_A_NAN = (
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
     bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
-        return (
-            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
-        )
+        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
     return (
         f"{what} is NaN on the first images: look for NaN in the network's output, which "
         "validate_args=False hides"
