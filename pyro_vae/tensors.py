@@ -120,6 +120,11 @@ def as_mask(mask: Any, images: Tensor, what: str) -> Tensor:
         ) from None
 
 
+def slices(number: int, size: int) -> list[slice]:
+    """Rows 0 … number − 1 in parts of ``size``, the last one of what is left."""
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+
 def as_float(x: Tensor) -> Tensor:
     """Integer pixels as float32, floats as they are."""
     return x if x.is_floating_point() else x.float()

@@ -415,6 +415,13 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
                     f"{second!r} {shorten(those.get(site, 'none of these'))}: evaluate both on "
                     "the same x and fields"
                 )
+    dims = a.get("num_dims"), b.get("num_dims")
+    if None not in dims and dims[0] != dims[1]:
+        raise UserError(
+            f"{name!r} scores {dims[0]} numbers of an image and {other!r} {dims[1]}: one observes "
+            f"something twice (sites {', '.join(a['scored'])}; {', '.join(b['scored'])}), which "
+            "is another quantity"
+        )
     for condition, digest in a["conditions"].items():
         if (known := b["conditions"].get(condition)) != digest:
             raise UserError(

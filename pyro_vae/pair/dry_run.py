@@ -5,6 +5,7 @@ is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
@@ -110,10 +113,10 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        why = _of_another_batch(pair, program, x) or _why_it_failed(
-            program, x, fields, error, first
-        )
-        raise UserError(why) from error
+        why = _why_it_failed(program, x, fields, error, first)
+        raise UserError(
+            _of_another_batch(pair, program, x) or _of_columns(pair, x, fields, why) or why
+        ) from error
     pair.note_parameters(program)
     return trace
 
@@ -146,6 +149,35 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
                 "pyro_vae.guides.PerDatum"
             )
     return ""
+
+
+class _Plates(Messenger):
+    """The sizes of the plates that a program makes, those before a failure as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, str] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.sizes.setdefault(msg["fn"].size, msg["name"])
+
+
+def _of_columns(pair: Pair, x: Tensor, fields: Fields, why: str) -> str:
+    """A sentence where the plates of images have as many as x has columns, and none as many as it
+    has rows.
+    """
+    plates = _Plates()
+    for program in (pair.guide, pair.model):
+        with suppress(Exception), plates:
+            program(x, fields)
+    if x.dim() < 2 or x.shape[1] not in plates.sizes or len(x) in plates.sizes:
+        return ""
+    return (
+        f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has columns, "
+        "and images are rows here (x[0] is the first): give x.transpose(0, 1), and let the "
+        f"programs transpose it back; otherwise: {why}"
+    )
 
 
 def _why_it_failed(
@@ -424,6 +456,11 @@ def _fitting(pair: Pair) -> str:
 
 def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
     latents = [name for name, node in model.items() if not node["is_observed"]]
+    if not model:
+        raise UserError(
+            "the model has no pyro.sample statement (a network alone is no Pyro program): sample "
+            "z in it from a prior, and what it makes of z with obs=x"
+        )
     if len(latents) == len(model):
         swapped = any(node["is_observed"] for node in guide.values())
         raise UserError(
@@ -452,9 +489,10 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
             )
     for name in latents:
         if name not in guide and not _is_discrete(model[name]):
+            none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior in silence): "
+                f"{', '.join(guide) or none} (Pyro would draw it from its prior in silence): "
                 f"sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
@@ -653,6 +691,13 @@ def check_support_of_set(
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
+    def join_the_first(rows: slice) -> bool:
+        x, fields = zip(images(slice(5)), images(rows), strict=True)
+        both = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        with suppress(UserError):
+            return bool(trace_pair(pair, pair.cast(torch.cat(x)), both))
+        return False
+
     def holds_all(node: Any) -> bool:
         value = node["value"]
         if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
@@ -669,7 +714,11 @@ def check_support_of_set(
     with pair.probing():
         for row in _extreme_rows(parts, images):
             begin = max(0, min(row, num_images - 5))
-            observed(slice(begin, begin + 5))
+            try:
+                observed(slice(begin, begin + 5))
+            except UserError:  # perhaps for what they all lack, such as a sequence of full length
+                if not join_the_first(slice(begin, begin + 5)):
+                    raise
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:

@@ -17,10 +17,11 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.infer import ELBO, SVI
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
@@ -153,7 +154,7 @@ class Program:
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
-        if not callable(call):
+        if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
             raise UserError(
                 f"the {role} must be callable (a PyroModule, a method or a function), got "
                 f"{type(call).__name__}"
@@ -162,6 +163,11 @@ class Program:
             raise UserError(
                 f"the {role} is the class {call.__name__}, not an instance of it: call it with "
                 "its arguments first"
+            )
+        if getattr(type(call), "forward", None) is nn.Module.forward:
+            raise UserError(
+                f"the {role} is a {type(call).__name__}, a module without a forward: give the "
+                "method that is the program, as in fit(vae.model, vae.guide, x)"
             )
         self.role, self.call = role, call
         inner = _unwrapped(call)

@@ -186,6 +186,7 @@ class Experiment:
             "guide": self.options.guide,
             **shapes,
             "objective": self.options.objective,
+            **{n: str(v) for n in ("init_from", "freeze") if (v := getattr(self.options, n))},
             "steps": steps,
         }
 

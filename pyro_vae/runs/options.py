@@ -103,7 +103,7 @@ class Train(Settings, Experiment, Options):
         "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
-        "kl_warmup grad_clip early_stopping on_divergence seed device compile",
+        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",
         "evaluation": "num_samples eval_images",
         "run": "out config resume checkpoint_minutes pictures trust json quiet",
     }
@@ -126,6 +126,10 @@ class Train(Settings, Experiment, Options):
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
     parameters.
+    """
+    init_from: Path | None = None
+    """Begin with the parameters of this run, those of the same name and shape; the others are fresh,
+    and a line says which.
     """
     num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
