@@ -80,14 +80,17 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
     return model, drawn, x
 
 
+_OF_A_NAN = (
+    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
+    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
+    "model, x.nan_to_num() in the guide"
+)
+
+
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
     bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
-        return (
-            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
-            "out, or let the programs leave out what is missing: dist.NanMaskedNormal or a mask "
-            "in the model, x.nan_to_num() in the guide"
-        )
+        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
     return (
         f"{what} is NaN on the first images: look for NaN in the network's output, which "
         "validate_args=False hides"
@@ -218,7 +221,7 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
     if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
-        found.append(f"image {first + int(bad[0])} holds a NaN")
+        found.append(f"image {first + int(bad[0])} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 
