@@ -55,6 +55,10 @@ class Settings:
     """
     grad_clip: float | None = option(None, above=0)
     """The largest norm of the gradient; a longer gradient is scaled down to it."""
+    freeze: str | None = None
+    """What stays as it is: model, guide, or a pattern of parameters' names, such as
+    "model.likelihood.*".
+    """
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
