@@ -11,6 +11,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -291,8 +292,12 @@ class Compare(Options):
     """
 
     command: ClassVar[str] = "compare"
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae compare runs/a runs/b",
+        "pyro-vae compare 'runs/*'",
+    )
     runs: tuple[Path, ...] = field(default=(), metadata=BY_PLACE)
-    """The runs' folders, two or more."""
+    """The runs' folders, two or more; or patterns of them, such as 'runs/*'."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
     num_samples: int | None = option(None, least=1, below=10**9)
@@ -331,10 +336,28 @@ class Compare(Options):
             raise UserError(
                 f"--method {self.method} takes no --num-samples, which is for iw: leave it out"
             )
-        if len(self.runs) < 2:
-            raise UserError(f"compare takes two or more run folders, got {len(self.runs)}")
-        if len({each.expanduser().resolve() for each in self.runs}) < len(self.runs):
+        folders = self.folders
+        if len(folders) < 2:
+            raise UserError(f"compare takes two or more run folders, got {len(folders)}")
+        if len({each.resolve() for each in folders}) < len(folders):
             raise UserError("compare: a run folder is given twice")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The runs' folders, for a pattern those that fit it, from A to Z, and are not named too.
+
+        Raises:
+            UserError: no run fits a pattern.
+        """
+        given = [each.expanduser() for each in self.runs]
+        named = [each for each in given if each.exists() or not has_magic(str(each))]
+        found = list(named)
+        for pattern in (each for each in given if each not in named):
+            hits = [Path(hit) for hit in sorted(glob(str(pattern), recursive=True))]
+            if not (runs := [hit for hit in hits if (hit / "config.toml").is_file()]):
+                raise UserError(f"{pattern}: no run folder fits this pattern")
+            found += [run for run in runs if run not in found]
+        return found
 
 
 @dataclass(frozen=True)
