@@ -15,6 +15,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pyro_vae.choices.lookup import canonical
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
 
@@ -31,6 +32,9 @@ DEFAULT_STEPS = 10_000
 128.
 """
 
+
+CHOICES = ("model", "prior", "likelihood", "guide", "net", "objective", "optimizer", "schedule")
+"""Options of `train` that name a part of the slot of the same name."""
 
 BY_PLACE = {"place": True}
 """Of a field that is given by its place among the words, without a flag."""
@@ -116,30 +120,32 @@ class Train(Settings, Experiment, Options):
     """Passes over the training set, instead of --steps."""
     labels: int | None = option(None, least=1)
     """How many training images keep their label, chosen at random and evenly over the classes; the
-    others' is -1, not known. For --model and --guide SemiSupervised.
+    others' is -1, not known. For --model and --guide SemiSupervised; by default all keep it.
     """
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
-    parameters.
+    parameters; by default all steps are made.
     """
     init_from: Path | None = None
-    """Begin with the parameters of this run, those of the same name and shape; the others are fresh,
-    and a line says which.
+    """The run whose parameters to begin with, where name and shape are the same; a line says which
+    are fresh. By default all are, from --seed.
     """
     num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
     pictures: bool = True
-    """Draw reconstructions, samples, curves and latents into the run's folder."""
+    """Draw reconstructions, samples, curves and latents into the run's folder, or don't; by default
+    they are drawn.
+    """
     data_seed: int = option(0, least=0, below=2**32)
     """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
     same.
     """
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     config: Path | None = None
     """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     checkpoint_minutes: float = option(5.0, least=0)
@@ -176,12 +182,12 @@ class Train(Settings, Experiment, Options):
             )
 
     def decided(self) -> Train:
-        """The same options with the default length written out."""
-        return (
-            dataclasses.replace(self, steps=DEFAULT_STEPS)
-            if self.steps is self.epochs is None
-            else self
-        )
+        """The same options with the default length written out, and each choice by its own name."""
+        named = {name: canonical(name, getattr(self, name)) for name in CHOICES}
+        if isinstance(self.kl_warmup, str):
+            named["kl_warmup"] = canonical("warmup", self.kl_warmup)
+        steps = DEFAULT_STEPS if self.steps is self.epochs is None else self.steps
+        return dataclasses.replace(self, steps=steps, **named)
 
 
 @dataclass(frozen=True)
@@ -226,9 +232,9 @@ class Evaluate(Options):
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
@@ -317,9 +323,9 @@ class Compare(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the draws, where a run is evaluated."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
@@ -376,7 +382,7 @@ class Sample(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the samples."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
     """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
     with.
@@ -407,7 +413,7 @@ class Plot(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
     """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
     with.
