@@ -18,7 +18,7 @@ from pyro_vae.analysis.mutual_information import Information, mutual_information
 from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result, figure, standard_error
-from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
+from pyro_vae.pair.layouts import Fields, Site, masked
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
@@ -298,7 +298,7 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
     for name, guide in terms.guide.items():
         divergence, how[name] = _divergence(name, terms.prior[name], guide, structure)
         kl[name] = _units(divergence, num_draws).mean(0)
-        values = _units(rows_first(_mean_or_draw(guide), guide.fn, guide.dim), num_draws)
+        values = _units(guide.rows(_mean_or_draw(guide)), num_draws)
         means[name], noise[name] = values.mean(0), values.var(0) / num_draws
     observed: Any = sum(site.log_prob for site in terms.observed.values())
     return _Visit(
@@ -321,12 +321,12 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
         and guide.mask in (None, True)
     ):
         if name in structure.analytic:
-            return rows_first(kl_divergence(q, p), guide.fn, guide.dim), "analytic"
+            return guide.rows(kl_divergence(q, p)), "analytic"
         terms = q.log_prob(guide.value) - p.log_prob(guide.value)
-        return rows_first(terms, guide.fn, guide.dim), f"sampled ({structure.sampled[name]})"
+        return guide.rows(terms), f"sampled ({structure.sampled[name]})"
     if name in structure.analytic:
         analytic = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-        return rows_first(analytic, guide.fn, guide.dim), f"analytic{whole}"
+        return guide.rows(analytic), f"analytic{whole}"
     return (
         guide.log_prob - prior.log_prob
     ).flatten(), f"sampled ({structure.sampled[name]}){whole}"

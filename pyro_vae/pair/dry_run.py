@@ -80,14 +80,17 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
     return model, drawn, x
 
 
+_OF_A_NAN = (
+    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
+    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
+    "model, x.nan_to_num() in the guide"
+)
+
+
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
     bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
-        return (
-            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
-            "out, or let the programs leave out what is missing: dist.NanMaskedNormal or a mask "
-            "in the model, x.nan_to_num() in the guide"
-        )
+        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
     return (
         f"{what} is NaN on the first images: look for NaN in the network's output, which "
         "validate_args=False hides"
@@ -110,10 +113,10 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        why = _why_it_failed(program, x, fields, error, first)
-        raise UserError(
-            _of_another_batch(pair, program, x) or _of_columns(pair, x, fields, why) or why
-        ) from error
+        why = _of_another_batch(pair, program, x) or _why_it_failed(
+            program, x, fields, error, first
+        )
+        raise UserError(why) from error
     pair.note_parameters(program)
     return trace
 
@@ -148,6 +151,10 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     return ""
 
 
+MANY = 64
+"""Images at which a pair is tried that fails on a few."""
+
+
 class _Plates(Messenger):
     """The sizes of the plates that a program makes, those before a failure as well."""
 
@@ -160,21 +167,27 @@ class _Plates(Messenger):
             self.sizes.setdefault(msg["fn"].size, msg["name"])
 
 
-def _of_columns(pair: Pair, x: Tensor, fields: Fields, why: str) -> str:
-    """A sentence where the plates of images have as many as x has columns, and none as many as it
-    has rows.
+def _of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
+    """A sentence where programs that fail on a few images take another kind of batch: one on its
+    side, or one of many.
     """
-    plates = _Plates()
+    (x, fields), plates = probe(5), _Plates()
     for program in (pair.guide, pair.model):
         with suppress(Exception), plates:
             program(x, fields)
-    if x.dim() < 2 or x.shape[1] not in plates.sizes or len(x) in plates.sizes:
-        return ""
-    return (
-        f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has columns, "
-        "and images are rows here (x[0] is the first): give x.transpose(0, 1), and let the "
-        f"programs transpose it back; otherwise: {why}"
-    )
+    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+        return (
+            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
+            "let the programs transpose it back; otherwise: "
+        )
+    with suppress(UserError):
+        trace_pair(pair, *probe(MANY))
+        return (
+            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
+            "own: let them make of each row what is that row's; on few, "
+        )
+    return ""
 
 
 def _why_it_failed(
@@ -208,7 +221,7 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
     if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
-        found.append(f"image {first + int(bad[0])} holds a NaN")
+        found.append(f"image {first + int(bad[0])} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -247,7 +260,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     a mistake.
     """
     batches = probe(5), probe(4), probe(5)
-    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    try:
+        runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
+    except UserError as error:
+        own = isinstance(error.__cause__, UserError | None)
+        if own or not (why := _of_batches(pair, probe)):
+            raise
+        raise UserError(f"{why}{error}") from error
+    structure = _read_structure(pair, *runs)
     if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
         asked = dict.fromkeys(structure.enumerated, why)
         structure = replace(structure, asked=structure.asked | asked, enumerated={})

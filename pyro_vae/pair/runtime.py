@@ -39,6 +39,7 @@ from pyro_vae.pair.program import (
     validation,
 )
 from pyro_vae.pair.structure import Structure
+from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
 
 PROBE_IMAGES = 5
@@ -83,6 +84,8 @@ class Pair:
     ) -> None:
         explain.refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
+        self.guide.take_places(self.model)
+        self.model.take_places(self.guide)
         self._use(_Known() if store is None else _Known(store))
         self._met: list[
             tuple[nn.Module, bool]
@@ -367,6 +370,16 @@ class Pair:
                 if _same_terms(found, reference):
                     return layout
         return "repeat"
+
+    @contextmanager
+    def measuring(self, place: torch.device, seed: int | None = None) -> Iterator[None]:
+        """Eval mode, no gradients, no new parameters; the caller's random state is kept, and begins
+        anew at the ``seed``.
+        """
+        with self.active(training=False, may_create=False), kept_randomness(place), torch.no_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
 
     @contextmanager
     def probing(self) -> Iterator[None]:

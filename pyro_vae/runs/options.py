@@ -79,6 +79,10 @@ class Experiment:
     """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
     once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
     """
+    missing: Literal["nan"] | None = None
+    """What marks a missing entry of x: NaN, or an empty field of a table. The likelihood leaves it
+    out, and the encoder gets 0 in its place; --net "MLP(mask_channel=True)" adds the mask.
+    """
     model: str = "GenerativeModel"
     """The model p(z) p(x | z). A part is a name, a call, module:Name or file.py:Name."""
     prior: str = "StandardNormal"
@@ -101,7 +105,7 @@ class Train(Settings, Experiment, Options):
 
     command: ClassVar[str] = "train"
     groups: ClassVar[dict[str, str]] = {
-        "data": "data images_key columns label labels data_root levels binarize valid_fraction data_seed",
+        "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
         "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",

@@ -165,7 +165,7 @@ def _fit(
         place,
         "x_train",
         part,
-        missing=observe is None,
+        missing=observe is None or isinstance(observe, Observation),
     )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
@@ -291,6 +291,13 @@ def _check_data(
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or observe is not None or not isinstance(source, Resident):
+    if structure.subsampling or not isinstance(source, Resident):
         return
-    dry_run.check_support_of_set(pair, source.num_images, source.part)
+    if observe is None:
+        dry_run.check_support_of_set(pair, source.num_images, source.part)
+    elif source.x.is_floating_point() and len(
+        missing := source.x.isnan().flatten(1).any(1).nonzero()
+    ):
+        first = max(0, int(missing[0]) - 4)
+        few, named = source.part(slice(first, first + 5))
+        dry_run.check_support_of_set(pair, len(few), lambda rows: (observe(few), named), first)

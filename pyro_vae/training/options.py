@@ -96,7 +96,7 @@ def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> 
             "binarized items"
         )
     return observation.fixed(
-        as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part
+        as_images(x, {"train": "x_train", "validation": "x_valid"}[part], missing=True), seed, part
     )
 
 
