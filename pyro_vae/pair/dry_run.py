@@ -113,10 +113,10 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        why = _why_it_failed(program, x, fields, error, first)
-        raise UserError(
-            _of_another_batch(pair, program, x) or _of_columns(pair, x, fields, why) or why
-        ) from error
+        why = _of_another_batch(pair, program, x) or _why_it_failed(
+            program, x, fields, error, first
+        )
+        raise UserError(why) from error
     pair.note_parameters(program)
     return trace
 
@@ -151,6 +151,10 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     return ""
 
 
+MANY = 64
+"""Images at which a pair is tried that fails on a few."""
+
+
 class _Plates(Messenger):
     """The sizes of the plates that a program makes, those before a failure as well."""
 
@@ -163,21 +167,27 @@ class _Plates(Messenger):
             self.sizes.setdefault(msg["fn"].size, msg["name"])
 
 
-def _of_columns(pair: Pair, x: Tensor, fields: Fields, why: str) -> str:
-    """A sentence where the plates of images have as many as x has columns, and none as many as it
-    has rows.
+def _of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
+    """A sentence where programs that fail on a few images take another kind of batch: one on its
+    side, or one of many.
     """
-    plates = _Plates()
+    (x, fields), plates = probe(5), _Plates()
     for program in (pair.guide, pair.model):
         with suppress(Exception), plates:
             program(x, fields)
-    if x.dim() < 2 or x.shape[1] not in plates.sizes or len(x) in plates.sizes:
-        return ""
-    return (
-        f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has columns, "
-        "and images are rows here (x[0] is the first): give x.transpose(0, 1), and let the "
-        f"programs transpose it back; otherwise: {why}"
-    )
+    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+        return (
+            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
+            "let the programs transpose it back; otherwise: "
+        )
+    with suppress(UserError):
+        trace_pair(pair, *probe(MANY))
+        return (
+            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
+            "own: let them make of each row what is that row's; on few, "
+        )
+    return ""
 
 
 def _why_it_failed(
@@ -250,7 +260,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     a mistake.
     """
     batches = probe(5), probe(4), probe(5)
-    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    try:
+        runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
+    except UserError as error:
+        told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
+        if told or not (why := _of_batches(pair, probe)):
+            raise
+        raise UserError(f"{why}{error}") from error
+    structure = _read_structure(pair, *runs)
     if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
         asked = dict.fromkeys(structure.enumerated, why)
         structure = replace(structure, asked=structure.asked | asked, enumerated={})

@@ -84,6 +84,8 @@ class Pair:
     ) -> None:
         explain.refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
+        self.guide.take_places(self.model)
+        self.model.take_places(self.guide)
         self._use(_Known() if store is None else _Known(store))
         self._met: list[
             tuple[nn.Module, bool]

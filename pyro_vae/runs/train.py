@@ -58,12 +58,11 @@ def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> Non
     Raises:
         UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
     """
-    options = options.decided()
     with distributed.begun(options.device):
         if options.resume is not None:
             _resumed(run_folder.open_run(options.resume), options, tell, show)
         else:
-            _begun(options, tell, show)
+            _begun(options.decided(), tell, show)
 
 
 def _begun(options: Train, tell: Tell, show: Show) -> None:

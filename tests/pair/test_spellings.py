@@ -530,6 +530,25 @@ def test_the_plate_that_is_told_is_that_of_x_and_z() -> None:
     )
 
 
+def test_an_argument_may_have_another_name_at_its_place() -> None:
+    """Pyro gives both programs the same positional arguments."""
+    v = Vae()
+
+    def model(x: Tensor, dose: Tensor, twice: bool = True) -> None:
+        v.model(x - dose)
+
+    def guide(x: Tensor, _dose: Tensor) -> None:
+        v.guide(x - _dose)
+
+    pyro.set_rng_seed(0)
+    theirs = infer.Trace_ELBO().differentiable_loss(model, guide, X, WEIGHT[:, None])
+    for given in ({"dose": WEIGHT[:, None]}, {"dose": WEIGHT[:, None], "_dose": WEIGHT[:, None]}):
+        pyro.set_rng_seed(0)
+        torch.testing.assert_close(Trace_ELBO()(model, guide)(X, **given), theirs)
+    with pytest.raises(pv.UserError, match="the guide requires the field '_dose'"):
+        pv.check_pair(partial(model, dose=WEIGHT[:1]), guide, X)
+
+
 # ---- whom a sentence is for
 
 
