@@ -151,7 +151,7 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     assert program.takes("index") == inner.startswith("PerDatum")
     pv.fit(model, guide, X, y=Y, **QUICK)
     with pytest.raises(UserError, match=r"no program takes such a field \(they take y\)"):
-        pv.fit(model, guide, X, y=Y, mask=X, **QUICK)
+        pv.fit(model, guide, X, y=Y, shade=X, **QUICK)
 
 
 def test_a_guide_takes_what_its_model_takes() -> None:
@@ -194,5 +194,7 @@ def test_what_a_name_may_stand_for() -> None:
 
 def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
     """``fields={…}`` holds those that an option has the name of."""
-    with pytest.raises(UserError, match="no argument 'mask', and no program takes"):
+    with pytest.raises(UserError, match="no argument 'shade', and no program takes"):
+        pv.fit(*vae(), X, fields={"shade": X > 0}, **QUICK)
+    with pytest.raises(UserError, match="False in the field mask"):  # which marks x
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)
