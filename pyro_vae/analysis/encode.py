@@ -450,15 +450,16 @@ def _blank(
         return pair.cast(like.new_zeros(PROBE_IMAGES, *like.shape[1:], device=place))
     if not _takes_size(pair):
         raise UserError(
-            "the model takes no `size`, and can't tell what its images look like: give like=x, "
-            "with a few images x, or write the model so that model(None, size=n) generates n images"
+            "the model takes no `size`, so the shape of its images is not known: give like=x, "
+            "with a few images x, or write the model so that model(None, size=n) generates n "
+            "images"
         )
     with pair.probing():
         images = _generate(pair, PROBE_IMAGES, torch.empty(0), fields)
     if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != PROBE_IMAGES:
         raise UserError(
-            "model(None, size=n) does not return its n images: let it return them, or give "
-            "like=x, with a few images x"
+            "model(None, size=n) does not return n images: write the model so that it returns "
+            "them, or give like=x, with a few images x"
         )
     return torch.zeros_like(images)
 
@@ -484,7 +485,7 @@ def _conditions(x: Any, size: int) -> Tensor | None:
         return None
     images = as_images(x)
     if len(images) != size:
-        raise UserError(f"x holds {len(images)} images: expected {size}, one for each to be made")
+        raise UserError(f"x holds {len(images)} images: expected {size}, one for each new image")
     return images
 
 
@@ -503,8 +504,8 @@ class _FittedElsewhere(ParameterStore):
 
     def _create(self, name: str, *_: Any) -> None:
         raise UserError(
-            f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that "
-            "guide as well, guide=…"
+            f"pyro.param({name!r}) was fitted together with a guide: give that guide as well, "
+            "guide=…"
         )
 
 
@@ -515,7 +516,7 @@ def _data_plate(name: str, node: Any) -> Any:
     ]
     if not frames:
         raise UserError(
-            f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate"
+            f"site {name!r} of the model is outside the data plate: sample it inside pyro.plate"
         )
     return max(frames, key=lambda frame: frame.dim == -1)
 

@@ -85,10 +85,12 @@ def _pixels(x: Any, missing: Any) -> tuple[Tensor, Tensor]:
     images = torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" else x
     mask = torch.as_tensor(missing)
     if mask.dtype != torch.bool:
-        raise UserError(f"missing holds {mask.dtype}: expected bool, True where a pixel is missing")
+        raise UserError(
+            f"missing is of dtype {mask.dtype}: expected bool, True where a pixel is missing"
+        )
     if not isinstance(images, Tensor):
         as_images(images)
-        raise UserError("x: impute takes the images as one tensor or array (N, *event_shape)")
+        raise UserError("x: expected the images as one tensor or array (N, *event_shape)")
     try:
         mask = mask.to(images.device).broadcast_to(images.shape)
     except RuntimeError:

@@ -54,8 +54,8 @@ def simulate(
         trace = poutine.trace(lambda: _generate(pair, size, blanks(blank, size), named)).get_trace()
         if len(generation.observed) != 1:
             raise UserError(
-                f"the model observes {', '.join(generation.observed)}: BDMC simulates images for "
-                "a model that observes x alone"
+                f"the model observes {', '.join(generation.observed)}: BDMC can only simulate "
+                "images of a model that observes nothing but x"
             )
         name = generation.observed[0]
         drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
@@ -70,9 +70,9 @@ def simulate(
                 }
                 return Simulated(x, named, latents)
     raise UserError(
-        f"the model's site {name!r} observes a function of x, not x itself (its values have shape "
-        f"{tuple(drawn.shape)}, images {tuple(shape)}): BDMC can't turn what it draws there into "
-        "images"
+        f"the model's site {name!r} observes a function of x, not x itself (its values have "
+        f"shape {tuple(drawn.shape)}, images {tuple(shape)}): BDMC can't make images from its "
+        "draws there"
     )
 
 

@@ -96,7 +96,8 @@ class Train(Settings, Experiment, Options):
 
     command: ClassVar[str] = "train"
     groups: ClassVar[dict[str, str]] = {
-        "data": "data images_key columns label labels data_root levels binarize valid_fraction data_seed",
+        "data": "data images_key columns label labels data_root levels binarize valid_fraction "
+        "data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
         "kl_warmup grad_clip early_stopping on_divergence seed device compile",
@@ -106,7 +107,8 @@ class Train(Settings, Experiment, Options):
     examples: ClassVar[tuple[str, ...]] = (
         "pyro-vae train",
         'pyro-vae train --data mnist --guide "IAF(depth=4)" --net "MLP(hidden=(400, 400))"',
-        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv --epochs 50',
+        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv '
+        "--epochs 50",
     )
 
     steps: int | None = option(None, least=1, below=10**12)
@@ -162,12 +164,12 @@ class Train(Settings, Experiment, Options):
         if self.resume is not None and (self.config is not None or self.out is not None):
             other = "--config" if self.config is not None else "--out"
             raise UserError(
-                f"--resume {self.resume} goes on in that folder with its own options: leave "
-                f"{other} out"
+                f"--resume {self.resume} continues in that folder with the run's own options: "
+                f"leave {other} out"
             )
         if self.early_stopping is not None and self.valid_fraction == 0:
             raise UserError(
-                "--early-stopping watches the validation ELBO: give --valid-fraction a part above 0"
+                "--early-stopping needs the validation ELBO: give a --valid-fraction above 0"
             )
 
     def decided(self) -> Train:
@@ -240,13 +242,15 @@ class Evaluate(Options):
             if getattr(self, name) is not None and self.method not in methods:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
-                    "leave it out"
+                    f"--method {self.method} takes no {flag}, which is for "
+                    f"{', '.join(methods)}: leave it out"
                 )
         if self.split == "all" and self.data is None:
-            raise UserError("--split all scores all of another set: name it with --data")
+            raise UserError(
+                "--split all scores all images of another data set: name the set with --data"
+            )
         if self.method == "bdmc" and self.split != "test":
-            raise UserError("--method bdmc simulates its images: leave --split out")
+            raise UserError("--method bdmc simulates its own images: leave --split out")
 
 
 OF_METHODS: dict[str, tuple[str, ...]] = {
@@ -393,7 +397,8 @@ class Plot(Options):
         check_fields(self)
         if self.out is not None and not self.beside:
             raise UserError(
-                "--out names the picture of runs side by side: give the other runs with --beside"
+                "--out is for a picture of several runs side by side: give the other runs "
+                "with --beside"
             )
         if len({each.expanduser().resolve() for each in (self.run, *self.beside)}) <= len(
             self.beside
@@ -521,7 +526,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"{path}: cannot be read ({why}); a configuration is a TOML file of options"
+            f"{path}: cannot be read ({why}); expected a TOML file of options"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(

@@ -244,7 +244,7 @@ def _take_up(
     line = f"at step {at.step}, epoch {at.epoch}"
     if stepper.source.own_order and at.step > at.first_step:
         at.begin_epoch(at.epoch)
-        line += "; a DataLoader can't repeat its order, so this epoch's pass begins again"
+        line += "; a DataLoader can't repeat its order, so this epoch starts again"
     if changed := differences(begun.place, here):
         line += f"; {changed}"
     history.resumed = (*history.resumed, line)
@@ -276,7 +276,7 @@ def _check_data(
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(
-                f"the {program.role} wants the field 'index', which a DataLoader does not tell: "
+                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
                 "give its Dataset instead"
             )
     if isinstance(source, Resident):

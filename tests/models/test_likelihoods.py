@@ -441,7 +441,7 @@ def test_the_data_fill_the_levels_and_scale_the_encoder() -> None:
 def test_other_levels_than_the_datas_are_refused() -> None:
     with pytest.raises(
         UserError,
-        match="a mass over 256 levels, and digits has 17 as it is observed: write levels=17",
+        match="the likelihood is for 256 levels, but digits has 17: write levels=17",
     ):
         prepare(Train(likelihood="Categorical(levels=256)", net="MLP(hidden=(4,))"))
 
