@@ -71,7 +71,7 @@ class PerDatum(MeanField):
         if free and (len(index) != len(x) or int(index.max()) >= num_data):
             raise UserError(self._other_images(f"there is no row {int(index.max())}"))
         rows = index.clamp(max=num_data - 1)
-        mark = (x.flatten(1) @ self.direction).abs()
+        mark = (x.nan_to_num().flatten(1) @ self.direction).abs()
         if self.training:
             if not in_dry_run():
                 with torch.no_grad():

@@ -101,6 +101,35 @@ def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
     return data.detach().contiguous()  # a traced program is one for these strides
 
 
+def marked(x: Any, mask: Any) -> Tensor:
+    """The images ``x`` with NaN where ``mask`` is False; whole numbers become floats."""
+    images = as_tensor(x, "x")
+    return as_float(images).masked_fill(~as_mask(mask, images, "mask"), torch.nan)
+
+
+def as_mask(mask: Any, images: Tensor, what: str) -> Tensor:
+    """The mask, one bool for each entry of the images.
+
+    Raises:
+        UserError: it is of another type or shape.
+    """
+    found = torch.as_tensor(mask)
+    if found.dtype != torch.bool:
+        raise UserError(f"{what} holds {found.dtype}: expected bool, one for each pixel of x")
+    try:
+        return found.to(images.device).broadcast_to(images.shape)
+    except RuntimeError:
+        raise UserError(
+            f"{what} has shape {tuple(found.shape)}: expected that of x, {tuple(images.shape)}, "
+            "or one that broadcasts to it"
+        ) from None
+
+
+def slices(number: int, size: int) -> list[slice]:
+    """Rows 0 … number − 1 in parts of ``size``, the last one of what is left."""
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
+
+
 def as_float(x: Tensor) -> Tensor:
     """Integer pixels as float32, floats as they are."""
     return x if x.is_floating_point() else x.float()

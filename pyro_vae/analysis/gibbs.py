@@ -24,20 +24,20 @@ from math import nan
 from typing import Any, ClassVar
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
-from pyro_vae.analysis.encode import mean_of, sample, visit_images
-from pyro_vae.analysis.latents import ROWS, is_periodic
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.analysis.encode import mean_of, visit_images
+from pyro_vae.analysis.generate import sample
+from pyro_vae.analysis.latents import ROWS, Given, is_periodic
+from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
-from pyro_vae.pair.layouts import Fields, Site, SiteTerms, draw_alone, repeated, rows_first
+from pyro_vae.pair.layouts import Fields, Site, SiteTerms, draw_alone, repeated
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import check_seed, mix
-from pyro_vae.validation import check_count
+from pyro_vae.validation import check_choice, check_count
 
 METHODS = ("metropolis", "gibbs")
 
@@ -138,8 +138,7 @@ def restore(
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
         check_count(name, value)
     check_seed(seed)
-    if method not in METHODS:
-        raise UserError(did_you_mean("method", str(method), METHODS))
+    check_choice("method", method, METHODS)
     named = as_fields(fields, shape[0])
 
     def drawn(stream: int) -> Tensor:
@@ -242,7 +241,7 @@ class _Chains:
         return accepted
 
     def _at(self, z: Mapping[str, Tensor]) -> SiteTerms:
-        with _Holding(z):
+        with Given(z):
             return self.pair.run(self.x, self.fields)
 
     def _draws(self) -> dict[str, Tensor]:
@@ -268,7 +267,7 @@ class _Chains:
         """``of(p(x | z))`` at each row's present z, in x's shape."""
         found = self.x
         for s, rows in self.laws:
-            value = rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x)
+            value = s.rows(of(s.fn)).reshape(self.x.shape).to(self.x)
             found = torch.where(rows.reshape(-1, *(1 for _ in self.x.shape[1:])), value, found)
         return found
 
@@ -301,18 +300,6 @@ def _is_free(guide: Site, prior: Site | None) -> bool:
     return True
 
 
-class _Holding(Messenger):
-    """The guide's latent statements return these values, and are scored at them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["done"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
 def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """The observed site whose value is x, whole, and whose pixels are independent given z.
 
@@ -321,9 +308,7 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """
     for name, site in observed.items():
         value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
-        if value.numel() == x.numel() and torch.equal(
-            rows_first(value, site.fn, site.dim).reshape(x.shape), x
-        ):
+        if value.numel() == x.numel() and torch.equal(site.rows(value).reshape(x.shape), x):
             law = site.fn
             while isinstance(law, Independent):
                 law = law.base_dist

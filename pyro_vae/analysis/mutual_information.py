@@ -26,7 +26,6 @@ from pyro_vae.pair.layouts import (
     masked,
     per_image,
     repeated,
-    rows_first,
 )
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
@@ -113,9 +112,7 @@ def mutual_information(
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())
-        values = {
-            name: rows_first(site.value, site.fn, site.dim) for name, site in terms.guide.items()
-        }
+        values = {name: site.rows() for name, site in terms.guide.items()}
         density = cross_density(pair, images, named, values)
     return _split(density.double().cpu(), own[0].double().cpu(), prior[0].double().cpu())
 

@@ -10,10 +10,12 @@ import inspect
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from pyro_vae.choices.specs import parse
 from pyro_vae.choices.user_code import guarded, load_named
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.protocols import hook
@@ -90,6 +92,16 @@ def resolve(slot: str, name: str) -> Any:
             f"{choices}"
         )
     raise UserError(did_you_mean(slot, name, _names(slot)))
+
+
+def canonical(slot: str, spec: str) -> str:
+    """The same choice by its own name: ``meanfield( )`` is ``MeanField()``, ``cosine`` ``Cosine``;
+    of one that is no member the spelling alone.
+    """
+    choice = parse(spec)
+    own = {member.lower(): member for member in members(slot)}
+    name = choice.name if choice.name in own.values() else own.get(choice.name.lower(), choice.name)
+    return str(replace(choice, name=name))
 
 
 def installed(slot: str) -> list[str]:

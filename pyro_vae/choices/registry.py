@@ -27,6 +27,9 @@ from pyro_vae.choices.user_code import load_named
 from pyro_vae.errors import UserError, did_you_mean, one_line
 from pyro_vae.protocols import hook
 
+OF_EVERY_NET = ("missing", "mask_channel")
+"""Arguments that every network takes, as an encoder."""
+
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
 """An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part
 knows the shapes.
@@ -208,11 +211,13 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
     network = resolve("net", net) if isinstance(net, str) else net
     if not isinstance(network, type):
         # one that is ready has its arguments; of None nothing is known
-        return [], network is None
+        return list(OF_EVERY_NET), network is None
     parameters = _signature(network)
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     own = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in own if name not in ("in_shape", "out_shape")], is_open
+    return [name for name in own if name not in ("in_shape", "out_shape")] + [
+        *OF_EVERY_NET
+    ], is_open
 
 
 def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def compare_runs(options: Compare) -> None:
     from pyro_vae.evaluation.compare import compare
 
     find_device(options.device)
-    opened = [run_folder.open_run(folder) for folder in options.runs]
+    opened = [run_folder.open_run(folder) for folder in options.folders]
     held = {str(run): stored(run, options, _say) for run in opened}
     number = options.num_images
     if number is None:

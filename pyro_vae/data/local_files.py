@@ -60,11 +60,13 @@ class Keys:
         images: the array of a `.npz` file with the images.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`.
         label: the array of a `.npz` file, or the column of a table, with the labels.
+        missing: whether an entry of a table may have no value.
     """
 
     images: str | None = None
     columns: str | None = None
     label: str | None = None
+    missing: bool = False
 
     def refuse(self, where: Path | str, *names: str) -> None:
         """A `UserError` for the first of these that is given where it has no meaning."""

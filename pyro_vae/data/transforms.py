@@ -95,6 +95,12 @@ def _grey(batch: Tensor, levels: int | None) -> Tensor:
     return values if levels is None else values / (levels - 1)
 
 
+def _of(binary: Tensor, batch: Tensor) -> Tensor:
+    """The pixels as float32; NaN, which floats alone may hold, where the batch has it."""
+    pixels = binary.to(torch.float32)
+    return pixels.masked_fill(batch.isnan(), torch.nan) if batch.is_floating_point() else pixels
+
+
 @dataclass(frozen=True)
 class Dynamic(Observation):
     """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are
@@ -108,7 +114,7 @@ class Dynamic(Observation):
         return "dynamic binarization"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return (_uniform(batch, generator) < _grey(batch, self.levels)).to(torch.float32)
+        return _of(_uniform(batch, generator) < _grey(batch, self.levels), batch)
 
     def expected(self, batch: Tensor) -> Tensor:
         return _grey(batch, self.levels)
@@ -123,7 +129,7 @@ class Threshold(Observation):
         return "binarized at the threshold 1/2"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return (_grey(batch, self.levels) > 0.5).to(torch.float32)
+        return _of(_grey(batch, self.levels) > 0.5, batch)
 
 
 @dataclass(frozen=True)
@@ -377,7 +383,7 @@ def _is_no_count(stored: Tensor) -> Tensor:
 def _first_place(data: ImageData, is_wrong: Callable[[Tensor], Tensor]) -> tuple[str, float] | None:
     """The place and the stored value of the first entry that is wrong."""
     for part, stored in (("train", data.train), ("test", data.test)):
-        wrong = is_wrong(stored)
+        wrong = is_wrong(stored) & ~stored.isnan()
         if wrong.any():
             position = int(wrong.flatten().to(torch.uint8).argmax())
             image = position // stored[0].numel()
@@ -399,7 +405,7 @@ def doubts(data: ImageData, observed: Observed, observes: str, given: bool) -> s
         given: whether the caller said how many levels there are.
     """
     found = []
-    largest = max(int(data.train.max()), int(data.test.max()))
+    largest = int(data.largest)
     if not given and observes != "counts" and few_levels(largest, data.levels):
         found.append(
             f"the largest whole number is {largest}, and the values are read as grey levels 0 "

@@ -137,7 +137,7 @@ class Quantity:
     """What an estimate is of, as the images that it is of and the model's own sites tell.
 
     - **Scored**, left of the bar: an argument of the model (x, a field) that moves the value of an
-      observed site. Where its site is under a mask it is printed ``x_seen``. An observed value that
+      observed site. Where its site is under a mask it is printed ``x_obs``. An observed value that
       no argument moves is printed by its site's name.
     - **A condition**, right of the bar: an argument that moves no observed value, but a density of
       the model, of any site.
@@ -415,6 +415,13 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
                     f"{second!r} {shorten(those.get(site, 'none of these'))}: evaluate both on "
                     "the same x and fields"
                 )
+    dims = a.get("num_dims"), b.get("num_dims")
+    if None not in dims and dims[0] != dims[1]:
+        raise UserError(
+            f"{name!r} scores {dims[0]} numbers of an image and {other!r} {dims[1]}: one observes "
+            f"something twice (sites {', '.join(a['scored'])}; {', '.join(b['scored'])}), which "
+            "is another quantity"
+        )
     for condition, digest in a["conditions"].items():
         if (known := b["conditions"].get(condition)) != digest:
             raise UserError(
@@ -427,13 +434,13 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
 
 
 def _in_words(found: _Found, factors: list[str]) -> str:
-    """``log p(x, y_seen | c) + log factor 'f'``."""
+    """``log p(x, y_obs | c) + log factor 'f'``."""
     masked: dict[str, bool] = {}
     for site, by in found.moved.items():
         for name in [name for name in by if name != "index"] or [site]:
             masked[name] = masked.get(name, False) or found.masked[site]
     scored = ", ".join(
-        f"{name}_seen" if masked[name] else name for name in sorted(masked, key=_x_first)
+        f"{name}_obs" if masked[name] else name for name in sorted(masked, key=_x_first)
     )
     given = ", ".join(sorted(found.conditions, key=_x_first))
     of_data = [f"log p({scored}{' | ' * bool(given)}{given})"] if scored else []

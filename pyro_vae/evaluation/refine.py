@@ -143,7 +143,7 @@ def refine(
     for name, count in (*steps.items(), ("num_samples", num_samples)):
         if name != "learning_rate":
             check_count(name, count)
-    setup, images = Setup(model, guide, seed, device, progress), as_images(x)
+    setup, images = Setup(model, guide, seed, device, progress), as_images(x, missing=True)
     options = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
     tile = even_tiles(len(images), num_particles, setup.rows)
     batches = list(

@@ -13,8 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_vae.analysis.encode import _Given
-from pyro_vae.analysis.latents import is_periodic
+from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.layouts import Fields, draw_alone, latent_nodes, run, run_alone
@@ -84,7 +83,7 @@ class Unconstrained:
         """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same,
         ``(C, B, d)``.
         """
-        with torch.no_grad(), _Given(values, self.dims):
+        with torch.no_grad(), Given(values, self.dims):
             nodes = draw_alone(self.pair.guide, x, fields, 1, self.geometry, on_rows=True)
         u = self._joined(self._coordinates(nodes, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()

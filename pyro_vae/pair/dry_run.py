@@ -5,6 +5,7 @@ is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
@@ -77,14 +80,17 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
     return model, drawn, x
 
 
+_OF_A_NAN = (
+    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
+    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
+    "model, x.nan_to_num() in the guide"
+)
+
+
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
     bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
-        return (
-            f"x: image {first + int(bad[0])} has a NaN, so {what} is NaN. Repair the image or "
-            "leave it out. If values are missing, write programs that leave them out: "
-            "dist.NanMaskedNormal or a mask in the model, x.nan_to_num() in the guide"
-        )
+        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
     return (
         f"{what} is NaN on the first images: look for NaN in the network's output, which "
         "validate_args=False hides"
@@ -145,6 +151,45 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     return ""
 
 
+MANY = 64
+"""Images at which a pair is tried that fails on a few."""
+
+
+class _Plates(Messenger):
+    """The sizes of the plates that a program makes, those before a failure as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, str] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.sizes.setdefault(msg["fn"].size, msg["name"])
+
+
+def _of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
+    """A sentence where programs that fail on a few images take another kind of batch: one on its
+    side, or one of many.
+    """
+    (x, fields), plates = probe(5), _Plates()
+    for program in (pair.guide, pair.model):
+        with suppress(Exception), plates:
+            program(x, fields)
+    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+        return (
+            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
+            "let the programs transpose it back; otherwise: "
+        )
+    with suppress(UserError):
+        trace_pair(pair, *probe(MANY))
+        return (
+            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
+            "own: let them make of each row what is that row's; on few, "
+        )
+    return ""
+
+
 def _why_it_failed(
     program: Program, x: Tensor, fields: Fields, error: Exception, first: int
 ) -> str:
@@ -176,7 +221,7 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
     if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
-        found.append(f"image {first + int(bad[0])} has a NaN")
+        found.append(f"image {first + int(bad[0])} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -215,7 +260,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     a mistake.
     """
     batches = probe(5), probe(4), probe(5)
-    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    try:
+        runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
+    except UserError as error:
+        own = isinstance(error.__cause__, UserError | None)
+        if own or not (why := _of_batches(pair, probe)):
+            raise
+        raise UserError(f"{why}{error}") from error
+    structure = _read_structure(pair, *runs)
     if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
         asked = dict.fromkeys(structure.enumerated, why)
         structure = replace(structure, asked=structure.asked | asked, enumerated={})
@@ -421,6 +473,11 @@ def _fitting(pair: Pair) -> str:
 
 def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
     latents = [name for name, node in model.items() if not node["is_observed"]]
+    if not model:
+        raise UserError(
+            "the model has no pyro.sample statement (a network alone is no Pyro program): sample "
+            "z in it from a prior, and what it makes of z with obs=x"
+        )
     if len(latents) == len(model):
         swapped = any(node["is_observed"] for node in guide.values())
         raise UserError(
@@ -449,9 +506,10 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
             )
     for name in latents:
         if name not in guide and not _is_discrete(model[name]):
+            none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior without a "
+                f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
                 f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
@@ -650,6 +708,13 @@ def check_support_of_set(
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
+    def join_the_first(rows: slice) -> bool:
+        x, fields = zip(images(slice(5)), images(rows), strict=True)
+        both = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        with suppress(UserError):
+            return bool(trace_pair(pair, pair.cast(torch.cat(x)), both))
+        return False
+
     def holds_all(node: Any) -> bool:
         value = node["value"]
         if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
@@ -666,7 +731,11 @@ def check_support_of_set(
     with pair.probing():
         for row in _extreme_rows(parts, images):
             begin = max(0, min(row, num_images - 5))
-            observed(slice(begin, begin + 5))
+            try:
+                observed(slice(begin, begin + 5))
+            except UserError:  # perhaps for what they all lack, such as a sequence of full length
+                if not join_the_first(slice(begin, begin + 5)):
+                    raise
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:

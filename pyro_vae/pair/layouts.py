@@ -49,6 +49,12 @@ class Site:
     # (K, B), nats: log q(y | x) of a site of the guide that is enumerated, at each of its values
     log_share: Tensor | None = None
 
+    def rows(self, value: Tensor | None = None) -> Tensor:
+        """The site's value, or another one of its batch shape, with the images in front: ``(rows,
+        *other plates, *event)``.
+        """
+        return _rows_first(self.value if value is None else value, self.fn, self.dim)
+
 
 @dataclass(frozen=True)
 class SiteTerms:
@@ -206,6 +212,11 @@ class Geometry:
             "pyro.plate('data', x.shape[0]):`"
         )
 
+    def rows(self, node: Any, value: Tensor | None = None) -> Tensor:
+        """`Site.rows` of a site that is not scored."""
+        value = node["value"] if value is None else value
+        return _rows_first(value, node["fn"], self.frame(node).dim)
+
 
 LAYOUTS = ("plate", "rows", "repeat")
 """Ways to run a pair for many draws, cheapest first: a pair gets the first one whose values are
@@ -297,11 +308,17 @@ def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
     """A copy for a program that writes into its batch: the caller's is not ours, and the guide's
     may be in a graph.
     """
-    return (
-        (x.clone(), {name: value.clone() for name, value in fields.items()})
-        if at.in_place
-        else (x, fields)
-    )
+    return copies(x, fields) if at.in_place else (x, fields)
+
+
+def copies(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch of its own: a program may write into it."""
+    return x.clone(), {name: value.clone() for name, value in fields.items()}
+
+
+def taken(x: Tensor, fields: Fields, rows: slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """These rows of a batch."""
+    return x[rows], {name: value[rows] for name, value in fields.items()}
 
 
 def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
@@ -521,8 +538,7 @@ def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
     return weights.reshape(shape)
 
 
-def rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
-    """A site's value with the data plate's dimension in front: ``(rows, *other plates, *event)``."""
+def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
     return value.movedim(len(fn.batch_shape) + data_dim, 0)
 
 

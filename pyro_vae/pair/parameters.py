@@ -28,7 +28,7 @@ MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
-class _Own:
+class Own:
     """A tensor that training changes."""
 
     tensor: Tensor  # unconstrained, as it is trained
@@ -65,7 +65,7 @@ def parameters(
         UserError: there is none; with ``fill_store`` two that Pyro gives one name.
     """
     pair = Pair.of(model, guide)
-    own = {name: each for name, each in _tensors(pair).items() if each.kind != "buffer"}
+    own = {name: each for name, each in tensors_of(pair).items() if each.kind != "buffer"}
     if not own:
         raise UserError(
             "no parameter of this pair is known yet: first fit it, or run "
@@ -96,7 +96,7 @@ def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     from safetensors.torch import save
 
     parameters(model, guide)  # refuses a pair without any
-    own = _tensors(Pair.of(model, guide))
+    own = tensors_of(Pair.of(model, guide))
     tensors = {n: each.tensor.detach().cpu().contiguous().clone() for n, each in own.items()}
     about = {n: {"constraint": str(e.constraint), "kind": e.kind} for n, e in own.items()}
     words = {
@@ -128,9 +128,9 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
             those of the pair, and which.
     """
     place = Path(path)
-    tensors, about = _read(place)
+    tensors, about = read_parameters(place)
     pair = Pair.of(model, guide)
-    own = _tensors(pair)
+    own = tensors_of(pair)
     new = tensors.keys() - own.keys()
     waiting = set() if pair.was_run else {n for n in new if about[n]["kind"] == "pyro.param"}
     _refuse_names("lacks", place, own.keys() - tensors.keys())
@@ -147,12 +147,12 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     }
 
 
-def _tensors(pair: Pair) -> dict[str, _Own]:
+def tensors_of(pair: Pair) -> dict[str, Own]:
     """All that training changes, by name: each module under the first of its names."""
-    found: dict[str, _Own] = {}
+    found: dict[str, Own] = {}
     met: set[nn.Module] = set()
 
-    def add(name: str, own: _Own) -> None:
+    def add(name: str, own: Own) -> None:
         if name in found:
             raise UserError(f"two tensors of the pair are called {name!r}: rename one of them")
         found[name] = own
@@ -166,24 +166,24 @@ def _tensors(pair: Pair) -> dict[str, _Own]:
                     whole = ".".join(part for part in (prefix, place, name) if part)
                     add(*_in_module(module, whole, name, tensor, kind))
     for name, parameter in pair.store.parameters.items():
-        add(name, _Own(parameter, pair.store.constraints[name], "pyro.param"))
+        add(name, Own(parameter, pair.store.constraints[name], "pyro.param"))
     return found
 
 
 def _in_module(
     module: nn.Module, whole: str, name: str, tensor: Tensor, kind: str
-) -> tuple[str, _Own]:
+) -> tuple[str, Own]:
     """A tensor of a module; a PyroParam by the name that its class gives it."""
     own = name.removesuffix(_UNCONSTRAINED)
     if isinstance(module, PyroModule) and own != name and own in module._pyro_params:
         constraint = module._pyro_params[own][0]
-        return whole.removesuffix(_UNCONSTRAINED), _Own(tensor, constraint, kind)
-    return whole, _Own(tensor, constraints.real, kind)
+        return whole.removesuffix(_UNCONSTRAINED), Own(tensor, constraint, kind)
+    return whole, Own(tensor, constraints.real, kind)
 
 
-def _fill_store(pair: Pair, own: Mapping[str, _Own]) -> None:
+def _fill_store(pair: Pair, own: Mapping[str, Own]) -> None:
     """Each parameter in Pyro's store, under the name that the programs' own statements give it."""
-    named: dict[str, tuple[str, _Own]] = {}
+    named: dict[str, tuple[str, Own]] = {}
     for name, each in own.items():
         pyros = pair.name_of(each.tensor)[1].removesuffix(_UNCONSTRAINED)
         if pyros.startswith("tensor of shape"):
@@ -211,7 +211,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+def read_parameters(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
     """The file's tensors, and what it says of each."""
     from safetensors.torch import load
 
@@ -236,7 +236,7 @@ def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
     return tensors, about
 
 
-def _refuse_untied(place: Path, own: Mapping[str, _Own], tensors: Mapping[str, Tensor]) -> None:
+def _refuse_untied(place: Path, own: Mapping[str, Own], tensors: Mapping[str, Tensor]) -> None:
     """A ``UserError`` where one tensor of the pair has two values in the file."""
     first: dict[int, str] = {}
     for name, each in own.items():

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae.analysis.encode import reconstruct, sample
+from pyro_vae.analysis.encode import reconstruct
+from pyro_vae.analysis.generate import sample
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, samples_figure

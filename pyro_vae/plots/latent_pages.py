@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.encode import decode
+from pyro_vae.analysis.generate import decode
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, scatter
 from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, tile, to_pixels

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.encode import sample
+from pyro_vae.analysis.generate import sample
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean

@@ -26,10 +26,9 @@ from pyro_vae.analysis.latents import by_draw
 from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.proposals import Guide
-from pyro_vae.evaluation.setup import running
 from pyro_vae.evaluation.traced_weights import make_weights
 from pyro_vae.files import write_atomically
-from pyro_vae.pair.layouts import Site, rows_first
+from pyro_vae.pair.layouts import Site
 from pyro_vae.pair.log_weights import prepare, refuse_unscorable
 from pyro_vae.protocols import hook
 
@@ -185,7 +184,7 @@ def _data(
             f"the guide scores site {structure.own_draws_only[0]!r} only at its own last draw, "
             "not at stored draws, so this pair can't be audited"
         )
-    with running(pair, images.device):
+    with pair.measuring(images.device):
         first, others = (
             (images, named),
             (images.flip(0), {name: value.flip(0) for name, value in named.items()}),
@@ -216,7 +215,7 @@ def _alone(site: Site) -> Tensor:
     """Draws ``(K, B, …)`` of K·B rows, each in the shape that it has where its image is the only
     one.
     """
-    values = by_draw(rows_first(site.value, site.fn, site.dim), NUM_DRAWS).unsqueeze(2)
+    values = by_draw(site.rows(), NUM_DRAWS).unsqueeze(2)
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
 

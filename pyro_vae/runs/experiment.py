@@ -180,11 +180,13 @@ class Experiment:
         return {
             **known,
             **({"kind": self.kind} if self.kind else {}),
+            **({"missing": "left out (NaN)"} if self.options.missing else {}),
             "model": self.options.model,
             **parts,
             "guide": self.options.guide,
             **shapes,
             "objective": self.options.objective,
+            **{n: str(v) for n in ("init_from", "freeze") if (v := getattr(self.options, n))},
             "steps": steps,
         }
 
@@ -229,6 +231,7 @@ def load_data(options: Train, data: str | None = None, root: Path | None = None)
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
+        missing=options.missing,
     )
     return found if options.levels is None else found.with_levels(options.levels)
 
@@ -324,6 +327,8 @@ def build_pair(
         "net": options.net,
         "num_data": num_data,
     }
+    if options.missing is not None:
+        context["missing"] = options.missing
     context |= {
         k: v for k, v in (("levels", levels), ("num_classes", num_classes)) if v is not None
     }
@@ -476,7 +481,7 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     try:
         structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
     except UserError as error:
-        largest = float(few.abs().max())
+        largest = float(few.nan_to_num().abs().max())
         if experiment.data.levels is not None or largest < LARGE:
             raise
         raise UserError(

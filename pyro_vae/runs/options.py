@@ -11,9 +11,11 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pyro_vae.choices.lookup import canonical
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
 
@@ -30,6 +32,9 @@ DEFAULT_STEPS = 10_000
 128.
 """
 
+
+CHOICES = ("model", "prior", "likelihood", "guide", "net", "objective", "optimizer", "schedule")
+"""Options of `train` that name a part of the slot of the same name."""
 
 BY_PLACE = {"place": True}
 """Of a field that is given by its place among the words, without a flag."""
@@ -74,6 +79,10 @@ class Experiment:
     """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
     once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
     """
+    missing: Literal["nan"] | None = None
+    """What marks a missing entry of x: NaN, or an empty field of a table. The likelihood leaves it
+    out, and the encoder gets 0 in its place; --net "MLP(mask_channel=True)" adds the mask.
+    """
     model: str = "GenerativeModel"
     """The model p(z) p(x | z). A part is a name, a call, module:Name or file.py:Name."""
     prior: str = "StandardNormal"
@@ -96,11 +105,10 @@ class Train(Settings, Experiment, Options):
 
     command: ClassVar[str] = "train"
     groups: ClassVar[dict[str, str]] = {
-        "data": "data images_key columns label labels data_root levels binarize valid_fraction "
-        "data_seed",
+        "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
-        "kl_warmup grad_clip early_stopping on_divergence seed device compile",
+        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",
         "evaluation": "num_samples eval_images",
         "run": "out config resume checkpoint_minutes pictures trust json quiet",
     }
@@ -117,26 +125,32 @@ class Train(Settings, Experiment, Options):
     """Passes over the training set, instead of --steps."""
     labels: int | None = option(None, least=1)
     """How many training images keep their label, chosen at random and evenly over the classes; the
-    others' is -1, not known. For --model and --guide SemiSupervised.
+    others' is -1, not known. For --model and --guide SemiSupervised; by default all keep it.
     """
     valid_fraction: float = option(0.1, least=0, below=1)
     """The part of the training set that is held out for validation; 0 for none."""
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
-    parameters.
+    parameters; by default all steps are made.
+    """
+    init_from: Path | None = None
+    """The run whose parameters to begin with, where name and shape are the same; a line says which
+    are fresh. By default all are, from --seed.
     """
     num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
     pictures: bool = True
-    """Draw reconstructions, samples, curves and latents into the run's folder."""
+    """Draw reconstructions, samples, curves and latents into the run's folder, or don't; by default
+    they are drawn.
+    """
     data_seed: int = option(0, least=0, below=2**32)
     """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
     same.
     """
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     config: Path | None = None
     """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     checkpoint_minutes: float = option(5.0, least=0)
@@ -173,12 +187,12 @@ class Train(Settings, Experiment, Options):
             )
 
     def decided(self) -> Train:
-        """The same options with the default length written out."""
-        return (
-            dataclasses.replace(self, steps=DEFAULT_STEPS)
-            if self.steps is self.epochs is None
-            else self
-        )
+        """The same options with the default length written out, and each choice by its own name."""
+        named = {name: canonical(name, getattr(self, name)) for name in CHOICES}
+        if isinstance(self.kl_warmup, str):
+            named["kl_warmup"] = canonical("warmup", self.kl_warmup)
+        steps = DEFAULT_STEPS if self.steps is self.epochs is None else self.steps
+        return dataclasses.replace(self, steps=steps, **named)
 
 
 @dataclass(frozen=True)
@@ -223,9 +237,9 @@ class Evaluate(Options):
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
@@ -291,8 +305,12 @@ class Compare(Options):
     """
 
     command: ClassVar[str] = "compare"
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae compare runs/a runs/b",
+        "pyro-vae compare 'runs/*'",
+    )
     runs: tuple[Path, ...] = field(default=(), metadata=BY_PLACE)
-    """The runs' folders, two or more."""
+    """The runs' folders, two or more; or patterns of them, such as 'runs/*'."""
     method: Literal["iw", "ais"] = "iw"
     """Whose estimates are compared; a run without one is evaluated first."""
     num_samples: int | None = option(None, least=1, below=10**9)
@@ -312,9 +330,9 @@ class Compare(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the draws, where a run is evaluated."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
@@ -331,10 +349,28 @@ class Compare(Options):
             raise UserError(
                 f"--method {self.method} takes no --num-samples, which is for iw: leave it out"
             )
-        if len(self.runs) < 2:
-            raise UserError(f"compare takes two or more run folders, got {len(self.runs)}")
-        if len({each.expanduser().resolve() for each in self.runs}) < len(self.runs):
+        folders = self.folders
+        if len(folders) < 2:
+            raise UserError(f"compare takes two or more run folders, got {len(folders)}")
+        if len({each.resolve() for each in folders}) < len(folders):
             raise UserError("compare: a run folder is given twice")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The runs' folders, for a pattern those that fit it, from A to Z, and are not named too.
+
+        Raises:
+            UserError: no run fits a pattern.
+        """
+        given = [each.expanduser() for each in self.runs]
+        named = [each for each in given if each.exists() or not has_magic(str(each))]
+        found = list(named)
+        for pattern in (each for each in given if each not in named):
+            hits = [Path(hit) for hit in sorted(glob(str(pattern), recursive=True))]
+            if not (runs := [hit for hit in hits if (hit / "config.toml").is_file()]):
+                raise UserError(f"{pattern}: no run folder fits this pattern")
+            found += [run for run in runs if run not in found]
+        return found
 
 
 @dataclass(frozen=True)
@@ -353,7 +389,7 @@ class Sample(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the samples."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
     """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
     with.
@@ -384,7 +420,7 @@ class Plot(Options):
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
     """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
     with.

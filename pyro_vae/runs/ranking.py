@@ -30,7 +30,7 @@ class Scored:
     """A cell that is trained and scored.
 
     ``valid`` is the estimate on the validation images, by which one is chosen; ``seconds`` are the
-    training's.
+    training's; ``active_units`` are how many of how many, where that is known.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Scored:
     test: LogMarginal
     valid: LogMarginal | None = None
     seconds: float = nan
+    active_units: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Row:
     se_seeds: float  # of that difference, for the methods; NaN with one seed
     high_khat: float
     median_ess: float
+    active_units: tuple[float, ...]  # the mean over the seeds, and how many there are; or nothing
     seconds: float
 
 
@@ -72,7 +74,7 @@ class Ranking:
         columns = (
             *(varied or ["method"]),
             *("seeds", quantity(self.protocol), "± MC", "difference", "± images", "± seeds"),
-            *("k̂ > 0.7", "median ESS", "training"),
+            *("k̂ > 0.7", "median ESS", "active units", "training"),
         )
         kind, digest = self.protocol.get("kind", "unknown kind"), self.protocol.get("sha256", "")
         title = (
@@ -161,6 +163,7 @@ def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
         se_seeds=se_seeds,
         high_khat=fmean(float(getattr(cell.test, "high_khat", nan)) for cell in every),
         median_ess=fmean(float(cell.test.ess.median()) for cell in every),
+        active_units=tuple(map(fmean, zip(*(cell.active_units for cell in every), strict=False))),
         seconds=fmean(cell.seconds for cell in every),
     )
 
@@ -198,6 +201,7 @@ def _cells(row: Row, varied: Sequence[str], first: bool) -> tuple[str, ...]:
         *compared,
         f"{row.high_khat:.0%}" if isfinite(row.high_khat) else "–",
         f"{row.median_ess:.0f}" if isfinite(row.median_ess) else "–",
+        " of ".join(f"{number:.3g}" for number in row.active_units) or "–",
         f"{row.seconds:.0f} s" if isfinite(row.seconds) else "–",
     )
 

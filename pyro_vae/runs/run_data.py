@@ -112,6 +112,7 @@ def whole(options: Train, known: Mapping[str, Any], data: str, data_root: Path |
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
+        missing=options.missing,
     )
     shape = list(found.event_shape)
     if shape != known["event_shape"]:

@@ -58,18 +58,19 @@ def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> Non
     Raises:
         UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
     """
-    options = options.decided()
     with distributed.begun(options.device):
         if options.resume is not None:
             _resumed(run_folder.open_run(options.resume), options, tell, show)
         else:
-            _begun(options, tell, show)
+            _begun(options.decided(), tell, show)
 
 
 def _begun(options: Train, tell: Tell, show: Show) -> None:
     """A run of its own."""
     if options.out is not None:
         run_folder.refuse_taken(options.out)
+    if options.init_from is not None:
+        run_folder.open_run(options.init_from)
     device = find_device(options.device)
     experiment, structure = _prepared(partial(prepare, options), options, device, tell)
     if experiment.doubts:
@@ -145,6 +146,7 @@ def _finished(
             if found is None:
                 return
             figures, headline = found.figures, found.headline
+            evaluate.keep_estimate(run, found)
             run.add_result(evaluations=[{"split": "test", **figures}])
     except Stopped as stopped:
         stopped.kept = f"the trained pair is saved; score it with: pyro-vae evaluate {run}"
@@ -170,6 +172,7 @@ def _as_result(history: History) -> dict[str, Any]:
         "note": history.note,
         "stopped": history.stopped,
         "skipped": history.skipped,
+        "init": history.init,
         "resumed": history.resumed,
     }
 

@@ -31,6 +31,7 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.data_init import start_from_data
 from pyro_vae.training.divergence import Diverged
 from pyro_vae.training.history import History
+from pyro_vae.training.init import Init, begin
 from pyro_vae.training.kl_warmup import Warmup, make_warmup
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import OptimizerSpec
@@ -75,6 +76,7 @@ def fit(
     compile: str = "auto",
     progress: bool = True,
     on_divergence: str = "stop",
+    init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
     **fields: Any,
 ) -> History:
@@ -104,7 +106,8 @@ def fit(
         grad_clip: the largest norm of the gradient of the mean loss per image.
         callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
             ``Checkpoints`` is one.
-        freeze: ``"model"`` or ``"guide"``: leave its parameters as they are.
+        freeze: ``"model"``, ``"guide"``, or a pattern of names as `pyro_vae.parameters` has them,
+            such as ``"model.likelihood.*"``: these parameters stay as they are.
         binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``),
             ``threshold``, ``none``; or an ``Observation``. A validation set is drawn once.
         x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each
@@ -118,6 +121,10 @@ def fit(
         progress: whether steps and figures are shown on stderr.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
             (the device is then read at each step).
+        init: whose parameters to begin with, where name and shape are those of this pair: a run's
+            folder or one of ``Checkpoints``, a file of `pyro_vae.save_parameters`, a model with its
+            guide, or a mapping as `pyro_vae.parameters` returns it. The others are fresh;
+            ``history.init`` says which.
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
             other arguments as they were; on the CPU, in the same tier and with as many threads, bit
             for bit as if it had never been stopped.
@@ -158,7 +165,7 @@ def _fit(
         place,
         "x_train",
         part,
-        missing=observe is None,
+        missing=observe is None or isinstance(observe, Observation),
     )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
@@ -188,6 +195,7 @@ def _fit(
         loss.objective = goal.suited(structure)
         if begun is None:
             start_from_data(pair, source, observe, seed)
+        started = "" if begun is not None or options.init is None else begin(pair, options.init)
         group.broadcast(pair.tensors())
         if valid is not None:
             _check_data(pair, valid, None, *_first_batch(valid, None, pair))
@@ -198,13 +206,14 @@ def _fit(
         stepper = Stepper(loss, source, observe, options, total_steps, group)
         checked = check_training(stepper, next(source.in_order()))
         note = "; ".join((stepper.note, *unusual(place), *checked))
-        history, at = History(compile=stepper.tier, note=note), Position.start(place)
+        history, at = History(compile=stepper.tier, note=note, init=started), Position.start(place)
         here = this_place(place, stepper.tier)
         torch.manual_seed(seed)
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
             lines = [f"training step: {history.note}", *structure.words()]
+            lines += [f"init: {history.init}"] if history.init else []
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
@@ -282,6 +291,13 @@ def _check_data(
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or observe is not None or not isinstance(source, Resident):
+    if structure.subsampling or not isinstance(source, Resident):
         return
-    dry_run.check_support_of_set(pair, source.num_images, source.part)
+    if observe is None:
+        dry_run.check_support_of_set(pair, source.num_images, source.part)
+    elif source.x.is_floating_point() and len(
+        missing := source.x.isnan().flatten(1).any(1).nonzero()
+    ):
+        first = max(0, int(missing[0]) - 4)
+        few, named = source.part(slice(first, first + 5))
+        dry_run.check_support_of_set(pair, len(few), lambda rows: (observe(few), named), first)

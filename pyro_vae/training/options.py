@@ -20,6 +20,7 @@ from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
 from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.init import Init
 from pyro_vae.training.kl_warmup import make_warmup
 from pyro_vae.training.settings import Settings, check_fields, option
 from pyro_vae.training.state import TrainingState
@@ -37,11 +38,11 @@ class FitOptions(Settings):
     num_epochs: int = option(10, least=1)
     num_steps: int | None = option(None, least=1)
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
-    freeze: str | None = None
     binarize: str | Observation | None = None
     x_valid: Any = None
     device: str | torch.device = "auto"
     progress: bool = True
+    init: Init | None = None
     resume: TrainingState | str | Path | None = None
 
     @staticmethod
@@ -52,8 +53,6 @@ class FitOptions(Settings):
     def __post_init__(self) -> None:
         check_fields(self, flags=False)
         make_warmup(self.kl_warmup)
-        if self.freeze is not None:
-            check_choice("part to freeze", self.freeze, ["model", "guide"])
 
 
 def observations(
@@ -97,7 +96,7 @@ def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> 
             "or binarized items"
         )
     return observation.fixed(
-        as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part
+        as_images(x, {"train": "x_train", "validation": "x_valid"}[part], missing=True), seed, part
     )
 
 

@@ -48,17 +48,25 @@ class Settings:
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
     kl_weight: float = option(1.0, least=0)
-    """The weight of the KL in training (β)."""
+    """The weight of the KL in training (β); 1 is the ELBO's."""
     kl_warmup: float | str = option(0.0, least=0)
     """How the KL weight is reached: a number of epochs over which it rises from 0, or
-    "Cyclical(cycles=4, ramp=0.5)".
+    "Cyclical(cycles=4, ramp=0.5)"; by default it is there at once.
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient; a longer gradient is scaled down to it."""
+    """The largest norm of the gradient, to which a longer one is scaled down; by default gradients
+    are as they are.
+    """
+    freeze: str | None = None
+    """What stays as it is: model, guide, or a pattern of parameters' names, such as
+    "model.likelihood.*"; by default all is trained.
+    """
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
+    """How a training step is run: compiled, as a replayed graph, or as plain Pyro; auto compiles
+    where so many steps are worth it.
+    """
     on_divergence: Literal["stop", "skip"] = "stop"
     """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
     it.

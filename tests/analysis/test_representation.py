@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
 from pyro_vae import fit, guides, models
-from pyro_vae.analysis.encode import decode, encode, reconstruct, sample
+from pyro_vae.analysis.encode import encode, reconstruct
+from pyro_vae.analysis.generate import decode, sample
 from pyro_vae.errors import UserError
 
 PIXELS, LATENT, SIGMA = 6, 2, 0.3

@@ -211,6 +211,10 @@ def test_compare_reads_what_the_runs_have_stored(
         and worst["se_difference"] > 0
     )
     assert (result["num_images"], result["protocol"]["data"]) == (12, "digits")
+    for pattern in (["[ab]"], ["?"], ["b", "?"]):
+        assert main(["compare", *pattern, "--json"]) == 0
+        assert strict(capsys.readouterr().out)["rows"] == result["rows"]
+    assert main(["compare", "no*"]) == 2 and "no run folder fits" in capsys.readouterr().err
     assert main(["compare", "a", "b"]) == 0
     out, err = capsys.readouterr()
     assert "± paired" in out and "sha256" in out and err == ""

@@ -1,11 +1,12 @@
 """The notebooks run from top to bottom; the output that is committed is of their source."""
 
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
-from tests.support.notebooks import KEY, NOTEBOOKS, run, source_digest
+from tests.support.notebooks import KEY, NOTEBOOKS, ROOT, run, source_digest
 from tests.support.printed import shortened
 
 
@@ -15,6 +16,29 @@ def test_the_committed_output_is_of_the_committed_source(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     assert notebook.metadata.get(KEY) == source_digest(notebook)
     assert "site-packages" not in path.read_text(encoding="utf-8")  # a warning from another's disk
+
+
+def test_every_exhibit_of_the_table_ends_with_a_number_and_a_picture() -> None:
+    """The rows of notebooks/README.md are the exhibits that the notebooks print, in order."""
+    text = (ROOT / "notebooks" / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \|.*\((\d\d_\w+\.ipynb)\)", text, re.MULTILINE)
+    shown = []
+    for path in (path for path in NOTEBOOKS if path.parent.name == "notebooks"):
+        number, printed, pictures = "", "", 0
+        cells = nbformat.read(path, as_version=4).cells
+        for cell in [*cells, nbformat.v4.new_markdown_cell("## Exhibit")]:
+            if cell.cell_type == "markdown" and (
+                found := re.search("## Exhibit ?(.*)", cell.source)
+            ):
+                if number:
+                    assert re.search(rf"^exhibit {number}: .*\d", printed, re.MULTILINE), path.name
+                    assert pictures, f"{path.name}, exhibit {number}"
+                    shown.append((number, path.name))
+                number, printed, pictures = found[1].split(".")[0], "", 0
+            for output in cell.get("outputs", []):
+                printed += output.get("text", "")
+                pictures += "image/png" in output.get("data", {})
+    assert listed == shown
 
 
 @pytest.mark.slow

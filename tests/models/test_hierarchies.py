@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import models
-from pyro_vae.analysis.encode import decode
+from pyro_vae.analysis.generate import decode
 from pyro_vae.choices import registry
 from pyro_vae.cli import entry
 from pyro_vae.nn.hierarchy import level_args

@@ -72,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], dict[str, Any]]] = {
     "skip": (our_pair, {"on_divergence": "skip"}),
     "dynamic": (our_pair, {"binarize": "dynamic"}),
     "frozen": (our_pair, {"freeze": "model"}),
+    "begun from another": (our_pair, {"init": our_pair(seed=1)}),
     "Dataset": (our_pair, {"data": Images("tensor")}),
     "bound methods": (lambda: fresh("bound methods"), {}),
     "functions": (lambda: fresh("functions"), {}),
