@@ -35,10 +35,11 @@ from pyro_vae.data.static_mnist import read_static_mnist
 from pyro_vae.data.tables import SEPARATORS, read_table
 from pyro_vae.data.torchvision_sets import read_cifar10
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.formatting import Printed
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(Printed):
     """Images as stored, in their two parts.
 
     Attributes:

@@ -16,7 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
 from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
-from pyro_vae.table import aligned
+from pyro_vae.table import Table
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -81,15 +81,22 @@ class Comparison(Result):
         """What changes how the differences are to be read, then each model's own warnings."""
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
-    def lines(self) -> list[str]:
-        """The table, and what all models share."""
-        table = [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
+    def table(self) -> Table:
+        """A row a model; below it what all models share, and the warnings."""
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
-        return [
-            *aligned(table),
-            "  nats per image; ± paired: standard error of the difference over the images",
-            "  " + "; ".join([f"N = {self.num_images}", *shared]),
-        ]
+        notes = (
+            "nats per image; ± paired: standard error of the difference over the images",
+            "; ".join([f"N = {self.num_images}", *shared]),
+            *(f"warning: {text}" for text in self.warnings),
+        )
+        columns = ("", quantity(self.protocol), *_HEADER)
+        return Table(columns, tuple(map(_cells, self.rows)), notes=notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a model, from the best to the worst, its name as the index."""

@@ -263,8 +263,8 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     try:
         runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
     except UserError as error:
-        own = isinstance(error.__cause__, UserError | None)
-        if own or not (why := _of_batches(pair, probe)):
+        told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
+        if told or not (why := _of_batches(pair, probe)):
             raise
         raise UserError(f"{why}{error}") from error
     structure = _read_structure(pair, *runs)

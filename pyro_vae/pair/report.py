@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae.fields import argument_of
+from pyro_vae.formatting import Printed
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
@@ -25,8 +26,8 @@ LAYOUT_WORDS = {
 
 
 @dataclass(frozen=True)
-class PairReport:
-    """A sound pair, as understood; ``print`` it."""
+class PairReport(Printed):
+    """A sound pair, as understood."""
 
     structure: Structure
     layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had

@@ -19,7 +19,7 @@ import torch
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
 from pyro_vae.evaluation.result import LogMarginal
-from pyro_vae.formatting import figure, quantity, shorten
+from pyro_vae.formatting import Printed, figure, quantity, shorten
 from pyro_vae.table import Table
 
 Method = tuple[tuple[str, str], ...]
@@ -61,12 +61,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Printed):
     """Methods that can be compared, the best of the test images first."""
 
     rows: tuple[Row, ...]
     num_images: int
     protocol: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return str(self.table())
 
     def table(self) -> Table:
         """One row a method."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
+from pyro_vae.formatting import Printed
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
 from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names, typed
@@ -35,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Printed):
     """Cells that were run: `rankings` of those that are scored, and the line of each that is not."""
 
     outcomes: tuple[Outcome, ...]
