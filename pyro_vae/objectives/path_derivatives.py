@@ -11,8 +11,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Estimate, refuse_no_path
-from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
+from pyro_vae.objectives.base import Estimate, refuse_no_path, times
+from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, share, weighted
 from pyro_vae.pair.layouts import Call, Fields, SiteTerms, like_value
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
@@ -88,8 +88,9 @@ class DReG(PathDerivative, IWAE):
         at the copies of z_k.
         """
         shares = torch.softmax(weighted(terms, kl_weight).detach(), 0)
-        factor = 1.0 - kl_weight + kl_weight * shares
         for site in terms.guide.values():
             if site.value.requires_grad:
+                weight = times(share(site, terms), kl_weight)
+                factor = 1.0 - weight + weight * shares
                 site.value.register_hook(like_value(factor, site, structure.geometry).mul)
         return super().estimate(terms, structure, kl_weight)

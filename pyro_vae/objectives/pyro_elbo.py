@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import UserError, first_line
-from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
+from pyro_vae.objectives.base import Estimate, Objective, Scaled, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.module_state import statistics_kept
@@ -112,7 +112,7 @@ class PyroELBO(Objective):
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """Pyro's loss of one batch, and the figures of its traces."""
         structure = pair.structure(x, fields, scored=False)
-        weight = _Scaled(structure.latents, kl_weight)
+        weight = Scaled(dict.fromkeys(structure.latents, kl_weight))
         programs = _marked(pair.model, structure.summed), pair.guide
         model, guide = (_Recorded(program, x, fields, weight) for program in programs)
         with self._checking(pair):
@@ -187,20 +187,6 @@ class _Recorded:
             result = self.program(self.x, self.fields)
         self.traces.append(tracer.trace)
         return result
-
-
-class _Scaled(Messenger):
-    """The KL weight: a factor of these sites' log densities, 0 too, which ``poutine.scale``
-    refuses.
-    """
-
-    def __init__(self, latents: tuple[str, ...], weight: Tensor) -> None:
-        super().__init__()
-        self.latents, self.weight = latents, weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.latents:
-            msg["scale"] = msg["scale"] * self.weight
 
 
 def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:

@@ -17,7 +17,15 @@ from typing import Any, ClassVar, Literal
 
 from pyro_vae.choices.lookup import canonical
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
+from pyro_vae.training.settings import (
+    Settings,
+    by_site,
+    check_fields,
+    expected,
+    is_a,
+    kinds_of,
+    option,
+)
 
 OF_THE_CALL = ("config", "resume", "out", "json", "quiet", "trust")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
@@ -173,6 +181,7 @@ class Train(Settings, Experiment, Options):
     def check(self) -> None:
         """Raise a ``UserError`` where a type, a range or a combination is wrong."""
         check_fields(self)
+        by_site(self.kl_weight, "--kl-weight {}")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs}: give one of the two")
         if self.resume is not None and (self.config is not None or self.out is not None):

@@ -277,7 +277,7 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
     """The objective and the ELBO on a whole set, in eval mode, with the same noise at each call."""
     device, group = loss.kl_weight.device, distributed.current()
     sums, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
-    weight = loss.kl_weight.clone()
+    weight, by_site, loss.site_weights = loss.kl_weight.clone(), loss.site_weights, {}
     with (
         loss.pair.active(training=False),
         own_randomness(group.seed_of(mix(seed, 1) % 2**32), device),
@@ -287,6 +287,7 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
             sums += loss.step(loss.pair.cast(x), named).figures()
             seen += len(x)
     loss.kl_weight.copy_(weight)
+    loss.site_weights = by_site
     totals = torch.cat((sums, sums.new_tensor([seen])))
     group.add(totals)
     *sums_of_all, number = totals.tolist()

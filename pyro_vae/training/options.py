@@ -22,7 +22,7 @@ from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.init import Init
 from pyro_vae.training.kl_warmup import make_warmup
-from pyro_vae.training.settings import Settings, check_fields, option
+from pyro_vae.training.settings import Settings, by_site, check_fields, option
 from pyro_vae.training.state import TrainingState
 from pyro_vae.validation import check_choice
 
@@ -53,6 +53,7 @@ class FitOptions(Settings):
     def __post_init__(self) -> None:
         check_fields(self, flags=False)
         make_warmup(self.kl_warmup)
+        by_site(self.kl_weight)
 
 
 def observations(

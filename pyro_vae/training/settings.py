@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Real
@@ -47,8 +48,10 @@ class Settings:
     """A torch optimiser, such as "Adam(eps=1e-4)"."""
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
-    kl_weight: float = option(1.0, least=0)
-    """The weight of the KL in training (β); 1 is the ELBO's."""
+    kl_weight: float | str = option(1.0, least=0)
+    """The weight of the KL in training (β), or one of each latent site, such as z1=1,z2=0.5; 1 is
+    the ELBO's.
+    """
     kl_warmup: float | str = option(0.0, least=0)
     """How the KL weight is reached: a number of epochs over which it rises from 0, or
     "Cyclical(cycles=4, ramp=0.5)"; by default it is there at once.
@@ -71,6 +74,27 @@ class Settings:
     """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
     it.
     """
+
+
+def by_site(kl_weight: Any, written: str = "kl_weight={!r}") -> tuple[float, dict[str, float]]:
+    """β, and its factors by site, where it is a mapping of them or a text such as "z1=1,z2=0.5".
+
+    Raises:
+        UserError: one is no number, or negative.
+    """
+    found = kl_weight
+    if isinstance(found, str):
+        pairs = [part.partition("=") for part in found.split(",")]
+        with suppress(ValueError):
+            found = {name.strip(): float(value) for name, _, value in pairs if name.strip()}
+    sites = dict(found) if isinstance(found, Mapping) else {}
+    for value in sites.values() or [found]:
+        if not (is_a(value, float) and _in_range(value, {"least": 0})):
+            raise UserError(
+                f"{written.format(kl_weight)}: expected a number, 0 or more, or one of each "
+                "latent site, as {'z1': 1.0, 'z2': 0.5} (--kl-weight z1=1,z2=0.5)"
+            )
+    return (1.0 if sites else float(found)), {name: float(v) for name, v in sites.items()}
 
 
 def check_fields(options: Any, *, flags: bool = True) -> None:

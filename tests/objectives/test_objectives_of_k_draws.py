@@ -379,10 +379,14 @@ def tensors(pair: tuple[Any, Any]) -> list[Tensor]:
 
 
 def test_a_scale_of_ones_own_is_refused() -> None:
+    """In one program alone; in both it is the KL weight."""
+    model, guide = scaled(0.3, None)
+    _, plain = scaled(1.0, None)
     with pytest.raises(
         UserError, match=r"site 'z' of the model is scaled by 0\.3 .* use kl_weight"
     ):
-        IWAE(3)(*scaled(0.3, None))(X)
+        IWAE(3)(model, plain)(X)
+    assert IWAE(3)(model, guide)(X).isfinite()
 
 
 def test_free_bits_are_free() -> None:
