@@ -56,7 +56,7 @@ def keep(folder: Path) -> None:
         except Timeout as error:
             raise Failure(
                 f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this "
-                "one stops, and writes nothing more"
+                "process stops and writes nothing more"
             ) from error
         _held[folder] = _Held((*held.locks, *again.locks), again.file)
 

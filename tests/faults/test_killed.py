@@ -56,7 +56,7 @@ def test_a_folder_without_a_configuration_is_begun_again(tmp_path: Path) -> None
     assert left and "config.toml" not in left
     resumed = done(tmp_path, ["train", "--resume", "half", "--quiet"])
     assert resumed.wait() == 2
-    one_line(resumed, "half", "no run in it", "config.toml")
+    one_line(resumed, "half", "no run in this folder", "config.toml")
     again = done(tmp_path, train)
     assert again.wait() == 0, again.error
     assert (tmp_path / "half" / "results.json").is_file()

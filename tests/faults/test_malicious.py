@@ -88,7 +88,7 @@ def bomb() -> bytes:
     return packed.getvalue()
 
 
-OTHER = "it holds other things than tensors and plain values"
+OTHER = "it has other objects in it than tensors and plain values"
 CONTENTS = [
     pytest.param(evil_checkpoint(), OTHER, id="a checkpoint by its form"),
     pytest.param(bomb(), "it would unpack to 8.0 MB", id="a bomb"),
@@ -118,7 +118,7 @@ def test_a_malicious_checkpoint_is_refused(
     ]
     overwrite(newest, content)
     child = done(tmp_path, command)
-    assert child.wait() == 0 and f"the previous one, {older.name}, is taken" in child.error
+    assert child.wait() == 0 and f"the previous one, {older.name}, is used" in child.error
     assert child.error.count("\n") == 1 and "weights_only" not in child.error
     overwrite(older, content)
     (run / "results.json").unlink()
