@@ -187,15 +187,49 @@ class Train(Settings, Experiment, Options):
 
     def decided(self) -> Train:
         """The same options with the default length written out, and each choice by its own name."""
-        named = {name: canonical(name, getattr(self, name)) for name in CHOICES}
+        named: dict[str, Any] = {name: canonical(name, getattr(self, name)) for name in CHOICES}
         if isinstance(self.kl_warmup, str):
             named["kl_warmup"] = canonical("warmup", self.kl_warmup)
         steps = DEFAULT_STEPS if self.steps is self.epochs is None else self.steps
         return dataclasses.replace(self, steps=steps, **named)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored(Options):
+    """What a command can say of a run that is trained."""
+
+    data: str | None = None
+    """Where the data are now: a name, a file or a folder, as of `train`."""
+    data_root: Path | None = None
+    """Where named sets have their files now."""
+    trust: bool = False
+    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
+    with.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown(Scored):
+    """And where its programs run."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Shown):
+    """And how."""
+
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How the programs are run; auto compiles where so much work is worth it."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """No progress on stderr."""
+
+
 @dataclass(frozen=True)
-class Evaluate(Options):
+class Evaluate(Scoring):
     """Estimate log p(x) for a run again, and add the result to its results.json."""
 
     command: ClassVar[str] = "evaluate"
@@ -229,24 +263,8 @@ class Evaluate(Options):
     """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
-    data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
-    data_root: Path | None = None
-    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run; auto compiles where so much work is worth it."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    quiet: bool = False
-    """No progress on stderr."""
-    trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
@@ -275,7 +293,7 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Audit(Options):
+class Audit(Scored):
     """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without
     this package.
     """
@@ -283,20 +301,12 @@ class Audit(Options):
     command: ClassVar[str] = "audit"
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
-    data_root: Path | None = None
-    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws at which the images are scored."""
-    trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
-    """
 
 
 @dataclass(frozen=True)
-class Compare(Options):
+class Compare(Scoring):
     """Compare runs on the same images: paired differences of log p(x), from the runs' latest
     evaluations.
     """
@@ -320,24 +330,8 @@ class Compare(Options):
     """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or those held out for validation."""
-    data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
-    data_root: Path | None = None
-    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the draws, where a run is evaluated."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run; auto compiles where so much work is worth it."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    quiet: bool = False
-    """No progress on stderr."""
-    trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
@@ -394,7 +388,7 @@ class Sample(Options):
 
 
 @dataclass(frozen=True)
-class Plot(Options):
+class Plot(Shown):
     """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored
     images.
     """
@@ -410,18 +404,8 @@ class Plot(Options):
     """Other runs' folders: one picture with a column for each run and a row for each page."""
     out: Path | None = None
     """With --beside: the picture's file (.png); by default RUN/beside.png."""
-    data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
-    data_root: Path | None = None
-    """Where named sets have their files now."""
     seed: int = option(0, least=0, below=2**32)
     """Of the samples in the pictures."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture
@@ -507,10 +491,6 @@ class Bench(Options):
     """The folder for the results' JSON; by default runs/bench, and with --quick none."""
     json: bool = False
     """Print the results as one JSON object; the tables go to stderr."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
 
 
 # ---------------------------------------------------------------------------------------------------------------------
