@@ -68,8 +68,8 @@ class Sweep(Printed):
         found = [ranking.table() for ranking in self.rankings]
         if len(found) != 1:
             raise UserError(
-                f"this sweep has {len(found)} rankings, as not all of its cells can be compared: "
-                "tables() has them all"
+                f"this sweep has {len(found)} rankings, because not all of its cells can be "
+                "compared: use tables(), which returns all of them"
             )
         return found[0]
 

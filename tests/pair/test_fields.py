@@ -150,7 +150,9 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     assert program.takes("y") and not program.takes("mask")
     assert program.takes("index") == inner.startswith("PerDatum")
     pv.fit(model, guide, X, y=Y, **QUICK)
-    with pytest.raises(UserError, match=r"no program takes such a field \(they take y\)"):
+    with pytest.raises(
+        UserError, match=r"neither program takes a field of this name \(they take y\)"
+    ):
         pv.fit(model, guide, X, y=Y, mask=X, **QUICK)
 
 
