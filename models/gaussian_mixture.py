@@ -165,8 +165,8 @@ class GaussianMixture(PyroModule):
         number = len(self.logits)
         if len(x) < number:
             raise UserError(
-                f"GaussianMixture(components={number}) starts from {len(x)} images: give it as "
-                "many, or more"
+                f"GaussianMixture(components={number}) has more components than the {len(x)} "
+                "images that it starts from: give more images or fewer components"
             )
         rows = x.flatten(1).double()
         with warnings.catch_warnings():

@@ -108,15 +108,15 @@ class LinearGaussian(GenerativeModel):
         if latent_dim >= rows.shape[1]:
             raise UserError(
                 f"LinearGaussian has {latent_dim} latent dimensions and {rows.shape[1]} pixels: "
-                "its maximum needs fewer latents"
+                "give it fewer latent dimensions than pixels"
             )
         values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0))  # ascending
         variance = values[:-latent_dim].mean()
         if not bool(variance > 1e-12 * values[-1]):
             raise UserError(
-                f"the {len(x)} images vary in {latent_dim} dimensions or fewer, so σ is 0 and the "
-                "density unbounded: give more images, add noise (dequantize), or use fewer latent "
-                "dimensions"
+                f"the {len(x)} images vary in {latent_dim} dimensions or fewer. Then σ is 0 and "
+                "the density has no upper bound: give more images, add noise (dequantize), or "
+                "use fewer latent dimensions"
             )
         top = (values[-latent_dim:] - variance).sqrt() * vectors[:, -latent_dim:]
         self._linear.weight.copy_(top.flip(1))  # the largest component first

@@ -147,8 +147,9 @@ class Diagnostics(Result):
         count, number, found = self.units.count, self.units.num_units, []
         if count == 0:
             found.append(
-                "posterior collapse: no unit is active, the guide's posterior is the same for "
-                "every image; try a KL warm-up, a smaller KL weight, free bits, or a weaker decoder"
+                "posterior collapse: no unit is active, so the guide's posterior is the same "
+                "for every image. Try a KL warm-up, a smaller KL weight, free bits, or a "
+                "weaker decoder"
             )
         elif count < number:
             found.append(
@@ -160,13 +161,13 @@ class Diagnostics(Result):
             if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
                 found.append(
                     f"{int(idle.sum())} inactive units of {name} cost "
-                    f"{float(cost[idle].sum()):.2f} nats: their posterior is not the prior, and "
-                    "says nothing of x"
+                    f"{float(cost[idle].sum()):.2f} nats: their posterior differs from the "
+                    "prior, but does not depend on x"
                 )
         if self.information.at_ceiling:
             found.append(
                 f"the mutual information is at its ceiling, log {self.information.num_images}: "
-                "use more images, or read it as a lower bound"
+                "use more images, or read the number as a lower bound"
             )
         return tuple(found)
 
@@ -213,7 +214,7 @@ def diagnose(
     kl = join(part.kl for part in parts)
     distortion = torch.cat([part.distortion for part in parts])
     if len(distortion) < 2:
-        raise UserError("x holds one image: a representation is diagnosed on two or more")
+        raise UserError("x has one image: expected two or more")
     rate = torch.cat([values.sum(1, keepdim=True) for values in kl.values()], dim=1).sum(1)
     return Diagnostics(
         _active(parts, num_draws),
@@ -256,8 +257,8 @@ def _visits(
     check_count("num_draws", num_draws)
     if num_draws < 2:
         raise UserError(
-            "num_draws=1: expected 2 or more, as the noise of an average is estimated from its "
-            "draws"
+            "num_draws=1: expected 2 or more, because the error of an average is estimated "
+            "from its draws"
         )
     parts = []
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):

@@ -81,12 +81,13 @@ class Restored(Result):
         found = []
         if self.method == "gibbs":
             found.append(
-                "pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior"
+                "pseudo-Gibbs: these are draws of p(x | y) only if the guide is the "
+                "model's posterior"
             )
         if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
             found.append(
-                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the images: "
-                "their chains hardly move; use more steps, or a guide nearer to the "
+                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the "
+                "images: their chains hardly move. Use more steps, or a guide nearer to the "
                 "posterior"
             )
         return tuple(found)
@@ -314,13 +315,13 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
             if law.event_shape:
                 raise UserError(
                     f"site {name!r}: the pixels of {type(law).__name__} depend on each other "
-                    "given z, and only independent ones can be redrawn one by one: use a "
+                    "given z, but only independent pixels can be drawn one by one: use a "
                     "likelihood that is a product over pixels, .to_event(n)"
                 )
             return name
     raise UserError(
-        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there "
-        "are no pixels of x to redraw"
+        f"none of the observed sites ({', '.join(observed)}) observes x itself, so there are no "
+        "pixels of x to draw"
     )
 
 
@@ -329,7 +330,7 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     refuse_unscorable(pair, x, fields)
     if not structure.latents:
         raise UserError(
-            "the guide draws no latent site, and a chain needs a z, given which the pixels are "
+            "the guide draws no latent site, but a chain needs a z: given z the pixels are "
             "independent"
         )
     terms = pair.run(x, fields)
@@ -337,9 +338,9 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     for name, site in terms.guide.items():
         if method == "metropolis" and name in structure.own_draws_only:
             raise UserError(
-                f"the guide's site {name!r} can't score any z but its own last draw "
-                f"({type(site.fn).__name__}; as a planar flow), which the Metropolis test needs: "
-                "use a guide whose log_prob takes any z, or method='gibbs'"
+                f"the guide's site {name!r} can only score its own last draw "
+                f"({type(site.fn).__name__}, such as a planar flow), but the Metropolis test "
+                "scores others: use a guide whose log_prob takes any z, or method='gibbs'"
             )
 
 

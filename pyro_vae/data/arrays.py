@@ -68,7 +68,9 @@ def _kind(where: str, array: NDArray[Any]) -> str:
     """`binary`, `integer` or `float`, by the dtype."""
     kinds = {"b": "binary", "u": "integer", "i": "integer", "f": "float"}
     if array.dtype.kind not in kinds:
-        raise UserError(f"{where}: dtype {array.dtype} is not of images; expected uint8, or floats")
+        raise UserError(
+            f"{where}: dtype {array.dtype} is no type of images; expected uint8, or floats"
+        )
     return kinds[array.dtype.kind]
 
 
@@ -91,8 +93,8 @@ def _checked(where: str, array: NDArray[Any], missing: bool) -> Tensor:
     if array.dtype.kind in "ui" and (array.min() < 0 or array.max() > 255):
         index, value = _first(array, (array < 0) | (array > 255))
         raise UserError(
-            f"{where}: {one_of(array)} {index} holds {value}; integers are levels 0 to 255, store others as "
-            "floats"
+            f"{where}: {one_of(array)} {index} has the value {value}; whole numbers are grey "
+            "levels 0 to 255. Store other numbers as floats"
         )
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -101,8 +103,14 @@ def _checked(where: str, array: NDArray[Any], missing: bool) -> Tensor:
         if wrong.any():
             index, value = _first(array, wrong)
             raise UserError(
-                f"{where}: {one_of(array)} {index} holds {value}; expected finite float32, remove "
-                "or repair it" + "; --missing nan if it is missing" * bool(np.isnan(value))
+                f"{where}: "
+                f"{one_of(array)} "
+                f"{index} holds "
+                f"{value}; "
+                "expected a "
+                "finite float32: "
+                "remove or repair "
+                "it" + "; --missing nan if it is missing" * bool(np.isnan(value))
             )
     else:
         values = array.astype(np.uint8, copy=False)

@@ -103,10 +103,14 @@ class ImageData(Printed):
         """
         largest = self.largest
         if self.levels is None or largest >= levels:
-            what = "floats, which have no levels" if self.levels is None else f"up to {largest:g}"
+            what = (
+                ("floats, and floats have no levels")
+                if self.levels is None
+                else f"up to {largest:g}"
+            )
             raise UserError(
-                f"{self.name}: levels {levels} is for whole numbers from 0 to {levels - 1}, and "
-                f"these are {what}: leave it out, or give as many as there are"
+                f"{self.name}: levels {levels} is for whole numbers from 0 to {levels - 1}, but "
+                f"these are {what}: leave --levels out, or give their number of levels"
             )
         return replace(self, levels=levels)
 
@@ -261,13 +265,13 @@ class Likeness:
         floats = images.dtype.kind == "f" and not are_levels(images)
         if floats and self.levels is not None:
             raise UserError(
-                f"{name}: floats, where the other set has {self.levels} levels, 0 to "
-                f"{self.levels - 1}: store those"
+                f"{name}: floats, but the other set has {self.levels} levels, 0 to "
+                f"{self.levels - 1}: store the levels"
             )
         if not floats and self.levels is None:
             if images.min() < 0 or images.max() > 1:
                 raise UserError(
-                    f"{name}: whole numbers, where the other set has floats: store those"
+                    f"{name}: whole numbers, but the other set has floats: store floats"
                 )
             return images.astype(np.float32)
         return images
@@ -320,7 +324,7 @@ def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(
-                f"{name}: a {type(found).__name__} came of it, where ImageData is expected"
+                f"{name}: a {type(found).__name__} was returned, but ImageData is expected"
             )
         return found
     if path.suffix or len(path.parts) > 1:
@@ -397,9 +401,7 @@ def own_split(
         shapes = " and ".join(f"{key} {tuple(value.shape[1:])}" for key, value in pixels.items())
         raise UserError(f"{name}: images of one shape expected, got {shapes}")
     if len(pixels["train"]) < 2:
-        raise UserError(
-            f"{name}, array 'train': one image is not a training set; give at least two"
-        )
+        raise UserError(f"{name}, array 'train': it has one image; give at least two")
     labels, classes = as_classes(
         name,
         {"train_labels": train_labels, "test_labels": test_labels},
@@ -514,13 +516,15 @@ def omniglot(source: Source) -> ImageData:
         found = own_split("omniglot", *read_drawings(source.root, source.download))
         return replace(
             found,
-            split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE paper's images)",
+            split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE "
+            "paper's images)",
         )
     images, alphabets, published = read_burda(path)
     found = own_split("omniglot", *images, *alphabets)
     return replace(
         found,
-        split=f"the IWAE paper's split{'' if published else ' (another file than the published one)'}",
+        split="the IWAE paper's "
+        f"split{'' if published else ' (another file than the published one)'}",
     )
 
 

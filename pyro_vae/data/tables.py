@@ -104,12 +104,13 @@ def _check_numbers(path: Path, table: pandas.DataFrame, missing: bool) -> None:
     )
 
     if not len(table) or not len(table.columns):
-        raise UserError(f"{path}: no rows, or no columns, of numbers in it")
+        raise UserError(f"{path}: it has no rows, or no columns, of numbers")
     for name in table.columns:
         if not is_numeric_dtype(table[name]) and not is_bool_dtype(table[name]):
             raise UserError(
-                f"{path}: column {name!r} has {table[name].iloc[0]!r}, which is no number; choose "
-                f"others with --columns, or make it the class with --label {name}"
+                f"{path}: column {name!r} has {table[name].iloc[0]!r}, which is not a number; "
+                "choose other columns with --columns, or use it as the class with --label "
+                f"{name}"
             )
         wrong = np.isinf(table[name]) if missing else ~np.isfinite(table[name])
         if wrong.any():
@@ -122,8 +123,8 @@ def _check_numbers(path: Path, table: pandas.DataFrame, missing: bool) -> None:
     first = table.iloc[:, 0]
     if table.columns[0].startswith("Unnamed: ") and (first == np.arange(len(table))).all():
         raise UserError(
-            f"{path}: the first column, without a name, numbers the rows; write the table without "
-            "it (index=False), or choose the others with --columns"
+            f"{path}: the first column has no name and only counts the rows. Write the table "
+            "without it (index=False), or choose the other columns with --columns"
         )
 
 

@@ -310,16 +310,16 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
         if data.levels is None and (found := _first_place(data, _is_no_count)):
             place, value = found
             raise UserError(
-                f"{data.name}, {place}: {value:g}, where this likelihood is a mass over whole "
-                "numbers from 0; store counts, or choose a likelihood of real values, such as "
-                "Gaussian"
+                f"{data.name}, {place}: {value:g}, but this likelihood is for whole numbers "
+                "from 0. Store counts, or choose a likelihood of real numbers, such as Gaussian"
             )
         return Counts(data.levels)
     if observes == "levels":
         if data.levels is None:
             raise UserError(
-                f"{data.name}: floats, where this likelihood is a mass over integer levels; "
-                "store the images as uint8, or choose a likelihood of real values, such as Gaussian"
+                f"{data.name}: the images are floats, but this likelihood is for whole numbers "
+                "(grey levels). Store the images as uint8, or choose a likelihood of real "
+                "numbers, such as Gaussian"
             )
         return Levels(data.levels)
     if observes == "binary":
@@ -408,13 +408,14 @@ def doubts(data: ImageData, observed: Observed, observes: str, given: bool) -> s
     largest = int(data.largest)
     if not given and observes != "counts" and few_levels(largest, data.levels):
         found.append(
-            f"its whole numbers end at {largest} and are taken for grey levels 0 to 255: give "
-            f"--levels {largest + 1} if they are levels, --likelihood Poisson if they are counts"
+            f"the largest whole number is {largest}, and the values are read as grey levels 0 "
+            f"to 255. Give --levels {largest + 1} if they are levels, --likelihood Poisson if "
+            "they are counts"
         )
     binarized = observes == "binary" and "binarization" in observed.protocol["observation"]
     if binarized and data.train.dim() == 4 and data.train.shape[1] in COLOURS:
         found.append(
-            "colour is binarized, each channel by itself: give --likelihood Gaussian or "
+            "each colour channel is binarized by itself: give --likelihood Gaussian or "
             "DiscretizedLogistic, or --binarize dynamic if it is meant"
         )
     return f"{data.name}: {'; '.join(found)}" if found else ""

@@ -85,7 +85,7 @@ class Comparison(Result):
         """A row a model; below it what all models share, and the warnings."""
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
         notes = (
-            "nats per image; ± paired: standard error of the difference over the images",
+            "nats; ± paired: standard error of the difference over the N that were scored",
             "; ".join([f"N = {self.num_images}", *shared]),
             *(f"warning: {text}" for text in self.warnings),
         )
@@ -134,8 +134,8 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
         if bool((wrong := ~values.isfinite()).any()):
             image = int(wrong.nonzero()[0])
             raise UserError(
-                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be "
-                "compared to it"
+                f"{name!r}: log p(x) of image {image} is {float(values[image])}: this can't be "
+                "compared"
             )
     pointwise = {name: values.numpy() for name, values in log_px.items()}
     differences, weights = paired_differences(pointwise), stacking_weights(pointwise)
@@ -172,22 +172,22 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
     """Raise where the two are not estimates of the same quantity at the same images."""
     if len(first.log_px) != len(second.log_px):
         raise UserError(
-            f"{name!r} is of {len(first.log_px)} images and {other!r} of {len(second.log_px)}: "
-            "evaluate both on the same"
+            f"{name!r} has {len(first.log_px)} images and {other!r} has {len(second.log_px)}: "
+            "evaluate both on the same images"
         )
     a, b = first.protocol, second.protocol
     for key in OBSERVATIONS:
         if key in a and key in b and _words(a[key]) != _words(b[key]):
             raise UserError(
                 f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: "
-                "their log p(x) are of different x; evaluate both on the same"
+                "their log p(x) are of different x. Evaluate both on the same x"
             )
     refuse_other_data(name, a, other, b)
     if a.get("kind") != b.get("kind"):
         kinds = [protocol.get("kind") or "unknown" for protocol in (a, b)]
         raise UserError(
-            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass "
-            "function have no common scale; compare likelihoods within a kind"
+            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass (a "
+            "probability of discrete values) can't be compared. Compare likelihoods of one kind"
         )
 
 
@@ -209,20 +209,20 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
             known.get("given") or any("scored" in protocol for protocol in said)
         ):
             notes.append(
-                f"{name} was written when only the digest of x was kept: whether what else it "
-                "scores or is given is the same is not known; evaluate it again"
+                f"{name} is an old result with a digest of x alone, so its other observed "
+                "values and conditions can't be checked: evaluate it again"
             )
     for key in ("estimator", "proposal"):
         if len(how := sorted({str(protocol[key]) for protocol in said if key in protocol})) > 1:
             notes.append(
-                f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
-                "model"
+                f"the {key}s differ ({', '.join(how)}): for the same model the looser bound is "
+                "lower"
             )
     ignored = [name for name, result in results.items() if result.protocol.get("scales")]
     if ignored and len(ignored) < len(results):
         notes.append(
-            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
-            "its programs; the others as their programs are"
+            f"{', '.join(ignored)}: scored with ignore_scales=True, so without the "
+            "poutine.scale of its programs; the other results include it"
         )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
@@ -230,8 +230,8 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
         if abs(gap) > max(NOTABLE_BIAS * abs(row.difference), 1e-3):
             notes.append(
                 f"{row.name} is {_figure(row.difference)} nats from {rows[0].name}, and their "
-                f"estimated biases are {abs(gap):.3f} apart: use more draws before reading that "
-                "difference"
+                f"estimated biases are {abs(gap):.3f} apart: use more draws before you trust "
+                "that difference"
             )
     return notes
 

@@ -234,19 +234,19 @@ class Quantity:
             **({"factors": factors} if factors else {}),
         }
         notes = [
-            f"site {name!r} is a pyro.factor, whose value is added: the number is no log "
+            f"site {name!r} is a pyro.factor. Its value is added, so the number is not a log "
             "probability of data"
             for name in factors
         ]
         notes += [
-            f"site {site!r} observes values that the model computes from {' and '.join(by)}: the "
-            "number is of those values"
+            f"site {site!r} observes values that the model computes from {' and '.join(by)}: "
+            "the number is the log probability of these values"
             for site, by in found.moved.items()
             if by and not own[site]
         ]
         if bits_offset is not None and num_dims is None:
             notes.append(
-                "no bits/dim, as not every image has the same number of elements that are scored"
+                "no bits/dim, because not every image has the same number of scored elements"
             )
         return said, (*notes, *_narrow_notes(laws, bits_offset))
 
@@ -394,14 +394,14 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
     """
     if quantity(a) != quantity(b):
         raise UserError(
-            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: different quantities; "
-            "compare models that observe the same and are conditioned on the same"
+            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: these are different "
+            "quantities. Compare models that observe the same and are conditioned on the same"
         )
     if a.get("sha256") != b.get("sha256"):
         of_x = [shorten(each.get("sha256") or "unknown") for each in (a, b)]
         raise UserError(
-            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ; "
-            "evaluate both on the same tensor"
+            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ. "
+            "Evaluate both on the same tensor"
         )
     if not ("scored" in a and "scored" in b):
         return
@@ -465,7 +465,7 @@ def _narrow_notes(laws: Mapping[str, Any], bits_offset: float | None) -> list[st
         if isinstance(base, Normal | StudentT) and float(base.scale.min()) < grain:
             found.append(
                 f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below "
-                f"1/{2**bits_offset:g}, the grain of the data: the density then rewards the "
-                "dequantization noise, not the images; bound σ from below"
+                f"1/{2**bits_offset:g}, the step between two grey levels. The density then "
+                "depends on the dequantization noise, not on the images. Give σ a lower bound"
             )
     return found

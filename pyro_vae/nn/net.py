@@ -88,7 +88,7 @@ class Net(nn.Module, ABC):
         )
         if event != self.in_shape:
             raise UserError(
-                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} "
+                f"{type(self).__name__}was built for inputs of shape {tuple(self.in_shape)} "
                 f"after the batch dimensions, but got a tensor of shape {tuple(x.shape)}: build "
                 "it with the data's event_shape and the model's latent_dim, or reshape"
             )
@@ -218,7 +218,8 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
         what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
         raise UserError(
             f"net is {what}: expected a name such as 'Conv', a call such as "
-            "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is ready"
+            "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is "
+            "already built"
         )
     sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
     built: Net = getattr(part, direction)(*sizes, **own)
@@ -228,15 +229,16 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
 def _ready(net: nn.Module, args: Mapping[str, Any], inputs: Any, outputs: Any) -> Net:
     if args:
         raise UserError(
-            f"{next(iter(args))} is given beside a network that is ready ({type(net).__name__}): "
-            "leave it out, or give net by its name or class"
+            f"{next(iter(args))} is given together with a network that is already built "
+            f"({type(net).__name__}): leave it out, or give net by its name or class"
         )
     if not isinstance(net, Net):
         return Ready(net, inputs, outputs)
     if (net.in_shape, net.out_shape) != (inputs, outputs):
         raise UserError(
-            f"net is a {type(net).__name__} from {tuple(net.in_shape)} to {tuple(net.out_shape)}, "
-            f"and one from {tuple(inputs)} to {tuple(outputs)} is wanted: build it for these shapes"
+            f"net is a {type(net).__name__} from {tuple(net.in_shape)} to "
+            f"{tuple(net.out_shape)}, but one from {tuple(inputs)} to {tuple(outputs)} is "
+            "needed: build it for these shapes"
         )
     return net
 

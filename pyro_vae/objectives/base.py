@@ -262,14 +262,15 @@ def _refuse_requests(objective: Objective, structure: Structure) -> None:
     """A ``UserError`` where a site of the guide asks for what this objective does not do."""
     for name, what in structure.asked.items():
         raise UserError(
-            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would sample it "
-            "with a plain score-function gradient: give that objective, or leave the request out"
+            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would use a "
+            "plain score-function gradient instead: give that objective, or leave the request "
+            "out"
         )
     if structure.enumerated and not objective.enumerates:
         raise UserError(
-            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, and "
-            f"from the log weights of {type(objective).__name__} its q(y | x), summed over, drops "
-            "out: it would get no gradient; use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
+            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, but "
+            f"in the log weights of {type(objective).__name__} the sum over y removes q(y | x), "
+            "which would get no gradient: use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
             "'FreeBits', or leave the request (config_enumerate) out"
         )
 
@@ -281,7 +282,7 @@ def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> 
     if structure.score_function:
         site = structure.score_function[0]
         raise UserError(
-            f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the "
+            f"{type(objective).__name__} needs reparameterised draws, but site {site!r} of the "
             f"guide has none (its distribution has no rsample): use objective={instead}, with "
             "score-function gradients"
         )

@@ -35,7 +35,7 @@ class MultiSampleObjective(Objective):
         super().check(structure)
         if structure.point_masses:
             raise UserError(
-                f"{type(self).__name__} weighs draws by q(z | x), and the guide's site "
+                f"{type(self).__name__} weights its draws by q(z | x), but the guide's site "
                 f"{structure.point_masses[0]!r} is a point mass (Delta), which has no density: "
                 "use objective='Trace_ELBO' or 'TraceMeanField_ELBO' (at kl_weight=0 the plain "
                 "autoencoder)"
@@ -84,8 +84,8 @@ def weighted(terms: SiteTerms, kl_weight: Tensor) -> Tensor:
             if own and not same_scale(site.scale, terms.plate_scale):
                 raise UserError(
                     f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} where "
-                    f"the data plate scales by {terms.plate_scale:g}, and in a bound of K draws a "
-                    "scale would be an exponent of the weights: use kl_weight (fit(…, "
+                    f"the data plate scales by {terms.plate_scale:g}. A bound of K draws would "
+                    "raise its weights to the power of that scale: use kl_weight (fit(…, "
                     "kl_weight=β)), or one plate and one poutine.scale of a latent in both"
                 )
     log_likelihood: Any = sum(site.log_prob for site in terms.observed.values())

@@ -33,16 +33,16 @@ class PathDerivative(MultiSampleObjective):
         refuse_no_path(self, structure, "'Trace_ELBO' or 'IWAE(5)'")
         if structure.own_draws_only:
             raise UserError(
-                f"{name} scores each draw a second time, and the guide's site "
-                f"{structure.own_draws_only[0]!r} can score no z but its own last draw (as a "
-                "planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose log_prob "
-                "takes any z, such as MeanField, IAF or an inverted zuko flow"
+                f"{name} scores each draw a second time, but the guide's site "
+                f"{structure.own_draws_only[0]!r} can only score its own last draw (such as a "
+                "planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose "
+                "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
             )
         if structure.not_held:
             raise UserError(
                 f"{name} scores each draw a second time with the guide's parameters held fixed, "
-                f"and {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
-                "that depends on x and its parameters alone"
+                f"but {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
+                "that depends only on x and its parameters"
             )
 
     def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:

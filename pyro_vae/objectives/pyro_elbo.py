@@ -37,11 +37,11 @@ _REFUSED: Mapping[type, str] = {
     infer.JitTraceMeanField_ELBO: _JIT,
     infer.JitTraceEnum_ELBO: _JIT,
     infer.JitTraceGraph_ELBO: _JIT,
-    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or "
-    "pyro.infer.SVI",
-    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use "
-    "objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
-    infer.Trace_MMD: "it is no bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
+    infer.ReweightedWakeSleep: "it has two losses, one for each program: "
+    "use objective='IWAE(5)', or pyro.infer.SVI",
+    infer.TraceTailAdaptive_ELBO: "it has gradients but no loss: "
+    "use objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
+    infer.Trace_MMD: "it is not a bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
 }
 """Pyro's classes that are not served, and why."""
 
@@ -87,7 +87,7 @@ class PyroELBO(Objective):
     def __post_init__(self) -> None:
         for refused, why in _REFUSED.items():
             if isinstance(self.elbo, refused):
-                raise UserError(f"{self!r} is not served, as {why}")
+                raise UserError(f"{self!r} can't be used here, because {why}")
 
     @property
     def num_particles(self) -> int:
@@ -163,8 +163,8 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
     name, kind = type(objective).__name__, objective.stock
     if kind is None:
         raise UserError(
-            f"{name} does not serve this pair; objective='Trace_ELBO' does, by Pyro's own code: "
-            f"{structure.by_pyro}"
+            f"{name} can't train this pair ({structure.by_pyro}): use objective='Trace_ELBO', "
+            "which Pyro's own code then trains"
         )
     if structure.summed or (structure.enumerated and objective.enumerates):
         nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles

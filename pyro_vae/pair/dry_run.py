@@ -54,8 +54,8 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
     if isinstance(guide, AutoGuide):
         raise UserError(
             f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has "
-            "parameters for the images of its first batch alone; use a guide that computes q(z | "
-            "x) from x, such as pyro_vae.guides.MeanField"
+            "parameters only for the images of its first batch. Use a guide that computes q(z "
+            "| x) from x, such as pyro_vae.guides.MeanField"
         )
 
 
@@ -133,8 +133,8 @@ def refuse_broken_parameters(pair: Pair) -> None:
         for name, parameter in parameters:
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError(
-                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that "
-                    "diverged: build the networks afresh"
+                    f"parameter {name!r}{of} has a NaN or an infinity, such as after a training "
+                    "that diverged: build the networks anew"
                 )
 
 
@@ -143,10 +143,10 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     for name, parameter in pair.store.parameters.items():
         if parameter.dim() and len(parameter) == len(x) + 1 and name not in pair.store.before:
             return (
-                f"pyro.param({name!r}) of the {program.role} has a row for each image (its shape is "
-                f"{tuple(parameter.shape)} for {len(parameter)} images), and batches have others: "
-                "take the rows of a parameter of the whole set by the field `index`, or use "
-                "pyro_vae.guides.PerDatum"
+                f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
+                f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
+                "batches have other images. Make one parameter for the whole set and take its "
+                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
             )
     return ""
 
@@ -202,8 +202,8 @@ def _why_it_failed(
         return _failure(program.role, on, error) + _hints(program, x, fields, error, first)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
-        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
-        "the dimensions that belong to one image are its event, so write "
+        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
+        "The dimensions that belong to one image must be event dimensions: write "
         f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
 
@@ -212,11 +212,11 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            "; the batches are made for a program, so let it take all rows that it is given "
+            ". fit makes the batches: write the plate for all rows that the program gets "
             "(subsample_size=None)"
         )
     found = [
-        f"field {name!r} holds {int(value.min())}"
+        f"field {name!r} has the value {int(value.min())}"
         for name, value in program.select(fields).items()
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
@@ -379,19 +379,18 @@ def _data_plates(
                 ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
             )
             one = any(f.size < 0 for f in plates) and not node["is_observed"]
-            lead = "one value is drawn for all images, as that plate has no size: " * one
+            lead = "all images share one value, because that plate has no size: " * one
             raise UserError(
-                f"site {name!r} of the {role} stands outside the data plate (for {num_images} "
-                f"images it stands in {those}; its batch shape is "
-                f"{tuple(node['fn'].batch_shape)}): {lead}sample it inside `with "
-                "pyro.plate('data', x.shape[0]):`"
+                f"site {name!r} of the {role} is outside the data plate (for {num_images} "
+                f"images it is in {those}; its batch shape is {tuple(node['fn'].batch_shape)}): "
+                f"{lead}sample it inside `with pyro.plate('data', x.shape[0]):`"
             )
         if len(data) > 1:
             both = " and ".join(f"{f.name!r} at dimension {f.dim}" for f in data)
             raise UserError(
-                f"site {name!r} of the {role} is in two data plates, {both}, which pair every "
-                "image with every other, so that log p(x) of one image is not defined: sample it "
-                "inside one of them"
+                f"site {name!r} of the {role} is in two data plates, {both}. They combine every "
+                "image with every other, so log p(x) of one image is not defined: sample the "
+                "site inside one of them"
             )
         for dim, size in zip(
             range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
@@ -399,15 +398,15 @@ def _data_plates(
             plate = next((f for f in plates if f.dim == dim), None)
             if size != (1 if plate is None else plate_size(node, plate)):
                 stands = (
-                    "no plate stands"
+                    "there is no plate"
                     if plate is None
-                    else f"plate {plate.name!r} of {plate.size} stands"
+                    else f"plate {plate.name!r} of {plate.size} is"
                 )
                 raise UserError(
                     f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
                     f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
-                    "images): dimensions of one image are its event, so write `.to_event(n)` for "
-                    "them, or put a plate there"
+                    "images). Dimensions of one image must be event dimensions: write "
+                    "`.to_event(n)`, or put a plate there"
                 )
         found[name] = data[0]
     return found
@@ -422,9 +421,9 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         found[name] = num_values(node)
         if plate := other_plate(node, plates.get(name)):
             raise UserError(
-                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
-                "in the data plate: a site is summed out where each image has one; sample it in "
-                "the guide, or write a site for each of its parts"
+                f"site {name!r} is missing in the guide, and it is in plate {plate!r} as well "
+                "as in the data plate. A site can be summed out only if each image has one "
+                "value of it: sample it in the guide, or write one site for each of its parts"
             )
     return found
 
@@ -443,15 +442,16 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
             shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
         except Exception as error:
             raise UserError(
-                f"{_failure('model', f'with all values of {names} at once', error)}: they are "
-                "summed out as the guide lacks them: write it for values of shape (values, 1, "
-                "…), by torch.broadcast_tensors before torch.cat, or sample them in the guide"
+                f"{_failure('model', f'with all values of {names} at once', error)}. These "
+                "sites are summed out, because they are not in the guide: write the model for "
+                "values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, "
+                "or sample them in the guide"
             ) from error
     dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
     if len(set(dims)) < len(dims):
         raise UserError(
-            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are "
-            "summed over at once"
+            f"{names} share dimensions in a pyro.markov: leave pyro.markov out, because all "
+            "their values are summed at once"
         )
     mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
     why = f"its prior is a mixture over {names}, which is summed out"
@@ -481,8 +481,8 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
     if len(latents) == len(model):
         swapped = any(node["is_observed"] for node in guide.values())
         raise UserError(
-            "the model observes nothing, and the guide does: were the two swapped? The model comes "
-            "first, fit(model, guide, x)"
+            "the model observes nothing, but the guide does: were the two swapped? The model "
+            "comes first, fit(model, guide, x)"
             if swapped
             else "the model observes nothing: give one of its sample statements `obs=x`"
         )
@@ -491,8 +491,8 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
             continue
         if name in model and name not in latents:
             raise UserError(
-                f"site {name!r} is sampled by the guide and observed by the model: it must be one "
-                "or the other"
+                f"site {name!r} is sampled by the guide and observed by the model: expected one "
+                "of the two"
             )
         if name not in model:
             hint = (
@@ -501,16 +501,16 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
                 else f"the model has no latent site {name!r}"
             )
             raise UserError(
-                f"the guide samples site {name!r}, which the model lacks: name latent sites alike "
-                f"in both ({hint}){fitting}"
+                f"the guide samples site {name!r}, which is not in the model: give a latent "
+                f"site the same name in both ({hint}){fitting}"
             )
     for name in latents:
         if name not in guide and not _is_discrete(model[name]):
             none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or none} (Pyro would draw it from its prior in silence): "
-                f"sample {name!r} in the guide, or sum it out in the model{fitting}"
+                f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
+                f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
 
@@ -540,7 +540,7 @@ def _check_latents(
             ]
             raise UserError(
                 f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of "
-                "the guide: give both one dimension"
+                "the guide: give both the same dimension"
             )
 
 
@@ -567,15 +567,15 @@ def _check_values(node: Any, num_images: int) -> None:
     if not same or not _fits(batch, fn.batch_shape):
         raise UserError(
             f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
-            f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
-            "event and the value the shape of one image"
+            f"{tuple(batch)} + {tuple(event)} for {num_images} images: expected a distribution "
+            "whose event has the shape of one image"
         )
     check_support(node)
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
-            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part "
-            "or a modulus before it"
+            f"site {name!r}: its log density is complex, but log p(x) is real: take a real part "
+            "or a modulus first"
         )
     if torch.isnan(log_prob).any():
         raise UserError(
@@ -610,10 +610,10 @@ def check_support(node: Any) -> None:
         elementwise = base.support.check(value)
         bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
         remedy = _REMEDIES.get(
-            type(base.support), "choose a likelihood whose support holds the data"
+            type(base.support), "choose a likelihood whose support contains the data"
         )
         if not node["is_observed"]:
-            remedy = "the guide draws it there: give the guide a distribution on that support"
+            remedy = "the guide draws this value: give the guide a distribution on that support"
         raise UserError(
             f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
             f"of {law_of(fn)}: {remedy}"
@@ -644,8 +644,8 @@ _REMEDIES = {
     ): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
     type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
     constraints.integer_interval: (
-        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood "
-        "with as many levels=…"
+        "give the grey levels as stored, whole numbers from 0, and build the likelihood with "
+        "their number, levels=…"
     ),
     type(
         constraints.nonnegative_integer
@@ -827,7 +827,7 @@ def _analytic_kl(
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
             continue
         if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
-            sampled[name] = "poutine.scale is another one in the model than in the guide"
+            sampled[name] = "poutine.scale of the model differs from that of the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

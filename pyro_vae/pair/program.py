@@ -67,13 +67,13 @@ class ParameterStore(Messenger):
     ) -> None:
         if self.waiting and name not in self.waiting:
             raise UserError(
-                f"the programs make pyro.param({name!r}), and the file that was loaded has none: "
-                "load it into the pair that it was saved from"
+                f"the programs use pyro.param({name!r}), which is not in the loaded file: load "
+                "the file into the pair that it was saved from"
             )
         if not self.may_create and not self.waiting:
             raise UserError(
                 f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises "
-                "parameters: fit this very pair of model and guide first"
+                "parameters: first fit this same pair of model and guide"
             )
         value = init() if callable(init) else init
         unconstrained = transform_to(constraint).inv(value).detach().clone()
@@ -89,8 +89,8 @@ class ParameterStore(Messenger):
         left = sorted(self.waiting.keys() - self.parameters.keys())
         if left:
             raise UserError(
-                f"the file that was loaded has pyro.param({left[0]!r}), which neither program "
-                "makes: load it into the pair that it was saved from"
+                f"the file that was loaded has pyro.param({left[0]!r}), which no program uses: "
+                "load the file into the pair that it was saved from"
             )
         self.waiting = {}
 
@@ -226,8 +226,8 @@ class Program:
         if missing := [name for name in self._required if name not in given]:
             known = ", ".join(sorted(given)) or "none"
             raise UserError(
-                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
-                f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
+                f"the {self.role} requires the field {missing[0]!r}, which was not given (given "
+                f"fields: {known}): pass {missing[0]}=…, with one row for each image"
             )
         return {name: value for name, value in fields.items() if self.receives(argument_of(name))}
 

@@ -18,9 +18,10 @@ from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
 LAYOUT_WORDS = {
-    "plate": "an outer plate of draws: the guide's network runs once an image",
-    "rows": "the guide under an outer plate, the model on flattened rows: the guide's network runs once an image",
-    "repeat": "each image repeated: the guide's network runs once a draw",
+    "plate": "an outer plate of draws: the guide's network runs once for each image",
+    "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
+    "network runs once for each image",
+    "repeat": "each image repeated: the guide's network runs once for each draw",
 }
 
 
@@ -58,12 +59,12 @@ class PairReport(Printed):
             )
         if s.asked:
             lines.append(
-                "trained by Pyro's own objectives alone: "
+                "trained only by Pyro's own objectives: "
                 f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
             lines.append(
-                f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, "
+                f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
                 "DReG, AIS)"
             )
         if s.not_held:

@@ -82,4 +82,7 @@ def _refusal(function: str, name: str, options: Iterable[str], fields: list[str]
         if near
         else f"give the model or the guide a parameter {name}, or leave it out"
     )
-    return f"{function} has no argument {name!r}, and no program takes such a field ({taken}): {remedy}"
+    return (
+        f"{function} has no argument {name!r}, and neither program takes a field of this name "
+        f"({taken}): {remedy}"
+    )

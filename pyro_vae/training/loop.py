@@ -101,7 +101,7 @@ class Loop:
         )
         if not self.at.seen:
             raise self.give_up(
-                f"every step of epoch {self.at.epoch} was skipped, for it was not finite"
+                f"every step of epoch {self.at.epoch} was skipped, because none was finite"
             )
         *means, _ = self.read()
         return as_record(means, self.at.epoch, self.at.step)
@@ -120,7 +120,7 @@ class Loop:
             if risen != (
                 risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)
             ):
-                self.loss.kl_weight.fill_(self.options.kl_weight * risen)
+                self.loss.kl_weight.fill_(float(self.options.kl_weight) * risen)
             self.group.begin_step(self.options.seed, at.step, at.sums.device)
             sums = take(x, named)
             at.step += 1
@@ -264,7 +264,7 @@ class Loop:
         self.history.valid = [record for record in self.history.valid if record.epoch < at.epoch]
         self.note_progress()
         place = f"step {step}" if step is not None else f"after step {at.step}"
-        begins = f"; it begins at {site}" if site else ""
+        begins = f"; it starts at {site}" if site else ""
         message = (
             f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set "
             "grad_clip, or look for infinities in the data"

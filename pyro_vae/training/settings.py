@@ -49,30 +49,29 @@ class Settings:
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
     kl_weight: float | str = option(1.0, least=0)
-    """The weight of the KL in training (β), or one of each latent site, such as z1=1,z2=0.5; 1 is
-    the ELBO's.
+    """The weight of the KL in training (β), or one for each latent site, such as z1=1,z2=0.5; 1
+    gives the ELBO.
     """
     kl_warmup: float | str = option(0.0, least=0)
-    """How the KL weight is reached: a number of epochs over which it rises from 0, or
-    "Cyclical(cycles=4, ramp=0.5)"; by default it is there at once.
+    """How the KL weight rises: a number of epochs in which it rises from 0, or
+    "Cyclical(cycles=4, ramp=0.5)"; by default it has its full value from the start.
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient, to which a longer one is scaled down; by default gradients
-    are as they are.
+    """The largest norm of the gradient: a larger gradient is scaled down to it; by default gradients
+    are not changed.
     """
     freeze: str | None = None
-    """What stays as it is: model, guide, or a pattern of parameters' names, such as
-    "model.likelihood.*"; by default all is trained.
+    """What is not trained: model, guide, or a pattern of parameters' names, such as
+    "model.likelihood.*"; by default everything is trained.
     """
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled, as a replayed graph, or as plain Pyro; auto compiles
-    where so many steps are worth it.
+    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain Pyro
+    (off). auto compiles if the number of steps is worth it.
     """
     on_divergence: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
-    it.
+    """If a loss or gradient is NaN or infinite: stop and say where, or skip and count the step.
     """
 
 

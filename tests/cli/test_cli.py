@@ -127,12 +127,9 @@ def test_help_is_in_groups_with_examples(capsys: pytest.CaptureFixture[str]) -> 
     heads = [line for line in text.splitlines() if line.endswith(":") and line[:1] != " "]
     assert heads == [f"{head}:" for head in (*Train.groups, "examples")]
     assert text.count("\n  pyro-vae train") == len(Train.examples) == 3
-    for name, default in (
-        ("kl-warmup", "at once"),
-        ("freeze", "all"),
-        ("grad-clip", "as they are"),
-    ):
-        assert default in " ".join(text.partition(f"--{name} ")[2].split())[:300], name
+    for name in ("kl-warmup", "grad-clip", "freeze", "init-from", "early-stopping", "labels"):
+        said = text.partition(f"  --{name} ")[2].partition("\n  --")[0]
+        assert "by default" in " ".join(said.split()).lower(), name
     assert not any(noise in text for noise in ("None", "{", "SUPPRESS", "default: "))
 
 
@@ -224,7 +221,7 @@ TRAIN_MISTAKES = [
     ("--optimizer Adm", "did you mean 'Adam'"),
     ("--schedule cosin", "did you mean 'Cosine'"),
     ("--data digit", "did you mean 'digits'"),
-    ("--guide StandardNormal", "belongs to the slot prior"),
+    ("--guide StandardNormal", "is a part of the slot prior"),
     ("--guide MeanField(dept=3)", "dept"),
     ("--guide MeanField(", "position"),
     ("--guide MeanField(latent_dim=5)", "event shape"),
@@ -234,7 +231,7 @@ TRAIN_MISTAKES = [
     ("--guide nowhere.py:Mine", "nowhere.py"),
     ("--model parts.py:Own", "observes"),
     ("--model parts.py:Own --binarize dynamic --likelihood Gaussian", "takes no likelihood"),
-    ("--net Conv --data flat.npz --batch-size 8", "Conv serves images"),
+    ("--net Conv --data flat.npz --batch-size 8", "Conv needs images"),
     ("--latent-dim 0", "--latent-dim 0"),
     ("--steps 0", "--steps 0"),
     ("--epochs 0", "--epochs 0"),

@@ -266,11 +266,11 @@ def test_compare_reads_what_stored_results_score(
         return code, "".join(capsys.readouterr())
 
     code, text = compared()
-    assert code == 0 and "only the digest of x" not in text
+    assert code == 0 and "an old result with a digest of x alone" not in text
     code, text = compared(quantity=None, scored=None, conditions=None)
-    assert code == 0 and "b was written when only the digest of x was kept" in text
+    assert code == 0 and "b is an old result with a digest of x alone" in text
     code, text = compared(quantity="log p(x | y)", conditions={"y": "a" * 64})
-    assert code == 2 and "'b' log p(x | y): different quantities" in text
+    assert code == 2 and "'b' log p(x | y): these are different quantities" in text
     code, text = compared(scored={"x": "a" * 64})
     assert code == 2 and "'a' scores at site 'x'" in text
 

@@ -543,8 +543,7 @@ def test_results_of_before_are_compared_and_it_is_said() -> None:
     for pair in ({"a": old, "b": other}, {"a": old, "new": conditional}):
         found = pv.compare(pair)
         assert any(
-            note.startswith("a was written when only the digest of x was kept")
-            for note in found.notes
+            note.startswith("a is an old result with a digest of x alone") for note in found.notes
         )
         assert "log p(x | y)" in str(found).splitlines()[0]
     refused(old, score(joint, X, y=CLASS), "log p(x, y)")

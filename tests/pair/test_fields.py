@@ -82,7 +82,7 @@ def test_every_function_of_fields_is_known() -> None:
 def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None:
     model, guide = vae()
     value = torch.ones(8)
-    with pytest.raises(UserError, match=f"{name} has no argument '{field}', and no program"):
+    with pytest.raises(UserError, match=f"{name} has no argument '{field}', and neither program"):
         functions_of_fields()[name](
             model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{field: value}
         )
@@ -150,7 +150,9 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     assert program.takes("y") and not program.takes("mask")
     assert program.takes("index") == inner.startswith("PerDatum")
     pv.fit(model, guide, X, y=Y, **QUICK)
-    with pytest.raises(UserError, match=r"no program takes such a field \(they take y\)"):
+    with pytest.raises(
+        UserError, match=r"neither program takes a field of this name \(they take y\)"
+    ):
         pv.fit(model, guide, X, y=Y, shade=X, **QUICK)
 
 
@@ -194,7 +196,7 @@ def test_what_a_name_may_stand_for() -> None:
 
 def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
     """``fields={…}`` holds those that an option has the name of."""
-    with pytest.raises(UserError, match="no argument 'shade', and no program takes"):
+    with pytest.raises(UserError, match="no argument 'shade', and neither program takes"):
         pv.fit(*vae(), X, fields={"shade": X > 0}, **QUICK)
     with pytest.raises(UserError, match="False in the field mask"):  # which marks x
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)

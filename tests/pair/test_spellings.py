@@ -118,7 +118,7 @@ def test_one_weight_an_image_trains_and_has_no_px() -> None:
                for v, tier in ((Vae(), "off"), (Vae(), "graph"))]  # fmt: skip
     assert [e.loss for e in history[0]] == pytest.approx([e.loss for e in history[1]])
     with pytest.raises(
-        pv.UserError, match=r"is scaled by one weight an image .*no scale where log p"
+        pv.UserError, match=r"is scaled by one weight an image .*without a scale, or score"
     ):
         pv.log_marginal(Vae().model, Vae().guide, X, w=WEIGHT, num_samples=9, device="cpu")
 
@@ -146,7 +146,8 @@ def test_weights_of_pixels_are_refused() -> None:
             pyro.sample("z", dist.Normal(v.encoder(x).unsqueeze(-2), 0.5).to_event(1))
 
     with pytest.raises(
-        pv.UserError, match=r"'x' is scaled by a tensor of shape .*other weights than one an image"
+        pv.UserError,
+        match=r"'x' is scaled by a tensor of shape .*expected one scale for each image",
     ):
         pv.fit(model, guide, X, **QUICK)
 
@@ -646,7 +647,7 @@ def test_a_class_that_is_none_is_named_wherever_it_is(row: int) -> None:
 
     v, x = Vae(), torch.cat([X] * 3)[:12]
     for call in ("check_pair", "fit", "log_marginal"):
-        with pytest.raises(pv.UserError, match="field 'y' holds -1"):
+        with pytest.raises(pv.UserError, match="field 'y' has the value -1"):
             CALLS[call](program(v.model), program(v.guide), x, y=labels)
 
 
