@@ -18,7 +18,6 @@ from torch import Tensor
 from pyro_vae.analysis.latents import join
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.pair.dry_run import check_support_of_set
 from pyro_vae.pair.layouts import (
     Fields,
     Geometry,
@@ -29,6 +28,7 @@ from pyro_vae.pair.layouts import (
     sample_nodes,
     trace_model,
 )
+from pyro_vae.pair.observed_support import check_support_of_set
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.validation import check_choice, check_count

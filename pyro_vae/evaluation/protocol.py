@@ -21,7 +21,7 @@ from pyro_vae.data.loaders import Batch
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
-from pyro_vae.pair.enumeration import innermost
+from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.layouts import Geometry, masks_of, plain_draw, sample_nodes, trace_model
 from pyro_vae.pair.module_state import own_buffers
 from pyro_vae.pair.runtime import Pair

@@ -15,10 +15,18 @@ from torch.distributions import Transform, biject_to
 
 from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
-from pyro_vae.pair import dry_run
-from pyro_vae.pair.layouts import Fields, draw_alone, latent_nodes, run, run_alone
+from pyro_vae.pair.layouts import (
+    Fields,
+    copies,
+    draw_alone,
+    latent_nodes,
+    run,
+    run_alone,
+    taken,
+)
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.trial import trace_pair
 
 PROBE_IMAGES = 5
 
@@ -52,8 +60,8 @@ class Unconstrained:
         refuse_unfit(pair, x, fields)
         self.geometry = structure.geometry
         self.layout = pair.layout(x, fields)
-        few = x[:1], {name: value[:1] for name, value in fields.items()}
         with pair.probing():
+            few = taken(x, fields, slice(1))
             nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
             self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
             self.periodic = tuple(
@@ -210,10 +218,9 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """
     refuse_unscorable(pair, x, fields)
     structure = pair.structure(x, fields)
-    few = x[:PROBE_IMAGES].clone()  # a program may write into its batch
-    few_fields = {name: value[:PROBE_IMAGES].clone() for name, value in fields.items()}
+    few = copies(*taken(x, fields, slice(PROBE_IMAGES)))
     with pair.probing():
-        _, drawn, _ = dry_run.trace_pair(pair, few, few_fields)
+        _, drawn, _ = trace_pair(pair, *few)
         latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
@@ -234,7 +241,7 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                     f"({type(node['fn']).__name__}; as a planar flow): use a guide whose log_prob "
                     "takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
-        pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
+        pair.run(*few, 1).log_weights()  # refuses scaled sites
 
 
 def _refuse_no_bijection(name: str, fn: Any) -> None:

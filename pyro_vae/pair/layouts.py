@@ -318,7 +318,11 @@ def copies(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
 
 def taken(x: Tensor, fields: Fields, rows: slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """These rows of a batch."""
-    return x[rows], {name: value[rows] for name, value in fields.items()}
+
+    def of(value: Tensor) -> Tensor:
+        return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
+
+    return of(x), {name: of(value) for name, value in fields.items()}
 
 
 def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.fields import made_of
-from pyro_vae.pair import dry_run as explain
+from pyro_vae.pair.dry_run import understand
 from pyro_vae.pair.layouts import (
     LAYOUTS,
     Draw,
@@ -27,6 +27,7 @@ from pyro_vae.pair.layouts import (
     plain_draw,
     plain_score,
     run,
+    taken,
 )
 from pyro_vae.pair.module_state import modules_called
 from pyro_vae.pair.program import (
@@ -39,6 +40,7 @@ from pyro_vae.pair.program import (
     validation,
 )
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, trace_pair
 from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
 
@@ -82,7 +84,7 @@ class Pair:
         guide: Callable[..., Any],
         store: ParameterStore | None = None,
     ) -> None:
-        explain.refuse_autoguide(guide)
+        refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
         self._use(_Known() if store is None else _Known(store))
         self._met: list[
@@ -236,7 +238,7 @@ class Pair:
             self.store.before = frozenset(self.store.parameters)
             with self.probing():
                 few = probe(x, fields, PROBE_IMAGES)
-                explain.trace_pair(self, *few)[0].compute_log_prob()
+                trace_pair(self, *few)[0].compute_log_prob()
                 plain_draw(self.model, *few)
         except Exception as error:  # whatever a program raises on numbers of another kind
             return " ".join((str(error) or repr(error)).splitlines()[:2])
@@ -314,12 +316,12 @@ class Pair:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    found = explain.understand(self, lambda size: probe(x, fields, size))
+                    found = understand(self, lambda size: probe(x, fields, size))
                 self.store.refuse_left()
                 self._known.structures[key] = found
             except UserError as error:
                 self.store.forget_new()
-                explain.refuse_broken_parameters(self)
+                refuse_broken_parameters(self)
                 whole = [
                     why for (shape, _), why in self._known.whole.items() if shape == x.shape[1:]
                 ]
@@ -362,11 +364,10 @@ class Pair:
                 LAYOUTS[:-1] if not values else LAYOUTS[:1]
             ):  # merging rows takes draws without values
                 try:
-                    found = terms(layout)
+                    if not differing(reference, terms(layout)):
+                        return layout
                 except Exception:  # a layout that a user's program can't run under is not for it
                     continue
-                if _same_terms(found, reference):
-                    return layout
         return "repeat"
 
     @contextmanager
@@ -439,23 +440,23 @@ def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tenso
     """Copies of the first ``size`` images and fields, of the first ones again where there are
     fewer.
     """
-    rows = torch.arange(size, device=x.device) % len(x)
-    return x[rows], {name: value[rows.to(value.device)] for name, value in fields.items()}
+    return taken(x, fields, torch.arange(size) % len(x))
 
 
-def _same_terms(terms: SiteTerms, reference: SiteTerms) -> bool:
-    """Whether every site's log density agrees, up to rounding, with the reference's."""
-    found, expected = (
-        {
-            (i, n): site.log_prob
-            for i, sites in enumerate((t.observed, t.prior, t.guide))
-            for n, site in sites.items()
-        }
-        for t in (terms, reference)
-    )
-    return found.keys() == expected.keys() and all(
-        close(found[key], value) for key, value in expected.items()
-    )
+def differing(
+    terms: SiteTerms, others: SiteTerms, rows: Sequence[int] | slice = slice(None)
+) -> str:
+    """The first site whose log densities, at the images ``rows``, are not the others' up to
+    rounding.
+    """
+    for role, before, after in (
+        ("guide", terms.guide, others.guide),
+        ("model", terms.prior | terms.observed, others.prior | others.observed),
+    ):
+        for name, site in before.items():
+            if not close(after[name].log_prob, site.log_prob[:, rows]):
+                return f"{name!r} of the {role}"
+    return ""
 
 
 def close(a: Tensor, b: Tensor) -> bool:

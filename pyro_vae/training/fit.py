@@ -23,7 +23,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.pair import dry_run
+from pyro_vae.pair import observed_support
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
@@ -289,8 +289,8 @@ def _check_data(
                 "give its Dataset instead"
             )
     if isinstance(source, Resident):
-        dry_run.check_fields(pair, source.fields)
+        observed_support.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
     if structure.subsampling or observe is not None or not isinstance(source, Resident):
         return
-    dry_run.check_support_of_set(pair, source.num_images, source.part)
+    observed_support.check_support_of_set(pair, source.num_images, source.part)
