@@ -22,7 +22,14 @@ from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
 from pyro_vae.formatting import quantity, shorten
 from pyro_vae.pair.laws import innermost
-from pyro_vae.pair.layouts import Geometry, masks_of, plain_draw, sample_nodes, trace_model
+from pyro_vae.pair.layouts import (
+    Geometry,
+    masks_of,
+    plain_draw,
+    sample_nodes,
+    taken,
+    trace_model,
+)
 from pyro_vae.pair.module_state import own_buffers
 from pyro_vae.pair.runtime import Pair
 
@@ -187,9 +194,7 @@ class Quantity:
 
     def _keep(self, batch: Batch, rows: slice) -> None:
         if len(batch[0][rows]):
-            self._few.append(
-                (batch[0][rows], {name: value[rows] for name, value in batch[1].items()})
-            )
+            self._few.append(taken(*batch, rows))
 
     def told(self, bits_offset: float | None = None) -> tuple[dict[str, Any], tuple[str, ...]]:
         """For the protocol, and what is to be said of it.

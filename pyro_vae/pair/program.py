@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
 from pyro_vae.errors import UserError
-from pyro_vae.fields import argument_of, arguments
+from pyro_vae.fields import Part, argument_of, arguments
 from pyro_vae.protocols import Local, hook
 
 
@@ -203,21 +203,26 @@ class Program:
             ]
             self.taken = self.taken.union(*(each.taken for each in reached))
             self._takes_all = any(each._takes_all for each in reached)
+        self._selected: dict[tuple[str, ...], list[str]] = {}  # by the names of what is given
         self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
-        return self.call(x, **arguments(self.select(fields)))
+        given = self.select(fields)
+        parts = any(isinstance(name, Part) for name in given)
+        return self.call(x, **(arguments(given) if parts else given))
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fields that the program receives; a ``UserError`` where a required one was not given."""
-        given = set(map(argument_of, fields))
-        if missing := [name for name in self._required if name not in given]:
-            known = ", ".join(sorted(given)) or "none"
-            raise UserError(
-                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
-                f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
-            )
-        return {name: value for name, value in fields.items() if self.receives(argument_of(name))}
+        if (names := tuple(fields)) not in self._selected:
+            given = {name: argument_of(name) for name in names}
+            if missing := [name for name in self._required if name not in given.values()]:
+                known = ", ".join(sorted({*given.values()})) or "none"
+                raise UserError(
+                    f"the {self.role} requires the field {missing[0]!r}, which was not given "
+                    f"(fields at hand: {known}): pass {missing[0]}=… beside x, one row an image"
+                )
+            self._selected[names] = [n for n, argument in given.items() if self.receives(argument)]
+        return {name: fields[name] for name in self._selected[names]}
 
     def receives(self, argument: str) -> bool:
         """Whether the program is given this argument, where there is one."""

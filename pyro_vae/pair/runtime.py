@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
-from pyro_vae.fields import made_of
+from pyro_vae.fields import Part, made_of
 from pyro_vae.pair.dry_run import understand
 from pyro_vae.pair.layouts import (
     LAYOUTS,
@@ -202,6 +202,10 @@ class Pair:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
+
+    def buffers(self) -> list[Tensor]:
+        """Those of the modules."""
+        return [buffer for module in self.modules for buffer in module.buffers(recurse=False)]
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -431,7 +435,8 @@ def _weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
 
 def _like(x: Tensor, fields: Fields) -> Any:
     rows = sorted(
-        (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
+        (name, made_of(name) if isinstance(name, Part) else "", tuple(value.shape[1:]), value.dtype)
+        for name, value in fields.items()
     )
     return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()
 

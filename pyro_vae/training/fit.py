@@ -24,6 +24,7 @@ from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair import observed_support
+from pyro_vae.pair.layouts import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
@@ -271,8 +272,7 @@ def _words(value: Any) -> str:
 def _first_batch(
     source: Source, observe: Observation | None, pair: Pair
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = next(source.in_order())
-    x, named = x[:5], {name: value[:5] for name, value in named.items()}
+    x, named = taken(*next(source.in_order()), slice(5))
     return pair.cast(observe(x) if observe is not None else x, named), named
 
 
