@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.gibbs import Redraw, Restored, restore
+from pyro_vae.analysis.chains import Redraw, Restored
+from pyro_vae.analysis.gibbs import restore
 from pyro_vae.errors import UserError
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images

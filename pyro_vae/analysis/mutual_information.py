@@ -17,19 +17,12 @@ from torch import Tensor
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
-from pyro_vae.pair.layouts import (
-    PARTICLE_PLATE,
-    Fields,
-    SiteTerms,
-    draw_alone,
-    log_prob_of,
-    masked,
-    per_image,
-    repeated,
-)
+from pyro_vae.pair.layouts import PARTICLE_PLATE, draw_alone, per_image
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
+from pyro_vae.pair.nodes import Fields, log_prob_of, masked, repeated
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.terms import SiteTerms
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""

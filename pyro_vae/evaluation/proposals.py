@@ -16,10 +16,12 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.evaluation.weight_sums import split_draws
-from pyro_vae.pair.layouts import Fields, Score, SiteTerms, run_alone
+from pyro_vae.pair.layouts import run_alone
 from pyro_vae.pair.log_weights import refuse_bad_weights, refuse_subsampling
+from pyro_vae.pair.nodes import Fields, Score
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.validation import check_number
 
 __all__ = ["Defensive", "Guide", "Prior", "Proposal"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.loaders import Batch, Source
-from pyro_vae.pair.layouts import taken
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.protocols import hook

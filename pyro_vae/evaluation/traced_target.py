@@ -13,7 +13,7 @@ from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
 from pyro_vae.data.loaders import Batch
 from pyro_vae.evaluation.unconstrained import Point, Unconstrained
-from pyro_vae.pair.layouts import Fields
+from pyro_vae.pair.nodes import Fields
 
 GRADIENTS = slice(2, 4)
 

@@ -18,7 +18,7 @@ from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
 from pyro_vae.memory import keep_freed_memory
-from pyro_vae.pair.layouts import Score, plain_score
+from pyro_vae.pair.nodes import Score, plain_score
 from pyro_vae.pair.runtime import Pair
 
 Draw = Callable[[int], Tensor]

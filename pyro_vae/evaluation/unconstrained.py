@@ -15,16 +15,9 @@ from torch.distributions import Transform, biject_to
 
 from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import (
-    Fields,
-    copies,
-    draw_alone,
-    latent_nodes,
-    run,
-    run_alone,
-    taken,
-)
+from pyro_vae.pair.layouts import draw_alone, run, run_alone
 from pyro_vae.pair.log_weights import refuse_unscorable
+from pyro_vae.pair.nodes import Fields, copies, latent_nodes, taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.trial import trace_pair
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.calls import batch_of
-from pyro_vae.pair.layouts import Call, Fields, SiteTerms, plain_draw
+from pyro_vae.pair.nodes import Call, Fields, plain_draw
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.validation import check_whole
 
 

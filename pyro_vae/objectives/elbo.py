@@ -21,16 +21,10 @@ from pyro_vae.objectives.base import (
     sampled_kl,
     scaled_sum,
 )
-from pyro_vae.pair.layouts import (
-    Site,
-    SiteTerms,
-    masked,
-    on_particles,
-    same_scale,
-    scale_words,
-    times_shares,
-)
+from pyro_vae.pair.layouts import on_particles
+from pyro_vae.pair.nodes import masked
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words, times_shares
 from pyro_vae.validation import check_number
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
-from pyro_vae.pair.layouts import Call, Fields, SiteTerms, like_value
+from pyro_vae.pair.layouts import like_value
+from pyro_vae.pair.nodes import Call, Fields
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from pyro_vae.pair import (
     rescoring,
 )
 from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
-from pyro_vae.pair.layouts import Fields, Geometry, log_prob_of, plate_size, sample_nodes
+from pyro_vae.pair.layouts import Geometry
+from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.trial import Nodes, Traces, check_latents, shapes_of, trace_pair

@@ -13,18 +13,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import (
-    Call,
-    Fields,
-    Geometry,
-    SiteTerms,
-    copies,
-    latent_nodes,
-    plain_draw,
-    run,
-    taken,
-)
+from pyro_vae.pair.layouts import Geometry, run
+from pyro_vae.pair.nodes import Call, Fields, copies, latent_nodes, plain_draw, taken
 from pyro_vae.pair.runtime import Pair, differing, probe
+from pyro_vae.pair.terms import SiteTerms
 
 NUM_IMAGES = 5
 EVERY, OTHERS = (0, 1, 2, 3, 4), ((0, 1, 1, 1, 1), (3, 3, 3, 3, 4))

@@ -4,7 +4,7 @@ images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -12,177 +12,30 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import distributions as dist
 from pyro import poutine
-from pyro.distributions import TorchDistribution
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.enumeration import conditionals, enumerated
+from pyro_vae.pair.nodes import (
+    Call,
+    Draw,
+    Fields,
+    Score,
+    copies,
+    latent_nodes,
+    log_prob_of,
+    masked,
+    plain_draw,
+    plain_score,
+    repeated,
+    sample_nodes,
+)
 from pyro_vae.pair.program import Program
+from pyro_vae.pair.terms import Site, SiteTerms, rows_first, same_scale, scale_words
 
 PARTICLE_PLATE = "_pyro_vae_particles"
-Fields = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Site:
-    """One sample site of one program: its density at the value that was drawn or observed."""
-
-    log_prob: Tensor  # (K, B), nats, unscaled, masked, summed over all other dimensions
-    scale: (
-        float | Tensor
-    )  # what plates and poutine.scale multiply it by in Pyro's losses; (K, B) where images differ
-    value: Tensor  # (K, B, *event) for a latent, as observed otherwise
-    fn: TorchDistribution
-    mask: Tensor | bool | None
-    score_term: (
-        Tensor | None
-    )  # (K, B), log_prob again where the draw is not reparameterised, else None
-    dim: int  # the data plate's, among the site's batch dimensions
-    plate: str = "data"  # its name
-    # log_prob is a mixture over a site that is summed out, and ``fn`` its components, in front
-    mixed: bool = False
-    particle_dim: int | None = None  # the particles', where they have a dimension of their own
-    # (K, B), nats: log q(y | x) of a site of the guide that is enumerated, at each of its values
-    log_share: Tensor | None = None
-
-    def rows(self, value: Tensor | None = None) -> Tensor:
-        """The site's value, or another one of its batch shape, with the images in front: ``(rows,
-        *other plates, *event)``.
-        """
-        return _rows_first(self.value if value is None else value, self.fn, self.dim)
-
-
-@dataclass(frozen=True)
-class SiteTerms:
-    """All sites of one run of the pair, model sites in the model's order, guide sites in the
-    guide's.
-
-    ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
-    name, in nats. A discrete
-    site that the guide lacks is in none of them: the others' densities are those with that site
-    summed out. A site of the guide that is enumerated makes each draw V rows, one a value: K is
-    then V · ``num_particles``, and the rows of one draw are weighted by `shares`.
-    """
-
-    num_particles: int
-    batch_size: int
-    plate_scale: float  # full size over batch size of the data plate: 1, unless it subsamples
-    observed: dict[str, Site] = field(default_factory=dict)
-    prior: dict[str, Site] = field(default_factory=dict)
-    guide: dict[str, Site] = field(default_factory=dict)
-    model_order: tuple[str, ...] = ()
-
-    @property
-    def shares(self) -> Tensor | None:
-        """q(y | x) of the row of each value of the enumerated sites y, ``(K, B)``; none without."""
-        logs = [site.log_share for site in self.guide.values() if site.log_share is not None]
-        total: Any = sum(logs)
-        return total.exp() if logs else None
-
-    def expected(self) -> SiteTerms:
-        """The terms of a mean over draws: their sum over rows is Σ_y q(y | x) of it, by `shares`,
-        and log q has no gradient where a draw has no path, as E[∇ log q] = 0.
-        """
-        shares = self.shares
-
-        def weighted(sites: dict[str, Site]) -> dict[str, Site]:
-            return {
-                name: replace(site, log_prob=times_shares(site.log_prob, shares))
-                for name, site in sites.items()
-            }
-
-        held = {
-            name: site
-            if site.score_term is None
-            else replace(site, log_prob=site.log_prob.detach())
-            for name, site in self.guide.items()
-        }
-        return replace(
-            self,
-            observed=weighted(self.observed),
-            prior=weighted(self.prior),
-            guide=weighted(held),
-        )
-
-    def log_weights(self) -> Tensor:
-        """log p(x, z) − log q(z | x), ``(num_particles, B)``; a ``UserError`` where a site carries
-        a scale (IWAE, equation 8).
-
-        Enumerated sites y are summed over, log Σ_y p(x, y, z_y) / q(z_y | x, y), from which q(y |
-        x) drops out.
-        """
-        for role, sites in (("model", {**self.observed, **self.prior}), ("guide", self.guide)):
-            for name, site in sites.items():
-                if not same_scale(site.scale, 1.0):
-                    raise UserError(
-                        f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
-                        "subsampling plate or poutine.scale), so its log weights are not those of "
-                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is "
-                        "made, or score with ignore_scales=True"
-                    )
-        model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
-        drawn = [site for site in self.guide.values() if site.log_share is None]
-        weights: Tensor = model - sum(site.log_prob for site in drawn)
-        if len(drawn) < len(self.guide):
-            weights = weights.unflatten(0, (-1, self.num_particles)).logsumexp(0)
-        return weights
-
-
-def times_shares(log_prob: Tensor, shares: Tensor | None) -> Tensor:
-    """``log_prob`` times the share of each row; a row without any has 0, whatever its density."""
-    if shares is None:
-        return log_prob
-    return shares * log_prob.where(shares > 0, 0.0)
-
-
-def same_scale(scale: float | Tensor, other: float | Tensor) -> bool:
-    """Whether two scales are equal, by value."""
-    same = scale == other
-    return bool(same.all()) if isinstance(same, Tensor) else same
-
-
-def scale_words(scale: float | Tensor) -> str:
-    """A scale in a sentence."""
-    return (
-        "one weight an image" if isinstance(scale, Tensor) and scale.dim() else f"{float(scale):g}"
-    )
-
-
-Score = Callable[[TorchDistribution, Tensor], Tensor]
-
-
-def plain_score(fn: TorchDistribution, value: Tensor) -> Tensor:
-    """``fn.log_prob(value)``: what every run but the evaluator's takes for a site's density."""
-    log_prob: Tensor = fn.log_prob(value)
-    return log_prob
-
-
-def log_prob_of(node: Any) -> Tensor:
-    """A site's log density as Pyro calls it, with the arguments that its sample statement passes
-    on.
-    """
-    log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
-    return log_prob
-
-
-Call = Callable[[Tensor, Fields], Any]
-Draw = Callable[[Call, Tensor, Fields], poutine.Trace]
-
-
-def plain_draw(program: Call, x: Tensor, fields: Fields) -> poutine.Trace:
-    """A program run once: what every run but a path derivative's takes for the guide's draws and
-    their densities.
-    """
-    with (
-        poutine.trace() as handler
-    ):  # as a context: as a function's handler it adds a table of shapes to any message
-        program(x, fields)
-    trace: poutine.Trace = handler.trace
-    return trace
 
 
 @dataclass(frozen=True)
@@ -215,7 +68,7 @@ class Geometry:
     def rows(self, node: Any, value: Tensor | None = None) -> Tensor:
         """`Site.rows` of a site that is not scored."""
         value = node["value"] if value is None else value
-        return _rows_first(value, node["fn"], self.frame(node).dim)
+        return rows_first(value, node["fn"], self.frame(node).dim)
 
 
 LAYOUTS = ("plate", "rows", "repeat")
@@ -309,28 +162,6 @@ def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
     may be in a graph.
     """
     return copies(x, fields) if at.in_place else (x, fields)
-
-
-def copies(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch of its own: a program may write into it."""
-    return x.clone(), {name: value.clone() for name, value in fields.items()}
-
-
-def taken(x: Tensor, fields: Fields, rows: slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """These rows of a batch."""
-
-    def of(value: Tensor) -> Tensor:
-        return value[rows.to(value.device) if isinstance(rows, Tensor) else rows]
-
-    return of(x), {name: of(value) for name, value in fields.items()}
-
-
-def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
-    """All images, then all again, ``times`` times: ``(K·B, …)``."""
-    if times == 1:
-        return x, fields
-    rows = [each.expand(times, *each.shape).flatten(0, 1) for each in (x, *fields.values())]
-    return rows[0], dict(zip(fields, rows[1:], strict=True))
 
 
 def trace_model(
@@ -479,28 +310,6 @@ def _scale(
     return on_particles(scale, size, dim, particle_dim, at)
 
 
-def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
-    """``log_prob`` where the site's mask holds, 0 elsewhere."""
-    if mask is None or mask is True:
-        return log_prob
-    if mask is False:
-        return torch.zeros_like(log_prob)
-    return torch.where(mask, log_prob, log_prob.new_zeros(()))
-
-
-def masks_of(node: Any) -> list[tuple[Tensor | bool, int]]:
-    """The masks of a site, of its handlers and of its distribution, and how many event dimensions
-    follow each one's own.
-    """
-    fn = node["fn"]
-    masks = [(True if node["mask"] is None else node["mask"], fn.event_dim)]
-    while isinstance(fn, Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        if isinstance(fn, dist.MaskedDistribution):
-            masks.append((fn._mask, fn.event_dim))
-        fn = fn.base_dist
-    return masks
-
-
 def per_image(
     log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None, num_values: int = 0
 ) -> Tensor:
@@ -540,31 +349,3 @@ def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
     if shape[image] == batch_size and num_particles > 1:  # else images are repeated: K·B rows
         shape[image + at.particle_dim - site.dim] = num_particles
     return weights.reshape(shape)
-
-
-def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
-    return value.movedim(len(fn.batch_shape) + data_dim, 0)
-
-
-def plate_size(node: Any, frame: Any) -> int:
-    """A plate's size; where it has none (``pyro.plate("data")`` is of −1), that of its site there."""
-    batch = node["fn"].batch_shape
-    return int(
-        frame.size if frame.size >= 0 else batch[frame.dim] if len(batch) >= -frame.dim else 1
-    )
-
-
-def sample_nodes(trace: poutine.Trace) -> list[tuple[str, Any]]:
-    """The trace's true sample sites: neither a plate's subsample nor a ``pyro.deterministic``."""
-    return [
-        (name, node)
-        for name, node in trace.nodes.items()
-        if node["type"] == "sample"
-        and not site_is_subsample(node)
-        and not node["infer"].get("_deterministic", False)
-    ]
-
-
-def latent_nodes(trace: poutine.Trace) -> dict[str, Any]:
-    """The sites that are drawn, by name."""
-    return {name: node for name, node in sample_nodes(trace) if not node["is_observed"]}

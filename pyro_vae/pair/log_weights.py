@@ -14,11 +14,12 @@ from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
 from pyro_vae.pair import observed_support
 from pyro_vae.pair.independence import Independence, independence
-from pyro_vae.pair.layouts import Fields, SiteTerms
+from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 

@@ -18,28 +18,13 @@ from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.fields import Part, made_of
 from pyro_vae.pair.dry_run import understand
-from pyro_vae.pair.layouts import (
-    LAYOUTS,
-    Draw,
-    Fields,
-    Score,
-    SiteTerms,
-    plain_draw,
-    plain_score,
-    run,
-    taken,
-)
+from pyro_vae.pair.layouts import LAYOUTS, run
 from pyro_vae.pair.module_state import modules_called
-from pyro_vae.pair.program import (
-    ParameterStore,
-    Program,
-    PyrosStore,
-    dry_run,
-    handled,
-    scales_ignored,
-    validation,
-)
+from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score, taken
+from pyro_vae.pair.parameter_store import ParameterStore, PyrosStore, dry_run
+from pyro_vae.pair.program import Program, handled, scales_ignored, validation
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, trace_pair
 from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.laws import law_of
-from pyro_vae.pair.layouts import (
+from pyro_vae.pair.layouts import trace_model
+from pyro_vae.pair.nodes import (
     Fields,
     copies,
     latent_nodes,
@@ -23,7 +24,6 @@ from pyro_vae.pair.layouts import (
     masked,
     plain_draw,
     repeated,
-    trace_model,
 )
 from pyro_vae.pair.runtime import Pair, probe
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
 from pyro_vae.pair.laws import ONE_KIND, two_kinds
-from pyro_vae.pair.layouts import Fields, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
 from pyro_vae.pair.program import Program, validation
 
 if TYPE_CHECKING:

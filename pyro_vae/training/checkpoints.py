@@ -17,7 +17,7 @@ from pyro_vae.files import sweep
 from pyro_vae.signals import Stopped, Waiting
 from pyro_vae.training import checkpoint_files, snapshot
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.state import TrainingState
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_vae.data.loaders import Batch
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.laws import innermost
-from pyro_vae.pair.layouts import Site
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.terms import Site
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Loop

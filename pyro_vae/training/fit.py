@@ -24,7 +24,7 @@ from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair import observed_support
-from pyro_vae.pair.layouts import taken
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness

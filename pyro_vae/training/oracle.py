@@ -26,9 +26,9 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
 from pyro_vae.pair.independence import Independence, independence
-from pyro_vae.pair.layouts import Fields, copies, taken
 from pyro_vae.pair.log_weights import refuse_interacting
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.nodes import Fields, copies, taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes

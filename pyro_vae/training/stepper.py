@@ -16,7 +16,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
-from pyro_vae.pair.layouts import copies, taken
+from pyro_vae.pair.nodes import copies, taken
 from pyro_vae.pair.parameters import tensors_of
 from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.distributions import AffineTransform
 
 from pyro_vae import log_marginal
-from pyro_vae.analysis.diagnose import Diagnostics, diagnose, mutual_information, sbc_ranks
+from pyro_vae.analysis.diagnose import diagnose, mutual_information, sbc_ranks
 from pyro_vae.analysis.mutual_information import _by_plate, _by_rows
+from pyro_vae.analysis.representation import Diagnostics
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import SiteTerms, run
+from pyro_vae.pair.layouts import run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.terms import SiteTerms
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
 from tests.support.pairs import FORMS, binary_images, fresh
 

@@ -32,7 +32,7 @@ from pyro_vae.objectives import (
     Trace_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro_vae.pair.layouts import sample_nodes
+from pyro_vae.pair.nodes import sample_nodes
 from pyro_vae.pair.rescoring import Held, leaves
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.train_step import StagedStep
