@@ -5,16 +5,16 @@ left out or replaced.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
 from pyro_vae.pair.layouts import like_value
-from pyro_vae.pair.nodes import Call, Fields
+from pyro_vae.pair.nodes import Draw
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.terms import SiteTerms
@@ -25,6 +25,8 @@ class PathDerivative(MultiSampleObjective):
     """A bound whose log q is held: it has φ in z_φ(ε, x) alone. The guide runs twice, the second
     time to score its draws.
     """
+
+    draw: ClassVar[Draw] = staticmethod(held_draw)
 
     def check(self, structure: Structure) -> None:
         """Refuse guides without a path, and those whose log q can't be had at a given z with φ held
@@ -46,10 +48,6 @@ class PathDerivative(MultiSampleObjective):
                 f"and {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
                 "that depends on x and its parameters alone"
             )
-
-    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
-        """Copies of the draws, with log q at held parameters."""
-        return held_draw(guide, x, fields)
 
 
 @dataclass(frozen=True)
