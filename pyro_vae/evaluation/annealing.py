@@ -17,7 +17,7 @@ from pyro_vae.data.loaders import Batch
 from pyro_vae.evaluation.hmc import Kernel, tune
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles, padded, tiled
-from pyro_vae.evaluation.traced_target import TileTarget, make_target
+from pyro_vae.evaluation.traced import TileTarget, make_target
 from pyro_vae.evaluation.unconstrained import Point, Unconstrained
 from pyro_vae.progress import progress_bar
 from pyro_vae.validation import check_choice, check_count, check_number

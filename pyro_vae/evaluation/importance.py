@@ -29,7 +29,7 @@ from pyro_vae.evaluation.result import EXACT, LogMarginal
 from pyro_vae.evaluation.scorer import Scorer
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
-from pyro_vae.evaluation.traced_weights import Weights, make_weights
+from pyro_vae.evaluation.traced import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
 from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.signatures import takes_fields

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
-from pyro_vae.evaluation.traced_weights import Draw, Weights
+from pyro_vae.evaluation.traced import Draw, Weights
 from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.nodes import taken

@@ -4,7 +4,7 @@ vector u.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,12 +148,11 @@ class Unconstrained:
         found = {}
         for name, node in nodes.items():
             if not node["is_observed"]:
-                fn = node["fn"]
-                u = bijection(fn).inv(node["value"])
-                places = self.positions(name, len(fn.batch_shape), chained)
-                found[name] = u.movedim(places, tuple(range(len(places)))).reshape(
-                    -1, batch_size, _width(fn, places)
-                )
+                places = self.positions(name, len(node["fn"].batch_shape), chained)
+                u = bijection(node["fn"]).inv(node["value"])
+                u = u.movedim(places, tuple(range(len(places))))
+                u = u if len(places) == 2 else u.unflatten(0, (-1, batch_size))
+                found[name] = u.reshape(*u.shape[:2], -1)
         return found
 
     def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -197,14 +196,6 @@ def bijection(fn: Any) -> Transform:
     return transform
 
 
-def _width(fn: Any, places: Sequence[int]) -> int:
-    """The unconstrained numbers of one image and chain at a site."""
-    num_batch = len(fn.batch_shape)
-    event = bijection(fn).inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
-    others = torch.Size([size for dim, size in enumerate(fn.batch_shape) if dim not in places])
-    return others.numel() * torch.Size(event).numel()
-
-
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at
     any u.
@@ -227,7 +218,14 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                     "proposal='Defensive' move z on the real line: use log_marginal with the "
                     "guide as proposal, or sum that site out in the model"
                 )
-            _refuse_no_bijection(name, node["fn"])
+            try:
+                bijection(node["fn"])
+            except NotImplementedError:
+                raise UserError(
+                    f"latent site {name!r}: no bijection from unconstrained space onto the support "
+                    f"{node['fn'].support} of {type(node['fn']).__name__} is registered: register "
+                    "one with torch.distributions.biject_to"
+                ) from None
             if name in structure.own_draws_only:
                 raise UserError(
                     f"the guide's site {name!r} can't score any z but its own last draw "
@@ -235,14 +233,3 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                     "takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
         pair.run(*few, 1).log_weights()  # refuses scaled sites
-
-
-def _refuse_no_bijection(name: str, fn: Any) -> None:
-    try:
-        biject_to(fn.support)
-    except NotImplementedError:
-        raise UserError(
-            f"latent site {name!r}: no bijection from unconstrained space onto the support "
-            f"{fn.support} of {type(fn).__name__} is registered: register one with "
-            "torch.distributions.biject_to"
-        ) from None

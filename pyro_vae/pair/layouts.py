@@ -280,17 +280,32 @@ def _read(
 def on_particles(
     log_prob: Tensor, size: SiteTerms, dim: int, particle_dim: int | None, at: Geometry
 ) -> Tensor:
-    """`per_image` of a site's log density, the values of the enumerated sites being particles:
-    value by value all of its draws.
+    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K,
+    B)``.
+
+    The values of enumerated sites are particles, value by value all of its draws. For each value of
+    the sites that are summed out, whose dimensions are in front: ``(*values, K or 1, B or 1)``.
     """
+    shape = size.num_particles, size.batch_size
     # dimensions left of all plates are those of values
-    num_values = log_prob.dim() + at.particle_dim if at.summed or at.enumerated else 0
-    log_prob = per_image(log_prob, size, dim, particle_dim, max(num_values, 0))
+    num_values = max(log_prob.dim() + at.particle_dim, 0) if at.summed or at.enumerated else 0
+    if log_prob.shape != shape or particle_dim != dim - 1:
+        own = range(num_values - log_prob.dim(), 0)
+        if other := [each for each in own if each not in (dim, particle_dim)]:
+            log_prob = log_prob.sum(other)
+        if num_values:
+            if particle_dim is None:
+                draws = size.num_particles if log_prob.shape[-1] > 1 else 1
+                log_prob = log_prob.unflatten(-1, (draws, -1))
+        elif particle_dim is None and log_prob.numel() == size.num_particles * size.batch_size:
+            log_prob = log_prob.reshape(shape)
+        else:
+            log_prob = log_prob.expand(shape)
     if not at.enumerated:
         return log_prob
-    values = (*reversed(list(at.enumerated.values())), size.num_particles, size.batch_size)
-    shape = torch.broadcast_shapes(log_prob.shape, values)
-    return log_prob.expand(shape).flatten(-len(values), -2)
+    values = (*reversed(list(at.enumerated.values())), *shape)
+    whole = torch.broadcast_shapes(log_prob.shape, values)
+    return log_prob.expand(whole).flatten(-len(values), -2)
 
 
 def _scale(
@@ -308,34 +323,6 @@ def _scale(
             "has other weights than one an image: give each image one, in its plate's dimension"
         )
     return on_particles(scale, size, dim, particle_dim, at)
-
-
-def per_image(
-    log_prob: Tensor, size: SiteTerms, data_dim: int, particle_dim: int | None, num_values: int = 0
-) -> Tensor:
-    """Sum a site's log density over all dimensions but the particles' and the data plate's: ``(K,
-    B)``.
-
-    For each value of the sites that are summed out, whose ``num_values`` dimensions are in front:
-    ``(*values, K or 1, B or 1)``.
-    """
-    shape = size.num_particles, size.batch_size
-    if log_prob.shape == shape and particle_dim == data_dim - 1:
-        return log_prob
-    other = [
-        dim for dim in range(num_values - log_prob.dim(), 0) if dim not in (data_dim, particle_dim)
-    ]
-    log_prob = log_prob.sum(other) if other else log_prob
-    if num_values:
-        rows = log_prob.shape[-1]
-        return (
-            log_prob
-            if particle_dim
-            else log_prob.unflatten(-1, (size.num_particles if rows > 1 else 1, -1))
-        )
-    if particle_dim is None and log_prob.numel() == size.num_particles * size.batch_size:
-        return log_prob.reshape(shape)
-    return log_prob.expand(shape)
 
 
 def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:

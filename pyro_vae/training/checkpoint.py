@@ -111,7 +111,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     held = {
         "format": FORMAT,
         "version": __version__,
-        "sections": _plain(checkpoint.sections),
+        "sections": {name: dict(section) for name, section in checkpoint.sections.items()},
         "metadata": dict(checkpoint.metadata),
     }
     torch.save(held, buffer)
@@ -148,11 +148,12 @@ def load(path: Path) -> Checkpoint:
             f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain "
             "values)"
         ) from error
-    if not isinstance(held, dict) or not _are_sections(held.get("sections")):
+    sections = held.get("sections") if isinstance(held, dict) else None
+    if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
         raise Damaged(f"{path}: not a checkpoint of pyro_vae (it has no sections)")
     _check_format(path, held)
     metadata = held.get("metadata", {})
-    return Checkpoint(held["sections"], metadata if isinstance(metadata, dict) else {})
+    return Checkpoint(sections, metadata if isinstance(metadata, dict) else {})
 
 
 def _refuse_bomb(path: Path, content: bytes) -> None:
@@ -183,10 +184,6 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
             f"{path}: written in format {number}, and this version, {__version__}, reads format "
             f"{FORMAT}: install {wanted}"
         )
-
-
-def _are_sections(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 
 
 # ----
@@ -221,7 +218,3 @@ def _write_it(name: str) -> str:
         "restore it from a copy; or, where you trust the file, "
         f"`sha256sum {name} > {name}.sha256` in its folder"
     )
-
-
-def _plain(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {name: dict(section) for name, section in sections.items()}

@@ -17,7 +17,7 @@ from torch.distributions import AffineTransform
 
 from pyro_vae import log_marginal
 from pyro_vae.analysis.diagnose import diagnose, mutual_information, sbc_ranks
-from pyro_vae.analysis.mutual_information import _by_plate, _by_rows
+from pyro_vae.analysis.mutual_information import cross_density
 from pyro_vae.analysis.representation import Diagnostics
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import run
@@ -230,8 +230,10 @@ def test_densities_of_all_pairs_are_the_guides(case: Exact) -> None:
     with torch.no_grad(), pair.active(training=False):
         at = pair.structure(case.x, fields).geometry
         terms: SiteTerms = run(pair.model, pair.guide, case.x, fields, 1, at, "repeat")
-        values = {name: site.rows() for name, site in terms.guide.items()}
-        plate, rows = (by(pair, case.x, fields, values) for by in (_by_plate, _by_rows))
+        plate, rows = (
+            cross_density(pair, case.x, fields, terms.guide, on_rows=on_rows)
+            for on_rows in (False, True)
+        )
     own: Any = sum(site.log_prob for site in terms.guide.values())
     torch.testing.assert_close(plate, rows)
     torch.testing.assert_close(plate.diagonal(), own[0])

@@ -13,7 +13,7 @@ from pyro_vae import guides, models
 from pyro_vae.ambient import SETTINGS
 from pyro_vae.compile import trace
 from pyro_vae.evaluation.precision import BFloat16, find_precision, measure_error
-from pyro_vae.evaluation.traced_weights import TracedWeights
+from pyro_vae.evaluation.traced import TracedWeights
 from pyro_vae.memory import is_out_of_memory
 
 
