@@ -19,7 +19,7 @@ from pyro_vae.analysis.latents import Given, join
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
-from pyro_vae.pair.layouts import Geometry
+from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.nodes import latent_nodes, plain_draw, plate_size, sample_nodes
 from pyro_vae.pair.parameter_store import ParameterStore
 from pyro_vae.pair.runtime import Pair

@@ -13,11 +13,11 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
-from pyro_vae.pair.layouts import like_value
+from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.nodes import Draw
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
-from pyro_vae.pair.terms import SiteTerms
+from pyro_vae.pair.terms import Site, SiteTerms
 
 
 @dataclass(frozen=True)
@@ -91,5 +91,18 @@ class DReG(PathDerivative, IWAE):
         factor = 1.0 - kl_weight + kl_weight * shares
         for site in terms.guide.values():
             if site.value.requires_grad:
-                site.value.register_hook(like_value(factor, site, structure.geometry).mul)
+                site.value.register_hook(_like_value(factor, site, structure.geometry).mul)
         return super().estimate(terms, structure, kl_weight)
+
+
+def _like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
+    """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in
+    whichever layout they were drawn.
+    """
+    num_particles, batch_size = weights.shape
+    shape = [1] * site.value.dim()
+    image = site.value.dim() - site.fn.event_dim + site.dim
+    shape[image] = site.value.shape[image]
+    if shape[image] == batch_size and num_particles > 1:  # else images are repeated: K·B rows
+        shape[image + at.particle_dim - site.dim] = num_particles
+    return weights.reshape(shape)

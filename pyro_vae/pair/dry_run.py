@@ -19,8 +19,8 @@ from pyro_vae.pair import (
     kl,  # noqa: F401  # the first registers closed forms
     rescoring,
 )
+from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
-from pyro_vae.pair.layouts import Geometry
 from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
@@ -54,7 +54,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     (model, guide), (model_at_four, guide_at_four) = (
         tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
     )
-    _check_names(model, guide, _fitting(pair))
+    _check_names(pair, model, guide)
     terms = [repr(name) for name, node in guide.items() if node["is_observed"]]
     guide, guide_at_four = (
         {name: node for name, node in sites.items() if not node["is_observed"]}
@@ -177,17 +177,10 @@ def _data_plates(
     return found
 
 
-def _fitting(pair: Pair) -> str:
-    """The guides that the model names as its own, in words."""
-    guides = hook(pair.model.owner, "fitting_guides")
-    return (
-        f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
-        if guides
-        else ""
-    )
-
-
-def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
+def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
+    owner = pair.model.owner
+    named = ", ".join(hook(owner, "fitting_guides"))
+    fitting = f"; guides that fit {type(owner).__name__}: {named}" if named else ""
     latents = [name for name, node in model.items() if not node["is_observed"]]
     if not model:
         raise UserError(

@@ -13,9 +13,11 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Geometry, run
+from pyro_vae.pair.comparison import differing, probe
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.layouts import run
 from pyro_vae.pair.nodes import Call, Fields, copies, latent_nodes, plain_draw, taken
-from pyro_vae.pair.runtime import Pair, differing, probe
+from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.terms import SiteTerms
 
 NUM_IMAGES = 5

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,57 +18,22 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.enumeration import conditionals, enumerated
+from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.nodes import (
     Call,
-    Draw,
     Fields,
-    Score,
     copies,
     latent_nodes,
     log_prob_of,
     masked,
     plain_draw,
-    plain_score,
     repeated,
     sample_nodes,
 )
 from pyro_vae.pair.program import Program
-from pyro_vae.pair.terms import Site, SiteTerms, rows_first, same_scale, scale_words
+from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words
 
 PARTICLE_PLATE = "_pyro_vae_particles"
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How to run a pair: the names of its data plates, the first free dimension, how the guide is
-    run and sites scored.
-    """
-
-    data_plates: frozenset[str] = frozenset({"data"})
-    particle_dim: int = -2  # left of all plates
-    score: Score = plain_score
-    draw: Draw = plain_draw
-    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
-    # the guide's sites to run at all their values, each with how many it has
-    enumerated: Mapping[str, int] = field(default_factory=dict)
-    in_place: bool = (
-        False  # whether a program writes into its batch, so that each run needs one of its own
-    )
-
-    def frame(self, node: Any) -> Any:
-        """The data plate of a site, one of its own ``cond_indep_stack``."""
-        for frame in node["cond_indep_stack"]:
-            if frame.name in self.data_plates:
-                return frame
-        raise UserError(
-            f"site {node['name']!r} is outside the data plate: sample it inside `with "
-            "pyro.plate('data', x.shape[0]):`"
-        )
-
-    def rows(self, node: Any, value: Tensor | None = None) -> Tensor:
-        """`Site.rows` of a site that is not scored."""
-        value = node["value"] if value is None else value
-        return rows_first(value, node["fn"], self.frame(node).dim)
 
 
 LAYOUTS = ("plate", "rows", "repeat")
@@ -100,7 +65,8 @@ def run(
         with _many(x, fields, num_particles, at, on_rows=True) as batch:
             trace = trace_model(model, _on_rows(drawn, num_particles, at), *batch, at)
     nodes = dict(sample_nodes(trace))
-    sites = _sites(nodes, size, at, at.particle_dim if layout == "plate" else None)
+    dim = at.particle_dim if layout == "plate" else None
+    sites = {name: _read(node, size, at, dim) for name, node in nodes.items()}
     if at.summed:
         sites = _sum_out(sites, size, at)
     observed, prior = _split(sites, nodes)
@@ -137,9 +103,8 @@ def run_alone(
     """The observed and the latent sites of one program without the other."""
     nodes = draw_alone(program, x, fields, num_particles, at, on_rows=on_rows)
     size = SiteTerms(num_particles, x.shape[0], 1.0)
-    return _split(
-        _sites(nodes, size, replace(at, summed=()), None if on_rows else at.particle_dim), nodes
-    )
+    at, dim = replace(at, summed=()), None if on_rows else at.particle_dim
+    return _split({name: _read(node, size, at, dim) for name, node in nodes.items()}, nodes)
 
 
 @contextmanager
@@ -198,12 +163,6 @@ def _on_rows(drawn: poutine.Trace, num_particles: int, at: Geometry) -> poutine.
     return rows
 
 
-def _sites(
-    nodes: Mapping[str, Any], size: SiteTerms, at: Geometry, particle_dim: int | None
-) -> dict[str, Site]:
-    return {name: _read(node, size, at, particle_dim) for name, node in nodes.items()}
-
-
 def _split(
     sites: dict[str, Site], nodes: Mapping[str, Any]
 ) -> tuple[dict[str, Site], dict[str, Site]]:
@@ -216,7 +175,8 @@ def posterior_weights(trace: poutine.Trace, batch_size: int, at: Geometry) -> Te
     """p(c | x, z) of the sites c that are summed out, at one draw an image: ``(*values, B)``,
     summing to 1 over the values.
     """
-    sites = _sites(dict(sample_nodes(trace)), SiteTerms(1, batch_size, 1.0), at, None).values()
+    size = SiteTerms(1, batch_size, 1.0)
+    sites = [_read(node, size, at, None) for _, node in sample_nodes(trace)]
     joint: Any = sum(site.log_prob for site in sites if site.log_prob.dim() > 2)
     return joint.flatten(0, -3).softmax(0).reshape(joint.shape)[..., 0, :]
 
@@ -323,16 +283,3 @@ def _scale(
             "has other weights than one an image: give each image one, in its plate's dimension"
         )
     return on_particles(scale, size, dim, particle_dim, at)
-
-
-def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
-    """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in
-    whichever layout they were drawn.
-    """
-    num_particles, batch_size = weights.shape
-    shape = [1] * site.value.dim()
-    image = site.value.dim() - site.fn.event_dim + site.dim
-    shape[image] = site.value.shape[image]
-    if shape[image] == batch_size and num_particles > 1:  # else images are repeated: K·B rows
-        shape[image + at.particle_dim - site.dim] = num_particles
-    return weights.reshape(shape)

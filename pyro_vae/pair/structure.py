@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pyro_vae.pair.layouts import Geometry
+from pyro_vae.pair.geometry import Geometry
 
 NO_CLOSED_FORM = "no closed form is registered for its two distributions"
 """Why the KL of a latent is sampled, where its order of sampling would allow a closed form."""

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
+from pyro_vae.pair.comparison import probe
 from pyro_vae.pair.laws import law_of
 from pyro_vae.pair.layouts import trace_model
 from pyro_vae.pair.nodes import (
@@ -25,7 +26,7 @@ from pyro_vae.pair.nodes import (
     plain_draw,
     repeated,
 )
-from pyro_vae.pair.runtime import Pair, probe
+from pyro_vae.pair.runtime import Pair
 
 NUM_IMAGES, NUM_DRAWS = 5, 20
 """The prior's share m that no guide draws is met with probability 1 − (1 − m)^100: 63% for 1%, 99%

@@ -418,8 +418,8 @@ def test_a_newer_format_names_the_version_to_install(
 ) -> None:
     checkpoint_files.add(tmp_path, held(), 1)
     with monkeypatch.context() as future:
-        future.setattr(checkpoint_files, "FORMAT", 3)
-        future.setattr(checkpoint_files, "__version__", "2.5.0")
+        future.setattr(checkpoint, "FORMAT", 3)
+        future.setattr(checkpoint, "__version__", "2.5.0")
         checkpoint_files.add(tmp_path, held(), 2)
     words = ["format 3", "reads format 1", "install pyro-vae 2.5.0 or later"]
     refused(
