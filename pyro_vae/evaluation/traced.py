@@ -160,7 +160,7 @@ def make_weights(
     return EagerWeights(kernel), f"eager Pyro ({note})"
 
 
-def _flat(batch: Batch, names: Sequence[str]) -> list[Tensor]:
+def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
     """x and the fields of these names, as a traced function takes them."""
     return [batch[0], *(batch[1][name] for name in names)]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.calls import batch_of
-from pyro_vae.pair.nodes import Draw, Fields, plain_draw
+from pyro_vae.pair.nodes import Fields, plain_draw
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.terms import SiteTerms
@@ -68,7 +68,7 @@ class Objective(ELBO):
         None  # Pyro's own of the same loss and gradient, at one particle
     )
     # (guide, x, fields) → the guide's draws, and the densities that they are scored by
-    draw: ClassVar[Draw] = staticmethod(plain_draw)
+    draw: ClassVar[Any] = staticmethod(plain_draw)
 
     @property
     @abstractmethod

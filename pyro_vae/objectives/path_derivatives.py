@@ -5,7 +5,7 @@ left out or replaced.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
 from pyro_vae.pair.geometry import Geometry
-from pyro_vae.pair.nodes import Draw
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.terms import Site, SiteTerms
@@ -26,7 +25,7 @@ class PathDerivative(MultiSampleObjective):
     time to score its draws.
     """
 
-    draw: ClassVar[Draw] = staticmethod(held_draw)
+    draw: ClassVar[Any] = staticmethod(held_draw)
 
     def check(self, structure: Structure) -> None:
         """Refuse guides without a path, and those whose log q can't be had at a given z with φ held

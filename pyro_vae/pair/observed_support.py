@@ -135,10 +135,10 @@ def check_support_of_set(
         return {name: node for name, node in sample_nodes(model) if node["is_observed"]}
 
     def join_the_first(rows: slice) -> bool:
-        x, fields = zip(images(slice(5)), images(rows), strict=True)
-        both = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        (x, named), (others, theirs) = images(slice(5)), images(rows)
+        both = {name: torch.cat((named[name], theirs[name])) for name in named}
         with suppress(UserError):
-            return bool(trace_pair(pair, pair.cast(torch.cat(x)), both))
+            return bool(trace_pair(pair, pair.cast(torch.cat((x, others))), both))
         return False
 
     def holds_all(node: Any) -> bool:
