@@ -60,12 +60,13 @@ class Restored(Result):
         found = []
         if self.method == "gibbs":
             found.append(
-                "pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior"
+                "pseudo-Gibbs: these are draws of p(x | y) only if the guide is the "
+                "model's posterior"
             )
         if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
             found.append(
-                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the images: "
-                "their chains hardly move; use more steps, or a guide nearer to the "
+                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the "
+                "images: their chains hardly move. Use more steps, or a guide nearer to the "
                 "posterior"
             )
         return tuple(found)
@@ -224,11 +225,11 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
             if law.event_shape:
                 raise UserError(
                     f"site {name!r}: the pixels of {type(law).__name__} depend on each other "
-                    "given z, and only independent ones can be redrawn one by one: use a "
+                    "given z, but only independent pixels can be drawn one by one: use a "
                     "likelihood that is a product over pixels, .to_event(n)"
                 )
             return name
     raise UserError(
-        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there "
-        "are no pixels of x to redraw"
+        f"none of the observed sites ({', '.join(observed)}) observes x itself, so there are no "
+        "pixels of x to draw"
     )

@@ -68,7 +68,7 @@ def diagnose(
     kl = join(part.kl for part in parts)
     distortion = torch.cat([part.distortion for part in parts])
     if len(distortion) < 2:
-        raise UserError("x holds one image: a representation is diagnosed on two or more")
+        raise UserError("x has one image: expected two or more")
     rate = torch.cat([values.sum(1, keepdim=True) for values in kl.values()], dim=1).sum(1)
     return Diagnostics(
         _active(parts, num_draws),
@@ -111,8 +111,8 @@ def _visits(
     check_count("num_draws", num_draws)
     if num_draws < 2:
         raise UserError(
-            "num_draws=1: expected 2 or more, as the noise of an average is estimated from its "
-            "draws"
+            "num_draws=1: expected 2 or more, because the error of an average is estimated "
+            "from its draws"
         )
     parts = []
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):

@@ -115,7 +115,7 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     refuse_unscorable(pair, x, fields)
     if not structure.latents:
         raise UserError(
-            "the guide draws no latent site, and a chain needs a z, given which the pixels are "
+            "the guide draws no latent site, but a chain needs a z: given z the pixels are "
             "independent"
         )
     terms = pair.run(x, fields)
@@ -123,9 +123,9 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     for name, site in terms.guide.items():
         if method == "metropolis" and name in structure.own_draws_only:
             raise UserError(
-                f"the guide's site {name!r} can't score any z but its own last draw "
-                f"({type(site.fn).__name__}; as a planar flow), which the Metropolis test needs: "
-                "use a guide whose log_prob takes any z, or method='gibbs'"
+                f"the guide's site {name!r} can only score its own last draw "
+                f"({type(site.fn).__name__}, such as a planar flow), but the Metropolis test "
+                "scores others: use a guide whose log_prob takes any z, or method='gibbs'"
             )
 
 

@@ -68,7 +68,10 @@ class Information(Result):
         line = f"mutual information I(x; z) {signs[0]} {self.mutual_information:.2f} ± "
         line += f"{self.mutual_information_se:.2f} nats; KL(q(z) ‖ p(z)) {signs[1]} "
         line += f"{self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}; their sum, the rate, "
-        how = "  aggregate estimator: one draw an image; q(z) is the mixture of q(z | x) over the "
+        how = (
+            "  aggregate estimator: one draw for each image; q(z) is the mixture of q(z | x) "
+            "over the "
+        )
         how += f"same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}; "
         return [
             f"{line}{self.rate:.2f} ± {self.rate_se:.2f}",
@@ -129,8 +132,9 @@ def cross_density(
                 _, found = run_alone(pair.guide, x, fields, number, at, on_rows=on_rows)
         except NotImplementedError as error:
             raise UserError(
-                f"the guide's density can't be evaluated at another image's draw ({error}): a "
-                "flow without an inverse has no aggregate posterior"
+                "the guide's density can't be evaluated at the draw of another image "
+                f"({error}): mutual information needs a guide whose log_prob takes any z, not a "
+                "flow without an inverse"
             ) from error
         parts.append(sum((site.log_prob for site in found.values()), x.new_zeros(())))
     return torch.cat(parts)

@@ -122,8 +122,9 @@ class Diagnostics(Result):
         count, number, found = self.units.count, self.units.num_units, []
         if count == 0:
             found.append(
-                "posterior collapse: no unit is active, the guide's posterior is the same for "
-                "every image; try a KL warm-up, a smaller KL weight, free bits, or a weaker decoder"
+                "posterior collapse: no unit is active, so the guide's posterior is the same "
+                "for every image. Try a KL warm-up, a smaller KL weight, free bits, or a "
+                "weaker decoder"
             )
         elif count < number:
             found.append(
@@ -135,13 +136,13 @@ class Diagnostics(Result):
             if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
                 found.append(
                     f"{int(idle.sum())} inactive units of {name} cost "
-                    f"{float(cost[idle].sum()):.2f} nats: their posterior is not the prior, and "
-                    "says nothing of x"
+                    f"{float(cost[idle].sum()):.2f} nats: their posterior differs from the "
+                    "prior, but does not depend on x"
                 )
         if self.information.at_ceiling:
             found.append(
                 f"the mutual information is at its ceiling, log {self.information.num_images}: "
-                "use more images, or read it as a lower bound"
+                "use more images, or read the number as a lower bound"
             )
         return tuple(found)
 

@@ -46,8 +46,8 @@ def simulate(
     named.setdefault("index", torch.arange(size, device=device))
     if len(made.observed) != 1:
         raise UserError(
-            f"the model observes {', '.join(made.observed)}: BDMC simulates images for a model "
-            "that observes x alone"
+            f"the model observes {', '.join(made.observed)}: BDMC can only simulate images of a "
+            "model that observes nothing but x"
         )
     (name,) = made.observed
     with pair.measuring(made.place, seed):
@@ -61,7 +61,7 @@ def simulate(
             if torch.equal(again.nodes[name]["value"], drawn):
                 return Simulated(x, named, {n: at.rows(trace.nodes[n]) for n in made.latents})
     raise UserError(
-        f"the model's site {name!r} observes a function of x, not x itself (its values have shape "
-        f"{tuple(drawn.shape)}, images {tuple(blank.shape)}): BDMC can't turn what it draws there into "
-        "images"
+        f"the model's site {name!r} observes a function of x, not x itself (its values have "
+        f"shape {tuple(drawn.shape)}, images {tuple(blank.shape)}): BDMC can't make images from "
+        "its draws there"
     )

@@ -63,7 +63,7 @@ def to_inference_data(
     """
     check_count("num_images", num_images)
     check_count("num_draws", num_draws)
-    images = as_images(x)
+    images = as_images(x, missing=True)
     _refuse_other_images(ll, images)
     num_images = min(num_images, len(images))
     few = {name: rows[:num_images] for name, rows in as_fields(fields, len(images)).items()}
@@ -133,9 +133,10 @@ def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
     digest = Digest().add(x).hex()
     if digest != ll.protocol.get("sha256", digest) or len(x) != ll.num_images:
         raise UserError(
-            f"x ({len(x)} images, sha256 {digest[:12]}…) is not what log p(x) was estimated of "
-            f"({ll.num_images} images, sha256 {str(ll.protocol.get('sha256', 'unknown'))[:12]}…): "
-            "give that very tensor; the first num_images of it are used"
+            f"x ({len(x)} images, sha256 {digest[:12]}…) is not the data of which log p(x) was "
+            f"estimated ({ll.num_images} images, sha256 "
+            f"{str(ll.protocol.get('sha256', 'unknown'))[:12]}…): give the same tensor; its "
+            "first num_images images are used"
         )
 
 

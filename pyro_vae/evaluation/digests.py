@@ -52,14 +52,14 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
     """
     if quantity(a) != quantity(b):
         raise UserError(
-            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: different quantities; "
-            "compare models that observe the same and are conditioned on the same"
+            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: these are different "
+            "quantities. Compare models that observe the same and are conditioned on the same"
         )
     if a.get("sha256") != b.get("sha256"):
         of_x = [shorten(each.get("sha256") or "unknown") for each in (a, b)]
         raise UserError(
-            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ; "
-            "evaluate both on the same tensor"
+            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ. "
+            "Evaluate both on the same tensor"
         )
     if not ("scored" in a and "scored" in b):
         return

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def over_images(
     figures: str,
-    doc: str = "Its standard error, the images being a sample; Monte Carlo included.",
+    doc: str = "Its standard error, the images as a sample; Monte Carlo error included.",
     number: Callable[[Tensor], Any] = torch.mean,
 ) -> Any:
     """A property: one number, in nats, of a result's figures of each image ``(N,)``."""

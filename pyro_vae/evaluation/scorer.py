@@ -107,7 +107,7 @@ class Scorer:
                     raise
                 if self.rows == 1:
                     raise UserError(
-                        "the memory does not hold one image and one draw of this model: use "
+                        "one image and one draw of this model don't fit into the memory: use "
                         f"another device or a smaller model ({first_line(error)})"
                     ) from error
             # outside the handler, whose traceback holds on to the tensors of the run that failed
@@ -117,7 +117,7 @@ class Scorer:
         before, self.rows, self._stale = self.rows, self.rows // 2, True
         said = f"out of memory with {before} rows (draws times images) at once"
         first = self.notes[0].partition(", ")[0] if self.notes else said
-        self.notes[:] = [f"{first}, went on with {self.rows}"]
+        self.notes[:] = [f"{first}, continued with {self.rows}"]
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

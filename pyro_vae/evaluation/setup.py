@@ -158,5 +158,5 @@ def mode_notes(pair: Pair) -> tuple[str, ...]:
     names = {
         type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)
     }
-    note = "in train mode: evaluated in eval mode, as images must not depend on each other"
+    note = "in train mode: evaluated in eval mode, because images must not depend on each other"
     return (f"{', '.join(sorted(names))} {note}",) if names else ()

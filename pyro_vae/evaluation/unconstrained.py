@@ -208,14 +208,14 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
         latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
-                "the pair has no latent site to move: its log weights are log p(x) already, use "
+                "the pair has no latent site, so its log weights are already log p(x): use "
                 "log_marginal"
             )
         for name, node in latents.items():
             if node["fn"].support.is_discrete:
                 raise UserError(
-                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and "
-                    "proposal='Defensive' move z on the real line: use log_marginal with the "
+                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), but AIS "
+                    "and proposal='Defensive' need a continuous z: use log_marginal with the "
                     "guide as proposal, or sum that site out in the model"
                 )
             try:
@@ -228,8 +228,8 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                 ) from None
             if name in structure.own_draws_only:
                 raise UserError(
-                    f"the guide's site {name!r} can't score any z but its own last draw "
-                    f"({type(node['fn']).__name__}; as a planar flow): use a guide whose log_prob "
-                    "takes any z, such as MeanField, IAF or an inverted zuko flow"
+                    f"the guide's site {name!r} can only score its own last draw "
+                    f"({type(node['fn']).__name__}, such as a planar flow): use a guide whose "
+                    "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
         pair.run(*few, 1).log_weights()  # refuses scaled sites

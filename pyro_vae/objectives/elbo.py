@@ -197,8 +197,8 @@ class FreeBits(_ByKL):
         refuse_lone_scale(name, prior, guide)
         if isinstance(guide.scale, Tensor) and guide.scale.dim():
             raise UserError(
-                f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for "
-                "a batch's KL as a whole: use objective='Trace_ELBO'"
+                f"site {name!r} is scaled by {scale_words(guide.scale)}, but FreeBits uses the "
+                "KL of a whole batch: use objective='Trace_ELBO'"
             )
         kl = guide.log_prob - prior.log_prob if closed is None else closed
         count = terms.num_particles * terms.batch_size

@@ -24,7 +24,7 @@ from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
 from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
-from pyro_vae.pair.trial import Nodes, Traces, check_latents, shapes_of, trace_pair
+from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
 from pyro_vae.pair.unscored import unscored
 from pyro_vae.protocols import hook
 
@@ -37,7 +37,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     a mistake.
     """
     batches = probe(5), probe(4), probe(5)
-    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    try:
+        runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
+    except UserError as error:
+        told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
+        if told or not (why := of_batches(pair, probe)):
+            raise
+        raise UserError(f"{why}{error}") from error
+    structure = _read_structure(pair, *runs)
     structure = every_value.at_every_value(pair, lambda: probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
     # a tensor's version counts the writes into it; one made in inference mode has none
@@ -143,19 +150,18 @@ def _data_plates(
                 ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
             )
             one = any(f.size < 0 for f in plates) and not node["is_observed"]
-            lead = "one value is drawn for all images, as that plate has no size: " * one
+            lead = "all images share one value, because that plate has no size: " * one
             raise UserError(
-                f"site {name!r} of the {role} stands outside the data plate (for {num_images} "
-                f"images it stands in {those}; its batch shape is "
-                f"{tuple(node['fn'].batch_shape)}): {lead}sample it inside `with "
-                "pyro.plate('data', x.shape[0]):`"
+                f"site {name!r} of the {role} is outside the data plate (for {num_images} "
+                f"images it is in {those}; its batch shape is {tuple(node['fn'].batch_shape)}): "
+                f"{lead}sample it inside `with pyro.plate('data', x.shape[0]):`"
             )
         if len(data) > 1:
             both = " and ".join(f"{f.name!r} at dimension {f.dim}" for f in data)
             raise UserError(
-                f"site {name!r} of the {role} is in two data plates, {both}, which pair every "
-                "image with every other, so that log p(x) of one image is not defined: sample it "
-                "inside one of them"
+                f"site {name!r} of the {role} is in two data plates, {both}. They combine every "
+                "image with every other, so log p(x) of one image is not defined: sample the "
+                "site inside one of them"
             )
         for dim, size in zip(
             range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
@@ -163,15 +169,15 @@ def _data_plates(
             plate = next((f for f in plates if f.dim == dim), None)
             if size != (1 if plate is None else plate_size(node, plate)):
                 stands = (
-                    "no plate stands"
+                    "there is no plate"
                     if plate is None
-                    else f"plate {plate.name!r} of {plate.size} stands"
+                    else f"plate {plate.name!r} of {plate.size} is"
                 )
                 raise UserError(
                     f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
                     f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
-                    "images): dimensions of one image are its event, so write `.to_event(n)` for "
-                    "them, or put a plate there"
+                    "images). Dimensions of one image must be event dimensions: write "
+                    "`.to_event(n)`, or put a plate there"
                 )
         found[name] = data[0]
     return found
@@ -190,8 +196,8 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
     if len(latents) == len(model):
         swapped = any(node["is_observed"] for node in guide.values())
         raise UserError(
-            "the model observes nothing, and the guide does: were the two swapped? The model comes "
-            "first, fit(model, guide, x)"
+            "the model observes nothing, but the guide does: were the two swapped? The model "
+            "comes first, fit(model, guide, x)"
             if swapped
             else "the model observes nothing: give one of its sample statements `obs=x`"
         )
@@ -200,8 +206,8 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
             continue
         if name in model and name not in latents:
             raise UserError(
-                f"site {name!r} is sampled by the guide and observed by the model: it must be one "
-                "or the other"
+                f"site {name!r} is sampled by the guide and observed by the model: expected one "
+                "of the two"
             )
         if name not in model:
             hint = (
@@ -210,16 +216,16 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
                 else f"the model has no latent site {name!r}"
             )
             raise UserError(
-                f"the guide samples site {name!r}, which the model lacks: name latent sites alike "
-                f"in both ({hint}){fitting}"
+                f"the guide samples site {name!r}, which is not in the model: give a latent "
+                f"site the same name in both ({hint}){fitting}"
             )
     for name in latents:
         if name not in guide and not is_discrete(model[name]):
             none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or none} (Pyro would draw it from its prior in silence): "
-                f"sample {name!r} in the guide, or sum it out in the model{fitting}"
+                f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
+                f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
 
@@ -235,15 +241,15 @@ def _check_values(node: Any, num_images: int) -> None:
     if not same or not _fits(batch, fn.batch_shape):
         raise UserError(
             f"{shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
-            f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
-            "event and the value the shape of one image"
+            f"{tuple(batch)} + {tuple(event)} for {num_images} images: expected a distribution "
+            "whose event has the shape of one image"
         )
     check_support(node)
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
-            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part "
-            "or a modulus before it"
+            f"site {name!r}: its log density is complex, but log p(x) is real: take a real part "
+            "or a modulus first"
         )
     if torch.isnan(log_prob).any():
         raise UserError(
@@ -285,7 +291,7 @@ def _analytic_kl(
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
             continue
         if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
-            sampled[name] = "poutine.scale is another one in the model than in the guide"
+            sampled[name] = "poutine.scale of the model differs from that of the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 Batch = tuple[Tensor, Fields]
 
-_ENUMERATE = "to be enumerated (config_enumerate), as pyro.infer.TraceEnum_ELBO() does it"
-_BASELINE = "for a baseline (infer={'baseline': …}), as pyro.infer.TraceGraph_ELBO() has it"
+_ENUMERATE = "to be enumerated (config_enumerate), as in pyro.infer.TraceEnum_ELBO()"
+_BASELINE = "for a baseline (infer={'baseline': …}), as in pyro.infer.TraceGraph_ELBO()"
 
 
 def of_guide(
@@ -75,9 +75,9 @@ def summed_out(
         found[name] = num_values(node)
         if plate := _other_plate(node, plates.get(name)):
             raise UserError(
-                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
-                "in the data plate: a site is summed out where each image has one; sample it in "
-                "the guide, or write a site for each of its parts"
+                f"site {name!r} is missing in the guide, and it is in plate {plate!r} as well "
+                "as in the data plate. A site can be summed out only if each image has one "
+                "value of it: sample it in the guide, or write one site for each of its parts"
             )
     return found
 
@@ -128,15 +128,16 @@ def _without_summed(pair: Pair, batch: Batch, structure: Structure) -> Structure
         nodes, _ = _run(pair, batch, at)
     except Exception as error:
         raise UserError(
-            f"{failure('model', f'with all values of {names} at once', error)}: they are summed "
-            "out as the guide lacks them: write it for values of shape (values, 1, …), by "
-            "torch.broadcast_tensors before torch.cat, or sample them in the guide"
+            f"{failure('model', f'with all values of {names} at once', error)}. These sites are "
+            "summed out, because they are not in the guide: write the model for values of shape "
+            "(values, 1, …), by torch.broadcast_tensors before torch.cat, or sample them in the "
+            "guide"
         ) from error
     dims = {nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed}
     if len(dims) < len(structure.summed):
         raise UserError(
-            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are "
-            "summed over at once"
+            f"{names} share dimensions in a pyro.markov: leave pyro.markov out, because all their "
+            "values are summed at once"
         )
     mixed = [n for n in structure.latents if nodes[n]["unscaled_log_prob"].dim() > -at.particle_dim]
     why = f"its prior is a mixture over {names}, which is summed out"

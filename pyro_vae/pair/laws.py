@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro import distributions as dist
 
-ONE_KIND = "give both a discrete law, or both a continuous one (such as the relaxed one)"
+ONE_KIND = "give both a discrete distribution, or both a continuous one (such as a relaxed one)"
 """What to do about a mass against a density."""
 
 

@@ -190,9 +190,9 @@ def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str,
         if not same_scale(sites[name].scale, sites[mixed[0]].scale):
             raise UserError(
                 f"sites {mixed[0]!r} and {name!r} of the model are scaled by "
-                f"{scale_words(sites[mixed[0]].scale)} and {scale_words(sites[name].scale)}, but "
-                f"{', '.join(sorted(at.summed))} is summed out of both: scale them alike, or "
-                "sample it in the guide"
+                f"{scale_words(sites[mixed[0]].scale)} and {scale_words(sites[name].scale)}, "
+                f"but {', '.join(sorted(at.summed))} is summed out of both: give both the same "
+                "scale, or sample it in the guide"
             )
     left = conditionals({name: site.log_prob for name, site in sites.items()}, at.summed)
     return {
@@ -279,7 +279,7 @@ def _scale(
         return scale.reshape(())
     if any(scale.shape[d] > 1 for d in range(-scale.dim(), 0) if d not in (dim, particle_dim)):
         raise UserError(
-            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which "
-            "has other weights than one an image: give each image one, in its plate's dimension"
+            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}: "
+            "expected one scale for each image, in the dimension of its plate"
         )
     return on_particles(scale, size, dim, particle_dim, at)

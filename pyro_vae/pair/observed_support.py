@@ -45,10 +45,10 @@ def check_support(node: Any) -> None:
         elementwise = base.support.check(value)
         bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
         remedy = _REMEDIES.get(
-            type(base.support), "choose a likelihood whose support holds the data"
+            type(base.support), "choose a likelihood whose support contains the data"
         )
         if not node["is_observed"]:
-            remedy = "the guide draws it there: give the guide a distribution on that support"
+            remedy = "the guide draws this value: give the guide a distribution on that support"
         raise UserError(
             f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
             f"of {law_of(fn)}: {remedy}"
@@ -79,8 +79,8 @@ _REMEDIES = {
     ): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
     type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
     constraints.integer_interval: (
-        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood "
-        "with as many levels=…"
+        "give the grey levels as stored, whole numbers from 0, and build the likelihood with "
+        "their number, levels=…"
     ),
     type(
         constraints.nonnegative_integer

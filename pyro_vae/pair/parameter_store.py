@@ -58,13 +58,13 @@ class ParameterStore(Messenger):
     ) -> None:
         if self.waiting and name not in self.waiting:
             raise UserError(
-                f"the programs make pyro.param({name!r}), and the file that was loaded has none: "
-                "load it into the pair that it was saved from"
+                f"the programs use pyro.param({name!r}), which is not in the loaded file: load "
+                "the file into the pair that it was saved from"
             )
         if not self.may_create and not self.waiting:
             raise UserError(
                 f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises "
-                "parameters: fit this very pair of model and guide first"
+                "parameters: first fit this same pair of model and guide"
             )
         value = init() if callable(init) else init
         unconstrained = transform_to(constraint).inv(value).detach().clone()
@@ -80,8 +80,8 @@ class ParameterStore(Messenger):
         left = sorted(self.waiting.keys() - self.parameters.keys())
         if left:
             raise UserError(
-                f"the file that was loaded has pyro.param({left[0]!r}), which neither program "
-                "makes: load it into the pair that it was saved from"
+                f"the file that was loaded has pyro.param({left[0]!r}), which no program uses: "
+                "load the file into the pair that it was saved from"
             )
         self.waiting = {}
 

@@ -68,7 +68,8 @@ def parameters(
     own = {name: each for name, each in tensors_of(pair).items() if each.kind != "buffer"}
     if not own:
         raise UserError(
-            "no parameter of this pair is known: fit it, or run check_pair(model, guide, x), first"
+            "no parameter of this pair is known yet: first fit it, or run "
+            "check_pair(model, guide, x)"
         )
     if fill_store:
         _fill_store(pair, own)
@@ -133,7 +134,7 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     new = tensors.keys() - own.keys()
     waiting = set() if pair.was_run else {n for n in new if about[n]["kind"] == "pyro.param"}
     _refuse_names("lacks", place, own.keys() - tensors.keys())
-    _refuse_names("has, and the pair lacks,", place, new - waiting)
+    _refuse_names("has these, which are not in the pair:", place, new - waiting)
     for name, each in own.items():
         _refuse_other(place, name, tensors[name], about[name], each.tensor, str(each.constraint))
     _refuse_untied(place, own, tensors)
@@ -212,8 +213,9 @@ def _fill_store(pair: Pair, own: Mapping[str, Own]) -> None:
             pyros = name
         if pyros in named and named[pyros][1].tensor is not each.tensor:
             raise UserError(
-                f"{named[pyros][0]!r} and {name!r} are both called {pyros!r} in Pyro's store, "
-                "where one would hide the other: give the two programs' modules other names"
+                f"{named[pyros][0]!r} and {name!r} are both called {pyros!r} in Pyro's "
+                "parameter store, where one would replace the other: give the modules of the "
+                "two programs other names"
             )
         named[pyros] = name, each
     store = pyro.get_param_store()
@@ -247,9 +249,11 @@ def read_parameters(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str,
         about, digest, form = json.loads(words["parameters"]), words["sha256"], words["format"]
         whole = about.keys() == tensors.keys() and digest == _digest(tensors)
     except Exception as error:  # whatever a file that is none makes its readers raise
-        raise UserError(f"{place} is no file of save_parameters ({first_line(error)})") from error
+        raise UserError(
+            f"{place} was not written by save_parameters ({first_line(error)})"
+        ) from error
     if form != FORMAT:
-        raise UserError(f"{place} is of format {form}, and this version reads {FORMAT}")
+        raise UserError(f"{place} is of format {form}, but this version reads format {FORMAT}")
     if not whole:
         raise UserError(f"{place} is damaged: its SHA-256 is not that of its tensors")
     return tensors, about
@@ -262,7 +266,7 @@ def _refuse_untied(place: Path, own: Mapping[str, Own], tensors: Mapping[str, Te
         other = first.setdefault(id(each.tensor), name)
         if not torch.equal(tensors[name], tensors[other]):
             raise UserError(
-                f"{place}: {other!r} and {name!r} are one tensor of this pair, and two there"
+                f"{place}: {other!r} and {name!r} are one tensor in this pair, but two in the file"
             )
 
 
@@ -271,8 +275,8 @@ def _refuse_names(what: str, place: Path, names: set[str]) -> None:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         raise UserError(
             f"{place} {what} {', '.join(map(repr, sorted(names)[:MOST_NAMES]))}{more}: load it "
-            "into the pair that it was saved from; a module that a function only meets as it runs "
-            "is known after check_pair(model, guide, x)"
+            "into the pair that it was saved from. If a function creates a module only when it "
+            "runs, first call check_pair(model, guide, x)"
         )
 
 

@@ -86,21 +86,34 @@ class Program:
             self._takes_all = any(each._takes_all for each in reached)
         self._selected: dict[tuple[str, ...], list[str]] = {}  # by the names of what is given
         self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
+        self._placed: dict[str, str] = {}  # what takes the place of another program's argument
+
+    def take_places(self, other: Program) -> None:
+        """Receive an argument of ``other`` as one that stands in its place under a name of its own,
+        as where Pyro gives both programs the same positional arguments.
+        """
+        for theirs, own in zip(other.positional[1:], self.positional[1:], strict=False):
+            if own in self._required and not other.takes(own) and not self.takes(theirs):
+                self._placed[theirs] = own
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
         given = self.select(fields)
-        parts = any(isinstance(name, Part) for name in given)
-        return self.call(x, **(arguments(given) if parts else given))
+        if any(isinstance(name, Part) for name in given):
+            given = arguments(given)
+        placed = {own: given.pop(each) for each, own in self._placed.items() if each in given}
+        return self.call(x, **{**placed, **given})
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fields that the program receives; a ``UserError`` where a required one was not given."""
         if (names := tuple(fields)) not in self._selected:
             given = {name: argument_of(name) for name in names}
-            if missing := [name for name in self._required if name not in given.values()]:
-                known = ", ".join(sorted({*given.values()})) or "none"
+            at_hand = {*given.values()}
+            at_hand |= {own for theirs, own in self._placed.items() if theirs in at_hand}
+            if missing := [name for name in self._required if name not in at_hand]:
+                known = ", ".join(sorted(at_hand)) or "none"
                 raise UserError(
                     f"the {self.role} requires the field {missing[0]!r}, which was not given "
-                    f"(fields at hand: {known}): pass {missing[0]}=… beside x, one row an image"
+                    f"(given fields: {known}): pass {missing[0]}=…, with one row for each image"
                 )
             self._selected[names] = [n for n, argument in given.items() if self.receives(argument)]
         return {name: fields[name] for name in self._selected[names]}
@@ -112,7 +125,7 @@ class Program:
 
     def takes(self, argument: str) -> bool:
         """Whether the program's signature has this argument, or takes all."""
-        return argument in self.taken or self._takes_all
+        return argument in self.taken or argument in self._placed or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""
@@ -138,6 +151,8 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     if parts := handled(call):
         inner = _unwrapped(parts[1])
         return MethodType(inner, *parts[2:]) if parts[2:] else inner
+    if inspect.ismethod(call):  # which has its function's __wrapped__, that is of no object
+        return MethodType(inspect.unwrap(call.__func__), call.__self__)
     call = inspect.unwrap(call)
     if isinstance(call, partial):
         return partial(_unwrapped(call.func), *call.args, **call.keywords)

@@ -41,6 +41,8 @@ class Pair:
     ) -> None:
         refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
+        self.guide.take_places(self.model)
+        self.model.take_places(self.guide)
         self._use(Known() if store is None else Known(store))
         self._met: list[
             tuple[nn.Module, bool]

@@ -104,9 +104,9 @@ class SiteTerms:
                 if not same_scale(site.scale, 1.0):
                     raise UserError(
                         f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
-                        "subsampling plate or poutine.scale), so its log weights are not those of "
-                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is "
-                        "made, or score with ignore_scales=True"
+                        "subsampling plate or poutine.scale), so its log weights are not those "
+                        "of p(x): use pyro.plate(name, x.shape[0]) without a scale, or score "
+                        "with ignore_scales=True"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         drawn = [site for site in self.guide.values() if site.log_share is None]

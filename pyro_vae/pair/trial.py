@@ -26,13 +26,23 @@ Traces = tuple[poutine.Trace, poutine.Trace, Tensor]
 Nodes = dict[str, Any]
 
 
+_OF_A_NAN = (
+    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
+    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
+    "model, x.nan_to_num() in the guide"
+)
+
+MANY = 64
+"""Images at which a pair is tried that fails on a few."""
+
+
 def refuse_autoguide(guide: Callable[..., Any]) -> None:
     """AutoGuides hold one set of parameters for the data plate that they first saw."""
     if isinstance(guide, AutoGuide):
         raise UserError(
             f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has "
-            "parameters for the images of its first batch alone; use a guide that computes q(z | "
-            "x) from x, such as pyro_vae.guides.MeanField"
+            "parameters only for the images of its first batch. Use a guide that computes q(z "
+            "| x) from x, such as pyro_vae.guides.MeanField"
         )
 
 
@@ -49,9 +59,7 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
                     f"{what} is NaN on the first images: look for NaN in the network's output, "
                     "which validate_args=False hides"
                     if bad is None
-                    else f"x: image {first + bad} holds a NaN, and {what} is NaN: repair it or "
-                    "leave it out, or let the programs leave out what is missing: "
-                    "dist.NanMaskedNormal or a mask in the model, x.nan_to_num() in the guide"
+                    else f"x: image {first + bad} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
                 )
         try:
             model = _trace(pair, pair.model, x, fields, drawn, first)
@@ -81,10 +89,10 @@ def _trace(
     except UserError as error:
         raise UserError(f"the {program.role}: {error}") from error
     except Exception as error:
-        why = _why_it_failed(program, x, fields, error, first)
-        raise UserError(
-            _of_another_batch(pair, program, x) or _of_columns(pair, x, fields, why) or why
-        ) from error
+        why = _of_another_batch(pair, program, x) or _why_it_failed(
+            program, x, fields, error, first
+        )
+        raise UserError(why) from error
     pair.note_parameters(program)
     return trace
 
@@ -101,8 +109,8 @@ def refuse_broken_parameters(pair: Pair) -> None:
         for name, parameter in parameters:
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError(
-                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that "
-                    "diverged: build the networks afresh"
+                    f"parameter {name!r}{of} has a NaN or an infinity, such as after a training "
+                    "that diverged: build the networks anew"
                 )
 
 
@@ -132,7 +140,7 @@ def check_latents(
             ]
             raise UserError(
                 f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of "
-                "the guide: give both one dimension"
+                "the guide: give both the same dimension"
             )
 
 
@@ -141,10 +149,10 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     for name, parameter in pair.store.parameters.items():
         if parameter.dim() and len(parameter) == len(x) + 1 and name not in pair.store.before:
             return (
-                f"pyro.param({name!r}) of the {program.role} has a row for each image (its shape is "
-                f"{tuple(parameter.shape)} for {len(parameter)} images), and batches have others: "
-                "take the rows of a parameter of the whole set by the field `index`, or use "
-                "pyro_vae.guides.PerDatum"
+                f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
+                f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
+                "batches have other images. Make one parameter for the whole set and take its "
+                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
             )
     return ""
 
@@ -161,21 +169,27 @@ class _Plates(Messenger):
             self.sizes.setdefault(msg["fn"].size, msg["name"])
 
 
-def _of_columns(pair: Pair, x: Tensor, fields: Fields, why: str) -> str:
-    """A sentence where the plates of images have as many as x has columns, and none as many as it
-    has rows.
+def of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
+    """A sentence where programs that fail on a few images take another kind of batch: one on its
+    side, or one of many.
     """
-    plates = _Plates()
+    (x, fields), plates = probe(5), _Plates()
     for program in (pair.guide, pair.model):
         with suppress(Exception), plates:
             program(x, fields)
-    if x.dim() < 2 or x.shape[1] not in plates.sizes or len(x) in plates.sizes:
-        return ""
-    return (
-        f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has columns, "
-        "and images are rows here (x[0] is the first): give x.transpose(0, 1), and let the "
-        f"programs transpose it back; otherwise: {why}"
-    )
+    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+        return (
+            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
+            "let the programs transpose it back; otherwise: "
+        )
+    with suppress(UserError):
+        trace_pair(pair, *probe(MANY))
+        return (
+            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
+            "own: let them make of each row what is that row's; on few, "
+        )
+    return ""
 
 
 def _why_it_failed(
@@ -190,8 +204,8 @@ def _why_it_failed(
         return failure(program.role, on, error) + _hints(program, x, fields, error, first)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
-        f"{shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
-        "the dimensions that belong to one image are its event, so write "
+        f"{shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
+        "The dimensions that belong to one image must be event dimensions: write "
         f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
 
@@ -200,16 +214,16 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            "; the batches are made for a program, so let it take all rows that it is given "
+            ". fit makes the batches: write the plate for all rows that the program gets "
             "(subsample_size=None)"
         )
     found = [
-        f"field {name!r} holds {int(value.min())}"
+        f"field {name!r} has the value {int(value.min())}"
         for name, value in program.select(fields).items()
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
     if (bad := _first_nan(x)) is not None:
-        found.append(f"image {first + bad} holds a NaN")
+        found.append(f"image {first + bad} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 

@@ -155,7 +155,7 @@ OF_ANY_DATA = ("curves", "latent")
 def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
     try:
         if subject.table and name not in OF_ANY_DATA:
-            raise DoesNotFit(f"{subject.name} is a table, whose rows are no images")
+            raise DoesNotFit(f"{subject.name} is a table: its rows are not images")
         return PAGES[name](subject)
     except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
         if asked_for:

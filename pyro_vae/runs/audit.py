@@ -168,21 +168,21 @@ def _data(
     """The images, draws and log weights, and which fields each program takes."""
     if not hook(guide, "amortized"):
         raise UserError(
-            f"the guide {type(guide).__name__} has no q(z | x) of test images: there are no log "
-            "weights to audit"
+            f"the guide {type(guide).__name__} has no q(z | x) of test images, so there are no "
+            "log weights to audit"
         )
     pair, images, named = prepare(model, guide, x, dict(fields), NUM_DRAWS)
     structure = pair.structure(images, named, scored=False)
     refuse_unscorable(pair, images, named)
     if structure.summed:
         raise UserError(
-            f"{', '.join(structure.summed)} is summed out, which tracing the two programs does "
-            "not do: no audit of this pair"
+            f"{', '.join(structure.summed)} is summed out, which stock Pyro's trace does not "
+            "do, so this pair can't be audited"
         )
     if structure.own_draws_only:
         raise UserError(
-            f"the guide scores site {structure.own_draws_only[0]!r} at its own last draw alone, "
-            "not at stored ones: no audit of this pair"
+            f"the guide scores site {structure.own_draws_only[0]!r} only at its own last draw, "
+            "not at stored draws, so this pair can't be audited"
         )
     with pair.measuring(images.device):
         first, others = (
@@ -295,9 +295,8 @@ class _Writer:
                 inner = ", ".join(self._write(each, wanted) for each in value)
                 return f"({inner},)" if len(value) == 1 else f"({inner})"
         raise UserError(
-            f"no audit: the pair holds a {type(value).__name__} that no choice of the run "
-            "constructed from plain values; name model and guide as classes, and let each build "
-            "what it needs"
+            f"no audit: the pair has a {type(value).__name__} that was not built from the run's "
+            "options. Name model and guide as classes which build what they need"
         )
 
     def _class(self, part: type) -> str:
@@ -345,7 +344,7 @@ class Sources:
         path = _source_of(module)
         if path is None:
             raise UserError(
-                f"no audit: the source of {module}, which the pair is made of, is no file"
+                f"no audit: the source of {module}, which the pair uses, is not in a file"
             )
         self.modules[copy] = path
         followed = {"pyro_vae", module.partition(".")[0]}
@@ -361,7 +360,7 @@ class Sources:
         """
         if engine := sorted(set(ENGINE) & self.modules.keys()):
             raise UserError(
-                f"no audit: the source of this pair itself imports the engine ({engine[0]})"
+                f"no audit: the source of this pair imports pyro_vae's own code ({engine[0]})"
             )
         return {_place(name, path): path for name, path in sorted(self.modules.items())}
 

@@ -42,11 +42,10 @@ def last_state(
             "training"
         ):  # the first epoch is the one that may end without a checkpoint
             raise UserError(
-                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in "
-                f"{run.metrics_file.name}: restore the folder from a copy, or train a run of its "
-                "own"
+                f"{run}: no checkpoint in {run.checkpoints.name}, but {epochs} epochs in "
+                f"{run.metrics_file.name}: restore the folder from a copy, or train a new run"
             )
-        tell(f"{run} has no checkpoint yet: its training begins at the first step")
+        tell(f"{run} has no checkpoint yet: its training starts at the first step")
         return None, {}
     found = checkpoint_files.newest(run.checkpoints)
     state = TrainingState.from_checkpoint(found.held, str(found.path))
@@ -112,8 +111,8 @@ def fit_run(
         if not is_out_of_memory(error):
             raise
         raise Failure(
-            f"the memory does not hold this training ({first_line(error)}): use a smaller net, a "
-            f"smaller --batch-size or another device; {recorder.kept()}"
+            f"this training does not fit into the memory ({first_line(error)}): use a smaller "
+            f"net, a smaller --batch-size or another device; {recorder.kept()}"
         ) from error
 
 

@@ -19,7 +19,7 @@ import torch
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
 from pyro_vae.evaluation.result import LogMarginal
-from pyro_vae.formatting import figure, quantity, shorten
+from pyro_vae.formatting import Printed, figure, quantity, shorten
 from pyro_vae.table import Table
 
 Method = tuple[tuple[str, str], ...]
@@ -61,12 +61,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Printed):
     """Methods that can be compared, the best of the test images first."""
 
     rows: tuple[Row, ...]
     num_images: int
     protocol: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return str(self.table())
 
     def table(self) -> Table:
         """One row a method."""
@@ -82,8 +85,9 @@ class Ranking:
             f"{self.protocol.get('data', 'the test set')} (sha256 {shorten(digest)})"
         )
         notes = (
-            "nats an image; a difference is from the first row",
-            "± images: for these trained models; ± seeds: for the method, – with one seed",
+            "nats per image; a difference is from the first row",
+            "± images: error for these trained models; ± seeds: error for the method (– "
+            "with one seed)",
         )
         rows = tuple(_cells(row, varied, first=row is self.rows[0]) for row in self.rows)
         return Table(columns, rows, title, notes)
@@ -115,13 +119,13 @@ def best(cells: Sequence[Scored]) -> Scored:
     scored = [cell for cell in cells if cell.valid is not None]
     if not scored:
         raise UserError(
-            "no cell has a score on validation images, by which the best one is chosen: sweep with "
-            "a valid_fraction above 0"
+            "no cell has a score on validation images, which are needed to choose the best "
+            "one: sweep with a valid_fraction above 0"
         )
     if len(rank(scored)) > 1:
         raise UserError(
-            "these cells have no common scale (a mass against a density, or other images), so that "
-            "none is the best: sweep each kind by itself"
+            "these cells can't be compared (a mass and a density, or other images), so none is "
+            "the best: make a sweep for each kind"
         )
     return max(scored, key=lambda cell: cell.valid.mean if cell.valid else -float("inf"))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
+from pyro_vae.formatting import Printed
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
 from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names, typed
@@ -35,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Printed):
     """Cells that were run: `rankings` of those that are scored, and the line of each that is not."""
 
     outcomes: tuple[Outcome, ...]
@@ -69,8 +70,8 @@ class Sweep:
         found = [ranking.table() for ranking in self.rankings]
         if len(found) != 1:
             raise UserError(
-                f"this sweep has {len(found)} rankings, as not all of its cells can be compared: "
-                "tables() has them all"
+                f"this sweep has {len(found)} rankings, because not all of its cells can be "
+                "compared: use tables(), which returns all of them"
             )
         return found[0]
 
@@ -149,7 +150,7 @@ def check_folders(every: Sequence[Cell], out: Path) -> None:
             if cell.options.init_from is not None:
                 run_folder.open_run(cell.options.init_from)
             continue
-        held = run_folder.open_run(folder).options()
+        held = run_folder.open_run(folder).options().decided()
         for name in stored_names():
             if name not in FREE_ON_RESUME and getattr(held, name) != getattr(cell.options, name):
                 raise UserError(
@@ -199,9 +200,10 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
 
     if not (folder / "config.toml").is_file():
         train_run(replace(options, out=folder), _unheard)
-    elif not is_complete(run_folder.open_run(folder)):
-        train_run(replace(options, resume=folder), _unheard)
     run = run_folder.open_run(folder)
+    if not is_complete(run):
+        free = {name: getattr(options, name) for name in FREE_ON_RESUME}
+        train_run(replace(run.options(), **free, resume=folder, quiet=True), _unheard)
     scored = run.estimate_file("iw", "test").is_file()
     counted = "active_units" in run.results()
     done = not options.valid_fraction or run.estimate_file("iw", "valid").is_file()

@@ -58,12 +58,11 @@ def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> Non
     Raises:
         UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
     """
-    options = options.decided()
     with distributed.begun(options.device):
         if options.resume is not None:
             _resumed(run_folder.open_run(options.resume), options, tell, show)
         else:
-            _begun(options, tell, show)
+            _begun(options.decided(), tell, show)
 
 
 def _begun(options: Train, tell: Tell, show: Show) -> None:
@@ -89,8 +88,8 @@ def _resumed(run: Run, options: Train, tell: Tell, show: Show) -> None:
     with run.held():
         if is_complete(run):
             raise UserError(
-                f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores "
-                "it again"
+                f"{run} is complete, so there is nothing to resume; `pyro-vae evaluate {run}` "
+                "scores it again"
             )
         run.sweep()
         state, known = group.once(lambda: last_state(run, tell))
@@ -132,7 +131,7 @@ def _finished(
     try:
         run.add_result(training=_as_result(history))
         if not options.quiet:
-            tell(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
+            tell(str(history) + (f"; stopped by {history.stopped}" if history.stopped else ""))
         if structure.point_masses:
             if not distributed.goes_on():
                 return
@@ -150,7 +149,7 @@ def _finished(
             evaluate.keep_estimate(run, found)
             run.add_result(evaluations=[{"split": "test", **figures}])
     except Stopped as stopped:
-        stopped.kept = f"the trained pair is kept: pyro-vae evaluate {run}"
+        stopped.kept = f"the trained pair is saved; score it with: pyro-vae evaluate {run}"
         raise
     show(Finished(run, figures, headline))
     try:
@@ -160,7 +159,7 @@ def _finished(
             with evaluate.drawing(run):
                 write_pictures(run, experiment)
     except Stopped as stopped:
-        stopped.kept = f"the result is kept; pictures are missing: pyro-vae plot {run}"
+        stopped.kept = f"the result is saved; draw the missing pictures with: pyro-vae plot {run}"
         raise
 
 
@@ -204,8 +203,8 @@ def _reconstruction_error(
     fields = experiment.fields("test", experiment.options.eval_images)
     record = evaluate_elbo(loss, make_source(x, fields, 500, device), experiment.options.seed)
     why = (
-        f"the guide's site {site!r} is a point mass, which has no density: no importance weights, "
-        "and no log p(x); swap in a guide with a density, such as MeanField"
+        f"the guide's site {site!r} is a point mass, which has no density, so there are no "
+        "importance weights and no log p(x): choose a guide with a density, such as MeanField"
     )
     error = -record.reconstruction
     result = {

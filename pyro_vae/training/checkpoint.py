@@ -69,9 +69,9 @@ def state_of(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
     for role, program in (("model", model), ("guide", guide)):
         if not isinstance(program, nn.Module):
             raise UserError(
-                f"the {role} is a {type(program).__name__}, not an nn.Module, so a checkpoint "
-                "can't tell which tensors are its own: write it as a PyroModule, or keep its "
-                "parameters yourself"
+                f"the {role} is a {type(program).__name__}, not an nn.Module, so it is not "
+                "known which tensors a checkpoint must have: write the program as a "
+                "PyroModule, or save its parameters yourself"
             )
         sections[role] = dict(program.state_dict())
     return sections
@@ -97,9 +97,9 @@ def restore_sections(
         except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
             lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
             raise UserError(
-                f"{name}: its tensors are not those of the {role} that the configuration describes "
-                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}); use the configuration and "
-                "the code that it was trained with"
+                f"{name}: its tensors differ from those of the {role} in the configuration "
+                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}). Use the configuration "
+                "and the code of the training"
             ) from error
 
 
@@ -137,7 +137,7 @@ def load(path: Path) -> Checkpoint:
     except OSError as error:
         raise Damaged(f"{path}: can't be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise Damaged(f"{path}: damaged, for its SHA-256 is not the one in {manifest(path).name}")
+        raise Damaged(f"{path}: damaged, its SHA-256 is not the one in {manifest(path).name}")
     _refuse_bomb(path, content)
     try:
         with warnings.catch_warnings():
@@ -145,8 +145,8 @@ def load(path: Path) -> Checkpoint:
             held = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch's own text advises to load without the safeguard
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain "
-            "values)"
+            f"{path}: not a checkpoint of pyro_vae (it has other objects in it than tensors and "
+            "plain values)"
         ) from error
     sections = held.get("sections") if isinstance(held, dict) else None
     if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
@@ -165,8 +165,8 @@ def _refuse_bomb(path: Path, content: bytes) -> None:
         return  # `torch.load` says so
     if unpacked > len(content):
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it would unpack to {in_words(unpacked)}, and a "
-            "checkpoint is stored as it is)"
+            f"{path}: not a checkpoint of pyro_vae (it would unpack to {in_words(unpacked)}, "
+            "but a checkpoint is not compressed)"
         )
 
 
@@ -181,8 +181,8 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
             else "the version that wrote it"
         )
         raise UserError(
-            f"{path}: written in format {number}, and this version, {__version__}, reads format "
-            f"{FORMAT}: install {wanted}"
+            f"{path}: written in format {number}, but this version, {__version__}, reads format "
+            f"{FORMAT}: install  {wanted}"
         )
 
 

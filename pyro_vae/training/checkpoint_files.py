@@ -62,8 +62,8 @@ def latest(folder: Path) -> Path:
     found = complete(folder)
     if not found:
         raise UserError(
-            f"{folder}: no checkpoint in it (a training that was killed before its first one has "
-            "none)"
+            f"{folder}: no checkpoint in it (the training was killed before it wrote one, or it "
+            "has not started)"
         )
     return found[-1]
 
@@ -82,7 +82,7 @@ class Found:
         if not self.unsound:
             return ""
         passed_over = "; ".join(error.what for error in self.unsound.values())
-        return f"{passed_over}: the previous one, {self.path.name}, is taken"
+        return f"{passed_over}: the previous one, {self.path.name}, is used"
 
 
 def newest(folder: Path, best: bool = False) -> Found:
@@ -108,11 +108,11 @@ def newest(folder: Path, best: bool = False) -> Found:
         latest(folder)
     if best:
         raise UserError(
-            f"{folder}: no best checkpoint in it (there is one where a validation set was scored)"
+            f"{folder}: no best checkpoint in it (a best checkpoint needs a validation set)"
         )
     raise UserError(
-        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, from which no "
-        "training goes on"
+        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, and no training "
+        "can be resumed from that one"
     )
 
 

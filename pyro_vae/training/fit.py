@@ -46,9 +46,11 @@ from pyro_vae.training.options import (
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.settings import by_site
 from pyro_vae.training.snapshot import Position
 from pyro_vae.training.state import TrainingState, differences, this_place
 from pyro_vae.training.stepper import Stepper
+from pyro_vae.validation import check_choice
 
 __all__: Sequence[str] = ["Diverged", "fit"]
 
@@ -65,7 +67,7 @@ def fit(
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
     num_steps: int | None = None,
-    kl_weight: float = 1.0,
+    kl_weight: float | str | Mapping[str, float] = 1.0,
     kl_warmup: float | str | Warmup = 0,
     grad_clip: float | None = None,
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = (),
@@ -103,7 +105,8 @@ def fit(
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
-            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``.
+            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``; by site as ``{"z1":
+            1.0, "z2": 0.5}``, the others' being 1.
         grad_clip: the largest norm of the gradient of the mean loss per image.
         callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
             ``Checkpoints`` is one.
@@ -166,7 +169,7 @@ def _fit(
         place,
         "x_train",
         part,
-        missing=observe is None,
+        missing=observe is None or isinstance(observe, Observation),
     )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
@@ -188,12 +191,16 @@ def _fit(
         "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
+    kl_weight, loss.site_weights = by_site(options.kl_weight)
+    options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
     with own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
         structure = pair.structure(images, rows, scored=False)
         loss.objective = goal.suited(structure)
+        for name in loss.site_weights:
+            check_choice("latent site of kl_weight", name, structure.latents)
         if begun is None:
             start_from_data(pair, source, observe, seed)
         started = "" if begun is not None or options.init is None else begin(pair, options.init)
@@ -254,7 +261,7 @@ def _take_up(
     line = f"at step {at.step}, epoch {at.epoch}"
     if stepper.source.own_order and at.step > at.first_step:
         at.begin_epoch(at.epoch)
-        line += "; a DataLoader can't repeat its order, so this epoch's pass begins again"
+        line += "; a DataLoader can't repeat its order, so this epoch starts again"
     if changed := differences(begun.place, here):
         line += f"; {changed}"
     history.resumed = (*history.resumed, line)
@@ -285,12 +292,21 @@ def _check_data(
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(
-                f"the {program.role} wants the field 'index', which a DataLoader does not tell: "
+                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
                 "give its Dataset instead"
             )
     if isinstance(source, Resident):
         observed_support.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or observe is not None or not isinstance(source, Resident):
+    if structure.subsampling or not isinstance(source, Resident):
         return
-    observed_support.check_support_of_set(pair, source.num_images, source.part)
+    if observe is None:
+        observed_support.check_support_of_set(pair, source.num_images, source.part)
+    elif source.x.is_floating_point() and len(
+        missing := source.x.isnan().flatten(1).any(1).nonzero()
+    ):
+        first = max(0, int(missing[0]) - 4)
+        few, named = source.part(slice(first, first + 5))
+        observed_support.check_support_of_set(
+            pair, len(few), lambda rows: (observe(few), named), first
+        )

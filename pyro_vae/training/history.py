@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pyro_vae.formatting import Printed
+
 
 @dataclass(frozen=True)
 class Record:
@@ -20,7 +22,7 @@ class Record:
 
 
 @dataclass
-class History:
+class History(Printed):
     """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given.
 
     Attributes:

@@ -99,9 +99,9 @@ class Stepper:
                 self.step.check(self._source.drawn(seed))
             except NotStageable as reason:
                 raise UserError(
-                    f"the {self.tier} step no longer is that of the programs ({reason}): a Python "
-                    "value that they read has changed since they were traced, so the steps since "
-                    "then are not what the programs say; train with compile='off'"
+                    f"the {self.tier} step differs from the programs ({reason}): a Python value "
+                    "that they read has changed since they were traced, so the steps since "
+                    "then are wrong. Train with compile='off'"
                 ) from None
 
     def _signature(self) -> list[tuple[int, bool]]:
@@ -143,7 +143,7 @@ def trainable(
             else "the loss depends on no tensor that requires a gradient"
         )
         raise UserError(
-            f"there is nothing to train: {why}; register networks with pyro.module, or use "
+            f"there is nothing to train: {why}. Register networks with pyro.module, or use "
             "PyroModules"
         )
     return sorted(kept.values(), key=pair.name_of)

@@ -178,7 +178,7 @@ def test_parameters_of_functions_are_those_that_were_fitted() -> None:
             pyro.sample("z", dist.Normal(loc.expand(len(x), -1), 0.01).to_event(1))
 
     x = torch.full((32, PIXELS), 5.0)
-    with pytest.raises(UserError, match="fit this very pair"):
+    with pytest.raises(UserError, match="fit this same pair"):
         encode(model, guide, x)
     fit(
         model,

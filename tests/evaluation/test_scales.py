@@ -51,7 +51,9 @@ def test_a_scale_in_the_model_alone_trains_as_stock_pyro() -> None:
     torch.manual_seed(1)
     stock = pyro.infer.Trace_ELBO().loss(*pair, X)
     assert [float(each) for each in found] == pytest.approx([stock, stock], rel=1e-6)
-    assert "KL of 'z': sampled, as poutine.scale is another one" in str(pv.check_pair(*pair, X))
+    assert "KL of 'z': sampled, because poutine.scale of the model differs" in str(
+        pv.check_pair(*pair, X)
+    )
     assert pv.fit(*pair, X, num_steps=2, progress=False).train
     with pytest.raises(pv.UserError, match="use kl_weight"):
         FreeBits()(*pair)(X)

@@ -118,7 +118,7 @@ def test_one_weight_an_image_trains_and_has_no_px() -> None:
                for v, tier in ((Vae(), "off"), (Vae(), "graph"))]  # fmt: skip
     assert [e.loss for e in history[0]] == pytest.approx([e.loss for e in history[1]])
     with pytest.raises(
-        pv.UserError, match=r"is scaled by one weight an image .*no scale where log p"
+        pv.UserError, match=r"is scaled by one weight an image .*without a scale, or score"
     ):
         pv.log_marginal(Vae().model, Vae().guide, X, w=WEIGHT, num_samples=9, device="cpu")
 
@@ -146,7 +146,8 @@ def test_weights_of_pixels_are_refused() -> None:
             pyro.sample("z", dist.Normal(v.encoder(x).unsqueeze(-2), 0.5).to_event(1))
 
     with pytest.raises(
-        pv.UserError, match=r"'x' is scaled by a tensor of shape .*other weights than one an image"
+        pv.UserError,
+        match=r"'x' is scaled by a tensor of shape .*expected one scale for each image",
     ):
         pv.fit(model, guide, X, **QUICK)
 
@@ -530,6 +531,25 @@ def test_the_plate_that_is_told_is_that_of_x_and_z() -> None:
     )
 
 
+def test_an_argument_may_have_another_name_at_its_place() -> None:
+    """Pyro gives both programs the same positional arguments."""
+    v = Vae()
+
+    def model(x: Tensor, dose: Tensor, twice: bool = True) -> None:
+        v.model(x - dose)
+
+    def guide(x: Tensor, _dose: Tensor) -> None:
+        v.guide(x - _dose)
+
+    pyro.set_rng_seed(0)
+    theirs = infer.Trace_ELBO().differentiable_loss(model, guide, X, WEIGHT[:, None])
+    for given in ({"dose": WEIGHT[:, None]}, {"dose": WEIGHT[:, None], "_dose": WEIGHT[:, None]}):
+        pyro.set_rng_seed(0)
+        torch.testing.assert_close(Trace_ELBO()(model, guide)(X, **given), theirs)
+    with pytest.raises(pv.UserError, match="the guide requires the field '_dose'"):
+        pv.check_pair(partial(model, dose=WEIGHT[:1]), guide, X)
+
+
 # ---- whom a sentence is for
 
 
@@ -627,7 +647,7 @@ def test_a_class_that_is_none_is_named_wherever_it_is(row: int) -> None:
 
     v, x = Vae(), torch.cat([X] * 3)[:12]
     for call in ("check_pair", "fit", "log_marginal"):
-        with pytest.raises(pv.UserError, match="field 'y' holds -1"):
+        with pytest.raises(pv.UserError, match="field 'y' has the value -1"):
             CALLS[call](program(v.model), program(v.guide), x, y=labels)
 
 

@@ -305,7 +305,7 @@ def test_the_best_is_that_of_the_highest_validation_elbo(tmp_path: Path) -> None
     model, guide = our_pair()
     checkpoint.restore(held, model, guide, "best")
     assert same(tensors(model, guide), states[best.epoch])
-    with pytest.raises(UserError, match="best of a training"):
+    with pytest.raises(UserError, match="best checkpoint of a training"):
         TrainingState.from_checkpoint(held, "best.pt")
 
 
