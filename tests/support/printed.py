@@ -52,8 +52,8 @@ class Block:
 
 def pages() -> list[Path]:
     """README and every page of the docs."""
-    built = ROOT / "docs" / "_build"
-    docs = (path for path in (ROOT / "docs").rglob("*.md") if built not in path.parents)
+    made = {ROOT / "docs" / name for name in ("_build", "notebooks")}
+    docs = (path for path in (ROOT / "docs").rglob("*.md") if made.isdisjoint(path.parents))
     return [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted(docs)]
 
 
