@@ -170,10 +170,11 @@ def _run(command: str, folder: Path, environment: dict[str, str]) -> int:
     """The exit code of a command: one of Python's modules in a process of the server, anything else
     by bash.
     """
-    words = shlex.split(command)
+    typed, _, target = command.partition(" > ")
+    words = shlex.split(typed)
     words[:1] = ["python", *SHIMS.get(Path(words[0]).name, words[0]).split()]
-    if words[1] == "-m" and words[2] not in ELSEWHERE and not set(command) & set("|<>;&$"):
-        child = SERVER.Process(target=_module, args=(folder, environment, *words[2:]))
+    if words[1] == "-m" and words[2] not in ELSEWHERE and not set(typed) & set("|<>;&$"):
+        child = SERVER.Process(target=_module, args=(folder, environment, target, *words[2:]))
         child.start()
         child.join(600)
         return 1 if child.exitcode is None else child.exitcode
@@ -193,8 +194,10 @@ def _begin(folder: Path, environment: dict[str, str]) -> None:
     site.addsitedir(str(folder))  # beside the page, for what it writes itself
 
 
-def _module(folder: Path, environment: dict[str, str], name: str, *words: str) -> None:
+def _module(folder: Path, environment: dict[str, str], target: str, name: str, *words: str) -> None:
     _begin(folder, environment)
+    if target:
+        os.dup2(os.open(target.strip(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
     sys.argv = [name, *words]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
