@@ -23,7 +23,6 @@ from benchmarks.harness import (
     assert_alike,
     chosen,
     interleave,
-    machine,
     ratios,
     report,
     run_cli,
@@ -134,7 +133,6 @@ def bench(at: Architecture, num_batches: int, chosen: Options) -> Table:
 
 def main(asked: Options) -> None:
     """Time the architectures asked for, or all."""
-    print(machine(), flush=True)
     for name in chosen(asked.only, BATCHES):
         table = bench(ARCHITECTURES[name], BATCHES[name], asked)
         report(f"an epoch of {BATCHES[name]} batches, {name}", table, BASE)

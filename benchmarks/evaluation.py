@@ -22,7 +22,6 @@ from benchmarks.harness import (
     Table,
     chosen,
     interleave,
-    machine,
     ratios,
     report,
     run_cli,
@@ -194,7 +193,6 @@ def bench(precisions: list[str], chosen: Options) -> Table:
 
 def main(asked: Options) -> None:
     """Time the precisions asked for, or both."""
-    print(machine(), flush=True)
     table = bench(chosen(asked.only, PRECISIONS), asked)
     report(f"log p(x) of an image, K = {1000 if asked.quick else NUM_SAMPLES}", table, BASE)
     write(

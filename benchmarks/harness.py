@@ -67,11 +67,12 @@ def run_cli(main: Callable[[T], None], options: type[T], description: str | None
 
 
 def chosen(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """The cases asked for, or all."""
+    """The cases asked for, or all, once they are known; then the machine is printed."""
     every = list(known)
     for name in names:
         if name not in every:
             raise UserError(did_you_mean("case", name, every))
+    print(machine(), flush=True)
     return list(names) or every
 
 

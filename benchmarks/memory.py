@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.contestants import ours, pyro_svi
-from benchmarks.harness import Options, chosen, machine, run_cli, write
+from benchmarks.harness import Options, chosen, run_cli, write
 from benchmarks.host_reads import reads_per_epoch
 from pyro_vae import log_marginal
 from pyro_vae.evaluation.tiling import ROWS, tile_sizes
@@ -142,7 +142,6 @@ def epoch_reads(tier: str) -> float:
 
 def main(asked: Options) -> None:
     """Measure in child processes, print, and write memory.json."""
-    print(machine(), flush=True)
     for name in chosen(asked.only, CASES):
         if name == "reads":
             found: Any = {tier: epoch_reads(tier) for tier in ("inductor", "graph")}

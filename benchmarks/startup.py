@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from benchmarks.harness import Options, interleave, machine, ratios, report, run_cli, write
+from benchmarks.harness import Options, chosen, interleave, ratios, report, run_cli, write
 
 BASE = "import pyro.infer"
 PROGRAMS = {
@@ -34,7 +34,7 @@ def process(program: str) -> Callable[[], None]:
 
 def main(asked: Options) -> None:
     """Time them in turn."""
-    print(machine(), flush=True)
+    chosen(asked.only, ())
     rounds = asked.rounds or (2 if asked.quick else ROUNDS)
     table = ratios(
         interleave({name: process(program) for name, program in PROGRAMS.items()}, rounds), BASE

@@ -24,7 +24,6 @@ from benchmarks.harness import (
     assert_alike,
     chosen,
     interleave,
-    machine,
     ratios,
     repeated,
     report,
@@ -129,7 +128,6 @@ def bench(at: Architecture, chosen: Options) -> Table:
 
 def main(asked: Options) -> None:
     """Time the architectures asked for, or all."""
-    print(machine(), flush=True)
     for name in chosen(asked.only, ARCHITECTURES):
         table = bench(ARCHITECTURES[name], asked)
         report(f"training step, {name}", table, BASE)

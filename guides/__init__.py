@@ -2,8 +2,8 @@
 
 if __name__ != "pyro_vae.guides":
     raise ImportError(
-        "import this package as `from pyro_vae import guides`; a bare `import guides` would make "
-        "a second copy"
+        "import this package as `from pyro_vae import guides`: `import guides` would make a "
+        "second copy of it"
     )
 
 from pyro_vae.guides.amortized import AmortizedGuide as AmortizedGuide

@@ -29,9 +29,9 @@ class ExactPosterior(PyroModule):
         super().__init__()
         if not callable(hook(model, "posterior")):
             raise UserError(
-                "ExactPosterior is a guide for a model that knows p(z | x) in closed form, such "
-                f"as LinearGaussian, and {type(model).__name__} has no posterior(x): use a guide "
-                "that approximates it, such as MeanField"
+                "ExactPosterior needs a model with a closed form of p(z | x), such as "
+                f"LinearGaussian. {type(model).__name__} has no method posterior(x). Use a "
+                "guide that approximates the posterior, such as MeanField"
             )
         self._model = (
             model,

@@ -64,14 +64,14 @@ class PerDatum(MeanField):
         """The rows to read, and whether they are these images'."""
         if index is None:
             raise UserError(
-                "PerDatum is a table with a row for each training image: call it with index, the "
-                "images' rows"
+                "PerDatum is a table with one row for each training image: call it with "
+                "index=…, the rows of these images"
             )
         free, num_data = get_proxy_mode() is None, len(self.seen)
         if free and (len(index) != len(x) or int(index.max()) >= num_data):
-            raise UserError(self._other_images(f"row {int(index.max())} was asked for"))
+            raise UserError(self._other_images(f"there is no row {int(index.max())}"))
         rows = index.clamp(max=num_data - 1)
-        mark = (x.flatten(1) @ self.direction).abs()
+        mark = (x.nan_to_num().flatten(1) @ self.direction).abs()
         if self.training:
             if not in_dry_run():
                 with torch.no_grad():
@@ -94,7 +94,7 @@ class PerDatum(MeanField):
 
     def _other_images(self, what: str) -> str:
         return (
-            f"PerDatum holds one q(z) for each of its {len(self.seen)} training images, and "
-            f"{what}: it knows no others; call refine(model, guide, x), which fits one for each "
-            "of the images x, or use an amortized guide such as MeanField"
+            f"PerDatum has one q(z) for each of its {len(self.seen)} training images, and "
+            f"{what}. For other images call refine(model, guide, x), which fits one q(z) for "
+            "each image of x, or use an amortized guide such as MeanField"
         )

@@ -4,8 +4,8 @@ of.
 
 if __name__ != "pyro_vae.models":
     raise ImportError(
-        "import this package as `from pyro_vae import models`; a bare `import models` would make "
-        "a second copy"
+        "import this package as `from pyro_vae import models`: `import models` would make a "
+        "second copy of it"
     )
 
 from pyro_vae.models.bernoulli import Bernoulli as Bernoulli

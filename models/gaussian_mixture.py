@@ -17,6 +17,7 @@ from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import number_of_images
+from pyro_vae.nn.missing import check_missing, of_seen
 from pyro_vae.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class GaussianMixture(PyroModule):
         components: the number of Gaussians.
         covariance: ``diagonal`` or ``full``.
         min_scale: the least standard deviation, a positive number.
+        missing: ``"nan"``, where a NaN marks what is missing; of diagonal covariances.
     """
 
     slot: ClassVar[str] = "model"
@@ -58,10 +60,17 @@ class GaussianMixture(PyroModule):
         components: int = 10,
         covariance: str = "diagonal",
         min_scale: float = 1e-3,
+        missing: str | None = None,
     ) -> None:
         super().__init__()
+        self.missing = check_missing(missing)
         check_whole("GaussianMixture(components={!r})", components, "components")
         check_choice("covariance of GaussianMixture", covariance, COVARIANCES)
+        if missing and covariance == "full":
+            raise UserError(
+                "GaussianMixture(missing='nan'): with covariance='full' the pixels depend on each "
+                "other, so none can be left out: use covariance='diagonal'"
+            )
         check_number("GaussianMixture(min_scale={})", min_scale, "a positive number", ends="()")
         self.event_shape, self.covariance, self.min_scale = (
             torch.Size(event_shape),
@@ -99,7 +108,8 @@ class GaussianMixture(PyroModule):
             normal = dist.Normal(
                 self.loc[component].reshape(shape), scale[component].reshape(shape)
             )
-            return normal.to_event(len(self.event_shape))
+            law = normal.to_event(len(self.event_shape))
+            return of_seen(law) if self.missing else law
         root = self.lower.tril(-1) + torch.diag_embed(scale)
         return _Image(
             dist.MultivariateNormal(self.loc[component], scale_tril=root[component]),
@@ -155,8 +165,8 @@ class GaussianMixture(PyroModule):
         number = len(self.logits)
         if len(x) < number:
             raise UserError(
-                f"GaussianMixture(components={number}) starts from {len(x)} images: give it as "
-                "many, or more"
+                f"GaussianMixture(components={number}) has more components than the {len(x)} "
+                "images that it starts from: give more images or fewer components"
             )
         rows = x.flatten(1).double()
         with warnings.catch_warnings():
@@ -197,8 +207,10 @@ class GaussianMixture(PyroModule):
         the model has been started or trained.
 
         Raises:
-            UserError: fewer images than components.
+            UserError: fewer images than components; missing entries.
         """
+        if bool(x.isnan().any()):
+            raise UserError("fit_em takes whole images: train one with missing entries by fit")
         if self.waits_for_data:
             self.start_from(x.to(self.loc.device))
         model, x = deepcopy(self).double(), x.to(self.loc.device).double()

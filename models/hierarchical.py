@@ -62,9 +62,10 @@ class Hierarchical(GenerativeModel):
         )
         if self.latent_dims[-1] != top or self.latent_dims[0] != (bottom or self.latent_dims[0]):
             raise UserError(
-                f"Hierarchical(latent_dims={self.latent_dims}): the likelihood decodes {bottom} "
-                f"dimensions and the prior has {top}; give the likelihood "
-                f"latent_dim={self.latent_dims[0]} and the prior latent_dim={self.latent_dims[-1]}"
+                f"Hierarchical(latent_dims={self.latent_dims}): expected a likelihood and a "
+                f"prior of these dimensions, but the likelihood decodes {bottom} and the prior "
+                f"has {top}: give the likelihood latent_dim={self.latent_dims[0]} and the prior "
+                f"latent_dim={self.latent_dims[-1]}"
             )
         between = level_args(unpacked(net, net_args)[1], len(self.latent_dims))[1:]
         self.conditionals = nn.ModuleList(  # p(z_l | z_{l+1}), l = 1 … L − 1

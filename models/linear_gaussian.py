@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from pyro import distributions as dist
 from pyro_vae.models.gaussian import Gaussian
@@ -26,14 +28,18 @@ class LinearGaussian(GenerativeModel):
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         latent_dim: the number of dimensions of z, fewer than pixels for `fit_ml`.
+        missing: ``"nan"``, where a NaN marks what is missing: all is then of what is seen.
     """
 
     kind, observes = "density", "real"
 
-    def __init__(self, event_shape: tuple[int, ...], latent_dim: int) -> None:
+    def __init__(
+        self, event_shape: tuple[int, ...], latent_dim: int, missing: str | None = None
+    ) -> None:
+        decoder: dict[str, Any] = {"net": MLP, "hidden": (), "missing": missing}
         super().__init__(
             StandardNormal(latent_dim),
-            Gaussian(event_shape, latent_dim, scale="learned", net=MLP, hidden=()),
+            Gaussian(event_shape, latent_dim, scale="learned", **decoder),
         )
 
     @property
@@ -62,23 +68,27 @@ class LinearGaussian(GenerativeModel):
 
     def log_px(self, x: Tensor) -> Tensor:
         """log N(x; b, WWᵀ + σ²I) of images, ``(B, *event_shape)``: ``(B,)``, nats, exact."""
-        noise = self.scale.square().expand(len(self.bias))
-        marginal = dist.LowRankMultivariateNormal(self.bias, self.weight, noise)
-        log_px: Tensor = marginal.log_prob(x.flatten(1))
+        posterior = self.posterior(x)
+        z = posterior.mean  # log p(x, z) − log p(z | x) is log p(x) at every z
+        joint = self.likelihood(z).log_prob(x) + self.prior().log_prob(z)
+        log_px: Tensor = joint - posterior.log_prob(z)
         return log_px
 
     def posterior(self, x: Tensor) -> dist.TorchDistribution:
-        """p(z | x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹), M = WᵀW + σ²I, batch shape ``(B,)``."""
-        weight, variance = self.weight, self.scale.square()
-        m = weight.T @ weight + variance * torch.eye(
-            weight.shape[1], dtype=weight.dtype, device=weight.device
+        """p(z | x) = N(M⁻¹Wᵀ(x − b), σ²M⁻¹), M = WᵀW + σ²I, batch shape ``(B,)``; of an image with
+        missing entries with the rows of W and b of those that are seen.
+        """
+        weight, variance, centred = self.weight, self.scale.square(), x.flatten(1) - self.bias
+        seen = ~centred.isnan() if self.likelihood.missing else torch.ones_like(self.bias)
+        m = (weight.T * seen.unsqueeze(-2)) @ weight
+        m = m + variance * torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+        # as cholesky, which reads an error code from the device
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(m)[0])
+        to_z = torch.where(seen.bool(), centred, 0.0) @ weight
+        loc = (to_z.unsqueeze(-2) @ inverse).squeeze(-2)
+        return dist.MultivariateNormal(
+            loc, scale_tril=torch.linalg.cholesky_ex(variance * inverse)[0]
         )
-        root = torch.linalg.cholesky_ex(m)[
-            0
-        ]  # as cholesky, which reads an error code from the device
-        loc = torch.cholesky_solve(weight.T @ (x.flatten(1) - self.bias).T, root).T
-        covariance = variance * torch.cholesky_inverse(root)
-        return dist.MultivariateNormal(loc, scale_tril=torch.linalg.cholesky_ex(covariance)[0])
 
     @torch.no_grad()
     def fit_ml(self, x: Tensor) -> float:
@@ -98,15 +108,15 @@ class LinearGaussian(GenerativeModel):
         if latent_dim >= rows.shape[1]:
             raise UserError(
                 f"LinearGaussian has {latent_dim} latent dimensions and {rows.shape[1]} pixels: "
-                "its maximum needs fewer latents"
+                "give it fewer latent dimensions than pixels"
             )
         values, vectors = torch.linalg.eigh(torch.cov(rows.T, correction=0))  # ascending
         variance = values[:-latent_dim].mean()
         if not bool(variance > 1e-12 * values[-1]):
             raise UserError(
-                f"the {len(x)} images vary in {latent_dim} dimensions or fewer, so σ is 0 and the "
-                "density unbounded: give more images, add noise (dequantize), or use fewer latent "
-                "dimensions"
+                f"the {len(x)} images vary in {latent_dim} dimensions or fewer. Then σ is 0 and "
+                "the density has no upper bound: give more images, add noise (dequantize), or "
+                "use fewer latent dimensions"
             )
         top = (values[-latent_dim:] - variance).sqrt() * vectors[:, -latent_dim:]
         self._linear.weight.copy_(top.flip(1))  # the largest component first

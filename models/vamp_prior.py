@@ -135,10 +135,10 @@ class VampPrior(Prior):
                 module.training = mode
         if not scores:
             raise UserError(
-                "VampPrior needs the density q(z | u) of any z given any image u, and the guide "
-                f"{name} has none (a point mass, a table, a guide of images with classes, or a "
-                "flow that scores its own draws alone): use one such as MeanField, FullRank or "
-                "Householder"
+                "VampPrior needs the density q(z | u) of any z for any image u. The guide "
+                f"{name} does not have it (it is a point mass, a table, a guide that needs "
+                "classes, or a flow that scores only its own draws): use a guide such as "
+                "MeanField, FullRank or Householder"
             )
 
     def _warn_of_inversions(self, components: int) -> None:
@@ -148,10 +148,10 @@ class VampPrior(Prior):
         if components * passes > MOST_PASSES:
             warnings.warn(
                 f"VampPrior scores every z under {components} components, and "
-                f"{type(encoder).__name__} inverts its flow for each, by {passes} passes of its "
-                f"networks: {components * passes} for one z, in every training step and "
-                f"evaluation; take components={max(1, MOST_PASSES // passes)} or fewer, or a "
-                "guide with a closed density, such as MeanField, "
-                "FullRank or Householder",
+                f"{type(encoder).__name__} inverts its flow for each of them with {passes} "
+                f"passes of its networks. These are {components * passes} passes for one z, in "
+                "every training step and evaluation. Take "
+                f"components={max(1, MOST_PASSES // passes)} or fewer, or a guide with a "
+                "closed density, such as MeanField, FullRank or Householder",
                 stacklevel=3,
             )

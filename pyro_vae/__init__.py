@@ -35,7 +35,7 @@ _HOME = {
     "impute": "analysis.impute",
     "denoise": "analysis.denoise",
     "reconstruct": "analysis.encode",
-    "sample": "analysis.encode",
+    "sample": "analysis.generate",
     "load": "runs.run_folder",
     "sweep": "runs.sweep",
     "Pair": "pair.runtime",
@@ -79,7 +79,8 @@ if TYPE_CHECKING:
     __version__: str
     from pyro_vae.analysis.denoise import denoise
     from pyro_vae.analysis.diagnose import diagnose
-    from pyro_vae.analysis.encode import encode, reconstruct, sample
+    from pyro_vae.analysis.encode import encode, reconstruct
+    from pyro_vae.analysis.generate import sample
     from pyro_vae.analysis.impute import impute
     from pyro_vae.analysis.sbc import sbc_ranks
     from pyro_vae.errors import UserError
@@ -117,4 +118,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*__all__, *_NAMESPACES, "__version__"])

@@ -52,8 +52,9 @@ def turn() -> Iterator[None]:
     """
     if not _turn.acquire(blocking=False):
         raise UserError(
-            "another thread of this process is in fit or an evaluation, and Pyro's handlers and "
-            "torch's random state are one per process: use processes, or one thread after the other"
+            "another thread of this process runs fit or an evaluation. Pyro's handlers and "
+            "torch's random state are shared by the threads of a process: use processes, or "
+            "one thread after the other"
         )
     try:
         yield

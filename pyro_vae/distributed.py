@@ -230,7 +230,7 @@ def begun(device: str) -> Iterator[None]:
         dist.init_process_group(backend, timeout=STEP_WAIT, **own)
         _of_small_values = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
-        raise Failure(f"the processes don't find each other: {_first_line(error)}") from error
+        raise Failure(f"the processes can't connect to each other: {_first_line(error)}") from error
     yield
     _end_groups()
 
@@ -255,8 +255,8 @@ def _take_device(device: str) -> torch.device:
     """Let ``cuda`` be the CUDA device of this process's number on its machine."""
     if find_device(device).index is not None:
         raise UserError(
-            f"--device {device} is one device, and each of the {torchrun.size()} processes needs "
-            "its own: give cuda"
+            f"--device {device} is one device, but each of the {torchrun.size()} processes "
+            "needs its own: give --device cuda"
         )
     here, there = (
         int(os.environ.get("LOCAL_WORLD_SIZE", torchrun.size())),
@@ -279,7 +279,7 @@ def _noticing() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise Lost(
-            f"another process of the {dist.get_world_size()} is gone ({_first_line(error)})"
+            f"another process of the {dist.get_world_size()} has ended ({_first_line(error)})"
         ) from error
 
 

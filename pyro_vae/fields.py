@@ -195,7 +195,7 @@ def _rows(name: str, value: Any, num_images: int) -> Tensor:
     if rows.dim() == 0 or len(rows) != num_images:
         raise UserError(
             f"field {name!r} has shape {tuple(rows.shape)}, but there are {num_images} images: "
-            "expected one row an image; a tensor that is one for all images is an attribute of "
-            "the program's module, or bound by functools.partial"
+            "expected one row for each image. A tensor that all images share is not a field: "
+            "make it an attribute of the program's module, or bind it with functools.partial"
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
 from dataclasses import is_dataclass
 from math import nan
@@ -54,7 +55,20 @@ def standard_error(values: Tensor) -> float:
     return float(values.std() / len(values) ** 0.5) if len(values) > 1 else nan
 
 
-class Result:
+class Printed:
+    """What ``print`` shows is also its ``repr``, and what a notebook shows; of dataclasses too, which
+    would write a ``repr`` of their own.
+    """
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.__repr__ = cls.__str__  # type: ignore[method-assign]
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+class Result(Printed):
     """Figures that print as lines, below them what changes how they are to be read."""
 
     figures: ClassVar[tuple[str, ...]] = ()

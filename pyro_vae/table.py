@@ -8,9 +8,11 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pyro_vae.formatting import Printed
+
 
 @dataclass(frozen=True)
-class Table:
+class Table(Printed):
     """Rows of texts under their columns' names, and sentences that belong below."""
 
     columns: tuple[str, ...]

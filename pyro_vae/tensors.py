@@ -14,7 +14,8 @@ from pyro_vae.errors import UserError
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 A_SET = "expected a tensor or array (N, *event_shape), a Dataset or a DataLoader"
 A_FIELD = (
-    "expected numbers, a tensor or array with one row an image (classes as whole numbers from 0)"
+    "expected a tensor or array of numbers with one row for each image (classes as whole "
+    "numbers from 0)"
 )
 
 
@@ -52,7 +53,9 @@ def _from_array(array: NDArray[Any], what: str, expected: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise UserError(f"{what} is an array of dtype {array.dtype}: {expected}")
     if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array):
-        raise UserError(f"{what} is an array with masked entries: fill them or leave the rows out")
+        raise UserError(
+            f"{what} is an array with masked entries: fill them, or leave these rows out"
+        )
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         raise UserError(f"{what} is of dtype {array.dtype}: give {what}.astype('float64')")
     native = np.asarray(array, dtype=array.dtype.newbyteorder("="))
@@ -81,7 +84,8 @@ def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
     data = as_tensor(data, what)
     if data.dim() < 2:
         raise UserError(
-            f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row an image"
+            f"{what} has shape {tuple(data.shape)}: expected (N, *event_shape), one row for "
+            "each image"
         )
     if not len(data):
         raise UserError(
@@ -91,9 +95,39 @@ def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
     if data.is_floating_point() and bool(bad(data).any()):
         image = int(bad(data.flatten(1)).any(1).nonzero()[0])
         raise UserError(
-            f"{what}: image {image} holds a NaN or an infinite pixel: repair it or leave it out"
+            f"{what}: image {image} has a NaN or an infinite pixel: repair the image or "
+            "leave it out"
         )
     return data.detach().contiguous()  # a traced program is one for these strides
+
+
+def marked(x: Any, mask: Any) -> Tensor:
+    """The images ``x`` with NaN where ``mask`` is False; whole numbers become floats."""
+    images = as_tensor(x, "x")
+    return as_float(images).masked_fill(~as_mask(mask, images, "mask"), torch.nan)
+
+
+def as_mask(mask: Any, images: Tensor, what: str) -> Tensor:
+    """The mask, one bool for each entry of the images.
+
+    Raises:
+        UserError: it is of another type or shape.
+    """
+    found = torch.as_tensor(mask)
+    if found.dtype != torch.bool:
+        raise UserError(f"{what} holds {found.dtype}: expected bool, one for each pixel of x")
+    try:
+        return found.to(images.device).broadcast_to(images.shape)
+    except RuntimeError:
+        raise UserError(
+            f"{what} has shape {tuple(found.shape)}: expected that of x, {tuple(images.shape)}, "
+            "or one that broadcasts to it"
+        ) from None
+
+
+def slices(number: int, size: int) -> list[slice]:
+    """Rows 0 … number − 1 in parts of ``size``, the last one of what is left."""
+    return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
 
 def as_float(x: Tensor) -> Tensor:

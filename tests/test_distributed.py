@@ -120,7 +120,7 @@ def test_a_stream_is_divided_as_a_tensor_is() -> None:
 def test_what_cannot_be_divided_is_refused() -> None:
     with pytest.raises(
         UserError,
-        match="a DataLoader has an order of its own, which several processes can't divide",
+        match="a DataLoader can't be divided among several processes, because it has its own order",
     ):
         Streamed(DataLoader(TensorDataset(torch.zeros(9, 2))), BATCH, CPU, (0, 2))
     with pytest.raises(UserError, match="3 images can't be divided among 4 processes"):
@@ -575,7 +575,7 @@ def test_killed_and_resumed_and_stopped_it_is_the_same_run(ran: Path, tmp_path: 
         assert child.wait(60) != 0
     (line,) = said(tmp_path)
     assert (
-        line.startswith("error: another process of the 2 is gone (")
+        line.startswith("error: another process of the 2 has ended (")
         and "pyro-vae train --resume run" in line
     )
     assert sorted(exit_codes(tmp_path)) == [-9, 1]
@@ -588,7 +588,7 @@ def test_killed_and_resumed_and_stopped_it_is_the_same_run(ran: Path, tmp_path: 
         assert child.wait(60) != 0
     (line,) = said(tmp_path)
     stopped = f"checkpoint: run/checkpoints/step-{steps_saved(run)[-1]:09d}.pt"
-    assert line == f"stopped by SIGTERM; {stopped}; go on with: pyro-vae train --resume run"
+    assert line == f"stopped by SIGTERM; {stopped}; continue with: pyro-vae train --resume run"
     pv.load(run)
     done = rows(run)
     assert len(done) >= 2 and done == rows(ran / "run")[: len(done)]  # bit for bit

@@ -320,7 +320,7 @@ def test_unknown_names() -> None:
     assert "did you mean 'MeanField'? choices: Forwards, MeanField" in refusal(
         "guide", "MeanFeild", **CONTEXT
     )
-    assert "belongs to the slot guide, not to prior; choices: Normal, Vamp" in refusal(
+    assert "is a part of the slot guide, not of prior; choices: Normal, Vamp" in refusal(
         "prior", "MeanField", **CONTEXT
     )
     assert "did you mean 'guide'" in refusal("guid", "MeanField")
@@ -396,7 +396,7 @@ def test_module_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             build("guide", f"{place}:module").latent_dim,
         ) == (7, 8)
         assert "did you mean 'Mine'?" in refusal("guide", f"{place}:Mime")
-        assert "belongs to the slot prior, not to guide" in refusal("guide", f"{place}:Prior")
+        assert "is a part of the slot prior, not of guide" in refusal("guide", f"{place}:Prior")
     assert build("model", f"Model(prior={tmp_path}/reg_lab/guides.py:Prior)").prior.slot == "prior"
     vamp = build("prior", f"Vamp(encoder={tmp_path}/reg_lab/guides.py:Mine(depth=4))", **CONTEXT)
     assert vamp.encoder.depth == 4
@@ -419,7 +419,7 @@ def test_what_is_no_part_is_refused_before_it_is_called(tmp_path: Path) -> None:
             "guide", f"{place}:{name}", **CONTEXT
         ), name
     for name, word in {
-        "Other": "names no slot",
+        "Other": "a class without a slot",
         "other": "an object of the class object",
         "nn": "class module",
     }.items():
@@ -524,7 +524,7 @@ def test_a_network_written_as_a_call_is_spread_over_the_part() -> None:
     assert "given twice" in refusal(
         "guide", "MeanField(net=MLP(hidden=(3,)), hidden=(3,))", **CONTEXT
     )
-    assert "name the arguments of net=MLP(3)" in refusal(
+    assert "write the arguments within net=MLP(3)" in refusal(
         "guide", "MeanField(net=MLP(3))", **CONTEXT
     )
 
@@ -548,14 +548,14 @@ def test_nested_choices_are_built_with_the_same_context() -> None:
     pair = build("prior", "Vamp(encoder=(MeanField(), 'MeanField'))", **CONTEXT).encoder
     assert isinstance(pair[0], MeanField) and pair[1] == "MeanField"
     assert "did you mean 'MeanField'" in refusal("prior", "Vamp(encoder=MeanFeild())", **CONTEXT)
-    assert "belongs to the slot guide" in refusal("model", "Model(prior=MeanField())", **CONTEXT)
+    assert "is a part of the slot guide" in refusal("model", "Model(prior=MeanField())", **CONTEXT)
 
 
 def test_arguments_that_do_not_fit() -> None:
     message = refusal("prior", "Vamp(components=2)", latent_dim=2)
     assert (
-        message.startswith("prior Vamp(components=2) lacks encoder: ")
-        and "the context has latent_dim" in message
+        message.startswith("prior Vamp(components=2) needs encoder: ")
+        and "known here: latent_dim" in message
     )
     assert "did you mean 'components'" in refusal(
         "prior", "Vamp(component=2)", latent_dim=2, encoder=None
@@ -567,7 +567,7 @@ def test_arguments_that_do_not_fit() -> None:
     )
     assert refusal("prior", "Normal(scale=-1.0)", **CONTEXT) == "Normal(scale): must be positive"
     assert "abstract: give it build" in refusal("guide", Abstract)
-    assert "belongs to the slot guide" in refusal("prior", MeanField, **CONTEXT)
+    assert "is a part of the slot guide" in refusal("prior", MeanField, **CONTEXT)
 
 
 def test_an_optimizer_is_a_part() -> None:

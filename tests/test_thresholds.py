@@ -79,12 +79,12 @@ def ranked(p: float) -> Any:
 
 CASES: dict[str, tuple[str, Any, Any]] = {  # key words, what is just not told, what is
     "one draw in 1% of the images": (
-        "one draw carries over half",
+        "one draw has more than half",
         LogMarginal(**given(max_weight_share=some(2, 0.6, 0.1))),
         LogMarginal(**given(max_weight_share=some(3, 0.6, 0.1))),
     ),
     "one draw over half": (
-        "one draw carries over half",
+        "one draw has more than half",
         LogMarginal(**given(max_weight_share=some(NUMBER, 0.49, 0.1))),
         LogMarginal(**given(max_weight_share=some(NUMBER, 0.51, 0.1))),
     ),
@@ -114,7 +114,7 @@ CASES: dict[str, tuple[str, Any, Any]] = {  # key words, what is just not told, 
         LogMarginal(**given(log_px=some(1, torch.inf, -90.0), curve={})),
     ),
     "one draw": (
-        "one draw an image",
+        "one draw for each image",
         LogMarginal(**given(num_samples=2, curve={})),
         LogMarginal(**given(num_samples=1, curve={})),
     ),

@@ -39,9 +39,9 @@ def refuse_unconditioned(
         raise
     except Exception as error:  # whatever a program raises on images that are none
         raise UserError(
-            f"the model fails on images of zeros ({first_line(error)}), which stand for those to "
-            "come: if it is conditioned on x, give the images as conditions, x=…, one row for "
-            "each that is to be made"
+            f"the model fails on images of zeros ({first_line(error)}). sample and simulate "
+            "call the model with zeros for the images that it is to generate. If the model is "
+            "conditioned on x, give these images, x=…, one row for each new image"
         ) from error
     for images in (others, torch.ones_like(blank)):
         try:
@@ -51,9 +51,9 @@ def refuse_unconditioned(
         for name, node in on_zeros.items():
             if name not in found or not _same_law(node, found[name]):
                 raise UserError(
-                    f"the law of site {name!r} depends on the values of x, which is not there "
-                    "before it is made (a condition, a library size): give the images that it is "
-                    "conditioned on, x=…, one row for each that is to be made"
+                    f"the distribution of site {name!r} depends on the values of x (a "
+                    "condition, a library size), so nothing can be generated without them: "
+                    "give the images that it is conditioned on, x=…, one row for each new image"
                 )
     return trace
 

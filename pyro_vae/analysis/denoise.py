@@ -89,8 +89,8 @@ def _log_noise(noise: Noise, y: Tensor, x: Tensor) -> Tensor:
     if not isinstance(found, Tensor) or found.shape != x.shape:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise UserError(
-            f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected "
-            "one number a pixel, as dist.Normal(x, 0.3) gives without to_event"
+            f"noise(x).log_prob(y) has shape {shape} for images {tuple(x.shape)}: expected one "
+            "number for each pixel, such as dist.Normal(x, 0.3) gives without to_event"
         )
     return torch.where(law.support.check(y) & ~found.isnan(), found, -torch.inf)
 
@@ -107,9 +107,9 @@ def _likeliest(noise: Noise, y: Tensor, drawn: Callable[[int], Tensor]) -> Tenso
     if bool((never := (best == -torch.inf).all(0)).any()):
         image, *pixel = never.nonzero()[0].tolist()
         raise UserError(
-            f"y, image {image}, pixel {tuple(pixel)}: {float(y[(image, *pixel)]):g} has "
-            f"no density under noise(x) at any of the {CANDIDATES * len(best)} values of x "
-            "that the model drew there: is that the noise of y?"
+            f"y, image {image}, pixel {tuple(pixel)}: {float(y[(image, *pixel)]):g} has no "
+            f"density under noise(x) at any of the {CANDIDATES * len(best)} values of x that "
+            "the model drew there: check that noise is the noise of y"
         )
     return start
 

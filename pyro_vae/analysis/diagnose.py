@@ -18,7 +18,7 @@ from pyro_vae.analysis.mutual_information import Information, mutual_information
 from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result, figure, standard_error
-from pyro_vae.pair.layouts import Fields, Site, masked, rows_first
+from pyro_vae.pair.layouts import Fields, Site, masked
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
@@ -147,8 +147,9 @@ class Diagnostics(Result):
         count, number, found = self.units.count, self.units.num_units, []
         if count == 0:
             found.append(
-                "posterior collapse: no unit is active, the guide's posterior is the same for "
-                "every image; try a KL warm-up, a smaller KL weight, free bits, or a weaker decoder"
+                "posterior collapse: no unit is active, so the guide's posterior is the same "
+                "for every image. Try a KL warm-up, a smaller KL weight, free bits, or a "
+                "weaker decoder"
             )
         elif count < number:
             found.append(
@@ -160,13 +161,13 @@ class Diagnostics(Result):
             if len(cost) == len(active) and bool((idle := ~active & (cost > IDLE_KL)).any()):
                 found.append(
                     f"{int(idle.sum())} inactive units of {name} cost "
-                    f"{float(cost[idle].sum()):.2f} nats: their posterior is not the prior, and "
-                    "says nothing of x"
+                    f"{float(cost[idle].sum()):.2f} nats: their posterior differs from the "
+                    "prior, but does not depend on x"
                 )
         if self.information.at_ceiling:
             found.append(
                 f"the mutual information is at its ceiling, log {self.information.num_images}: "
-                "use more images, or read it as a lower bound"
+                "use more images, or read the number as a lower bound"
             )
         return tuple(found)
 
@@ -209,28 +210,14 @@ def diagnose(
         UserError: fewer than two images or draws; the guide has no density; parameters that were
             never fitted.
     """
-    check_count("num_draws", num_draws)
-    if num_draws < 2:
-        raise UserError(
-            "num_draws=1: expected 2 or more, as the noise of an average is estimated from its "
-            "draws"
-        )
-    parts = []
-    with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
-        for images, named in batches:
-            refuse_no_latents(pair.structure(images, named))
-            refuse_unscorable(pair, images, named)
-            parts.append(_visit(pair, images, named, num_draws))
-    kl, means, noise = (
-        join(getattr(part, name) for part in parts) for name in ("kl", "means", "noise")
-    )
+    parts = _visits(model, guide, x, num_draws, batch_size, seed, device, fields)
+    kl = join(part.kl for part in parts)
     distortion = torch.cat([part.distortion for part in parts])
     if len(distortion) < 2:
-        raise UserError("x holds one image: a representation is diagnosed on two or more")
+        raise UserError("x has one image: expected two or more")
     rate = torch.cat([values.sum(1, keepdim=True) for values in kl.values()], dim=1).sum(1)
-    variances = {name: (means[name].var(0) - noise[name].mean(0)).clamp(min=0.0) for name in kl}
     return Diagnostics(
-        ActiveUnits(variances, num_draws),
+        _active(parts, num_draws),
         RateDistortion(
             *(*_mean(rate), *_mean(distortion), *_mean(-rate - distortion)),
             num_images=len(rate),
@@ -239,6 +226,55 @@ def diagnose(
         DimensionKL({name: values.mean(0) for name, values in kl.items()}, parts[0].how),
         mutual_information(model, guide, x, information_images, seed=seed, device=device, **fields),
     )
+
+
+@takes_fields
+def active_units(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    x: Any,
+    num_draws: int = 20,
+    batch_size: int = 200,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    **fields: Any,
+) -> ActiveUnits:
+    """The active units alone, with the arguments of `diagnose`."""
+    parts = _visits(model, guide, x, num_draws, batch_size, seed, device, fields)
+    return _active(parts, num_draws)
+
+
+def _visits(
+    model: Any,
+    guide: Any,
+    x: Any,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+    device: Any,
+    fields: Mapping[str, Any],
+) -> list[_Visit]:
+    check_count("num_draws", num_draws)
+    if num_draws < 2:
+        raise UserError(
+            "num_draws=1: expected 2 or more, because the error of an average is estimated "
+            "from its draws"
+        )
+    parts = []
+    with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
+        for images, named in batches:
+            refuse_no_latents(pair.structure(images, named))
+            refuse_unscorable(pair, images, named)
+            parts.append(_visit(pair, images, named, num_draws))
+    return parts
+
+
+def _active(parts: list[_Visit], num_draws: int) -> ActiveUnits:
+    means, noise = (join(getattr(part, name) for part in parts) for name in ("means", "noise"))
+    variances = {
+        name: (each.var(0) - noise[name].mean(0)).clamp(min=0.0) for name, each in means.items()
+    }
+    return ActiveUnits(variances, num_draws)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -263,7 +299,7 @@ def _visit(pair: Pair, x: Tensor, fields: Fields, num_draws: int) -> _Visit:
     for name, guide in terms.guide.items():
         divergence, how[name] = _divergence(name, terms.prior[name], guide, structure)
         kl[name] = _units(divergence, num_draws).mean(0)
-        values = _units(rows_first(_mean_or_draw(guide), guide.fn, guide.dim), num_draws)
+        values = _units(guide.rows(_mean_or_draw(guide)), num_draws)
         means[name], noise[name] = values.mean(0), values.var(0) / num_draws
     observed: Any = sum(site.log_prob for site in terms.observed.values())
     return _Visit(
@@ -286,12 +322,12 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
         and guide.mask in (None, True)
     ):
         if name in structure.analytic:
-            return rows_first(kl_divergence(q, p), guide.fn, guide.dim), "analytic"
+            return guide.rows(kl_divergence(q, p)), "analytic"
         terms = q.log_prob(guide.value) - p.log_prob(guide.value)
-        return rows_first(terms, guide.fn, guide.dim), f"sampled ({structure.sampled[name]})"
+        return guide.rows(terms), f"sampled ({structure.sampled[name]})"
     if name in structure.analytic:
         analytic = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-        return rows_first(analytic, guide.fn, guide.dim), f"analytic{whole}"
+        return guide.rows(analytic), f"analytic{whole}"
     return (
         guide.log_prob - prior.log_prob
     ).flatten(), f"sampled ({structure.sampled[name]}){whole}"

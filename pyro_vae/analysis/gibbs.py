@@ -24,20 +24,20 @@ from math import nan
 from typing import Any, ClassVar
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, constraints
 
-from pyro_vae.analysis.encode import mean_of, sample, visit_images
-from pyro_vae.analysis.latents import ROWS, is_periodic
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.analysis.encode import mean_of, visit_images
+from pyro_vae.analysis.generate import sample
+from pyro_vae.analysis.latents import ROWS, Given, is_periodic
+from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
-from pyro_vae.pair.layouts import Fields, Site, SiteTerms, draw_alone, repeated, rows_first
+from pyro_vae.pair.layouts import Fields, Site, SiteTerms, draw_alone, repeated
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import check_seed, mix
-from pyro_vae.validation import check_count
+from pyro_vae.validation import check_choice, check_count
 
 METHODS = ("metropolis", "gibbs")
 
@@ -81,12 +81,13 @@ class Restored(Result):
         found = []
         if self.method == "gibbs":
             found.append(
-                "pseudo-Gibbs: draws of p(x | y) only as far as the guide is the model's posterior"
+                "pseudo-Gibbs: these are draws of p(x | y) only if the guide is the "
+                "model's posterior"
             )
         if (stuck := float((self.acceptance < LOW_ACCEPTANCE).double().mean())) > 0.01:
             found.append(
-                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the images: "
-                "their chains hardly move; use more steps, or a guide nearer to the "
+                f"less than {LOW_ACCEPTANCE:.0%} of the steps move z in {stuck:.1%} of the "
+                "images: their chains hardly move. Use more steps, or a guide nearer to the "
                 "posterior"
             )
         return tuple(found)
@@ -137,8 +138,7 @@ def restore(
     for name, value in (("num_samples", num_samples), ("num_steps", num_steps)):
         check_count(name, value)
     check_seed(seed)
-    if method not in METHODS:
-        raise UserError(did_you_mean("method", str(method), METHODS))
+    check_choice("method", method, METHODS)
     named = as_fields(fields, shape[0])
 
     def drawn(stream: int) -> Tensor:
@@ -241,7 +241,7 @@ class _Chains:
         return accepted
 
     def _at(self, z: Mapping[str, Tensor]) -> SiteTerms:
-        with _Holding(z):
+        with Given(z):
             return self.pair.run(self.x, self.fields)
 
     def _draws(self) -> dict[str, Tensor]:
@@ -267,7 +267,7 @@ class _Chains:
         """``of(p(x | z))`` at each row's present z, in x's shape."""
         found = self.x
         for s, rows in self.laws:
-            value = rows_first(of(s.fn), s.fn, s.dim).reshape(self.x.shape).to(self.x)
+            value = s.rows(of(s.fn)).reshape(self.x.shape).to(self.x)
             found = torch.where(rows.reshape(-1, *(1 for _ in self.x.shape[1:])), value, found)
         return found
 
@@ -300,18 +300,6 @@ def _is_free(guide: Site, prior: Site | None) -> bool:
     return True
 
 
-class _Holding(Messenger):
-    """The guide's latent statements return these values, and are scored at them."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["done"] and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
 def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """The observed site whose value is x, whole, and whose pixels are independent given z.
 
@@ -320,22 +308,20 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     """
     for name, site in observed.items():
         value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
-        if value.numel() == x.numel() and torch.equal(
-            rows_first(value, site.fn, site.dim).reshape(x.shape), x
-        ):
+        if value.numel() == x.numel() and torch.equal(site.rows(value).reshape(x.shape), x):
             law = site.fn
             while isinstance(law, Independent):
                 law = law.base_dist
             if law.event_shape:
                 raise UserError(
                     f"site {name!r}: the pixels of {type(law).__name__} depend on each other "
-                    "given z, and only independent ones can be redrawn one by one: use a "
+                    "given z, but only independent pixels can be drawn one by one: use a "
                     "likelihood that is a product over pixels, .to_event(n)"
                 )
             return name
     raise UserError(
-        f"none of the observed sites ({', '.join(observed)}) observes x itself, whole, so there "
-        "are no pixels of x to redraw"
+        f"none of the observed sites ({', '.join(observed)}) observes x itself, so there are no "
+        "pixels of x to draw"
     )
 
 
@@ -344,7 +330,7 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     refuse_unscorable(pair, x, fields)
     if not structure.latents:
         raise UserError(
-            "the guide draws no latent site, and a chain needs a z, given which the pixels are "
+            "the guide draws no latent site, but a chain needs a z: given z the pixels are "
             "independent"
         )
     terms = pair.run(x, fields)
@@ -352,9 +338,9 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
     for name, site in terms.guide.items():
         if method == "metropolis" and name in structure.own_draws_only:
             raise UserError(
-                f"the guide's site {name!r} can't score any z but its own last draw "
-                f"({type(site.fn).__name__}; as a planar flow), which the Metropolis test needs: "
-                "use a guide whose log_prob takes any z, or method='gibbs'"
+                f"the guide's site {name!r} can only score its own last draw "
+                f"({type(site.fn).__name__}, such as a planar flow), but the Metropolis test "
+                "scores others: use a guide whose log_prob takes any z, or method='gibbs'"
             )
 
 

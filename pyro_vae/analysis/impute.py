@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vae.analysis.gibbs import Redraw, Restored, restore
-from pyro_vae.errors import UserError
 from pyro_vae.pair.signatures import takes_fields
-from pyro_vae.tensors import as_images
+from pyro_vae.tensors import as_images, as_mask, as_tensor
 
 
 @takes_fields
@@ -20,7 +18,7 @@ def impute(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     x: Any,
-    missing: Any,
+    missing: Any = None,
     num_samples: int = 16,
     num_steps: int = 200,
     method: str = "metropolis",
@@ -45,7 +43,7 @@ def impute(
     Args:
         x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
         missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one
-            mask for all images).
+            mask for all images); by default where x is NaN, or the field ``mask`` is False.
         num_steps: of a chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
         **fields: what the programs take beside x, N rows.
@@ -81,20 +79,7 @@ def impute(
 
 
 def _pixels(x: Any, missing: Any) -> tuple[Tensor, Tensor]:
-    """The images, zeros where a pixel is missing, and the mask in their shape."""
-    images = torch.from_numpy(x) if isinstance(x, np.ndarray) and x.dtype.kind in "biuf" else x
-    mask = torch.as_tensor(missing)
-    if mask.dtype != torch.bool:
-        raise UserError(f"missing holds {mask.dtype}: expected bool, True where a pixel is missing")
-    if not isinstance(images, Tensor):
-        as_images(images)
-        raise UserError("x: impute takes the images as one tensor or array (N, *event_shape)")
-    try:
-        mask = mask.to(images.device).broadcast_to(images.shape)
-    except RuntimeError:
-        raise UserError(
-            f"missing has shape {tuple(mask.shape)}: expected that of x, {tuple(images.shape)}, "
-            "or one that broadcasts to it"
-        ) from None
-    seen = torch.where(mask, torch.zeros((), dtype=images.dtype), images)
-    return as_images(seen).cpu(), mask.cpu()
+    """The images, zeros where a pixel is missing, and where that is."""
+    images = as_tensor(x, "x")
+    mask = images.isnan() if missing is None else as_mask(missing, images, "missing")
+    return as_images(images.masked_fill(mask, 0)).cpu(), mask.cpu()

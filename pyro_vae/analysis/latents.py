@@ -9,14 +9,33 @@ from math import pi
 from typing import Any
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.pair.layouts import Fields, draw_alone, rows_first
+from pyro_vae.pair.layouts import Fields, draw_alone
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.tensors import slices
 
 ROWS = 4000
 """Rows (draws times images) of one run: small enough for the memory of any machine."""
+
+
+class Given(Messenger):
+    """Latent sample statements return these values: ``(N, *event)``, laid along the data plate of
+    these dimensions; or without ``dims`` as they are.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], dims: Mapping[str, int] | None = None) -> None:
+        super().__init__()
+        self.values, self.dims = values, dims
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if (name := msg["name"]) in self.values and not msg["done"]:
+            value = self.values[name]
+            if self.dims is not None:
+                value = value.movedim(0, value.dim() - msg["fn"].event_dim + self.dims[name])
+            msg["value"], msg["done"] = value, True
 
 
 def by_draw(value: Tensor, num_draws: int) -> Tensor:
@@ -26,9 +45,8 @@ def by_draw(value: Tensor, num_draws: int) -> Tensor:
 
 def chunks(num_draws: int, num_images: int) -> Iterator[int]:
     """Numbers of draws that add up to ``num_draws``, each of no more than `ROWS` rows."""
-    size = max(1, ROWS // num_images)
-    for start in range(0, num_draws, size):
-        yield min(size, num_draws - start)
+    for part in slices(num_draws, max(1, ROWS // num_images)):
+        yield part.stop - part.start
 
 
 def weighted_draws(
@@ -41,8 +59,7 @@ def weighted_draws(
     for k in chunks(num_draws, len(x)):
         terms = pair.run(x, fields, k, layout="repeat")
         weights.append(terms.log_weights().reshape(k, len(x)).double())
-        drawn = {n: rows_first(s.value, s.fn, s.dim) for n, s in terms.guide.items()}
-        values.append({name: by_draw(value, k) for name, value in drawn.items()})
+        values.append({name: by_draw(site.rows(), k) for name, site in terms.guide.items()})
     return torch.cat(weights), join(values)
 
 
@@ -60,9 +77,7 @@ def _latents(pair: Pair, program: Program, x: Tensor, fields: Fields, k: int) ->
     at = pair.structure(x, fields).geometry
     nodes = draw_alone(program, x, fields, k, at, on_rows=True)
     return {
-        name: by_draw(rows_first(node["value"], node["fn"], at.frame(node).dim), k)
-        for name, node in nodes.items()
-        if not node["is_observed"]
+        name: by_draw(at.rows(node), k) for name, node in nodes.items() if not node["is_observed"]
     }
 
 

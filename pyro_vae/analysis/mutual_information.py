@@ -26,7 +26,6 @@ from pyro_vae.pair.layouts import (
     masked,
     per_image,
     repeated,
-    rows_first,
 )
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.runtime import Pair
@@ -76,7 +75,10 @@ class Information(Result):
         line = f"mutual information I(x; z) {signs[0]} {self.mutual_information:.2f} ± "
         line += f"{self.mutual_information_se:.2f} nats; KL(q(z) ‖ p(z)) {signs[1]} "
         line += f"{self.marginal_kl:.2f} ± {self.marginal_kl_se:.2f}; their sum, the rate, "
-        how = "  aggregate estimator: one draw an image; q(z) is the mixture of q(z | x) over the "
+        how = (
+            "  aggregate estimator: one draw for each image; q(z) is the mixture of q(z | x) "
+            "over the "
+        )
         how += f"same {self.num_images} images, whose ceiling is log N = {self.ceiling:.2f}; "
         return [
             f"{line}{self.rate:.2f} ± {self.rate_se:.2f}",
@@ -110,9 +112,7 @@ def mutual_information(
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())
-        values = {
-            name: rows_first(site.value, site.fn, site.dim) for name, site in terms.guide.items()
-        }
+        values = {name: site.rows() for name, site in terms.guide.items()}
         density = cross_density(pair, images, named, values)
     return _split(density.double().cpu(), own[0].double().cpu(), prior[0].double().cpu())
 
@@ -137,8 +137,9 @@ def cross_density(pair: Pair, x: Tensor, fields: Fields, values: Mapping[str, Te
             parts.append(density(pair, x, fields, given))
         except NotImplementedError as error:
             raise UserError(
-                f"the guide's density can't be evaluated at another image's draw ({error}): a "
-                "flow without an inverse has no aggregate posterior"
+                "the guide's density can't be evaluated at the draw of another image "
+                f"({error}): mutual information needs a guide whose log_prob takes any z, not a "
+                "flow without an inverse"
             ) from error
     return torch.cat(parts)
 

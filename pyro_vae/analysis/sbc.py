@@ -81,7 +81,7 @@ class SBC(Result):
         words = "too narrow" if spread > 1 else "too wide"
         if abs(shift) > abs(spread - 1) / 4:
             words = "too low" if shift > 0 else "too high"
-        return f"{name}[{unit}] lies {words}"
+        return f"{name}[{unit}] is {words}"
 
 
 @takes_fields

@@ -12,9 +12,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_vae.analysis.encode import _generate, _generation, blanks
+from pyro_vae.analysis.generate import Generation
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import Geometry, rows_first
+from pyro_vae.pair.layouts import plain_draw
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,6 @@ class Simulated:
     x: Tensor  # (N, *event_shape), as the programs take it
     fields: dict[str, Tensor]  # (N, …), with ``index``
     latents: dict[str, Tensor]  # (N, *other plates, *event) by site
-
-    def rows(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """These images, their fields and their latents."""
-        fields, latents = (
-            {n: v[rows] for n, v in part.items()} for part in (self.fields, self.latents)
-        )
-        return self.x[rows], fields, latents
 
 
 def simulate(
@@ -48,33 +41,27 @@ def simulate(
         UserError: the model takes no ``size`` and there is no ``like``; it observes anything but x
             alone.
     """
-    with _generation(model, guide, like, device, seed, dict(fields)) as generation:
-        pair, blank, named = generation.pair, generation.blank, generation.fields
-        named.setdefault("index", torch.arange(size, device=device))
-        trace = poutine.trace(lambda: _generate(pair, size, blanks(blank, size), named)).get_trace()
-        if len(generation.observed) != 1:
-            raise UserError(
-                f"the model observes {', '.join(generation.observed)}: BDMC simulates images for "
-                "a model that observes x alone"
-            )
-        name = generation.observed[0]
-        drawn, shape = trace.nodes[name]["value"], torch.Size((size, *blank.shape[1:]))
-        if drawn.numel() == shape.numel():
+    made = Generation(model, guide, size, like, device, fields)
+    pair, blank, named, at = made.pair, made.blanks(size), made.fields, made.at
+    named.setdefault("index", torch.arange(size, device=device))
+    if len(made.observed) != 1:
+        raise UserError(
+            f"the model observes {', '.join(made.observed)}: BDMC can only simulate images of a "
+            "model that observes nothing but x"
+        )
+    (name,) = made.observed
+    with pair.measuring(made.place, seed):
+        trace = plain_draw(made.generate, blank, named)
+        drawn = trace.nodes[name]["value"]
+        if drawn.numel() == blank.numel():
             # where x lies along other plates, its images come first; that this is so is checked
             # next
-            x = pair.cast(_rows_first(trace.nodes[name], generation.at).reshape(shape))
-            again = poutine.trace(poutine.replay(pair.model, trace=trace)).get_trace(x, named)
+            x = pair.cast(at.rows(trace.nodes[name]).reshape(blank.shape))
+            again = plain_draw(poutine.replay(pair.model, trace=trace), x, named)
             if torch.equal(again.nodes[name]["value"], drawn):
-                latents = {
-                    n: _rows_first(trace.nodes[n], generation.at) for n in generation.latents
-                }
-                return Simulated(x, named, latents)
+                return Simulated(x, named, {n: at.rows(trace.nodes[n]) for n in made.latents})
     raise UserError(
-        f"the model's site {name!r} observes a function of x, not x itself (its values have shape "
-        f"{tuple(drawn.shape)}, images {tuple(shape)}): BDMC can't turn what it draws there into "
-        "images"
+        f"the model's site {name!r} observes a function of x, not x itself (its values have "
+        f"shape {tuple(drawn.shape)}, images {tuple(blank.shape)}): BDMC can't make images from "
+        "its draws there"
     )
-
-
-def _rows_first(node: Any, at: Geometry) -> Tensor:
-    return rows_first(node["value"], node["fn"], at.frame(node).dim)

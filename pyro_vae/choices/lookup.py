@@ -10,10 +10,12 @@ import inspect
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from pyro_vae.choices.specs import parse
 from pyro_vae.choices.user_code import guarded, load_named
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.protocols import hook
@@ -86,10 +88,20 @@ def resolve(slot: str, name: str) -> Any:
     if elsewhere:
         choices = ", ".join(sorted(_names(slot))) or "none"
         raise UserError(
-            f"{name} belongs to the slot {' and '.join(elsewhere)}, not to {slot}; choices: "
+            f"{name} is a part of the slot {' and '.join(elsewhere)}, not of {slot}; choices: "
             f"{choices}"
         )
     raise UserError(did_you_mean(slot, name, _names(slot)))
+
+
+def canonical(slot: str, spec: str) -> str:
+    """The same choice by its own name: ``meanfield( )`` is ``MeanField()``, ``cosine`` ``Cosine``;
+    of one that is no member the spelling alone.
+    """
+    choice = parse(spec)
+    own = {member.lower(): member for member in members(slot)}
+    name = choice.name if choice.name in own.values() else own.get(choice.name.lower(), choice.name)
+    return str(replace(choice, name=name))
 
 
 def installed(slot: str) -> list[str]:
@@ -143,7 +155,7 @@ def checked(slot: str, name: str, part: Any) -> Any:
         raise UserError(f"{slot} {name} is abstract: give it {missing}")
     own = slot_of(part)
     if own is not None and own != slot:
-        raise UserError(f"{name} belongs to the slot {own}, not to {slot}")
+        raise UserError(f"{name} is a part of the slot {own}, not of {slot}")
     if (own is None and _serves(slot, part)) or (own == slot != "optimizer"):
         return part
     raise UserError(f"{slot} {name} is {kind_of(part)}, not {wanted(slot)}")
@@ -182,7 +194,7 @@ def kind_of(part: Any) -> str:
     """In words, without calling anything of it."""
     if isinstance(part, type):
         return (
-            "a class that names no slot"
+            "a class without a slot"
             if slot_of(part) is None
             else f"a class of the slot {slot_of(part)}"
         )

@@ -27,6 +27,9 @@ from pyro_vae.choices.user_code import load_named
 from pyro_vae.errors import UserError, did_you_mean, one_line
 from pyro_vae.protocols import hook
 
+OF_EVERY_NET = ("missing", "mask_channel")
+"""Arguments that every network takes, as an encoder."""
+
 PROGRAM_SLOTS = ("model", "prior", "likelihood", "guide")
 """An argument of such a name is built from a bare name too. ``net=Conv`` stays a name: the part
 knows the shapes.
@@ -94,7 +97,7 @@ def _adopted(slot: str, part: Any) -> Any:
 def _build(slot: str, part: Any, choice: Choice, context: Mapping[str, Any]) -> Any:
     if (choice.args or choice.kwargs) and not belongs(slot, part):
         raise UserError(
-            f"{slot} {choice}: {kind_of(part)} is given no arguments; expected {wanted(slot)}"
+            f"{slot} {choice}: {kind_of(part)} takes no arguments here; expected {wanted(slot)}"
         )
     if not isinstance(part, type):
         return part
@@ -119,7 +122,7 @@ def _construct(
     if missing:
         there = ", ".join(sorted(context)) or "nothing"
         raise UserError(
-            f"{label} lacks {', '.join(missing)}: write {missing[0]}=... (the context has {there})"
+            f"{label} needs {', '.join(missing)}: write {missing[0]}=... (known here: {there})"
         )
     # a part may build what it holds in another context than its own: a decoder that also receives a
     # class has more inputs
@@ -186,7 +189,7 @@ def _signature(part: Callable[..., Any]) -> list[inspect.Parameter]:
     try:
         return list(inspect.signature(part).parameters.values())
     except (TypeError, ValueError):
-        raise UserError(f"{part!r} has no signature by which it could be built") from None
+        raise UserError(f"{part!r} has no signature by which it can be built") from None
 
 
 def _net_defaults(part: Any) -> Iterator[Any]:
@@ -208,11 +211,13 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
     network = resolve("net", net) if isinstance(net, str) else net
     if not isinstance(network, type):
         # one that is ready has its arguments; of None nothing is known
-        return [], network is None
+        return list(OF_EVERY_NET), network is None
     parameters = _signature(network)
     is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     own = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in own if name not in ("in_shape", "out_shape")], is_open
+    return [name for name in own if name not in ("in_shape", "out_shape")] + [
+        *OF_EVERY_NET
+    ], is_open
 
 
 def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,7 +230,7 @@ def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(net, Choice):
         return dict(values)
     if net.args:
-        raise UserError(f"{label}: name the arguments of net={net}")
+        raise UserError(f"{label}: write the arguments within net={net}")
     known, is_open = _net_arguments(net.name)
     if not is_open:
         _refuse_unknown(f"net {net}", net.kwargs, known)
@@ -282,7 +287,7 @@ def _find_anywhere(argument: str, name: str) -> tuple[str, Any]:
     slots = known.get(name, [])
     if len(slots) > 1:
         raise UserError(
-            f"{argument}={name}(...) is ambiguous: {name} belongs to the slots "
+            f"{argument}={name}(...) is ambiguous: {name} is a part of the slots "
             f"{' and '.join(slots)}"
         )
     if not slots:

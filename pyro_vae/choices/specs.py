@@ -86,7 +86,7 @@ class _Reader:
             return text
         if not _is_reference(text):
             raise self.refusal(
-                f"before the colon of {text!r} is neither a module nor a .py file", token.start()
+                f"{text!r}: expected a module or a .py file before the colon", token.start()
             )
         self.references[token.start()] = text
         return "_" * len(text)

@@ -73,7 +73,8 @@ def digest_of(place: str) -> str | None:
 def _load_module(place: str) -> Any:
     if place.endswith(".__main__"):
         raise UserError(
-            f"{place} is a program, which is run when it is imported: name a module of parts"
+            f"{place} is a program: to import it would run it. Name a module that only "
+            "defines parts"
         )
     if place in sys.modules:
         return sys.modules[place]
@@ -211,15 +212,17 @@ def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
     if trust.is_known(digest):
         return
     whose = (
-        "the run's own folder has it" if _is_in(stored.folder, paths[-1]) else "it is not the run's"
+        "the run's folder has a copy of it"
+        if _is_in(stored.folder, paths[-1])
+        else "it is not the file that the run was trained with"
     )
     name = f"{paths[-1]} (SHA-256 {digest[:12]}…; {whose})"
     if not stored.trusted:
         raise UserError(
-            f"{place}: the run's parts are code that you have not trained with: {name}; read it, "
-            "then give --trust (Python: trust=True)"
+            f"{place}: the run uses the code of {name}, with which you have not trained on this "
+            "machine. Read it, then give --trust (Python: trust=True)"
         )
-    warnings.warn(f"running, and trusting from now on, the code of {name}", stacklevel=2)
+    warnings.warn(f"running the code of {name}; it is trusted from now on", stacklevel=2)
     trust.note(digest, str(paths[-1]))
 
 

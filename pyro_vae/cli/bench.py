@@ -15,7 +15,7 @@ from typing import Any
 
 from pyro_vae.errors import UserError
 from pyro_vae.runs.options import SUITES, Bench
-from pyro_vae.signals import Failure
+from pyro_vae.signals import MISTAKEN, Failure
 
 _FILES = {"training": "training_step"}  # where a suite's file has another name
 
@@ -26,15 +26,10 @@ def run(options: Bench) -> dict[str, Any]:
     Raises:
         UserError: there is no benchmarks folder, as in a package that was not installed from a
             checkout.
+        SystemExit: a suite refused its options, in its own line.
         Failure: a suite failed; what it said stands above.
     """
     folder = find_benchmarks()
-    for name in ("numpyro", "pythae"):
-        if find_spec(name) is None:
-            print(
-                f"{name} is not installed and is left out (pip install 'pyro-vae[bench]')",
-                file=sys.stderr,
-            )
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         # with --quick nothing is kept, but --json still wants the figures
@@ -51,13 +46,22 @@ def run(options: Bench) -> dict[str, Any]:
             ]
             shown = sys.stderr if options.json else None
             environment = _environment(options)
-            if subprocess.run(
+            code = subprocess.run(
                 command, check=False, cwd=folder.parent, env=environment, stdout=shown
-            ).returncode:
+            ).returncode
+            if code == MISTAKEN:  # its line says what
+                raise SystemExit(code)
+            if code:
                 raise Failure(f"the suite {suite} failed: see above")
             written = out / f"{file}{'_cuda' if options.device == 'cuda' else ''}.json"
             results[suite] = json.loads(
                 (written if written.exists() else out / f"{file}.json").read_text()
+            )
+    for name in ("numpyro", "pythae"):
+        if find_spec(name) is None:
+            print(
+                f"{name} is not installed and was left out (pip install 'pyro-vae[bench]')",
+                file=sys.stderr,
             )
     return results
 

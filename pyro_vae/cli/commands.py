@@ -92,8 +92,8 @@ def audit(options: Audit) -> None:
         run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed
     )
     print(
-        f"{run_folder.shown(found.script)} takes torch, pyro and copies of the pair's source; "
-        "diff these with the originals:"
+        f"{run_folder.shown(found.script)} uses torch, pyro and copies of the pair's source. "
+        "Compare the copies with the originals:"
     )
     for copy, original in found.copies.items():
         print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
@@ -106,7 +106,7 @@ def compare_runs(options: Compare) -> None:
     from pyro_vae.evaluation.compare import compare
 
     find_device(options.device)
-    opened = [run_folder.open_run(folder) for folder in options.runs]
+    opened = [run_folder.open_run(folder) for folder in options.folders]
     held = {str(run): stored(run, options, _say) for run in opened}
     number = options.num_images
     if number is None:
@@ -152,7 +152,7 @@ def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, 
     """
     if not Program("model", model).wants("y") or num_classes is None:
         if options.y is not None:
-            raise UserError(f"--y {options.y}: this run's model takes no class; leave it out")
+            raise UserError(f"--y {options.y}: the model of this run takes no class; leave --y out")
         return {}
     if options.y is not None and options.y >= num_classes:
         raise UserError(f"--y {options.y}: the classes are 0 to {num_classes - 1}")
@@ -199,7 +199,7 @@ def list_runs(options: Runs) -> None:
     elif options.csv:
         print(listing.whole_table(rows).to_csv(), end="")
     else:
-        print(listing.as_table(rows) if rows else "no run fits")
+        print(listing.as_table(rows) if rows else "no run matches")
 
 
 @execute.register
@@ -268,7 +268,7 @@ def _picture_file(out: Path) -> Path:
     """A new .png file's path, as given with ``--out``."""
     path = out.expanduser()
     if path.exists():
-        raise UserError(f"--out {out} exists: give another name")
+        raise UserError(f"--out {out} exists already: give another name")
     if path.suffix.lower() != ".png":
         raise UserError(f"--out {out}: a picture's name ends in .png")
     return path

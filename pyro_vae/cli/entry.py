@@ -80,8 +80,8 @@ def _told(failure: BaseException) -> str:
     """A failure that has no sentence of its own, in one line."""
     if is_out_of_memory(failure):
         return (
-            f"the memory does not hold this ({first_line(failure)}): use a smaller net, fewer "
-            "latent dimensions or another device"
+            f"this does not fit into the memory ({first_line(failure)}): use a smaller net, "
+            "fewer latent dimensions or another device"
         )
     return f"{type(failure).__name__}: {shortened(str(failure))}"
 
@@ -136,8 +136,9 @@ def _resumed(given: list[str], folder: Path) -> Train:
     config = folder.expanduser() / "config.toml"
     if not config.is_file():
         raise UserError(
-            f"--resume {folder}: no run in it, for there is no {config}; one that was killed before "
-            f"it was written begins anew with --out {folder}"
+            f"--resume {folder}: there is no run in this folder, because there is no {config}. "
+            "A run that was killed before it wrote that file must be started again, with --out "
+            f"{folder}"
         )
     configured = Train(**read_config(config))
     options: Train = _read(given, read_config(config))
@@ -148,8 +149,8 @@ def _resumed(given: list[str], folder: Path) -> Train:
             for name in differing
         )
         raise UserError(
-            f"--resume {folder}: the run has other options: {words}; leave them out, or train a "
-            "run of its own"
+            f"--resume {folder}: the run has other options ({words}). Leave them out, or train "
+            "a new run"
         )
     return options
 

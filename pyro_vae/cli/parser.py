@@ -55,7 +55,8 @@ def command_parser(kind: type[Any]) -> Parser:
         for name in names:
             each = listed[name]
             words = " ".join(documented.get(name, each.metadata.get("help", "")).split())
-            shown = (words + _default(each)).replace("%", "%%")
+            default = "" if "y default" in words else _default(each)
+            shown = (words + default).replace("%", "%%")
             group.add_argument(*_names(each), help=shown, **_settings(each, kind))
     group.add_argument("-h", "--help", action="help", help="Show this, and exit.")
     return parser
@@ -109,12 +110,12 @@ def _settings(each: Field[Any], kind: Any) -> dict[str, Any]:
     several = isinstance(each.default, tuple)
     inner = kinds_in(get_args(kinds[0])[0]) if several else kinds
     first = next(each for each in inner if each is not NoneType)
-    shown = {int: "N", float: "X"}.get(first, each.name.rpartition("_")[2].upper())
-    if get_origin(first) is Literal and not each.metadata.get("place"):
-        shown = "|".join(get_args(first))
-    read = {"type": partial(_converted, inner), "metavar": shown}
+    shown, convert = each.name.rpartition("_")[2].upper(), partial(_converted, inner)
     if not each.metadata.get("place"):
-        return {**read, "nargs": "+" if several else None}
+        shown = {int: "N", float: "X", Path: "PATH"}.get(first, shown)
+        shown = "|".join(get_args(first)) if get_origin(first) is Literal else shown
+        return {"type": convert, "metavar": shown, "nargs": "+" if several else None}
+    read = {"type": convert, "metavar": shown}
     if each.default is MISSING:
         return read
     return {**read, "nargs": "*" if several else "?", "default": each.default}

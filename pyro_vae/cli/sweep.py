@@ -29,7 +29,7 @@ def run(options: Any) -> None:
         )
         print("\n\n".join(_as_asked(table, options.format) for table in found.tables()))
         if all(each.failed for each in found.outcomes):
-            raise Failure("no cell was trained: see their lines above")
+            raise Failure("no cell was trained: see the lines above")
 
 
 def _as_asked(table: Any, form: str) -> str:

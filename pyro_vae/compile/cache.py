@@ -29,7 +29,7 @@ def ensure() -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[PLACE] = folder
         warnings.warn(
-            f"{PLACE}: {named} can't be used ({error.strerror}): torch's compiler keeps its files "
-            "in a temporary folder",
+            f"{PLACE}: {named} can't be used ({error.strerror}): torch's compiler uses a "
+            "temporary folder instead",
             stacklevel=2,
         )

@@ -111,7 +111,7 @@ def _refuse_data_dependence(graph: fx.Graph) -> None:
     for node in graph.nodes:
         name = _name(node)
         if name in DATA_DEPENDENT:
-            raise NotStageable(f"the program calls {name}, whose result depends on the batch")
+            raise NotStageable(f"the program calls {name}, and the result depends on the batch")
         if name in ("index", "index_put", "index_put_"):
             for index in node.args[1]:
                 if isinstance(index, fx.Node) and index.meta["val"].dtype in (
@@ -119,7 +119,8 @@ def _refuse_data_dependence(graph: fx.Graph) -> None:
                     torch.uint8,
                 ):
                     raise NotStageable(
-                        "the program indexes with a boolean mask, whose result depends on the batch"
+                        "the program indexes with a boolean mask, and the result's shape "
+                        "depends on the batch"
                     )
 
 

@@ -33,19 +33,23 @@ def random_rows(
 
 
 def checked_pixels(
-    name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None
+    name: str, arrays: Mapping[str, NDArray[Any]], levels: int | None, missing: bool = False
 ) -> tuple[dict[str, Tensor], int | None]:
     """The arrays as tensors (N, C, H, W) or (N, D) of uint8 or float32, checked; and their number
-    of levels.
+    of levels. Where entries may be ``missing``, which a NaN marks, the others may be levels too.
     """
     kinds = {key: _kind(f"{name}, array {key!r}", array) for key, array in arrays.items()}
+    if missing and are_levels(*arrays.values()):
+        kinds = dict.fromkeys(kinds, "integer")
     if len(set(kinds.values())) > 1:
         found = " and ".join(f"{key} is {array.dtype}" for key, array in arrays.items())
         raise UserError(f"{name}: {found}; store both as 8-bit integers, or both as floats")
-    pixels = {key: _checked(f"{name}, array {key!r}", array) for key, array in arrays.items()}
+    pixels = {
+        key: _checked(f"{name}, array {key!r}", array, missing) for key, array in arrays.items()
+    }
     if "float" in kinds.values():
         return pixels, None
-    largest = max(int(value.max()) for value in pixels.values())
+    largest = max(int(value.nan_to_num().max()) for value in pixels.values())
     if levels is None:
         levels = 2 if largest <= 1 else 256
     if largest >= levels:
@@ -64,11 +68,22 @@ def _kind(where: str, array: NDArray[Any]) -> str:
     """`binary`, `integer` or `float`, by the dtype."""
     kinds = {"b": "binary", "u": "integer", "i": "integer", "f": "float"}
     if array.dtype.kind not in kinds:
-        raise UserError(f"{where}: dtype {array.dtype} is not of images; expected uint8, or floats")
+        raise UserError(
+            f"{where}: dtype {array.dtype} is no type of images; expected uint8, or floats"
+        )
     return kinds[array.dtype.kind]
 
 
-def _checked(where: str, array: NDArray[Any]) -> Tensor:
+def are_levels(*arrays: NDArray[Any]) -> bool:
+    """Whether these are whole numbers 0 … 255, which are floats for the sake of NaN alone."""
+    if not any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
+        return False
+    levels = [(array == np.floor(array)) & (array >= 0) & (array <= 255) for array in arrays]
+    pairs = zip(arrays, levels, strict=True)
+    return all((whole | (array != array)).all() for array, whole in pairs)
+
+
+def _checked(where: str, array: NDArray[Any], missing: bool) -> Tensor:
     """One array as a tensor (N, C, H, W) or (N, D), uint8 or float32; every value is checked."""
     if array.ndim not in (2, 3, 4) or 0 in array.shape:
         raise UserError(
@@ -78,17 +93,24 @@ def _checked(where: str, array: NDArray[Any]) -> Tensor:
     if array.dtype.kind in "ui" and (array.min() < 0 or array.max() > 255):
         index, value = _first(array, (array < 0) | (array > 255))
         raise UserError(
-            f"{where}: {one_of(array)} {index} holds {value}; integers are levels 0 to 255, store others as "
-            "floats"
+            f"{where}: {one_of(array)} {index} has the value {value}; whole numbers are grey "
+            "levels 0 to 255. Store other numbers as floats"
         )
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             values = array.astype(np.float32, copy=False)
-        if not np.isfinite(values).all():
-            index, value = _first(array, ~np.isfinite(values))
+        wrong = np.isinf(values) if missing else ~np.isfinite(values)
+        if wrong.any():
+            index, value = _first(array, wrong)
             raise UserError(
-                f"{where}: {one_of(array)} {index} holds {value}; expected finite float32, remove or repair "
-                "it"
+                f"{where}: "
+                f"{one_of(array)} "
+                f"{index} holds "
+                f"{value}; "
+                "expected a "
+                "finite float32: "
+                "remove or repair "
+                "it" + "; --missing nan if it is missing" * bool(np.isnan(value))
             )
     else:
         values = array.astype(np.uint8, copy=False)

@@ -25,7 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_vae.choices import lookup
-from pyro_vae.data.arrays import checked_pixels, one_of, random_rows
+from pyro_vae.data.arrays import are_levels, checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.labels import Classes, as_classes
 from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Keys, read_folder, read_numpy
@@ -35,10 +35,11 @@ from pyro_vae.data.static_mnist import read_static_mnist
 from pyro_vae.data.tables import SEPARATORS, read_table
 from pyro_vae.data.torchvision_sets import read_cifar10
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.formatting import Printed
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(Printed):
     """Images as stored, in their two parts.
 
     Attributes:
@@ -89,18 +90,27 @@ class ImageData:
         """The shape of one image: (C, H, W), or (D,)."""
         return self.train.shape[1:]
 
+    @property
+    def largest(self) -> float:
+        """The largest value that is stored."""
+        return max(float(part.nan_to_num().max()) for part in (self.train, self.test))
+
     def with_levels(self, levels: int) -> ImageData:
         """The same whole numbers, of which ``levels`` are possible.
 
         Raises:
             UserError: they are floats, or one of them is larger.
         """
-        largest = max(float(self.train.max()), float(self.test.max()))
+        largest = self.largest
         if self.levels is None or largest >= levels:
-            what = "floats, which have no levels" if self.levels is None else f"up to {largest:g}"
+            what = (
+                ("floats, and floats have no levels")
+                if self.levels is None
+                else f"up to {largest:g}"
+            )
             raise UserError(
-                f"{self.name}: levels {levels} is for whole numbers from 0 to {levels - 1}, and "
-                f"these are {what}: leave it out, or give as many as there are"
+                f"{self.name}: levels {levels} is for whole numbers from 0 to {levels - 1}, but "
+                f"these are {what}: leave --levels out, or give their number of levels"
             )
         return replace(self, levels=levels)
 
@@ -128,6 +138,7 @@ class Source:
     seed: int = 0
     test_fraction: float = 0.2
     download: bool = True
+    missing: bool = False
 
 
 Loader = Callable[[Source], ImageData]
@@ -143,6 +154,7 @@ def load(
     images_key: str | None = None,
     columns: str | None = None,
     label: str | None = None,
+    missing: str | None = None,
 ) -> ImageData:
     """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, a `.csv` or
     `.tsv` table, or a folder of images.
@@ -170,13 +182,16 @@ def load(
         images_key: the array of a `.npz` file that has the images, if it is not called `images`.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`; by default all but `label`.
         label: the array of a `.npz` file, or the column of a table, that has the labels.
+        missing: ``"nan"``, where a NaN or an empty field of a table marks what is missing.
 
     Raises:
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
             line names it.
     """
-    source = Source(_root(data_root), seed, test_fraction, download)
-    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    source = Source(_root(data_root), seed, test_fraction, download, missing is not None)
+    found = _read(
+        os.fspath(name_or_path), source, Keys(images_key, columns, label, missing is not None)
+    )
     return found if isinstance(found, ImageData) else found.split(source)
 
 
@@ -189,6 +204,7 @@ def load_whole(
     images_key: str | None = None,
     columns: str | None = None,
     label: str | None = None,
+    missing: str | None = None,
 ) -> ImageData:
     """All of a set in its own order as `test` (and `train`), on the scale of another set.
 
@@ -199,14 +215,18 @@ def load_whole(
         UserError: as by `load`; or values or classes that the other set can't have.
     """
     source = Source(_root(data_root), seed)
-    found = _read(os.fspath(name_or_path), source, Keys(images_key, columns, label))
+    found = _read(
+        os.fspath(name_or_path), source, Keys(images_key, columns, label, missing is not None)
+    )
     if isinstance(found, ImageData):
         found = _Stored(found.name, _as_arrays(found), found.table)
     arrays = found.arrays
     parts = [arrays["images"]] if "images" in arrays else [arrays["train"], arrays["test"]]
     labels = [arrays.get(key) for key in LABELS if arrays.get(key) is not None]
     images = like.scaled(found.name, np.concatenate([np.asarray(part) for part in parts]))
-    pixels, levels = checked_pixels(found.name, {"images": images}, like.levels)
+    pixels, levels = checked_pixels(
+        found.name, {"images": images}, like.levels, missing is not None
+    )
     stored = pixels["images"]
     given: dict[str, Tensor | None] = {"labels": None}
     if len(labels) == len(parts):
@@ -242,16 +262,16 @@ class Likeness:
 
     def scaled(self, name: str, images: NDArray[Any]) -> NDArray[Any]:
         """The values on that scale; whole numbers 0 and 1 are floats too."""
-        floats = images.dtype.kind == "f"
+        floats = images.dtype.kind == "f" and not are_levels(images)
         if floats and self.levels is not None:
             raise UserError(
-                f"{name}: floats, where the other set has {self.levels} levels, 0 to "
-                f"{self.levels - 1}: store those"
+                f"{name}: floats, but the other set has {self.levels} levels, 0 to "
+                f"{self.levels - 1}: store the levels"
             )
         if not floats and self.levels is None:
             if images.min() < 0 or images.max() > 1:
                 raise UserError(
-                    f"{name}: whole numbers, where the other set has floats: store those"
+                    f"{name}: whole numbers, but the other set has floats: store floats"
                 )
             return images.astype(np.float32)
         return images
@@ -304,7 +324,7 @@ def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
         found = loader(source)
         if not isinstance(found, ImageData):
             raise UserError(
-                f"{name}: a {type(found).__name__} came of it, where ImageData is expected"
+                f"{name}: a {type(found).__name__} was returned, but ImageData is expected"
             )
         return found
     if path.suffix or len(path.parts) > 1:
@@ -341,10 +361,10 @@ def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
             arrays.get("labels"),
             seed=source.seed,
             test_fraction=source.test_fraction,
+            missing=source.missing,
         )
-    return own_split(
-        name, arrays["train"], arrays["test"], arrays.get("train_labels"), arrays.get("test_labels")
-    )
+    labels = arrays.get("train_labels"), arrays.get("test_labels")
+    return own_split(name, arrays["train"], arrays["test"], *labels, missing=source.missing)
 
 
 def sha256(*tensors: Tensor) -> str:
@@ -367,6 +387,7 @@ def own_split(
     test_labels: ArrayLike | None = None,
     *,
     levels: int | None = None,
+    missing: bool = False,
 ) -> ImageData:
     """Image data from two arrays, checked; `levels` where it isn't the 256 (or 2) that `load` takes
     integers for.
@@ -375,14 +396,12 @@ def own_split(
         UserError: not images, or train and test differ in kind or shape; the line names the array.
     """
     arrays = {"train": np.asarray(train), "test": np.asarray(test)}
-    pixels, levels = checked_pixels(name, arrays, levels)
+    pixels, levels = checked_pixels(name, arrays, levels, missing)
     if pixels["train"].shape[1:] != pixels["test"].shape[1:]:
         shapes = " and ".join(f"{key} {tuple(value.shape[1:])}" for key, value in pixels.items())
         raise UserError(f"{name}: images of one shape expected, got {shapes}")
     if len(pixels["train"]) < 2:
-        raise UserError(
-            f"{name}, array 'train': one image is not a training set; give at least two"
-        )
+        raise UserError(f"{name}, array 'train': it has one image; give at least two")
     labels, classes = as_classes(
         name,
         {"train_labels": train_labels, "test_labels": test_labels},
@@ -409,6 +428,7 @@ def random_split(
     levels: int | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
+    missing: bool = False,
 ) -> ImageData:
     """Image data from one array, checked and divided at random; each part keeps the order of the
     array.
@@ -416,7 +436,7 @@ def random_split(
     Raises:
         UserError: not images, fewer than three, or `test_fraction` not in (0, 1).
     """
-    checked, levels = checked_pixels(name, {"images": np.asarray(images)}, levels)
+    checked, levels = checked_pixels(name, {"images": np.asarray(images)}, levels, missing)
     pixels = checked["images"]
     if len(pixels) < 3:
         raise UserError(
@@ -496,13 +516,15 @@ def omniglot(source: Source) -> ImageData:
         found = own_split("omniglot", *read_drawings(source.root, source.download))
         return replace(
             found,
-            split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE paper's images)",
+            split="background and evaluation alphabets, 105x105 resized to 28x28 (not the IWAE "
+            "paper's images)",
         )
     images, alphabets, published = read_burda(path)
     found = own_split("omniglot", *images, *alphabets)
     return replace(
         found,
-        split=f"the IWAE paper's split{'' if published else ' (another file than the published one)'}",
+        split="the IWAE paper's "
+        f"split{'' if published else ' (another file than the published one)'}",
     )
 
 

@@ -47,7 +47,7 @@ def read_idx_set(name: str, folder: str, root: Path, download: bool) -> IdxArray
             [f"{stem}.gz" for stem in stems],
             download,
             raw,
-            FileNotFoundError("no IDX files came"),
+            FileNotFoundError("no IDX files were found in it"),
         )
     return train, test, train_labels, test_labels
 

@@ -41,7 +41,7 @@ def as_classes(
     }
     texts = {key for key, array in arrays.items() if array.dtype.kind == "U"}
     if texts and len(texts) < len(arrays):
-        raise UserError(f"{name}: {min(texts)!r} holds text and the other labels numbers")
+        raise UserError(f"{name}: {min(texts)!r} is text, but the other labels are numbers")
     found: dict[str, Tensor | None] = dict.fromkeys(labels)
     if not texts:
         return found | {k: torch.from_numpy(v.astype(np.int64)) for k, v in arrays.items()}, None
@@ -64,7 +64,9 @@ def _one_each(name: str, key: str, labels: Any, number: int) -> NDArray[Any]:
     if array.shape == (number, 1):
         array = array[:, 0]
     if array.shape != (number,):
-        raise UserError(f"{where}: shape {array.shape}; expected {number} labels, one an image")
+        raise UserError(
+            f"{where}: shape {array.shape}; expected {number} labels, one for each image"
+        )
     if array.dtype.kind == "S":
         array = np.char.decode(array, "utf-8", "replace")
     if array.dtype.kind == "O":
@@ -78,7 +80,7 @@ def _one_each(name: str, key: str, labels: Any, number: int) -> NDArray[Any]:
             )
     if array.dtype.kind not in "biufU":
         raise UserError(
-            f"{where}: {array.dtype}; expected {number} integers or names, one an image"
+            f"{where}: {array.dtype}; expected {number} integers or names, one for each image"
         )
     return array
 
@@ -103,8 +105,8 @@ def refuse_unfit(name: str, labels: Iterable[Tensor | None]) -> None:
     if bool((every < 0).any()):
         image = int((every < 0).nonzero()[0])
         raise UserError(
-            f"{name}: image {image} is of class {int(every[image])}, where classes are numbered "
-            f"from 0 (to {largest} here); number them so, or give names"
+            f"{name}: image {image} is of class {int(every[image])}, but the classes are "
+            f"numbered from 0 (to {largest} here). Number them so, or give names"
         )
     if largest >= len(every):
         raise UserError(

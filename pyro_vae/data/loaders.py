@@ -159,7 +159,7 @@ class Hosted(Resident):
     those of `Resident`, and each gather crosses the bus.
     """
 
-    note = "the images stay in the host's memory, as the device has no room for all of them"
+    note = "the images stay in the host's memory, because they don't all fit on the device"
 
     kept_on = torch.device("cpu")
 
@@ -213,8 +213,8 @@ class Streamed(Source):
         self.device, self.part, self.constants = device, part, constants(fields or {})
         if rows := sorted(merged(fields or {}).keys() - self.constants.keys()):
             raise UserError(
-                f"fields ({', '.join(rows)}) can't be given beside a Dataset: let its items be "
-                "dicts that hold them"
+                f"fields ({', '.join(rows)}) can't be given together with a Dataset: let its "
+                "items be dicts with these fields"
             )
         self._given = data if isinstance(data, DataLoader) else None
         self.dataset = data.dataset if isinstance(data, DataLoader) else data
@@ -234,8 +234,8 @@ class Streamed(Source):
             raise UserError("the data set is empty: expected at least one image")
         if self.own_order and part[1] > 1:
             raise UserError(
-                "a DataLoader has an order of its own, which several processes can't divide: give "
-                "its Dataset instead"
+                "a DataLoader can't be divided among several processes, because it has its own "
+                "order: give its Dataset instead"
             )
 
     @property
@@ -252,12 +252,12 @@ class Streamed(Source):
         there = len(cast(Sized, self.dataset))
         if number > there and not isinstance(self.dataset, IterableDataset):
             raise UserError(
-                f"the DataLoader gave {number} images of {self._name}, which has {there}: some "
-                "came twice, so that no error bar would be right; give the Dataset"
+                f"the DataLoader gave {number} images of {self._name}, which has {there}. Some "
+                "images came twice, so that no error bar would be right: give the Dataset"
             )
         if number == there:
             return ()
-        return (f"{number} images came of the loader, where {self._name} says {there}",)
+        return (f"{number} images came from the loader, but {self._name} has {there}",)
 
     def _bounds(self) -> list[slice]:
         return _bounds(self.num_images, self.batch_size, self.part)
@@ -312,8 +312,9 @@ class Streamed(Source):
                 if not any(words in str(error) for words in UNCOLLATED):
                     raise
                 raise UserError(
-                    f"items of {self._name} make no batch ({first_line(error)}): let each item "
-                    "be a tensor or number, (x, y), or a dict of these, all images of one shape"
+                    f"items of {self._name} can't be put into one batch ({first_line(error)}): "
+                    "let each item be a tensor or number, (x, y), or a dict of these, all "
+                    "images of one shape"
                 ) from error
             yield self._unpack(items)
             number += 1
@@ -333,8 +334,8 @@ class Streamed(Source):
         if not isinstance(items, Mapping) or not isinstance(items.get("x"), Tensor | np.ndarray):
             found = type(items.get("x") if isinstance(items, Mapping) else items).__name__
             raise UserError(
-                f"a batch of {self._name} has a {found} in the place of x: expected x, (x, y), or "
-                "a dict with 'x' and named fields, all tensors"
+                f"a batch of {self._name} has a {found} as x: expected x, (x, y), or a dict "
+                "with 'x' and named fields, all tensors"
             )
         x = as_tensor(items["x"], "x").to(self.device, non_blocking=True)
         fields = {n: v for n, v in items.items() if n != "x" and has_rows(v)}
@@ -380,7 +381,8 @@ def _refuse_single_images(loader: DataLoader[Any]) -> None:
     single = isinstance(loader.sampler, SequentialSampler | RandomSampler)
     if loader.batch_sampler is None and single:
         raise UserError(
-            "the DataLoader gives single images, for its batch_size is None: give it a batch_size"
+            "the DataLoader gives single images, because its batch_size is None: give it a "
+            "batch_size"
         )
 
 
@@ -391,7 +393,8 @@ def refuse_repeats(data: Any) -> None:
     if isinstance(data, DataLoader) and getattr(data.sampler, "replacement", False):
         raise UserError(
             f"the DataLoader's {type(data.sampler).__name__} draws images with replacement, so "
-            "that no error bar would be right: give the Dataset, or a loader without it"
+            "that no error bar would be right: give the Dataset, or a loader without "
+            "replacement"
         )
 
 

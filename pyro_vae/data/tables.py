@@ -35,7 +35,7 @@ def read_table(path: Path, keys: Keys) -> dict[str, Any]:
             )
     if keys.columns is not None:
         table = table[_chosen(path, list(table.columns), keys.columns)]
-    _check_numbers(path, table)
+    _check_numbers(path, table, keys.missing)
     values = table.to_numpy()
     if not ((values == np.floor(values)) & (values >= 0) & (values <= 255)).all():
         values = values.astype(np.float32)
@@ -96,34 +96,35 @@ def _chosen(path: Path, names: list[str], columns: str) -> list[str]:
     return chosen
 
 
-def _check_numbers(path: Path, table: pandas.DataFrame) -> None:
-    """A `UserError` for a column of text, and for a value that is missing."""
+def _check_numbers(path: Path, table: pandas.DataFrame, missing: bool) -> None:
+    """A `UserError` for a column of text, and for a value that is missing, unless any may be."""
     from pandas.api.types import (  # type: ignore[import-untyped]
         is_bool_dtype,
         is_numeric_dtype,
     )
 
     if not len(table) or not len(table.columns):
-        raise UserError(f"{path}: no rows, or no columns, of numbers in it")
+        raise UserError(f"{path}: it has no rows, or no columns, of numbers")
     for name in table.columns:
         if not is_numeric_dtype(table[name]) and not is_bool_dtype(table[name]):
             raise UserError(
-                f"{path}: column {name!r} has {table[name].iloc[0]!r}, which is no number; choose "
-                f"others with --columns, or make it the class with --label {name}"
+                f"{path}: column {name!r} has {table[name].iloc[0]!r}, which is not a number; "
+                "choose other columns with --columns, or use it as the class with --label "
+                f"{name}"
             )
-        wrong = ~np.isfinite(table[name])
+        wrong = np.isinf(table[name]) if missing else ~np.isfinite(table[name])
         if wrong.any():
             found = table[name].iloc[_first(wrong) - 1]
             what = "no value" if np.isnan(found) else found
             raise UserError(
                 f"{path}: column {name!r} has {what} in row {_first(wrong)}; fill it, or remove "
-                "the row or the column"
+                "the row or the column" + ", or give --missing nan" * bool(np.isnan(found))
             )
     first = table.iloc[:, 0]
     if table.columns[0].startswith("Unnamed: ") and (first == np.arange(len(table))).all():
         raise UserError(
-            f"{path}: the first column, without a name, numbers the rows; write the table without "
-            "it (index=False), or choose the others with --columns"
+            f"{path}: the first column has no name and only counts the rows. Write the table "
+            "without it (index=False), or choose the other columns with --columns"
         )
 
 

@@ -95,6 +95,12 @@ def _grey(batch: Tensor, levels: int | None) -> Tensor:
     return values if levels is None else values / (levels - 1)
 
 
+def _of(binary: Tensor, batch: Tensor) -> Tensor:
+    """The pixels as float32; NaN, which floats alone may hold, where the batch has it."""
+    pixels = binary.to(torch.float32)
+    return pixels.masked_fill(batch.isnan(), torch.nan) if batch.is_floating_point() else pixels
+
+
 @dataclass(frozen=True)
 class Dynamic(Observation):
     """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are
@@ -108,7 +114,7 @@ class Dynamic(Observation):
         return "dynamic binarization"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return (_uniform(batch, generator) < _grey(batch, self.levels)).to(torch.float32)
+        return _of(_uniform(batch, generator) < _grey(batch, self.levels), batch)
 
     def expected(self, batch: Tensor) -> Tensor:
         return _grey(batch, self.levels)
@@ -123,7 +129,7 @@ class Threshold(Observation):
         return "binarized at the threshold 1/2"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return (_grey(batch, self.levels) > 0.5).to(torch.float32)
+        return _of(_grey(batch, self.levels) > 0.5, batch)
 
 
 @dataclass(frozen=True)
@@ -304,16 +310,16 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
         if data.levels is None and (found := _first_place(data, _is_no_count)):
             place, value = found
             raise UserError(
-                f"{data.name}, {place}: {value:g}, where this likelihood is a mass over whole "
-                "numbers from 0; store counts, or choose a likelihood of real values, such as "
-                "Gaussian"
+                f"{data.name}, {place}: {value:g}, but this likelihood is for whole numbers "
+                "from 0. Store counts, or choose a likelihood of real numbers, such as Gaussian"
             )
         return Counts(data.levels)
     if observes == "levels":
         if data.levels is None:
             raise UserError(
-                f"{data.name}: floats, where this likelihood is a mass over integer levels; "
-                "store the images as uint8, or choose a likelihood of real values, such as Gaussian"
+                f"{data.name}: the images are floats, but this likelihood is for whole numbers "
+                "(grey levels). Store the images as uint8, or choose a likelihood of real "
+                "numbers, such as Gaussian"
             )
         return Levels(data.levels)
     if observes == "binary":
@@ -377,7 +383,7 @@ def _is_no_count(stored: Tensor) -> Tensor:
 def _first_place(data: ImageData, is_wrong: Callable[[Tensor], Tensor]) -> tuple[str, float] | None:
     """The place and the stored value of the first entry that is wrong."""
     for part, stored in (("train", data.train), ("test", data.test)):
-        wrong = is_wrong(stored)
+        wrong = is_wrong(stored) & ~stored.isnan()
         if wrong.any():
             position = int(wrong.flatten().to(torch.uint8).argmax())
             image = position // stored[0].numel()
@@ -399,16 +405,17 @@ def doubts(data: ImageData, observed: Observed, observes: str, given: bool) -> s
         given: whether the caller said how many levels there are.
     """
     found = []
-    largest = max(int(data.train.max()), int(data.test.max()))
+    largest = int(data.largest)
     if not given and observes != "counts" and few_levels(largest, data.levels):
         found.append(
-            f"its whole numbers end at {largest} and are taken for grey levels 0 to 255: give "
-            f"--levels {largest + 1} if they are levels, --likelihood Poisson if they are counts"
+            f"the largest whole number is {largest}, and the values are read as grey levels 0 "
+            f"to 255. Give --levels {largest + 1} if they are levels, --likelihood Poisson if "
+            "they are counts"
         )
     binarized = observes == "binary" and "binarization" in observed.protocol["observation"]
     if binarized and data.train.dim() == 4 and data.train.shape[1] in COLOURS:
         found.append(
-            "colour is binarized, each channel by itself: give --likelihood Gaussian or "
+            "each colour channel is binarized by itself: give --likelihood Gaussian or "
             "DiscretizedLogistic, or --binarize dynamic if it is meant"
         )
     return f"{data.name}: {'; '.join(found)}" if found else ""

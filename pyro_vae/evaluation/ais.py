@@ -50,7 +50,10 @@ class AnnealedMarginal(LogMarginal):
         return found
 
     def _of_one_draw(self) -> str:
-        return "one chain an image: no Monte Carlo error or bias estimate; use more chains"
+        return (
+            "one chain for each image gives no Monte Carlo error and no bias estimate: use "
+            "more chains"
+        )
 
     def headline(self) -> list[str]:
         """log p(x) with its two errors, its bias, and what is known of the chains."""

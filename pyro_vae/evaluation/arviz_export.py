@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.encode import decode, visit_images
+from pyro_vae.analysis.encode import visit_images
+from pyro_vae.analysis.generate import decode
 from pyro_vae.analysis.latents import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import inference_data
 from pyro_vae.evaluation.protocol import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.fields import as_fields
-from pyro_vae.pair.layouts import rows_first
 from pyro_vae.pair.log_weights import refuse_unscorable
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
@@ -63,7 +63,7 @@ def to_inference_data(
     """
     check_count("num_images", num_images)
     check_count("num_draws", num_draws)
-    images = as_images(x)
+    images = as_images(x, missing=True)
     _refuse_other_images(ll, images)
     num_images = min(num_images, len(images))
     few = {name: rows[:num_images] for name, rows in as_fields(fields, len(images)).items()}
@@ -133,17 +133,16 @@ def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
     digest = Digest().add(x).hex()
     if digest != ll.protocol.get("sha256", digest) or len(x) != ll.num_images:
         raise UserError(
-            f"x ({len(x)} images, sha256 {digest[:12]}…) is not what log p(x) was estimated of "
-            f"({ll.num_images} images, sha256 {str(ll.protocol.get('sha256', 'unknown'))[:12]}…): "
-            "give that very tensor; the first num_images of it are used"
+            f"x ({len(x)} images, sha256 {digest[:12]}…) is not the data of which log p(x) was "
+            f"estimated ({ll.num_images} images, sha256 "
+            f"{str(ll.protocol.get('sha256', 'unknown'))[:12]}…): give the same tensor; its "
+            "first num_images images are used"
         )
 
 
 def _observed(pair: Pair, x: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
     terms = pair.run(x, fields)
-    return {
-        name: rows_first(site.value, site.fn, site.dim) for name, site in terms.observed.items()
-    }
+    return {name: site.rows() for name, site in terms.observed.items()}
 
 
 class _Naming:

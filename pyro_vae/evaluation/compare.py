@@ -16,7 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
 from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
-from pyro_vae.table import aligned
+from pyro_vae.table import Table
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -81,15 +81,22 @@ class Comparison(Result):
         """What changes how the differences are to be read, then each model's own warnings."""
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
-    def lines(self) -> list[str]:
-        """The table, and what all models share."""
-        table = [("", quantity(self.protocol), *_HEADER), *(_cells(row) for row in self.rows)]
+    def table(self) -> Table:
+        """A row a model; below it what all models share, and the warnings."""
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
-        return [
-            *aligned(table),
-            "  nats per image; ± paired: standard error of the difference over the images",
-            "  " + "; ".join([f"N = {self.num_images}", *shared]),
-        ]
+        notes = (
+            "nats per image; ± paired: standard error of the difference over the images",
+            "; ".join([f"N = {self.num_images}", *shared]),
+            *(f"warning: {text}" for text in self.warnings),
+        )
+        columns = ("", quantity(self.protocol), *_HEADER)
+        return Table(columns, tuple(map(_cells, self.rows)), notes=notes)
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    def _repr_html_(self) -> str:
+        return self.table().to_html()
 
     def to_dataframe(self) -> pandas.DataFrame:
         """One row a model, from the best to the worst, its name as the index."""
@@ -127,8 +134,8 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
         if bool((wrong := ~values.isfinite()).any()):
             image = int(wrong.nonzero()[0])
             raise UserError(
-                f"{name!r}: log p(x) of image {image} is {float(values[image])}: nothing can be "
-                "compared to it"
+                f"{name!r}: log p(x) of image {image} is {float(values[image])}: this can't be "
+                "compared"
             )
     pointwise = {name: values.numpy() for name, values in log_px.items()}
     differences, weights = paired_differences(pointwise), stacking_weights(pointwise)
@@ -165,22 +172,22 @@ def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
     """Raise where the two are not estimates of the same quantity at the same images."""
     if len(first.log_px) != len(second.log_px):
         raise UserError(
-            f"{name!r} is of {len(first.log_px)} images and {other!r} of {len(second.log_px)}: "
-            "evaluate both on the same"
+            f"{name!r} has {len(first.log_px)} images and {other!r} has {len(second.log_px)}: "
+            "evaluate both on the same images"
         )
     a, b = first.protocol, second.protocol
     for key in OBSERVATIONS:
         if key in a and key in b and _words(a[key]) != _words(b[key]):
             raise UserError(
                 f"{name!r} is of {key} {_words(a[key])!r} and {other!r} of {_words(b[key])!r}: "
-                "their log p(x) are of different x; evaluate both on the same"
+                "their log p(x) are of different x. Evaluate both on the same x"
             )
     refuse_other_data(name, a, other, b)
     if a.get("kind") != b.get("kind"):
         kinds = [protocol.get("kind") or "unknown" for protocol in (a, b)]
         raise UserError(
-            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass "
-            "function have no common scale; compare likelihoods within a kind"
+            f"{name!r} has kind {kinds[0]} and {other!r} {kinds[1]}: a density and a mass (a "
+            "probability of discrete values) can't be compared. Compare likelihoods of one kind"
         )
 
 
@@ -202,20 +209,20 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
             known.get("given") or any("scored" in protocol for protocol in said)
         ):
             notes.append(
-                f"{name} was written when only the digest of x was kept: whether what else it "
-                "scores or is given is the same is not known; evaluate it again"
+                f"{name} is an old result with a digest of x alone, so its other observed "
+                "values and conditions can't be checked: evaluate it again"
             )
     for key in ("estimator", "proposal"):
         if len(how := sorted({str(protocol[key]) for protocol in said if key in protocol})) > 1:
             notes.append(
-                f"the {key}s differ ({', '.join(how)}): the looser bound lies lower for the same "
-                "model"
+                f"the {key}s differ ({', '.join(how)}): for the same model the looser bound is "
+                "lower"
             )
     ignored = [name for name, result in results.items() if result.protocol.get("scales")]
     if ignored and len(ignored) < len(results):
         notes.append(
-            f"{', '.join(ignored)}: scored with ignore_scales=True, without the poutine.scale of "
-            "its programs; the others as their programs are"
+            f"{', '.join(ignored)}: scored with ignore_scales=True, so without the "
+            "poutine.scale of its programs; the other results include it"
         )
     best = float(getattr(results[rows[0].name], "bias", nan))
     for row in rows[1:]:
@@ -223,8 +230,8 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
         if abs(gap) > max(NOTABLE_BIAS * abs(row.difference), 1e-3):
             notes.append(
                 f"{row.name} is {_figure(row.difference)} nats from {rows[0].name}, and their "
-                f"estimated biases are {abs(gap):.3f} apart: use more draws before reading that "
-                "difference"
+                f"estimated biases are {abs(gap):.3f} apart: use more draws before you trust "
+                "that difference"
             )
     return notes
 

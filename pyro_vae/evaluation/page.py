@@ -70,7 +70,7 @@ def evaluation_figure(
     """
     for name, images in (("x", x), ("reconstructions", reconstructions)):
         if images is not None and len(images) != ll.num_images:
-            raise UserError(f"{name} are {len(images)} images, and log p(x) is of {ll.num_images}")
+            raise UserError(f"{name} are {len(images)} images, but log p(x) is of {ll.num_images}")
     pictures = x is not None and _are_images(x)
     figure = Figure(figsize=(10, 6.0 if pictures else 3.3), layout="constrained")
     if pictures:
@@ -87,7 +87,7 @@ def evaluation_figure(
     _khat(khat, ll)
     _ess(ess, ll)
     rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(ll.sound)} of the images)"
-    words = f"dotted: an image's own interval is sound where {rule}"
+    words = f"dotted: the interval of one image is sound where {rule}"
     upper.supxlabel(words, fontsize=8, color=GREY)
     figure.suptitle(_title(ll), fontsize=10)
     return figure

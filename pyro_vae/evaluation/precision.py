@@ -65,7 +65,7 @@ class TF32(Precision):
         _need_float32("tf32", dtype)
         if place.type != "cuda":
             raise UserError(
-                f"precision='tf32' is arithmetic of CUDA devices, and this is {place.type}: use "
+                f"precision='tf32' is for CUDA devices, but this device is {place.type}: use "
                 "bfloat16, or float32"
             )
 
@@ -133,7 +133,7 @@ def find_precision(name: str) -> Precision:
 def _need_float32(name: str, dtype: torch.dtype) -> None:
     if dtype != torch.float32:
         raise UserError(
-            f"precision={name!r} rounds float32 products, and these parameters are "
+            f"precision={name!r} rounds float32 products, but these parameters are "
             f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
             "precision out"
         )

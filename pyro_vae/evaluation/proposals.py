@@ -120,8 +120,8 @@ class Defensive(Proposal):
                 if around := spaces[k].periodic:
                     raise UserError(
                         "proposal='Defensive' widens each latent on the real line, and site "
-                        f"{around[0]!r} of the guide is circular: its density repeats itself, so "
-                        "wide draws would count more than once; use proposal='guide', or "
+                        f"{around[0]!r} of the guide is circular. Its density repeats itself, "
+                        "so wide draws would count more than once: use proposal='guide', or "
                         "ais(model, guide, x)"
                     )
             return spaces[k]
@@ -147,8 +147,8 @@ class Prior(Proposal):
     """z ~ p(z), weights p(x | z): naive Monte Carlo, to show why a guide is needed."""
 
     warning: ClassVar[str] = (
-        "drawn from the prior: few draws, or none, come near an image's posterior, so the number "
-        "can be far too low without its error bars telling; use the guide"
+        "drawn from the prior: few draws, or none, are near the posterior of an image. The "
+        "number can be far too low, and its error bars do not show it. Draw from the guide"
     )
     draws_from_guide: ClassVar[bool] = False
 

@@ -137,7 +137,7 @@ class Quantity:
     """What an estimate is of, as the images that it is of and the model's own sites tell.
 
     - **Scored**, left of the bar: an argument of the model (x, a field) that moves the value of an
-      observed site. Where its site is under a mask it is printed ``x_seen``. An observed value that
+      observed site. Where its site is under a mask it is printed ``x_obs``. An observed value that
       no argument moves is printed by its site's name.
     - **A condition**, right of the bar: an argument that moves no observed value, but a density of
       the model, of any site.
@@ -234,19 +234,19 @@ class Quantity:
             **({"factors": factors} if factors else {}),
         }
         notes = [
-            f"site {name!r} is a pyro.factor, whose value is added: the number is no log "
+            f"site {name!r} is a pyro.factor. Its value is added, so the number is not a log "
             "probability of data"
             for name in factors
         ]
         notes += [
-            f"site {site!r} observes values that the model computes from {' and '.join(by)}: the "
-            "number is of those values"
+            f"site {site!r} observes values that the model computes from {' and '.join(by)}: "
+            "the number is the log probability of these values"
             for site, by in found.moved.items()
             if by and not own[site]
         ]
         if bits_offset is not None and num_dims is None:
             notes.append(
-                "no bits/dim, as not every image has the same number of elements that are scored"
+                "no bits/dim, because not every image has the same number of scored elements"
             )
         return said, (*notes, *_narrow_notes(laws, bits_offset))
 
@@ -394,14 +394,14 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
     """
     if quantity(a) != quantity(b):
         raise UserError(
-            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: different quantities; "
-            "compare models that observe the same and are conditioned on the same"
+            f"{name!r} is {quantity(a)} and {other!r} {quantity(b)}: these are different "
+            "quantities. Compare models that observe the same and are conditioned on the same"
         )
     if a.get("sha256") != b.get("sha256"):
         of_x = [shorten(each.get("sha256") or "unknown") for each in (a, b)]
         raise UserError(
-            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ; "
-            "evaluate both on the same tensor"
+            f"{name!r} has sha256 {of_x[0]} and {other!r} {of_x[1]}: their images differ. "
+            "Evaluate both on the same tensor"
         )
     if not ("scored" in a and "scored" in b):
         return
@@ -415,6 +415,13 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
                     f"{second!r} {shorten(those.get(site, 'none of these'))}: evaluate both on "
                     "the same x and fields"
                 )
+    dims = a.get("num_dims"), b.get("num_dims")
+    if None not in dims and dims[0] != dims[1]:
+        raise UserError(
+            f"{name!r} scores {dims[0]} numbers of an image and {other!r} {dims[1]}: one observes "
+            f"something twice (sites {', '.join(a['scored'])}; {', '.join(b['scored'])}), which "
+            "is another quantity"
+        )
     for condition, digest in a["conditions"].items():
         if (known := b["conditions"].get(condition)) != digest:
             raise UserError(
@@ -427,13 +434,13 @@ def refuse_other_data(name: str, a: Mapping[str, Any], other: str, b: Mapping[st
 
 
 def _in_words(found: _Found, factors: list[str]) -> str:
-    """``log p(x, y_seen | c) + log factor 'f'``."""
+    """``log p(x, y_obs | c) + log factor 'f'``."""
     masked: dict[str, bool] = {}
     for site, by in found.moved.items():
         for name in [name for name in by if name != "index"] or [site]:
             masked[name] = masked.get(name, False) or found.masked[site]
     scored = ", ".join(
-        f"{name}_seen" if masked[name] else name for name in sorted(masked, key=_x_first)
+        f"{name}_obs" if masked[name] else name for name in sorted(masked, key=_x_first)
     )
     given = ", ".join(sorted(found.conditions, key=_x_first))
     of_data = [f"log p({scored}{' | ' * bool(given)}{given})"] if scored else []
@@ -458,7 +465,7 @@ def _narrow_notes(laws: Mapping[str, Any], bits_offset: float | None) -> list[st
         if isinstance(base, Normal | StudentT) and float(base.scale.min()) < grain:
             found.append(
                 f"site {name!r}: σ falls to {float(base.scale.min()):.2g}, below "
-                f"1/{2**bits_offset:g}, the grain of the data: the density then rewards the "
-                "dequantization noise, not the images; bound σ from below"
+                f"1/{2**bits_offset:g}, the step between two grey levels. The density then "
+                "depends on the dequantization noise, not on the images. Give σ a lower bound"
             )
     return found

@@ -81,8 +81,10 @@ class Refinement(Estimate):
         """ELBO[q*] − ELBO[q], ``(N,)``: what the network doesn't do."""
         return self.elbo_refined_px - self.elbo_amortized_px
 
-    approximation_gap = over_images("approximation_gap_px", "What the family can't do, at least.")
-    amortization_gap = over_images("amortization_gap_px", "What the network doesn't do.")
+    approximation_gap = over_images(
+        "approximation_gap_px", "At least this much is lost by the family of q."
+    )
+    amortization_gap = over_images("amortization_gap_px", "What is lost by the network.")
     se_approximation_gap = over_images("approximation_gap_px", number=standard_error)
     se_amortization_gap = over_images("amortization_gap_px", number=standard_error)
 
@@ -141,7 +143,7 @@ def refine(
     for name, count in (*steps.items(), ("num_samples", num_samples)):
         if name != "learning_rate":
             check_count(name, count)
-    setup, images = Setup(model, guide, seed, device, progress), as_images(x)
+    setup, images = Setup(model, guide, seed, device, progress), as_images(x, missing=True)
     options = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
     tile = even_tiles(len(images), num_particles, setup.rows)
     batches = list(
@@ -233,8 +235,8 @@ class _Climb:
     def _run(self, loss: Loss, freed: RefinedGuide, x: Tensor, fields: dict[str, Tensor]) -> None:
         if foreign := loss.pair.structure(x, fields).not_reparameterized:
             raise UserError(
-                f"refine climbs along pathwise gradients, and site {foreign[0]!r} of the guide "
-                "has none (its distribution has no rsample): use a family that is reparameterised"
+                f"refine needs reparameterised draws, but site {foreign[0]!r} of the guide has "
+                "none (its distribution has no rsample): use a guide that has them"
             )
         optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
         update = Update(optim, [freed.eta], Health.on(x.device))
@@ -258,8 +260,8 @@ def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
     gradient = gradients[0] if gradients is not None else None
     if gradient is None or not bool((gradient != 0).any()):
         raise UserError(
-            "the guide's draws don't depend on η: let its forward call self.local(x) and sample "
-            "from self.build of what that gives"
+            "the guide's draws don't depend on η: its forward must call self.local(x), give "
+            "the result to self.build, and sample from that"
         )
 
 
@@ -268,7 +270,7 @@ def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
         return
     if reference.protocol.get("sha256") != own.protocol["sha256"]:
         raise UserError(
-            "reference is an estimate of log p(x) for other images than x (their SHA-256 differ): "
-            "estimate it on this very tensor"
+            "reference is an estimate of log p(x) for other images than x (their SHA-256 "
+            "differ): estimate it on the same tensor"
         )
     refuse_other_data("reference", reference.protocol, "refine", own.protocol)

@@ -48,8 +48,9 @@ class RefinedGuide(nn.Module):
         rows = torch.arange(len(x), device=x.device) if index is None else index
         tracing = get_proxy_mode() is not None
         if not tracing and (len(rows) != len(x) or int(rows.max()) >= len(self.images)):
-            raise UserError(_other_images(f"row {int(rows.max())} is asked for", len(self.images)))
-        same = (self.images.index_select(0, rows) == x).flatten(1).all(1)
+            raise UserError(_other_images(f"there is no row {int(rows.max())}", len(self.images)))
+        own = self.images.index_select(0, rows)
+        same = ((own == x) | (own.isnan() & x.isnan())).flatten(1).all(1)
         if not tracing and not bool(same.all()):
             row = int(rows[~same][0])
             raise UserError(
@@ -63,9 +64,8 @@ class RefinedGuide(nn.Module):
 
 def _other_images(what: str, num_images: int) -> str:
     return (
-        f"this guide was refined for {num_images} images, and {what}: it knows no others; call "
-        "refine(model, guide, x) on the images that are to be scored, binarized and ordered as "
-        "they will be"
+        f"this guide was refined for {num_images} images, and {what}. Call refine(model, guide, "
+        "x) on the images that you score, binarized and in the same order"
     )
 
 
@@ -80,10 +80,10 @@ def local_parameters(
     """
     if not isinstance(guide, nn.Module) or not isinstance(guide, Local):
         raise UserError(
-            f"refine frees the parameters η of each image's own q(z | x), and {_name(guide)} "
-            "doesn't tell them: write the guide as an nn.Module with local(x, **fields) -> η, (B, "
-            "P) and unconstrained, and build(η) -> q(z | x), and sample build(self.local(x)) in "
-            "its forward, as pyro_vae.guides.AmortizedGuide does"
+            f"refine optimises the parameters η of q(z | x) of each image, but {_name(guide)} "
+            "has no methods for them: write the guide as an nn.Module with local(x, **fields) "
+            "-> η, (B, P) and unconstrained, and build(η) -> q(z | x), and sample "
+            "build(self.local(x)) in its forward, as pyro_vae.guides.AmortizedGuide does"
         )
     local = hook(guide, "start") or guide.local
     with (

@@ -40,7 +40,7 @@ UNSOUND = "interval unsound"
 
 def over_images(
     figures: str,
-    doc: str = "Its standard error, the images being a sample; Monte Carlo included.",
+    doc: str = "Its standard error, the images as a sample; Monte Carlo error included.",
     number: Callable[[Tensor], Any] = torch.mean,
 ) -> Any:
     """A property: one number, in nats, of a result's figures of each image ``(N,)``."""
@@ -210,20 +210,20 @@ class LogMarginal(Estimate):
             )
         if bad := int((~self.log_px.isfinite()).sum()):
             found.append(
-                f"{bad} images have log weights that are not finite: their log p(x), and the "
-                "mean, can't be read"
+                f"{bad} images have log weights that are not finite: don't use their log p(x), "
+                "nor the mean"
             )
         dominated = float((self.max_weight_share > 0.5).double().mean())
         if dominated > 0.01 and self.num_samples > 1:
             found.append(
-                f"one draw carries over half of the weight in {dominated:.1%} of the images"
+                f"one draw has more than half of the weight in {dominated:.1%} of the images"
             )
         return tuple(found)
 
     def _of_one_draw(self) -> str:
         return (
-            "one draw an image: this is the ELBO, and it has no Monte Carlo error or bias "
-            "estimate; use more draws"
+            "one draw for each image: this is the ELBO, without a Monte Carlo error and a bias "
+            "estimate. Use more draws"
         )
 
     def headline(self) -> list[str]:

@@ -68,7 +68,7 @@ def load_estimate(path: Path, of: str) -> Any:
         return _whole(arrays, words) if words.pop("of") == of else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
         raise UserError(
-            f"{path}: damaged, or not an estimate of pyro_vae; move it away, and evaluate again"
+            f"{path}: damaged, or not an estimate of pyro_vae. Move it away, and evaluate again"
         ) from error
 
 

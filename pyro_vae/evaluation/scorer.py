@@ -18,8 +18,10 @@ from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced_weights import Draw, Weights
 from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
+from pyro_vae.pair.layouts import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
+from pyro_vae.tensors import slices
 
 HELD = 16
 """Chunks of log weights that are summed up together, as each sum costs some forty small operations.
@@ -64,37 +66,26 @@ class Scorer:
 
     def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
         found = []
-        for rows in self._parts(len(images)):
-            draw = self._draw(images[rows], {name: value[rows] for name, value in fields.items()})
-            sums, _ = _stream(
-                draw, images.device, len(images[rows]), num_samples, self.chunk, self.strata
-            )
+        for rows in slices(len(images), self.tile):
+            draw = self._draw(*taken(images, fields, rows))
+            number = rows.stop - rows.start
+            sums, _ = _stream(draw, images.device, number, num_samples, self.chunk, self.strata)
             found.append(sums.log_px)
         return torch.cat(found)
 
     def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
         scored = []
-        for rows in self._parts(len(images)):
-            part = images[rows]
-            draw = self._draw(part, {name: value[rows] for name, value in fields.items()})
+        for rows in slices(len(images), self.tile):
+            draw, number = self._draw(*taken(images, fields, rows)), rows.stop - rows.start
             # its own seed: the numbers are the same however the tiles are shared out among
             # processes
             set_generators(mix(self.seed, start + rows.start), images.device)
             if self.exact:
-                scored.append(_exact(draw, len(part), self.num_samples))
+                scored.append(_exact(draw, number, self.num_samples))
             else:
-                scored.append(
-                    _stream(
-                        draw, images.device, len(part), self.num_samples, self.chunk, self.strata
-                    )
-                )
+                sizes = number, self.num_samples, self.chunk
+                scored.append(_stream(draw, images.device, *sizes, self.strata))
         return scored
-
-    def _parts(self, num_images: int) -> list[slice]:
-        return [
-            slice(start, min(start + self.tile, num_images))
-            for start in range(0, num_images, self.tile)
-        ]
 
     def _draw(self, images: Tensor, fields: Fields) -> Draw:
         return self.weights(*padded(images, dict(fields), self.tile, self.pair))
@@ -116,7 +107,7 @@ class Scorer:
                     raise
                 if self.rows == 1:
                     raise UserError(
-                        "the memory does not hold one image and one draw of this model: use "
+                        "one image and one draw of this model don't fit into the memory: use "
                         f"another device or a smaller model ({first_line(error)})"
                     ) from error
             # outside the handler, whose traceback holds on to the tensors of the run that failed
@@ -126,7 +117,7 @@ class Scorer:
         before, self.rows, self._stale = self.rows, self.rows // 2, True
         said = f"out of memory with {before} rows (draws times images) at once"
         first = self.notes[0].partition(", ")[0] if self.notes else said
-        self.notes[:] = [f"{first}, went on with {self.rows}"]
+        self.notes[:] = [f"{first}, continued with {self.rows}"]
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

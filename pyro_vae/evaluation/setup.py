@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -144,23 +144,11 @@ class Setup:
             **(dict(given) if given else {"data": "as given"}),
         }
 
-    def running(self) -> AbstractContextManager[None]:
-        """`running` its pair on its device."""
-        return running(self.pair, self.place, self.ignore_scales)
-
-
-@contextmanager
-def running(pair: Pair, place: torch.device, ignore_scales: bool = False) -> Iterator[None]:
-    """Eval mode in float32, no gradients, the caller's random state kept; a program's own mistake
-    stays one sentence.
-    """
-    with (
-        pair.active(training=False, may_create=False),
-        without_scales(ignore_scales),
-        torch.random.fork_rng([place] if place.type == "cuda" else []),
-        torch.no_grad(),
-    ):
-        yield
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Eval mode in float32, no gradients, the caller's random state kept."""
+        with self.pair.measuring(self.place), without_scales(self.ignore_scales):
+            yield
 
 
 def mode_notes(pair: Pair) -> tuple[str, ...]:
@@ -168,5 +156,5 @@ def mode_notes(pair: Pair) -> tuple[str, ...]:
     names = {
         type(m).__name__ for m in pair.modules if m.training and isinstance(m, _MODE_DEPENDENT)
     }
-    note = "in train mode: evaluated in eval mode, as images must not depend on each other"
+    note = "in train mode: evaluated in eval mode, because images must not depend on each other"
     return (f"{', '.join(sorted(names))} {note}",) if names else ()

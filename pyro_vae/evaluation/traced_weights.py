@@ -126,8 +126,8 @@ def make_weights(
     if compile == "off":
         if precision.reduced:
             raise UserError(
-                "compile='off' runs the programs as they are, in float32: leave it out for "
-                f"{precision.words}"
+                "compile='off' runs the programs as they are, in float32: leave compile out "
+                f"for {precision.words}"
             )
         return EagerWeights(kernel), "eager Pyro, as asked for"
     for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
@@ -154,6 +154,6 @@ def make_weights(
             note = str(reason)
     if precision.reduced:
         raise UserError(
-            f"{precision.words} need a program that can be staged ({note}): use precision='float32'"
+            f"{precision.words} need a program that can be traced ({note}): use precision='float32'"
         )
     return EagerWeights(kernel), f"eager Pyro ({note})"

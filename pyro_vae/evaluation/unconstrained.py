@@ -13,8 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from pyro_vae.analysis.encode import _Given
-from pyro_vae.analysis.latents import is_periodic
+from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.layouts import Fields, draw_alone, latent_nodes, run, run_alone
@@ -84,7 +83,7 @@ class Unconstrained:
         """u of given latent values, ``(B, *other plates, *event)`` by site; every chain the same,
         ``(C, B, d)``.
         """
-        with torch.no_grad(), _Given(values, self.dims):
+        with torch.no_grad(), Given(values, self.dims):
             nodes = draw_alone(self.pair.guide, x, fields, 1, self.geometry, on_rows=True)
         u = self._joined(self._coordinates(nodes, chained=False, batch_size=len(x)))
         return u.expand(self.num_chains, -1, -1).contiguous()
@@ -218,22 +217,22 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
         latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
-                "the pair has no latent site to move: its log weights are log p(x) already, use "
+                "the pair has no latent site, so its log weights are already log p(x): use "
                 "log_marginal"
             )
         for name, node in latents.items():
             if node["fn"].support.is_discrete:
                 raise UserError(
-                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), and AIS and "
-                    "proposal='Defensive' move z on the real line: use log_marginal with the "
+                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), but AIS "
+                    "and proposal='Defensive' need a continuous z: use log_marginal with the "
                     "guide as proposal, or sum that site out in the model"
                 )
             _refuse_no_bijection(name, node["fn"])
             if name in structure.own_draws_only:
                 raise UserError(
-                    f"the guide's site {name!r} can't score any z but its own last draw "
-                    f"({type(node['fn']).__name__}; as a planar flow): use a guide whose log_prob "
-                    "takes any z, such as MeanField, IAF or an inverted zuko flow"
+                    f"the guide's site {name!r} can only score its own last draw "
+                    f"({type(node['fn']).__name__}, such as a planar flow): use a guide whose "
+                    "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
         pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
 

@@ -271,8 +271,8 @@ class Gathered:
         log_px = found["log_px"]
         if bool((wrong := log_px.isnan()).any()):
             raise UserError(
-                f"image {int(wrong.nonzero()[0])}: its log weights hold a NaN: look for NaN in "
-                "the model's parameters, or a refined guide given other images"
+                f"image {int(wrong.nonzero()[0])}: its log weights are NaN: look for NaN in the "
+                "model's parameters, or for a refined guide that was given other images"
             )
         totals = [sum(values) for values in zip(*curves, strict=True)]
         return {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.nn.missing import check_missing, of_seen
 from pyro_vae.nn.net import Net, NetSpec, make_decoder
 from pyro_vae.validation import check_whole
 
@@ -91,6 +92,8 @@ class Likelihood(ConditionalDistribution):
             as calls were written once, is understood too.
         per_pixel: how many numbers the decoder gives for each pixel.
         net: the decoder (`make_decoder`), and its arguments.
+        missing: ``"nan"``, where a NaN marks what is missing: it is left out of the density. Every
+            likelihood takes it.
     """
 
     slot: ClassVar[str] = "likelihood"
@@ -104,9 +107,11 @@ class Likelihood(ConditionalDistribution):
         latent_dim: int,
         per_pixel: int = 1,
         net: NetSpec = "MLP",
+        missing: str | None = None,
         **net_args: Any,
     ) -> None:
         super().__init__()
+        self.missing = check_missing(missing)
         event_shape, latent_dim = in_order(event_shape, latent_dim)
         self.latent_dim = latent_dim
         self.event_shape = torch.Size(event_shape)
@@ -114,6 +119,10 @@ class Likelihood(ConditionalDistribution):
         self.net = make_decoder(net, latent_dim, event_shape, per_pixel, **net_args)
         if isinstance(self.net, Net) and self.net.output_bias == "mean":
             self.register_buffer("started", torch.tensor(False))
+
+    def __call__(self, context: Tensor | None = None) -> TorchDistribution:
+        law = super().__call__(context)
+        return of_seen(law) if self.missing else law
 
     def log_of(self, name: str, number: float | None, start: float) -> None:
         """``log_<name>``: of a fixed number a buffer; else a parameter that begins at ``start``,

@@ -26,7 +26,7 @@ def _sizes(
     """The channels to use and the image's size before and after each stride-2 layer."""
     if len(shape) != 3 or min(shape[1:]) < 2:
         raise UserError(
-            "Conv serves images (channels, height, width) with sides of 2 pixels or more, but "
+            "Conv needs images (channels, height, width) with sides of 2 pixels or more, but "
             f"got shape {tuple(shape)}: use net=MLP, or reshape the data"
         )
     size = (shape[1], shape[2])

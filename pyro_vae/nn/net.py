@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
+from pyro_vae.nn.missing import check_missing
 from pyro_vae.validation import check_choice, check_number
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -28,7 +29,11 @@ NetSpec: TypeAlias = str | type[nn.Module] | nn.Module
 
 INITS = ("torch", "glorot")
 
-OF_ONE_DIRECTION = {"input_scale": "encoder", "output_bias": "decoder"}
+OF_ONE_DIRECTION = {
+    "input_scale": "encoder",
+    "output_bias": "decoder",
+    **dict.fromkeys(registry.OF_EVERY_NET, "encoder"),
+}
 """Options that serve one side of an auto-encoder; the other side, built from the same arguments,
 does without them.
 """
@@ -83,7 +88,7 @@ class Net(nn.Module, ABC):
         )
         if event != self.in_shape:
             raise UserError(
-                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} "
+                f"{type(self).__name__}was built for inputs of shape {tuple(self.in_shape)} "
                 f"after the batch dimensions, but got a tensor of shape {tuple(x.shape)}: build "
                 "it with the data's event_shape and the model's latent_dim, or reshape"
             )
@@ -143,6 +148,31 @@ class Ready(Net):
         return outputs
 
 
+class SeenOnly(Net):
+    """A network of images with missing entries, which gets 0 in the place of each NaN.
+
+    Args:
+        net: the network itself.
+        in_shape: the shape of an image.
+        mask_channel: whether ``net`` also gets the mask, 1 where an entry is there, laid behind the
+            image along its first dimension.
+    """
+
+    def __init__(self, net: Net, in_shape: tuple[int, ...], mask_channel: bool) -> None:
+        super().__init__(in_shape, net.out_shape)
+        self.net, self.mask_channel = net, mask_channel
+        self.input_scale, net.input_scale = net.input_scale, 1.0  # of the image alone
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """``(rows, *in_shape)`` to ``(rows, *out_shape)``."""
+        seen = ~rows.isnan()
+        given = torch.where(seen, rows, 0.0)
+        if self.mask_channel:
+            given = torch.cat((given, seen.to(given)), 1)
+        outputs: Tensor = self.net(given)
+        return outputs
+
+
 @torch.no_grad()
 def glorot(net: nn.Module) -> None:
     """Weights uniform with variance 2 / (fan in + fan out), biases 0 (Glorot & Bengio 2010,
@@ -177,6 +207,10 @@ def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, 
 def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, outputs: Any) -> Net:
     net, args = unpacked(net, args)
     own = {k: v for k, v in args.items() if OF_ONE_DIRECTION.get(k, direction) == direction}
+    missing, mask_channel = (own.pop(name, None) for name in registry.OF_EVERY_NET)
+    if check_missing(missing):
+        shape = (inputs[0] * (2 if mask_channel else 1), *inputs[1:])
+        return SeenOnly(_built(direction, net, own, shape, outputs), inputs, bool(mask_channel))
     if isinstance(net, nn.Module):
         return _ready(net, own, inputs, outputs)
     part: Any = lookup.resolve("net", net) if isinstance(net, str) else net
@@ -184,7 +218,8 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
         what = f"the class {part.__name__}" if isinstance(part, type) else repr(part)[:60]
         raise UserError(
             f"net is {what}: expected a name such as 'Conv', a call such as "
-            "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is ready"
+            "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is "
+            "already built"
         )
     sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
     built: Net = getattr(part, direction)(*sizes, **own)
@@ -194,15 +229,16 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
 def _ready(net: nn.Module, args: Mapping[str, Any], inputs: Any, outputs: Any) -> Net:
     if args:
         raise UserError(
-            f"{next(iter(args))} is given beside a network that is ready ({type(net).__name__}): "
-            "leave it out, or give net by its name or class"
+            f"{next(iter(args))} is given together with a network that is already built "
+            f"({type(net).__name__}): leave it out, or give net by its name or class"
         )
     if not isinstance(net, Net):
         return Ready(net, inputs, outputs)
     if (net.in_shape, net.out_shape) != (inputs, outputs):
         raise UserError(
-            f"net is a {type(net).__name__} from {tuple(net.in_shape)} to {tuple(net.out_shape)}, "
-            f"and one from {tuple(inputs)} to {tuple(outputs)} is wanted: build it for these shapes"
+            f"net is a {type(net).__name__} from {tuple(net.in_shape)} to "
+            f"{tuple(net.out_shape)}, but one from {tuple(inputs)} to {tuple(outputs)} is "
+            "needed: build it for these shapes"
         )
     return net
 
@@ -225,7 +261,9 @@ def make_encoder(net: NetSpec, event_shape: tuple[int, ...], num_outputs: int, *
             ``(rows, *event_shape)`` to ``(rows, num_outputs)``.
         event_shape: that of an image.
         num_outputs: how many numbers an image is mapped to.
-        **args: the network's own arguments; those of the other side are passed over.
+        **args: the network's own arguments; those of the other side are passed over. Every network
+            takes ``missing="nan"`` (0 in the place of each NaN) and ``mask_channel`` (the mask as
+            a further input).
 
     Returns:
         A network of any number of batch dimensions; one that is ready is part of it.

@@ -34,8 +34,8 @@ class OneHot(nn.Module):
         """One row of the identity for each label; a ``UserError`` where no labels were given."""
         if y is None:
             raise UserError(
-                "the field y, the class of each image, was not given: pass y=… beside x, one "
-                "whole number an image"
+                "the field y, the class of each image, was not given: pass y=…, one whole "
+                "number for each image"
             )
         return F.embedding(y, self.codes)
 
@@ -45,8 +45,8 @@ class OneHot(nn.Module):
         """
         if y.is_floating_point() or y.dim() != 1:
             raise UserError(
-                f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, one "
-                "class an image"
+                f"the field y is {y.dtype} of shape {tuple(y.shape)}: expected whole numbers, "
+                "one class for each image"
             )
         wrong = (y < -unknown) | (y >= self.num_classes)
         if bool(wrong.any()):
@@ -82,7 +82,7 @@ class DecodesClass:
         inputs = hook(likelihood, "latent_dim")
         if inputs is not None and inputs != latent_dim + num_classes:
             raise UserError(
-                f"the likelihood takes {inputs} inputs, where z has {latent_dim} dimensions and "
+                f"the likelihood takes {inputs} inputs, but z has {latent_dim} dimensions and "
                 f"there are {num_classes} classes: build it with "
                 f"latent_dim={latent_dim + num_classes}"
             )

@@ -5,7 +5,8 @@ make a loss module.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
@@ -179,9 +181,22 @@ class Objective(ELBO):
         """
 
 
+class Scaled(Messenger):
+    """A factor of these sites' log densities in both programs: of `poutine.scale` too, and 0, which
+    that refuses.
+    """
+
+    def __init__(self, weights: Mapping[str, float | Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["scale"] = msg["scale"] * self.weights.get(msg["name"], 1.0)
+
+
 class Loss(nn.Module):
     """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
-    place.
+    place. ``site_weights`` are further factors of it, of latent sites by their names.
 
     Args:
         objective: what is maximised.
@@ -197,6 +212,7 @@ class Loss(nn.Module):
             if program.owner is not None:
                 setattr(self, program.role, program.owner)
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
+        self.site_weights: Mapping[str, float] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs'
@@ -213,12 +229,18 @@ class Loss(nn.Module):
 
     def step(self, x: Tensor, fields: Fields) -> Estimate:
         """``measure`` for a caller that has made the pair active: what a training loop runs."""
-        return self.objective.run(self.pair, x, fields, self.kl_weight)
+        with Scaled(self.site_weights) if self.site_weights else nullcontext():
+            return self.objective.run(self.pair, x, fields, self.kl_weight)
+
+
+def times(scale: float | Tensor, value: Tensor) -> Tensor:
+    """scale · value; the product is left out at scale 1, as in Pyro."""
+    return value if isinstance(scale, float) and scale == 1.0 else value * scale
 
 
 def scaled_sum(log_prob: Tensor, scale: float | Tensor) -> Tensor:
-    """Σ scale · log_prob; the product is left out at scale 1, as in Pyro."""
-    return (log_prob if isinstance(scale, float) and scale == 1.0 else log_prob * scale).sum()
+    """Σ scale · log_prob."""
+    return times(scale, log_prob).sum()
 
 
 def reconstruction(terms: SiteTerms) -> Tensor:
@@ -240,14 +262,15 @@ def _refuse_requests(objective: Objective, structure: Structure) -> None:
     """A ``UserError`` where a site of the guide asks for what this objective does not do."""
     for name, what in structure.asked.items():
         raise UserError(
-            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would sample it "
-            "with a plain score-function gradient: give that objective, or leave the request out"
+            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would use a "
+            "plain score-function gradient instead: give that objective, or leave the request "
+            "out"
         )
     if structure.enumerated and not objective.enumerates:
         raise UserError(
-            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, and "
-            f"from the log weights of {type(objective).__name__} its q(y | x), summed over, drops "
-            "out: it would get no gradient; use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
+            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, but "
+            f"in the log weights of {type(objective).__name__} the sum over y removes q(y | x), "
+            "which would get no gradient: use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
             "'FreeBits', or leave the request (config_enumerate) out"
         )
 
@@ -259,7 +282,7 @@ def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> 
     if structure.score_function:
         site = structure.score_function[0]
         raise UserError(
-            f"{type(objective).__name__} needs reparameterised draws, and site {site!r} of the "
+            f"{type(objective).__name__} needs reparameterised draws, but site {site!r} of the "
             f"guide has none (its distribution has no rsample): use objective={instead}, with "
             "score-function gradients"
         )

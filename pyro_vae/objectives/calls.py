@@ -40,13 +40,13 @@ def batch_of(
         if len(values) > len(names):
             takes = ", ".join(program.positional) or "x"
             raise UserError(
-                f"{len(given)} arguments were given, and the {program.role} takes {takes}: give "
+                f"{len(given)} arguments were given, but the {program.role} takes {takes}: give "
                 "the others by name"
             )
         for name, value in zip(names, values, strict=False):
             if fields.setdefault(name, value) is not value:
                 raise UserError(
-                    f"{name!r} is given twice, or is another argument in the model than in the "
+                    f"{name!r} is given twice, or is at another place in the model than in the "
                     "guide: give it by its name"
                 )
     fields = {name: value for name, value in fields.items() if value is not None}

@@ -205,8 +205,8 @@ class FreeBits(_ByKL):
         _refuse_lone_scale(name, prior, guide)
         if isinstance(guide.scale, Tensor) and guide.scale.dim():
             raise UserError(
-                f"site {name!r} is scaled by {scale_words(guide.scale)}, and FreeBits charges for "
-                "a batch's KL as a whole: use objective='Trace_ELBO'"
+                f"site {name!r} is scaled by {scale_words(guide.scale)}, but FreeBits uses the "
+                "KL of a whole batch: use objective='Trace_ELBO'"
             )
         kl = guide.log_prob - prior.log_prob if closed is None else closed
         count = terms.num_particles * terms.batch_size
@@ -220,9 +220,8 @@ def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
     if not same_scale(prior.scale, guide.scale):
         raise UserError(
             f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by "
-            f"{scale_words(guide.scale)} in the guide, and a closed-form KL can have one scale "
-            "alone: use kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size "
-            "in both"
+            f"{scale_words(guide.scale)} in the guide, but a closed-form KL has one scale: use "
+            "kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size in both"
         )
 
 

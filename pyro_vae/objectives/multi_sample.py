@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
-from pyro_vae.pair.layouts import SiteTerms, same_scale, scale_words
+from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl, times
+from pyro_vae.pair.layouts import Site, SiteTerms, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
 from pyro_vae.validation import check_number
 
@@ -35,7 +35,7 @@ class MultiSampleObjective(Objective):
         super().check(structure)
         if structure.point_masses:
             raise UserError(
-                f"{type(self).__name__} weighs draws by q(z | x), and the guide's site "
+                f"{type(self).__name__} weights its draws by q(z | x), but the guide's site "
                 f"{structure.point_masses[0]!r} is a point mass (Delta), which has no density: "
                 "use objective='Trace_ELBO' or 'TraceMeanField_ELBO' (at kl_weight=0 the plain "
                 "autoencoder)"
@@ -73,25 +73,33 @@ class MultiSampleObjective(Objective):
 
 
 def weighted(terms: SiteTerms, kl_weight: Tensor) -> Tensor:
-    """ℓ = log p(x | z) + β [log p(z) − log q(z | x)], ``(K, B)``; a ``UserError`` where one site
-    carries a scale of its own.
+    """ℓ = log p(x | z) + β Σ_s β_s [log p(z_s) − log q(z_s | x)], ``(K, B)``, β_s the scale of a
+    latent site in both programs; a ``UserError`` where one carries another scale of its own.
     """
     sites = {**terms.observed, **terms.prior}
     for role, group in (("model", sites), ("guide", terms.guide)):
         for name, site in group.items():
-            if not same_scale(site.scale, terms.plate_scale):
+            other = (terms.guide if role == "model" else terms.prior).get(name, site)
+            own = name in terms.observed or not same_scale(site.scale, other.scale)
+            if own and not same_scale(site.scale, terms.plate_scale):
                 raise UserError(
                     f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} where "
-                    f"the data plate scales by {terms.plate_scale:g}, and in a bound of K draws a "
-                    "scale would be an exponent of the weights: use kl_weight (fit(…, "
-                    "kl_weight=β)), or one plate in both programs and no poutine.scale"
+                    f"the data plate scales by {terms.plate_scale:g}. A bound of K draws would "
+                    "raise its weights to the power of that scale: use kl_weight (fit(…, "
+                    "kl_weight=β)), or one plate and one poutine.scale of a latent in both"
                 )
     log_likelihood: Any = sum(site.log_prob for site in terms.observed.values())
-    prior: Any = sum(site.log_prob for site in terms.prior.values())
-    log_weights: Tensor = log_likelihood + kl_weight * (
-        prior - sum(site.log_prob for site in terms.guide.values())
+    prior, guide = (
+        sum(times(share(site, terms), site.log_prob) for site in group.values())
+        for group in (terms.prior, terms.guide)
     )
+    log_weights: Tensor = log_likelihood + kl_weight * (prior - guide)
     return log_weights
+
+
+def share(site: Site, terms: SiteTerms) -> float | Tensor:
+    """β_s: what the site is scaled by beside its plate."""
+    return site.scale / terms.plate_scale
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

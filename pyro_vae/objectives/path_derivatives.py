@@ -11,8 +11,8 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.objectives.base import Estimate, refuse_no_path
-from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, weighted
+from pyro_vae.objectives.base import Estimate, refuse_no_path, times
+from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, share, weighted
 from pyro_vae.pair.layouts import Call, Fields, SiteTerms, like_value
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
@@ -33,16 +33,16 @@ class PathDerivative(MultiSampleObjective):
         refuse_no_path(self, structure, "'Trace_ELBO' or 'IWAE(5)'")
         if structure.own_draws_only:
             raise UserError(
-                f"{name} scores each draw a second time, and the guide's site "
-                f"{structure.own_draws_only[0]!r} can score no z but its own last draw (as a "
-                "planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose log_prob "
-                "takes any z, such as MeanField, IAF or an inverted zuko flow"
+                f"{name} scores each draw a second time, but the guide's site "
+                f"{structure.own_draws_only[0]!r} can only score its own last draw (such as a "
+                "planar flow): use objective='Trace_ELBO' or 'IWAE(5)', or a guide whose "
+                "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
             )
         if structure.not_held:
             raise UserError(
                 f"{name} scores each draw a second time with the guide's parameters held fixed, "
-                f"and {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
-                "that depends on x and its parameters alone"
+                f"but {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
+                "that depends only on x and its parameters"
             )
 
     def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
@@ -88,8 +88,9 @@ class DReG(PathDerivative, IWAE):
         at the copies of z_k.
         """
         shares = torch.softmax(weighted(terms, kl_weight).detach(), 0)
-        factor = 1.0 - kl_weight + kl_weight * shares
         for site in terms.guide.values():
             if site.value.requires_grad:
+                weight = times(share(site, terms), kl_weight)
+                factor = 1.0 - weight + weight * shares
                 site.value.register_hook(like_value(factor, site, structure.geometry).mul)
         return super().estimate(terms, structure, kl_weight)

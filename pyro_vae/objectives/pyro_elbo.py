@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import UserError, first_line
-from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl
+from pyro_vae.objectives.base import Estimate, Objective, Scaled, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.module_state import statistics_kept
@@ -37,11 +37,11 @@ _REFUSED: Mapping[type, str] = {
     infer.JitTraceMeanField_ELBO: _JIT,
     infer.JitTraceEnum_ELBO: _JIT,
     infer.JitTraceGraph_ELBO: _JIT,
-    infer.ReweightedWakeSleep: "it has two losses, one a program: use objective='IWAE(5)', or "
-    "pyro.infer.SVI",
-    infer.TraceTailAdaptive_ELBO: "it has gradients and no loss: use "
-    "objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
-    infer.Trace_MMD: "it is no bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
+    infer.ReweightedWakeSleep: "it has two losses, one for each program: "
+    "use objective='IWAE(5)', or pyro.infer.SVI",
+    infer.TraceTailAdaptive_ELBO: "it has gradients but no loss: "
+    "use objective='RenyiELBO(alpha=0.5)', or pyro.infer.SVI",
+    infer.Trace_MMD: "it is not a bound of log p(x): use objective='Trace_ELBO', or pyro.infer.SVI",
 }
 """Pyro's classes that are not served, and why."""
 
@@ -87,7 +87,7 @@ class PyroELBO(Objective):
     def __post_init__(self) -> None:
         for refused, why in _REFUSED.items():
             if isinstance(self.elbo, refused):
-                raise UserError(f"{self!r} is not served, as {why}")
+                raise UserError(f"{self!r} can't be used here, because {why}")
 
     @property
     def num_particles(self) -> int:
@@ -112,7 +112,7 @@ class PyroELBO(Objective):
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
         """Pyro's loss of one batch, and the figures of its traces."""
         structure = pair.structure(x, fields, scored=False)
-        weight = _Scaled(structure.latents, kl_weight)
+        weight = Scaled(dict.fromkeys(structure.latents, kl_weight))
         programs = _marked(pair.model, structure.summed), pair.guide
         model, guide = (_Recorded(program, x, fields, weight) for program in programs)
         with self._checking(pair):
@@ -163,8 +163,8 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
     name, kind = type(objective).__name__, objective.stock
     if kind is None:
         raise UserError(
-            f"{name} does not serve this pair; objective='Trace_ELBO' does, by Pyro's own code: "
-            f"{structure.by_pyro}"
+            f"{name} can't train this pair ({structure.by_pyro}): use objective='Trace_ELBO', "
+            "which Pyro's own code then trains"
         )
     if structure.summed or (structure.enumerated and objective.enumerates):
         nesting, number = -structure.geometry.particle_dim - 1, objective.num_particles
@@ -187,20 +187,6 @@ class _Recorded:
             result = self.program(self.x, self.fields)
         self.traces.append(tracer.trace)
         return result
-
-
-class _Scaled(Messenger):
-    """The KL weight: a factor of these sites' log densities, 0 too, which ``poutine.scale``
-    refuses.
-    """
-
-    def __init__(self, latents: tuple[str, ...], weight: Tensor) -> None:
-        super().__init__()
-        self.latents, self.weight = latents, weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.latents:
-            msg["scale"] = msg["scale"] * self.weight
 
 
 def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:

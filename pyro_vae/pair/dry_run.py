@@ -5,6 +5,7 @@ is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 from torch.distributions import constraints, kl_divergence
 
@@ -51,8 +54,8 @@ def refuse_autoguide(guide: Callable[..., Any]) -> None:
     if isinstance(guide, AutoGuide):
         raise UserError(
             f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has "
-            "parameters for the images of its first batch alone; use a guide that computes q(z | "
-            "x) from x, such as pyro_vae.guides.MeanField"
+            "parameters only for the images of its first batch. Use a guide that computes q(z "
+            "| x) from x, such as pyro_vae.guides.MeanField"
         )
 
 
@@ -77,14 +80,17 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
     return model, drawn, x
 
 
+_OF_A_NAN = (
+    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
+    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
+    "model, x.nan_to_num() in the guide"
+)
+
+
 def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
     bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
     if len(bad):
-        return (
-            f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: repair it or leave it "
-            "out, or let the programs leave out what is missing: dist.NanMaskedNormal or a mask "
-            "in the model, x.nan_to_num() in the guide"
-        )
+        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
     return (
         f"{what} is NaN on the first images: look for NaN in the network's output, which "
         "validate_args=False hides"
@@ -127,8 +133,8 @@ def refuse_broken_parameters(pair: Pair) -> None:
         for name, parameter in parameters:
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError(
-                    f"parameter {name!r}{of} holds a NaN or an infinity, as after a training that "
-                    "diverged: build the networks afresh"
+                    f"parameter {name!r}{of} has a NaN or an infinity, such as after a training "
+                    "that diverged: build the networks anew"
                 )
 
 
@@ -137,11 +143,50 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     for name, parameter in pair.store.parameters.items():
         if parameter.dim() and len(parameter) == len(x) + 1 and name not in pair.store.before:
             return (
-                f"pyro.param({name!r}) of the {program.role} has a row for each image (its shape is "
-                f"{tuple(parameter.shape)} for {len(parameter)} images), and batches have others: "
-                "take the rows of a parameter of the whole set by the field `index`, or use "
-                "pyro_vae.guides.PerDatum"
+                f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
+                f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
+                "batches have other images. Make one parameter for the whole set and take its "
+                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
             )
+    return ""
+
+
+MANY = 64
+"""Images at which a pair is tried that fails on a few."""
+
+
+class _Plates(Messenger):
+    """The sizes of the plates that a program makes, those before a failure as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, str] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if isinstance(msg["fn"], _Subsample):
+            self.sizes.setdefault(msg["fn"].size, msg["name"])
+
+
+def _of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
+    """A sentence where programs that fail on a few images take another kind of batch: one on its
+    side, or one of many.
+    """
+    (x, fields), plates = probe(5), _Plates()
+    for program in (pair.guide, pair.model):
+        with suppress(Exception), plates:
+            program(x, fields)
+    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+        return (
+            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
+            "let the programs transpose it back; otherwise: "
+        )
+    with suppress(UserError):
+        trace_pair(pair, *probe(MANY))
+        return (
+            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
+            "own: let them make of each row what is that row's; on few, "
+        )
     return ""
 
 
@@ -157,8 +202,8 @@ def _why_it_failed(
         return _failure(program.role, on, error) + _hints(program, x, fields, error, first)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
-        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images: "
-        "the dimensions that belong to one image are its event, so write "
+        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
+        "The dimensions that belong to one image must be event dimensions: write "
         f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
 
@@ -167,16 +212,16 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            "; the batches are made for a program, so let it take all rows that it is given "
+            ". fit makes the batches: write the plate for all rows that the program gets "
             "(subsample_size=None)"
         )
     found = [
-        f"field {name!r} holds {int(value.min())}"
+        f"field {name!r} has the value {int(value.min())}"
         for name, value in program.select(fields).items()
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
     if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
-        found.append(f"image {first + int(bad[0])} holds a NaN")
+        found.append(f"image {first + int(bad[0])} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 
@@ -215,7 +260,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     a mistake.
     """
     batches = probe(5), probe(4), probe(5)
-    structure = _read_structure(pair, trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1]))
+    try:
+        runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
+    except UserError as error:
+        told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
+        if told or not (why := _of_batches(pair, probe)):
+            raise
+        raise UserError(f"{why}{error}") from error
+    structure = _read_structure(pair, *runs)
     if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
         asked = dict.fromkeys(structure.enumerated, why)
         structure = replace(structure, asked=structure.asked | asked, enumerated={})
@@ -327,19 +379,18 @@ def _data_plates(
                 ", ".join(f"{f.name!r} of {f.size}" for f in node["cond_indep_stack"]) or "no plate"
             )
             one = any(f.size < 0 for f in plates) and not node["is_observed"]
-            lead = "one value is drawn for all images, as that plate has no size: " * one
+            lead = "all images share one value, because that plate has no size: " * one
             raise UserError(
-                f"site {name!r} of the {role} stands outside the data plate (for {num_images} "
-                f"images it stands in {those}; its batch shape is "
-                f"{tuple(node['fn'].batch_shape)}): {lead}sample it inside `with "
-                "pyro.plate('data', x.shape[0]):`"
+                f"site {name!r} of the {role} is outside the data plate (for {num_images} "
+                f"images it is in {those}; its batch shape is {tuple(node['fn'].batch_shape)}): "
+                f"{lead}sample it inside `with pyro.plate('data', x.shape[0]):`"
             )
         if len(data) > 1:
             both = " and ".join(f"{f.name!r} at dimension {f.dim}" for f in data)
             raise UserError(
-                f"site {name!r} of the {role} is in two data plates, {both}, which pair every "
-                "image with every other, so that log p(x) of one image is not defined: sample it "
-                "inside one of them"
+                f"site {name!r} of the {role} is in two data plates, {both}. They combine every "
+                "image with every other, so log p(x) of one image is not defined: sample the "
+                "site inside one of them"
             )
         for dim, size in zip(
             range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
@@ -347,15 +398,15 @@ def _data_plates(
             plate = next((f for f in plates if f.dim == dim), None)
             if size != (1 if plate is None else plate_size(node, plate)):
                 stands = (
-                    "no plate stands"
+                    "there is no plate"
                     if plate is None
-                    else f"plate {plate.name!r} of {plate.size} stands"
+                    else f"plate {plate.name!r} of {plate.size} is"
                 )
                 raise UserError(
                     f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
                     f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
-                    "images): dimensions of one image are its event, so write `.to_event(n)` for "
-                    "them, or put a plate there"
+                    "images). Dimensions of one image must be event dimensions: write "
+                    "`.to_event(n)`, or put a plate there"
                 )
         found[name] = data[0]
     return found
@@ -370,9 +421,9 @@ def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[s
         found[name] = num_values(node)
         if plate := other_plate(node, plates.get(name)):
             raise UserError(
-                f"site {name!r} is missing in the guide and stands in plate {plate!r} as well as "
-                "in the data plate: a site is summed out where each image has one; sample it in "
-                "the guide, or write a site for each of its parts"
+                f"site {name!r} is missing in the guide, and it is in plate {plate!r} as well "
+                "as in the data plate. A site can be summed out only if each image has one "
+                "value of it: sample it in the guide, or write one site for each of its parts"
             )
     return found
 
@@ -391,15 +442,16 @@ def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structu
             shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
         except Exception as error:
             raise UserError(
-                f"{_failure('model', f'with all values of {names} at once', error)}: they are "
-                "summed out as the guide lacks them: write it for values of shape (values, 1, "
-                "…), by torch.broadcast_tensors before torch.cat, or sample them in the guide"
+                f"{_failure('model', f'with all values of {names} at once', error)}. These "
+                "sites are summed out, because they are not in the guide: write the model for "
+                "values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, "
+                "or sample them in the guide"
             ) from error
     dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
     if len(set(dims)) < len(dims):
         raise UserError(
-            f"{names} share dimensions in a pyro.markov: leave it out, as all their values are "
-            "summed over at once"
+            f"{names} share dimensions in a pyro.markov: leave pyro.markov out, because all "
+            "their values are summed at once"
         )
     mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
     why = f"its prior is a mixture over {names}, which is summed out"
@@ -421,11 +473,16 @@ def _fitting(pair: Pair) -> str:
 
 def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
     latents = [name for name, node in model.items() if not node["is_observed"]]
+    if not model:
+        raise UserError(
+            "the model has no pyro.sample statement (a network alone is no Pyro program): sample "
+            "z in it from a prior, and what it makes of z with obs=x"
+        )
     if len(latents) == len(model):
         swapped = any(node["is_observed"] for node in guide.values())
         raise UserError(
-            "the model observes nothing, and the guide does: were the two swapped? The model comes "
-            "first, fit(model, guide, x)"
+            "the model observes nothing, but the guide does: were the two swapped? The model "
+            "comes first, fit(model, guide, x)"
             if swapped
             else "the model observes nothing: give one of its sample statements `obs=x`"
         )
@@ -434,8 +491,8 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
             continue
         if name in model and name not in latents:
             raise UserError(
-                f"site {name!r} is sampled by the guide and observed by the model: it must be one "
-                "or the other"
+                f"site {name!r} is sampled by the guide and observed by the model: expected one "
+                "of the two"
             )
         if name not in model:
             hint = (
@@ -444,15 +501,16 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
                 else f"the model has no latent site {name!r}"
             )
             raise UserError(
-                f"the guide samples site {name!r}, which the model lacks: name latent sites alike "
-                f"in both ({hint}){fitting}"
+                f"the guide samples site {name!r}, which is not in the model: give a latent "
+                f"site the same name in both ({hint}){fitting}"
             )
     for name in latents:
         if name not in guide and not _is_discrete(model[name]):
+            none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
-                f"{', '.join(guide) or 'none'} (Pyro would draw it from its prior in silence): "
-                f"sample {name!r} in the guide, or sum it out in the model{fitting}"
+                f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
+                f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
 
 
@@ -482,7 +540,7 @@ def _check_latents(
             ]
             raise UserError(
                 f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of "
-                "the guide: give both one dimension"
+                "the guide: give both the same dimension"
             )
 
 
@@ -509,15 +567,15 @@ def _check_values(node: Any, num_images: int) -> None:
     if not same or not _fits(batch, fn.batch_shape):
         raise UserError(
             f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
-            f"{tuple(batch)} + {tuple(event)} for {num_images} images: give the distribution's "
-            "event and the value the shape of one image"
+            f"{tuple(batch)} + {tuple(event)} for {num_images} images: expected a distribution "
+            "whose event has the shape of one image"
         )
     check_support(node)
     log_prob = log_prob_of(node)
     if log_prob.is_complex():
         raise UserError(
-            f"site {name!r}: its log density is complex, and log p(x) is real: take a real part "
-            "or a modulus before it"
+            f"site {name!r}: its log density is complex, but log p(x) is real: take a real part "
+            "or a modulus first"
         )
     if torch.isnan(log_prob).any():
         raise UserError(
@@ -552,10 +610,10 @@ def check_support(node: Any) -> None:
         elementwise = base.support.check(value)
         bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
         remedy = _REMEDIES.get(
-            type(base.support), "choose a likelihood whose support holds the data"
+            type(base.support), "choose a likelihood whose support contains the data"
         )
         if not node["is_observed"]:
-            remedy = "the guide draws it there: give the guide a distribution on that support"
+            remedy = "the guide draws this value: give the guide a distribution on that support"
         raise UserError(
             f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
             f"of {law_of(fn)}: {remedy}"
@@ -586,8 +644,8 @@ _REMEDIES = {
     ): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
     type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
     constraints.integer_interval: (
-        "give the grey levels as they are stored, whole numbers from 0, and build the likelihood "
-        "with as many levels=…"
+        "give the grey levels as stored, whole numbers from 0, and build the likelihood with "
+        "their number, levels=…"
     ),
     type(
         constraints.nonnegative_integer
@@ -650,6 +708,13 @@ def check_support_of_set(
         )
         return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
 
+    def join_the_first(rows: slice) -> bool:
+        x, fields = zip(images(slice(5)), images(rows), strict=True)
+        both = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
+        with suppress(UserError):
+            return bool(trace_pair(pair, pair.cast(torch.cat(x)), both))
+        return False
+
     def holds_all(node: Any) -> bool:
         value = node["value"]
         if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
@@ -666,7 +731,11 @@ def check_support_of_set(
     with pair.probing():
         for row in _extreme_rows(parts, images):
             begin = max(0, min(row, num_images - 5))
-            observed(slice(begin, begin + 5))
+            try:
+                observed(slice(begin, begin + 5))
+            except UserError:  # perhaps for what they all lack, such as a sequence of full length
+                if not join_the_first(slice(begin, begin + 5)):
+                    raise
         if all(map(holds_all, observed(slice(5)).values())):
             return
         for rows in parts:
@@ -758,7 +827,7 @@ def _analytic_kl(
             sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
             continue
         if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
-            sampled[name] = "poutine.scale is another one in the model than in the guide"
+            sampled[name] = "poutine.scale of the model differs from that of the guide"
             continue
         try:
             kl_divergence(guide[name]["fn"], model[name]["fn"])

@@ -81,18 +81,18 @@ def num_values(node: Any) -> int:
     if not fn.has_enumerate_support and base.has_enumerate_support:
         raise UserError(
             f"{law} is missing in the guide, and its event of shape {tuple(fn.event_shape)} has "
-            "too many values together to sum it out: sample it in the guide, or write one site "
-            "for each of its numbers"
+            "too many values to sum it out: sample it in the guide, or write one site for each "
+            "of its numbers"
         )
     if not fn.has_enumerate_support:
         raise UserError(
-            f"{law} is missing in the guide, and has no finite list of values to sum out: sample "
-            "it there"
+            f"{law} is missing in the guide, and it can't be summed out, because it has no "
+            "finite list of values: sample it in the guide"
         )
     if node["mask"] is not None and node["mask"] is not True:
         raise UserError(
-            f"{law} is to be summed out and is masked: leave the mask out, or sample it in the "
-            "guide"
+            f"{law} is missing in the guide, and it can't be summed out, because it is masked: "
+            "leave the mask out, or sample it in the guide"
         )
     try:
         return int(fn.enumerate_support(expand=False).shape[0])

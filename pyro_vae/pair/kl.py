@@ -40,7 +40,9 @@ def _kl(loc: Tensor, variance: Tensor, log_det: Tensor, p: Independent) -> Tenso
     """½ Σ_d [(Σ_dd + (μ_d − m_d)²) / s_d² − 1 + log s_d²] − ½ log det Σ."""
     base = p.base_dist
     if not isinstance(base, Normal) or p.reinterpreted_batch_ndims != 1:
-        raise NotImplementedError("closed only against independent Gaussians on a vector")
+        raise NotImplementedError(
+            "there is a closed form only for independent Gaussians on a vector"
+        )
     ratio = (variance + (loc - base.loc).square()) / base.scale.square()
     kl: Tensor = 0.5 * ((ratio - 1 + 2 * base.scale.log()).sum(-1) - log_det)
     return kl

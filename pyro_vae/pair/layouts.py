@@ -49,6 +49,12 @@ class Site:
     # (K, B), nats: log q(y | x) of a site of the guide that is enumerated, at each of its values
     log_share: Tensor | None = None
 
+    def rows(self, value: Tensor | None = None) -> Tensor:
+        """The site's value, or another one of its batch shape, with the images in front: ``(rows,
+        *other plates, *event)``.
+        """
+        return _rows_first(self.value if value is None else value, self.fn, self.dim)
+
 
 @dataclass(frozen=True)
 class SiteTerms:
@@ -114,9 +120,9 @@ class SiteTerms:
                 if not same_scale(site.scale, 1.0):
                     raise UserError(
                         f"site {name!r} of the {role} is scaled by {scale_words(site.scale)} (a "
-                        "subsampling plate or poutine.scale), so its log weights are not those of "
-                        "p(x): use pyro.plate(name, x.shape[0]) and no scale where log p(x) is "
-                        "made, or score with ignore_scales=True"
+                        "subsampling plate or poutine.scale), so its log weights are not those "
+                        "of p(x): use pyro.plate(name, x.shape[0]) without a scale, or score "
+                        "with ignore_scales=True"
                     )
         model: Any = sum(site.log_prob for site in (self.prior | self.observed).values())
         drawn = [site for site in self.guide.values() if site.log_share is None]
@@ -205,6 +211,11 @@ class Geometry:
             f"site {node['name']!r} is outside the data plate: sample it inside `with "
             "pyro.plate('data', x.shape[0]):`"
         )
+
+    def rows(self, node: Any, value: Tensor | None = None) -> Tensor:
+        """`Site.rows` of a site that is not scored."""
+        value = node["value"] if value is None else value
+        return _rows_first(value, node["fn"], self.frame(node).dim)
 
 
 LAYOUTS = ("plate", "rows", "repeat")
@@ -297,11 +308,17 @@ def _own(x: Tensor, fields: Fields, at: Geometry) -> tuple[Tensor, Fields]:
     """A copy for a program that writes into its batch: the caller's is not ours, and the guide's
     may be in a graph.
     """
-    return (
-        (x.clone(), {name: value.clone() for name, value in fields.items()})
-        if at.in_place
-        else (x, fields)
-    )
+    return copies(x, fields) if at.in_place else (x, fields)
+
+
+def copies(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch of its own: a program may write into it."""
+    return x.clone(), {name: value.clone() for name, value in fields.items()}
+
+
+def taken(x: Tensor, fields: Fields, rows: slice | Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """These rows of a batch."""
+    return x[rows], {name: value[rows] for name, value in fields.items()}
 
 
 def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
@@ -378,9 +395,9 @@ def _sum_out(sites: dict[str, Site], size: SiteTerms, at: Geometry) -> dict[str,
         if not same_scale(sites[name].scale, sites[mixed[0]].scale):
             raise UserError(
                 f"sites {mixed[0]!r} and {name!r} of the model are scaled by "
-                f"{scale_words(sites[mixed[0]].scale)} and {scale_words(sites[name].scale)}, but "
-                f"{', '.join(sorted(at.summed))} is summed out of both: scale them alike, or "
-                "sample it in the guide"
+                f"{scale_words(sites[mixed[0]].scale)} and {scale_words(sites[name].scale)}, "
+                f"but {', '.join(sorted(at.summed))} is summed out of both: give both the same "
+                "scale, or sample it in the guide"
             )
     left = conditionals({name: site.log_prob for name, site in sites.items()}, at.summed)
     return {
@@ -452,8 +469,8 @@ def _scale(
         return scale.reshape(())
     if any(scale.shape[d] > 1 for d in range(-scale.dim(), 0) if d not in (dim, particle_dim)):
         raise UserError(
-            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}, which "
-            "has other weights than one an image: give each image one, in its plate's dimension"
+            f"site {node['name']!r} is scaled by a tensor of shape {tuple(scale.shape)}: "
+            "expected one scale for each image, in the dimension of its plate"
         )
     return on_particles(scale, size, dim, particle_dim, at)
 
@@ -521,8 +538,7 @@ def like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
     return weights.reshape(shape)
 
 
-def rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
-    """A site's value with the data plate's dimension in front: ``(rows, *other plates, *event)``."""
+def _rows_first(value: Tensor, fn: Any, data_dim: int) -> Tensor:
     return value.movedim(len(fn.batch_shape) + data_dim, 0)
 
 

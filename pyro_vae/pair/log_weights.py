@@ -108,8 +108,8 @@ def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
     if found.site:
         raise UserError(
             f"site {found.site} depends on the other images of its batch (a roll, a mean or a "
-            "rank over rows, a BatchNorm of one's own), so log p(x) of one image is not defined: "
-            "make each row's distribution a function of that row alone"
+            "rank over rows, a BatchNorm of one's own), so log p(x) of one image is not "
+            "defined: make each row's distribution a function of that row alone"
         )
     return found
 
@@ -118,9 +118,9 @@ def refuse_bad_weights(structure: Structure) -> None:
     """Raise where log p − log q is not an importance weight of one image."""
     if structure.point_masses:
         raise UserError(
-            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta): it has no "
-            "density, so its log weights say nothing about p(x), and an autoencoder has no log "
-            "p(x); use a guide with a density, such as MeanField"
+            f"the guide's site {structure.point_masses[0]!r} is a point mass (Delta), which has "
+            "no density. There is no log p(x) of an autoencoder: use a guide with a density, "
+            "such as MeanField"
         )
     refuse_subsampling(structure)
 
@@ -130,8 +130,8 @@ def refuse_no_latents(structure: Structure) -> None:
     if not structure.latents:
         why = f" ({', '.join(structure.summed)} is summed out)" if structure.summed else ""
         raise UserError(
-            f"the guide samples no latent site{why}: there is no q(z | x) to look at, and log "
-            "p(x) is exact"
+            f"the guide samples no latent site{why}: there is no q(z | x) to show, and log p(x) "
+            "is exact"
         )
 
 
@@ -139,7 +139,7 @@ def refuse_subsampling(structure: Structure) -> None:
     """Raise where a plate's scale would enter the log weights."""
     if structure.subsampling:
         raise UserError(
-            f"the data plate {structure.plates[0]!r} subsamples, and its scale would enter every "
-            "log weight: for log p(x) write pyro.plate(name, x.shape[0]), without a size of the "
-            "whole set"
+            f"the data plate {structure.plates[0]!r} subsamples, so its scale would be in every "
+            "log weight. For log p(x) write pyro.plate(name, x.shape[0]), without the size of "
+            "the whole set"
         )

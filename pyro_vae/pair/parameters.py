@@ -28,7 +28,7 @@ MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
-class _Own:
+class Own:
     """A tensor that training changes."""
 
     tensor: Tensor  # unconstrained, as it is trained
@@ -65,10 +65,11 @@ def parameters(
         UserError: there is none; with ``fill_store`` two that Pyro gives one name.
     """
     pair = Pair.of(model, guide)
-    own = {name: each for name, each in _tensors(pair).items() if each.kind != "buffer"}
+    own = {name: each for name, each in tensors_of(pair).items() if each.kind != "buffer"}
     if not own:
         raise UserError(
-            "no parameter of this pair is known: fit it, or run check_pair(model, guide, x), first"
+            "no parameter of this pair is known yet: first fit it, or run "
+            "check_pair(model, guide, x)"
         )
     if fill_store:
         _fill_store(pair, own)
@@ -95,7 +96,7 @@ def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     from safetensors.torch import save
 
     parameters(model, guide)  # refuses a pair without any
-    own = _tensors(Pair.of(model, guide))
+    own = tensors_of(Pair.of(model, guide))
     tensors = {n: each.tensor.detach().cpu().contiguous().clone() for n, each in own.items()}
     about = {n: {"constraint": str(e.constraint), "kind": e.kind} for n, e in own.items()}
     words = {
@@ -127,13 +128,13 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
             those of the pair, and which.
     """
     place = Path(path)
-    tensors, about = _read(place)
+    tensors, about = read_parameters(place)
     pair = Pair.of(model, guide)
-    own = _tensors(pair)
+    own = tensors_of(pair)
     new = tensors.keys() - own.keys()
     waiting = set() if pair.was_run else {n for n in new if about[n]["kind"] == "pyro.param"}
     _refuse_names("lacks", place, own.keys() - tensors.keys())
-    _refuse_names("has, and the pair lacks,", place, new - waiting)
+    _refuse_names("has these, which are not in the pair:", place, new - waiting)
     for name, each in own.items():
         _refuse_other(place, name, tensors[name], about[name], each.tensor, str(each.constraint))
     _refuse_untied(place, own, tensors)
@@ -146,12 +147,12 @@ def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
     }
 
 
-def _tensors(pair: Pair) -> dict[str, _Own]:
+def tensors_of(pair: Pair) -> dict[str, Own]:
     """All that training changes, by name: each module under the first of its names."""
-    found: dict[str, _Own] = {}
+    found: dict[str, Own] = {}
     met: set[nn.Module] = set()
 
-    def add(name: str, own: _Own) -> None:
+    def add(name: str, own: Own) -> None:
         if name in found:
             raise UserError(f"two tensors of the pair are called {name!r}: rename one of them")
         found[name] = own
@@ -165,32 +166,33 @@ def _tensors(pair: Pair) -> dict[str, _Own]:
                     whole = ".".join(part for part in (prefix, place, name) if part)
                     add(*_in_module(module, whole, name, tensor, kind))
     for name, parameter in pair.store.parameters.items():
-        add(name, _Own(parameter, pair.store.constraints[name], "pyro.param"))
+        add(name, Own(parameter, pair.store.constraints[name], "pyro.param"))
     return found
 
 
 def _in_module(
     module: nn.Module, whole: str, name: str, tensor: Tensor, kind: str
-) -> tuple[str, _Own]:
+) -> tuple[str, Own]:
     """A tensor of a module; a PyroParam by the name that its class gives it."""
     own = name.removesuffix(_UNCONSTRAINED)
     if isinstance(module, PyroModule) and own != name and own in module._pyro_params:
         constraint = module._pyro_params[own][0]
-        return whole.removesuffix(_UNCONSTRAINED), _Own(tensor, constraint, kind)
-    return whole, _Own(tensor, constraints.real, kind)
+        return whole.removesuffix(_UNCONSTRAINED), Own(tensor, constraint, kind)
+    return whole, Own(tensor, constraints.real, kind)
 
 
-def _fill_store(pair: Pair, own: Mapping[str, _Own]) -> None:
+def _fill_store(pair: Pair, own: Mapping[str, Own]) -> None:
     """Each parameter in Pyro's store, under the name that the programs' own statements give it."""
-    named: dict[str, tuple[str, _Own]] = {}
+    named: dict[str, tuple[str, Own]] = {}
     for name, each in own.items():
         pyros = pair.name_of(each.tensor)[1].removesuffix(_UNCONSTRAINED)
         if pyros.startswith("tensor of shape"):
             pyros = name
         if pyros in named and named[pyros][1].tensor is not each.tensor:
             raise UserError(
-                f"{named[pyros][0]!r} and {name!r} are both called {pyros!r} in Pyro's store, "
-                "where one would hide the other: give the two programs' modules other names"
+                f"{named[pyros][0]!r} and {name!r} are both called {pyros!r} in Pyro's "
+                "parameter store, where one would replace the other: give the modules of the "
+                "two programs other names"
             )
         named[pyros] = name, each
     store = pyro.get_param_store()
@@ -209,7 +211,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
+def read_parameters(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
     """The file's tensors, and what it says of each."""
     from safetensors.torch import load
 
@@ -224,22 +226,24 @@ def _read(place: Path) -> tuple[dict[str, Tensor], dict[str, dict[str, str]]]:
         about, digest, form = json.loads(words["parameters"]), words["sha256"], words["format"]
         whole = about.keys() == tensors.keys() and digest == _digest(tensors)
     except Exception as error:  # whatever a file that is none makes its readers raise
-        raise UserError(f"{place} is no file of save_parameters ({first_line(error)})") from error
+        raise UserError(
+            f"{place} was not written by save_parameters ({first_line(error)})"
+        ) from error
     if form != FORMAT:
-        raise UserError(f"{place} is of format {form}, and this version reads {FORMAT}")
+        raise UserError(f"{place} is of format {form}, but this version reads format {FORMAT}")
     if not whole:
         raise UserError(f"{place} is damaged: its SHA-256 is not that of its tensors")
     return tensors, about
 
 
-def _refuse_untied(place: Path, own: Mapping[str, _Own], tensors: Mapping[str, Tensor]) -> None:
+def _refuse_untied(place: Path, own: Mapping[str, Own], tensors: Mapping[str, Tensor]) -> None:
     """A ``UserError`` where one tensor of the pair has two values in the file."""
     first: dict[int, str] = {}
     for name, each in own.items():
         other = first.setdefault(id(each.tensor), name)
         if not torch.equal(tensors[name], tensors[other]):
             raise UserError(
-                f"{place}: {other!r} and {name!r} are one tensor of this pair, and two there"
+                f"{place}: {other!r} and {name!r} are one tensor in this pair, but two in the file"
             )
 
 
@@ -248,8 +252,8 @@ def _refuse_names(what: str, place: Path, names: set[str]) -> None:
         more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
         raise UserError(
             f"{place} {what} {', '.join(map(repr, sorted(names)[:MOST_NAMES]))}{more}: load it "
-            "into the pair that it was saved from; a module that a function only meets as it runs "
-            "is known after check_pair(model, guide, x)"
+            "into the pair that it was saved from. If a function creates a module only when it "
+            "runs, first call check_pair(model, guide, x)"
         )
 
 

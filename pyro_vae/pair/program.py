@@ -17,10 +17,11 @@ from typing import Any
 
 import pyro
 from pyro import poutine
+from pyro.infer import ELBO, SVI
 from pyro.poutine.messenger import Messenger
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import argument_of, arguments
@@ -66,13 +67,13 @@ class ParameterStore(Messenger):
     ) -> None:
         if self.waiting and name not in self.waiting:
             raise UserError(
-                f"the programs make pyro.param({name!r}), and the file that was loaded has none: "
-                "load it into the pair that it was saved from"
+                f"the programs use pyro.param({name!r}), which is not in the loaded file: load "
+                "the file into the pair that it was saved from"
             )
         if not self.may_create and not self.waiting:
             raise UserError(
                 f"pyro.param({name!r}) does not exist yet, and an evaluation never initialises "
-                "parameters: fit this very pair of model and guide first"
+                "parameters: first fit this same pair of model and guide"
             )
         value = init() if callable(init) else init
         unconstrained = transform_to(constraint).inv(value).detach().clone()
@@ -88,8 +89,8 @@ class ParameterStore(Messenger):
         left = sorted(self.waiting.keys() - self.parameters.keys())
         if left:
             raise UserError(
-                f"the file that was loaded has pyro.param({left[0]!r}), which neither program "
-                "makes: load it into the pair that it was saved from"
+                f"the file that was loaded has pyro.param({left[0]!r}), which no program uses: "
+                "load the file into the pair that it was saved from"
             )
         self.waiting = {}
 
@@ -153,7 +154,7 @@ class Program:
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
-        if not callable(call):
+        if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
             raise UserError(
                 f"the {role} must be callable (a PyroModule, a method or a function), got "
                 f"{type(call).__name__}"
@@ -162,6 +163,11 @@ class Program:
             raise UserError(
                 f"the {role} is the class {call.__name__}, not an instance of it: call it with "
                 "its arguments first"
+            )
+        if getattr(type(call), "forward", None) is nn.Module.forward:
+            raise UserError(
+                f"the {role} is a {type(call).__name__}, a module without a forward: give the "
+                "method that is the program, as in fit(vae.model, vae.guide, x)"
             )
         self.role, self.call = role, call
         inner = _unwrapped(call)
@@ -198,18 +204,30 @@ class Program:
             self.taken = self.taken.union(*(each.taken for each in reached))
             self._takes_all = any(each._takes_all for each in reached)
         self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
+        self._placed: dict[str, str] = {}  # what takes the place of another program's argument
+
+    def take_places(self, other: Program) -> None:
+        """Receive an argument of ``other`` as one that stands in its place under a name of its own,
+        as where Pyro gives both programs the same positional arguments.
+        """
+        for theirs, own in zip(other.positional[1:], self.positional[1:], strict=False):
+            if own in self._required and not other.takes(own) and not self.takes(theirs):
+                self._placed[theirs] = own
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Any:
-        return self.call(x, **arguments(self.select(fields)))
+        given = arguments(self.select(fields))
+        placed = {own: given.pop(each) for each, own in self._placed.items() if each in given}
+        return self.call(x, **{**placed, **given})
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The fields that the program receives; a ``UserError`` where a required one was not given."""
         given = set(map(argument_of, fields))
+        given |= {own for theirs, own in self._placed.items() if theirs in given}
         if missing := [name for name in self._required if name not in given]:
             known = ", ".join(sorted(given)) or "none"
             raise UserError(
-                f"the {self.role} requires the field {missing[0]!r}, which was not given (fields "
-                f"at hand: {known}): pass {missing[0]}=… beside x, one row an image"
+                f"the {self.role} requires the field {missing[0]!r}, which was not given (given "
+                f"fields: {known}): pass {missing[0]}=…, with one row for each image"
             )
         return {name: value for name, value in fields.items() if self.receives(argument_of(name))}
 
@@ -220,7 +238,7 @@ class Program:
 
     def takes(self, argument: str) -> bool:
         """Whether the program's signature has this argument, or takes all."""
-        return argument in self.taken or self._takes_all
+        return argument in self.taken or argument in self._placed or self._takes_all
 
     def owns(self, parameter: nn.Parameter) -> bool:
         """Whether the parameter belongs to the program's own module."""
@@ -246,6 +264,8 @@ def _unwrapped(call: Callable[..., Any]) -> Callable[..., Any]:
     if parts := handled(call):
         inner = _unwrapped(parts[1])
         return MethodType(inner, *parts[2:]) if parts[2:] else inner
+    if inspect.ismethod(call):  # which has its function's __wrapped__, that is of no object
+        return MethodType(inspect.unwrap(call.__func__), call.__self__)
     call = inspect.unwrap(call)
     if isinstance(call, partial):
         return partial(_unwrapped(call.func), *call.args, **call.keywords)

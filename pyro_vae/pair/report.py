@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_vae.fields import argument_of
+from pyro_vae.formatting import Printed
 from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
@@ -17,15 +18,16 @@ from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
 LAYOUT_WORDS = {
-    "plate": "an outer plate of draws: the guide's network runs once an image",
-    "rows": "the guide under an outer plate, the model on flattened rows: the guide's network runs once an image",
-    "repeat": "each image repeated: the guide's network runs once a draw",
+    "plate": "an outer plate of draws: the guide's network runs once for each image",
+    "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
+    "network runs once for each image",
+    "repeat": "each image repeated: the guide's network runs once for each draw",
 }
 
 
 @dataclass(frozen=True)
-class PairReport:
-    """A sound pair, as understood; ``print`` it."""
+class PairReport(Printed):
+    """A sound pair, as understood."""
 
     structure: Structure
     layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
@@ -57,12 +59,12 @@ class PairReport:
             )
         if s.asked:
             lines.append(
-                "trained by Pyro's own objectives alone: "
+                "trained only by Pyro's own objectives: "
                 f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
             )
         if s.own_draws_only:
             lines.append(
-                f"scored at their own last draw alone: {', '.join(s.own_draws_only)} (no STL, "
+                f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
                 "DReG, AIS)"
             )
         if s.not_held:

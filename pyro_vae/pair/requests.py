@@ -17,8 +17,8 @@ from pyro_vae.pair.structure import Structure
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
 
-_ENUMERATE = "to be enumerated (config_enumerate), as pyro.infer.TraceEnum_ELBO() does it"
-_BASELINE = "for a baseline (infer={'baseline': …}), as pyro.infer.TraceGraph_ELBO() has it"
+_ENUMERATE = "to be enumerated (config_enumerate), as in pyro.infer.TraceEnum_ELBO()"
+_BASELINE = "for a baseline (infer={'baseline': …}), as in pyro.infer.TraceGraph_ELBO()"
 
 
 def of_guide(

@@ -121,13 +121,19 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
         fixed = _at_copies(plain_draw(guide, x, fields), lambda value: value.detach().clone())
         first, second = (latent_nodes(rescored(guide, x, fields, *fixed)) for _ in range(2))
     except Exception as error:
-        return f"running it again at its own draws fails ({first_line(error)})"
+        return f"it fails when it is run again at its own draws ({first_line(error)})"
     for name, node in first.items():
         log_q, again = node["unscaled_log_prob"], second[name]["unscaled_log_prob"]
         if log_q.requires_grad:
-            return f"log q of its site {name!r} depends on a tensor that requires gradients and can't be held fixed"
+            return (
+                f"log q of its site {name!r} depends on a tensor that requires gradients and "
+                "that can't be held fixed"
+            )
         if not torch.allclose(log_q, again, rtol=1e-4, atol=1e-4):
-            return f"log q of its site {name!r} changes from run to run at the same z, as dropout in training mode does"
+            return (
+                f"log q of its site {name!r} changes from run to run at the same z, such as "
+                "with dropout in training mode"
+            )
     return ""
 
 

@@ -39,6 +39,7 @@ from pyro_vae.pair.program import (
     validation,
 )
 from pyro_vae.pair.structure import Structure
+from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
 
 PROBE_IMAGES = 5
@@ -54,8 +55,8 @@ class _Known:
     store: ParameterStore = field(default_factory=ParameterStore)
     structures: dict[Any, Structure] = field(default_factory=dict)
     layouts: dict[Any, str] = field(default_factory=dict)
-    # whether whole numbers of such a shape and dtype stay what they are
-    whole: dict[Any, bool] = field(default_factory=dict)
+    # why whole numbers of such a shape and dtype don't stay what they are; empty where they do
+    whole: dict[Any, str] = field(default_factory=dict)
     modules: weakref.WeakValueDictionary[int, nn.Module] = field(
         default_factory=weakref.WeakValueDictionary
     )
@@ -83,6 +84,8 @@ class Pair:
     ) -> None:
         explain.refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
+        self.guide.take_places(self.model)
+        self.model.take_places(self.guide)
         self._use(_Known() if store is None else _Known(store))
         self._met: list[
             tuple[nn.Module, bool]
@@ -221,25 +224,27 @@ class Pair:
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = self._takes_whole(x, fields)
-            if self._known.whole.get(key, False):
+                self._known.whole[key] = self._why_not_whole(x, fields)
+            if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
         return as_float(x) if dtype is None else x.to(dtype)
 
-    def _takes_whole(self, x: Tensor, fields: Fields) -> bool:
-        """Whether both programs run on whole numbers as they are, and the model draws images so."""
+    def _why_not_whole(self, x: Tensor, fields: Fields) -> str:
+        """Nothing where both programs run on whole numbers as they are, and the model draws images
+        so.
+        """
         try:
             self.store.before = frozenset(self.store.parameters)
             with self.probing():
                 few = probe(x, fields, PROBE_IMAGES)
                 explain.trace_pair(self, *few)[0].compute_log_prob()
                 plain_draw(self.model, *few)
-        except Exception:  # whatever a program raises on numbers of another kind
-            return False
+        except Exception as error:  # whatever a program raises on numbers of another kind
+            return " ".join((str(error) or repr(error)).splitlines()[:2])
         finally:
             self.store.forget_new()
-        return True
+        return ""
 
     # ---- running it
 
@@ -314,10 +319,16 @@ class Pair:
                     found = explain.understand(self, lambda size: probe(x, fields, size))
                 self.store.refuse_left()
                 self._known.structures[key] = found
-            except UserError:
+            except UserError as error:
                 self.store.forget_new()
                 explain.refuse_broken_parameters(self)
-                raise
+                whole = [
+                    why for (shape, _), why in self._known.whole.items() if shape == x.shape[1:]
+                ]
+                self._known.whole.clear()  # what is not understood may be otherwise after a fit
+                if not any(whole) or str(error) == whole[0]:
+                    raise
+                raise UserError(f"{error}; and on whole numbers, as given: {whole[0]}") from error
         found = self._known.structures[key]
         if scored and found.unscored:
             raise UserError(found.unscored)
@@ -359,6 +370,16 @@ class Pair:
                 if _same_terms(found, reference):
                     return layout
         return "repeat"
+
+    @contextmanager
+    def measuring(self, place: torch.device, seed: int | None = None) -> Iterator[None]:
+        """Eval mode, no gradients, no new parameters; the caller's random state is kept, and begins
+        anew at the ``seed``.
+        """
+        with self.active(training=False, may_create=False), kept_randomness(place), torch.no_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
+            yield
 
     @contextmanager
     def probing(self) -> Iterator[None]:

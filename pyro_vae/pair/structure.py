@@ -49,14 +49,16 @@ class Structure:
     def words(self) -> list[str]:
         """One line for each site that is summed out, and for each latent: how its KL is had."""
         lines = [
-            f"summed out: {name!r}, {count} values, as the guide lacks it"
+            f"summed out: {name!r}, {count} values (it is not in the guide)"
             for name, count in self.summed.items()
         ]
         lines += [
-            f"enumerated: {name!r}, {count} values, as the guide asks"
+            f"enumerated: {name!r}, {count} values (the guide asks for it)"
             for name, count in self.enumerated.items()
         ]
         if self.by_pyro:
             return [*lines, f"trained by Pyro's own objective: {self.by_pyro}"]
         lines += [f"KL of {name!r}: analytic" for name in self.analytic]
-        return lines + [f"KL of {name!r}: sampled, as {why}" for name, why in self.sampled.items()]
+        return lines + [
+            f"KL of {name!r}: sampled, because {why}" for name, why in self.sampled.items()
+        ]

@@ -62,8 +62,8 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
             model = latent_nodes(trace_model(pair.model, drawn, *batch(), structure.geometry))
         except Exception as error:  # whatever a program raises on a batch of repeated images
             return (
-                "the two supports are unchecked, as the programs fail on repeated images "
-                f"({first_line(error)})",
+                "the two supports are not checked, because the programs fail on repeated "
+                f"images ({first_line(error)})",
             )
         guide = latent_nodes(drawn)
         for name in structure.latents:
@@ -76,23 +76,23 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
                 )
         if own := structure.own_draws_only:
             return (
-                f"site {own[0]!r}: the guide scores its own draws alone, so its support is "
-                "unchecked",
+                f"site {own[0]!r}: the guide only scores its own draws, so its support is not "
+                "checked",
             )
         try:
             drawn = plain_draw(pair.model, *batch())
             guide = latent_nodes(plain_draw(poutine.replay(pair.guide, trace=drawn), *batch()))
         except Exception as error:
             return (
-                "the guide's support is unchecked, as it can't be scored at draws of the prior "
-                f"({first_line(error)})",
+                "the guide's support is not checked, because it can't be scored at draws of "
+                f"the prior ({first_line(error)})",
             )
         prior = latent_nodes(drawn)
         shares = {name: _share_outside(guide[name], prior[name]) for name in structure.latents}
     return tuple(
-        f"site {name!r}: the guide ({law_of(guide[name]['fn'])}) has no density at {share:.0%} of "
-        f"the prior's draws ({law_of(prior[name]['fn'])}); log p(x) lacks what they would add, "
-        "and no figure of these draws can show it"
+        f"site {name!r}: the guide ({law_of(guide[name]['fn'])}) has no density at {share:.0%} "
+        f"of the prior's draws ({law_of(prior[name]['fn'])}). log p(x) is too low by what these "
+        "draws would add, and no number from the guide's draws can show it"
         for name, share in shares.items()
         if share
     )

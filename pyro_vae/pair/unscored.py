@@ -10,7 +10,7 @@ from typing import Any
 
 Nodes = Mapping[str, Any]
 
-ONE_KIND = "give both a discrete law, or both a continuous one (such as the relaxed one)"
+ONE_KIND = "give both a discrete distribution, or both a continuous one (such as a relaxed one)"
 """What to do about a mass against a density."""
 
 
@@ -36,9 +36,9 @@ def unscored(
     every = frozenset((*model, *guide))
     if changed := sorted(every ^ {*few[0], *few[1]}):
         return Unscored(
-            f"the sites change with the number of images ({', '.join(changed[:3])} …), as in `for "
-            "i in pyro.plate(…)`, so log p(x) of one image can't be told: use one vectorised "
-            "plate, `with pyro.plate('data', x.shape[0]):`",
+            f"the sites change with the number of images ({', '.join(changed[:3])} …), as in "
+            "`for i in pyro.plate(…)`, so log p(x) of one image is not defined: use one "
+            "vectorised plate, `with pyro.plate('data', x.shape[0]):`",
             loose=every,
         )
     for sites in (model, guide):
@@ -46,9 +46,9 @@ def unscored(
             for frame in node["cond_indep_stack"]:
                 if frame.full_size == num_images and frame.size != num_images:
                     return Unscored(
-                        f"plate {frame.name!r} takes {frame.size} of its {num_images} images, so "
-                        "the others have no log p(x): let the program take all rows that it is "
-                        "given (subsample_size=None), as the batches are made for it",
+                        f"plate {frame.name!r} takes {frame.size} of its {num_images} images, "
+                        "so the others have no log p(x). fit makes the batches: write the "
+                        "plate for all rows that the program gets (subsample_size=None)",
                         loose=every,
                     )
     for name, node in guide.items():
@@ -56,8 +56,8 @@ def unscored(
         if own and node["infer"].get("is_auxiliary"):
             return Unscored(
                 f"the guide's site {name!r} is auxiliary (infer={{'is_auxiliary': True}}), so "
-                "log q(z | x) is an integral over it, and log p(x) has no weights: sample z alone "
-                "in the guide"
+                "log q(z | x) is an integral over it, and there are no importance weights: "
+                "sample only z in the guide"
             )
     shared = {
         name: None
@@ -68,9 +68,9 @@ def unscored(
     at_once = [name for name in shared if name in model and model[name]["is_observed"]]
     if at_once:
         return Unscored(
-            f"site {at_once[0]!r} of the model stands outside the data plate and is observed once "
-            "for all images of a batch, so log p(x) of one is not defined: sample it inside `with "
-            "pyro.plate('data', x.shape[0]):`, once an image",
+            f"site {at_once[0]!r} of the model is outside the data plate and is observed once "
+            "for all images of a batch, so log p(x) of one image is not defined: sample it "
+            "inside `with pyro.plate('data', x.shape[0]):`, once for each image",
             shared=tuple(shared),
             loose=frozenset(shared),
         )
@@ -78,16 +78,16 @@ def unscored(
         names = ", ".join(map(repr, shared))
         of = "a latent" if len(shared) == 1 else "latents"
         return Unscored(
-            f"{names}: {of} shared by all images, outside the data plate, so that log p(x) of one "
-            "image is not defined; fit trains such a pair; to score images, give each its own "
-            "latents, and the networks parameters",
+            f"{names}: {of} shared by all images, outside the data plate, so log p(x) of one "
+            "image is not defined. fit can train such a pair. To score images, give each "
+            "image its own latents, and make the networks' weights parameters",
             shared=tuple(shared),
             loose=frozenset(shared),
         )
     for name, node in model.items():
         if name in guide and (words := laws(node, guide[name])):
             return Unscored(
-                f"latent site {name!r} is {words}, and no ratio of the two is a weight: {ONE_KIND}"
+                f"latent site {name!r} is {words}, so their ratio is not a weight: {ONE_KIND}"
             )
     return Unscored()
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pyro_vae.analysis.encode import reconstruct, sample
+from pyro_vae.analysis.encode import reconstruct
+from pyro_vae.analysis.generate import sample
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, samples_figure
@@ -63,7 +64,9 @@ def classes(subject: Subject) -> Figure:
         raise DoesNotFit("the model is not conditional on a class (its signature names no field y)")
     known = labels.unique()
     if len(known) > MOST_CLASSES:
-        raise DoesNotFit(f"{len(known)} classes are more rows than the {MOST_CLASSES} of a page")
+        raise DoesNotFit(
+            f"{len(known)} classes don't fit on a page, which has at most {MOST_CLASSES} rows"
+        )
     rows = []
     for label in known:
         y = label.expand(CLASS_COLUMNS)

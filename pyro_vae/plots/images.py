@@ -56,16 +56,18 @@ def value_range(x: Tensor) -> tuple[float, float]:
     """The values shown as black and white: 0 and 1 for data in [0, 1], else the data's own
     extremes.
     """
-    low, high = float(x.min()), float(x.max())
+    known = x[~x.isnan()]
+    low, high = float(known.min()), float(known.max())
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def to_pixels(x: Tensor, values: tuple[float, float] = (0.0, 1.0)) -> Pixels:
     """Images ``(N, *event_shape)`` as ``(N, H, W, C)`` in [0, 1]; values beyond the range are
-    clipped to it.
+    clipped to it, and what is missing is grey.
     """
     low, high = values
     scaled = ((x.detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0, 1)
+    scaled = scaled.nan_to_num(0.5)  # missing: grey
     return scaled.reshape(len(x), *picture_shape(x.shape[1:])).permute(0, 2, 3, 1).numpy()
 
 

@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.encode import decode
+from pyro_vae.analysis.generate import decode
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, scatter
 from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, tile, to_pixels
@@ -46,9 +46,7 @@ def manifold(subject: Subject) -> Figure:
     shape = subject.event_shape
     picture_shape(shape)
     if subject.means.shape[1] != 2:
-        raise DoesNotFit(
-            f"the latent has {subject.means.shape[1]} dimensions: a manifold is drawn of 2"
-        )
+        raise DoesNotFit(f"the latent has {subject.means.shape[1]} dimensions: a manifold needs 2")
     if subject.conditional:
         raise DoesNotFit("the model is conditional on y: the page `classes` shows it")
     canvas = tile(
@@ -159,7 +157,7 @@ def _continuous(subject: Subject) -> dict[str, PriorLaw]:
     for name, law in laws.items():
         if law.discrete:
             raise DoesNotFit(
-                f"latent site {name!r} is discrete: there is nothing between two of its values"
+                f"latent site {name!r} is discrete, so there is no path between two of its values"
             )
     return laws
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_vae.analysis.encode import visit_images
-from pyro_vae.pair.layouts import draw_alone, rows_first
+from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.plots.context import Subject
 
 PRIOR_DRAWS = 2000
@@ -61,21 +63,15 @@ def prior_laws(subject: Subject) -> dict[str, PriorLaw]:
         at = pair.structure(images, named).geometry
         nodes = draw_alone(pair.model, images, named, times, at, on_rows=True)
         latents = {name: node for name, node in nodes.items() if not node["is_observed"]}
-        return {
-            name: _law(node["fn"], node["value"], at.frame(node).dim)
-            for name, node in latents.items()
-        }
+        return {name: _law(node["fn"], partial(at.rows, node)) for name, node in latents.items()}
 
 
-def _law(fn: Any, value: Tensor, dim: int) -> PriorLaw:
+def _law(fn: Any, rows: Callable[..., Tensor]) -> PriorLaw:
     discrete = bool(fn.support.is_discrete)
-    centers, spread = rows_first(value, fn, dim).double(), torch.zeros((), dtype=torch.float64)
+    centers, spread = rows().double(), torch.zeros((), dtype=torch.float64)
     if not discrete:
         try:
-            mean, variance = (
-                rows_first(fn.mean, fn, dim).double(),
-                rows_first(fn.variance, fn, dim).double(),
-            )
+            mean, variance = rows(fn.mean).double(), rows(fn.variance).double()
         except NotImplementedError:
             mean = variance = torch.full((), torch.nan)
         if bool(mean.isfinite().all()) and bool(variance.isfinite().all()):

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_vae.analysis.encode import sample
+from pyro_vae.analysis.generate import sample
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
@@ -155,7 +155,7 @@ OF_ANY_DATA = ("curves", "latent")
 def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
     try:
         if subject.table and name not in OF_ANY_DATA:
-            raise DoesNotFit(f"{subject.name} is a table, whose rows are no images")
+            raise DoesNotFit(f"{subject.name} is a table: its rows are not images")
         return PAGES[name](subject)
     except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
         if asked_for:

@@ -35,14 +35,14 @@ def imputation(subject: Subject) -> Figure:
     shape = subject.event_shape
     picture_shape(shape)
     x = subject.x[:IMAGES]
-    missing = missing_half(len(x), shape, subject.seed)
+    missing = missing_half(len(x), shape, subject.seed) | x.isnan()
     found = _found(
         lambda given: impute(subject.model, subject.guide, x, missing, CHAINS, STEPS, **given),
         subject,
         len(x),
     )
     grey = torch.full_like(x, sum(subject.values) / 2)
-    pixel_means = subject.x.mean(0).expand_as(x)
+    pixel_means = subject.x.nanmean(0).expand_as(x)
     rows = [("test image", x), ("seen", torch.where(missing, grey, x)), ("mean", found.mean)]
     rows += [(f"draw {k + 1}", torch.where(missing, found.decoded[k], x)) for k in range(DRAWS)]
     errors = rms((found.mean - x)[missing]), rms((pixel_means - x)[missing])
@@ -57,6 +57,8 @@ def denoising(subject: Subject) -> Figure:
     """
     picture_shape(subject.event_shape)
     x = subject.x[:IMAGES]
+    if bool(x.isnan().any()):
+        raise DoesNotFit("the test images have missing entries, and noise is put on whole ones")
     law, words = noise_for(subject)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
@@ -101,8 +103,8 @@ def noise_for(subject: Subject) -> tuple[Callable[[Tensor], Any], str]:
 
 
 def rms(difference: Tensor) -> float:
-    """The root of the mean square."""
-    return float(difference.double().square().mean().sqrt())
+    """The root of the mean square, over the pixels that are known."""
+    return float(difference.double().square().nanmean().sqrt())
 
 
 def _found(call: Callable[[dict[str, Any]], Restored], subject: Subject, number: int) -> Restored:

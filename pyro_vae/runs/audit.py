@@ -26,10 +26,9 @@ from pyro_vae.analysis.latents import by_draw
 from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.proposals import Guide
-from pyro_vae.evaluation.setup import running
 from pyro_vae.evaluation.traced_weights import make_weights
 from pyro_vae.files import write_atomically
-from pyro_vae.pair.layouts import Site, rows_first
+from pyro_vae.pair.layouts import Site
 from pyro_vae.pair.log_weights import prepare, refuse_unscorable
 from pyro_vae.protocols import hook
 
@@ -169,23 +168,23 @@ def _data(
     """The images, draws and log weights, and which fields each program takes."""
     if not hook(guide, "amortized"):
         raise UserError(
-            f"the guide {type(guide).__name__} has no q(z | x) of test images: there are no log "
-            "weights to audit"
+            f"the guide {type(guide).__name__} has no q(z | x) of test images, so there are no "
+            "log weights to audit"
         )
     pair, images, named = prepare(model, guide, x, dict(fields), NUM_DRAWS)
     structure = pair.structure(images, named, scored=False)
     refuse_unscorable(pair, images, named)
     if structure.summed:
         raise UserError(
-            f"{', '.join(structure.summed)} is summed out, which tracing the two programs does "
-            "not do: no audit of this pair"
+            f"{', '.join(structure.summed)} is summed out, which stock Pyro's trace does not "
+            "do, so this pair can't be audited"
         )
     if structure.own_draws_only:
         raise UserError(
-            f"the guide scores site {structure.own_draws_only[0]!r} at its own last draw alone, "
-            "not at stored ones: no audit of this pair"
+            f"the guide scores site {structure.own_draws_only[0]!r} only at its own last draw, "
+            "not at stored draws, so this pair can't be audited"
         )
-    with running(pair, images.device):
+    with pair.measuring(images.device):
         first, others = (
             (images, named),
             (images.flip(0), {name: value.flip(0) for name, value in named.items()}),
@@ -216,7 +215,7 @@ def _alone(site: Site) -> Tensor:
     """Draws ``(K, B, …)`` of K·B rows, each in the shape that it has where its image is the only
     one.
     """
-    values = by_draw(rows_first(site.value, site.fn, site.dim), NUM_DRAWS).unsqueeze(2)
+    values = by_draw(site.rows(), NUM_DRAWS).unsqueeze(2)
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
 
@@ -296,9 +295,8 @@ class _Writer:
                 inner = ", ".join(self._write(each, wanted) for each in value)
                 return f"({inner},)" if len(value) == 1 else f"({inner})"
         raise UserError(
-            f"no audit: the pair holds a {type(value).__name__} that no choice of the run "
-            "constructed from plain values; name model and guide as classes, and let each build "
-            "what it needs"
+            f"no audit: the pair has a {type(value).__name__} that was not built from the run's "
+            "options. Name model and guide as classes which build what they need"
         )
 
     def _class(self, part: type) -> str:
@@ -346,7 +344,7 @@ class Sources:
         path = _source_of(module)
         if path is None:
             raise UserError(
-                f"no audit: the source of {module}, which the pair is made of, is no file"
+                f"no audit: the source of {module}, which the pair uses, is not in a file"
             )
         self.modules[copy] = path
         followed = {"pyro_vae", module.partition(".")[0]}
@@ -362,7 +360,7 @@ class Sources:
         """
         if engine := sorted(set(ENGINE) & self.modules.keys()):
             raise UserError(
-                f"no audit: the source of this pair itself imports the engine ({engine[0]})"
+                f"no audit: the source of this pair imports pyro_vae's own code ({engine[0]})"
             )
         return {_place(name, path): path for name, path in sorted(self.modules.items())}
 

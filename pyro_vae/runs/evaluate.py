@@ -67,9 +67,10 @@ def outcome(experiment: Experiment, options: Evaluate, steps: int) -> Outcome | 
 
 
 def keep(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) -> None:
-    """Write an evaluation into the run's folder, the figures first: each file appears whole or not
-    at all.
+    """Write an evaluation into the run's folder, the estimate before the figures that say that it
+    is there: each file appears whole or not at all.
     """
+    keep_estimate(run, found)
     run.add_result(evaluations=[{"split": found.split, **found.figures}])
     try:
         keep_images(run, experiment, found, options.pictures, options.device)
@@ -78,17 +79,19 @@ def keep(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) ->
         raise
 
 
+def keep_estimate(run: Run, found: Outcome) -> None:
+    """The per-image figures for `compare`, where there are such figures."""
+    if found.estimate is not None and found.x is not None:
+        path = run.estimate_file(found.figures["method"], found.split)
+        save_estimate(path, found.estimate, run.trained())
+
+
 def keep_images(
     run: Run, experiment: Experiment, found: Outcome, pictures: bool, device: str
 ) -> None:
-    """The per-image figures as a table and for `compare`, and the page of plots, where there are
-    such figures.
-    """
+    """The per-image figures as a table, and the page of plots, where there are such figures."""
     if found.estimate is None or found.x is None:
         return
-    save_estimate(
-        run.estimate_file(found.figures["method"], found.split), found.estimate, run.trained()
-    )
     found.estimate.to_csv(run.per_image_file)
     if pictures:
         with drawing(run):

@@ -54,8 +54,8 @@ def cluster(address: str) -> Pool:
             client = Client(address, timeout="20s")
         except (OSError, ValueError, TimeoutError) as error:
             raise UserError(
-                f"--on {address}: no Dask scheduler answers there ({one_line(error)}): give the "
-                "address that it printed, such as tcp://host:8786"
+                f"--on {address}: no Dask scheduler was found there ({one_line(error)}): give "
+                "the address that the scheduler printed, such as tcp://host:8786"
             ) from error
         with client:
             yield client.get_executor(pure=False, retries=0)
@@ -94,9 +94,7 @@ def run_all(
         if lost:
             yield (
                 number,
-                WorkerLost(
-                    "its process was killed, and so was that of a second try (out of memory?)"
-                ),
+                WorkerLost("its process was killed twice (out of memory?)"),
             )
 
 

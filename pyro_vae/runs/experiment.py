@@ -146,7 +146,7 @@ class Experiment:
         if split == "valid":
             if self.stored_valid is None:
                 raise UserError(
-                    "--split valid: nothing was held out in this run (its --valid-fraction is 0)"
+                    "--split valid: this run has no validation images (its --valid-fraction is 0)"
                 )
             x, words = (
                 self._observed_valid(self.stored_valid),
@@ -154,7 +154,7 @@ class Experiment:
             )
         if number is not None and number > len(x):
             raise UserError(
-                f"{number} {self.data.one}s were asked for, but the {split} set has {len(x)}"
+                f"{number} {self.data.one}s were requested, but the {split} set has {len(x)}"
             )
         if number is None or number == len(x):
             return x, {"images": words}
@@ -180,11 +180,13 @@ class Experiment:
         return {
             **known,
             **({"kind": self.kind} if self.kind else {}),
+            **({"missing": "left out (NaN)"} if self.options.missing else {}),
             "model": self.options.model,
             **parts,
             "guide": self.options.guide,
             **shapes,
             "objective": self.options.objective,
+            **{n: str(v) for n in ("init_from", "freeze") if (v := getattr(self.options, n))},
             "steps": steps,
         }
 
@@ -204,8 +206,8 @@ def few_labels(y: Tensor, number: int, seed: int) -> Tensor:
         rows = order[y[order] == each][:share]
         if len(rows) < share:
             raise UserError(
-                f"--labels {number} asks for {share} images of class {each}, and the training set "
-                f"has {len(rows)}: give a smaller number"
+                f"--labels {number} asks for {share} images of class {each}, but the training "
+                f"set has {len(rows)}: give a smaller number"
             )
         kept[rows] = True
     return kept
@@ -229,6 +231,7 @@ def load_data(options: Train, data: str | None = None, root: Path | None = None)
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
+        missing=options.missing,
     )
     return found if options.levels is None else found.with_levels(options.levels)
 
@@ -273,9 +276,9 @@ def prepare(
     _refuse_unlabelled(experiment)
     if options.early_stopping is not None and not experiment.amortized:
         raise UserError(
-            "--early-stopping watches the ELBO of the images held out, and the guide "
-            f"{options.guide} has no q(z | x) of them: leave it out, or choose an amortized guide "
-            "such as MeanField"
+            "--early-stopping needs the ELBO of the validation images, but the guide "
+            f"{options.guide} has no q(z | x) of them: leave it out, or choose an amortized "
+            "guide such as MeanField"
         )
     return experiment
 
@@ -324,6 +327,8 @@ def build_pair(
         "net": options.net,
         "num_data": num_data,
     }
+    if options.missing is not None:
+        context["missing"] = options.missing
     context |= {
         k: v for k, v in (("levels", levels), ("num_classes", num_classes)) if v is not None
     }
@@ -403,9 +408,9 @@ def _refuse_circle(slot: str, options: Train) -> None:
         _names("guide", options.guide, required=True) & {"model", *PARTS_OF_MODELS}
     ):
         raise UserError(
-            f"--{slot} {getattr(options, slot)} is built from the guide, its encoder, and --guide "
-            f"{options.guide} from the {circle[0]}: neither can come first; use a guide that "
-            f"needs no model, such as MeanField, or another {slot}"
+            f"--{slot} {getattr(options, slot)}needs the guide as its encoder, and --guide "
+            f"{options.guide} needs the {circle[0]}: neither can be built first. Use a guide "
+            f"that needs no model, such as MeanField, or another {slot}"
         )
 
 
@@ -430,8 +435,8 @@ def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str
     levels = hook(getattr(model, "likelihood", model), "levels")
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
         raise UserError(
-            f"the likelihood is a mass over {levels} levels, and {name} has {known['levels']} as "
-            f"it is observed: write levels={known['levels']}, or leave levels out"
+            f"the likelihood is for {levels} levels, but {name} has {known['levels']}: write "
+            f"levels={known['levels']}, or leave levels out"
         )
 
 
@@ -443,7 +448,7 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
     if number is not None and not experiment.wants_labels:
         raise UserError(
             f"--labels {number}: neither the model {experiment.options.model} nor the guide "
-            f"{experiment.options.guide} takes labels: leave it out, or choose --model "
+            f"{experiment.options.guide} takes labels: leave --labels out, or choose --model "
             "SemiSupervised --guide SemiSupervised"
         )
     if experiment.wants_labels:
@@ -452,7 +457,7 @@ def _refuse_unlabelled(experiment: Experiment) -> None:
         if program.wants("y") and (data.train_labels is None or data.test_labels is None):
             choice = getattr(experiment.options, role)
             raise UserError(
-                f"--{role} {choice} takes the class y of each image, and {data.name} has no "
+                f"--{role} {choice} needs the class y of each image, but {data.name} has no "
                 f"labels: choose data with labels, such as digits or mnist, or a {role} that "
                 "takes none"
             )
@@ -476,7 +481,7 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     try:
         structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
     except UserError as error:
-        largest = float(few.abs().max())
+        largest = float(few.nan_to_num().abs().max())
         if experiment.data.levels is not None or largest < LARGE:
             raise
         raise UserError(
@@ -485,8 +490,8 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
         ) from error
     if pair.store.parameters:
         raise UserError(
-            f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, so "
-            "a run's checkpoint would lose it: make it an nn.Parameter or a PyroParam of the "
+            f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, "
+            "so a checkpoint would not have it: make it an nn.Parameter or a PyroParam of the "
             "model or guide"
         )
     return structure
@@ -500,7 +505,7 @@ def _observes(model: Any, options: Train) -> tuple[str, str | None]:
     observes = hook(law, "observes")
     if observes is None and options.binarize == "auto":
         raise UserError(
-            f"the model {options.model} does not say what its x is: give it an attribute "
-            f"`observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
+            f"the model {options.model} does not say what kind of x it observes: give it an "
+            f"attribute `observes`, one of {', '.join(OBSERVES)}, or choose with --binarize"
         )
     return observes or "real", hook(law, "kind")

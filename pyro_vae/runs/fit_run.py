@@ -42,11 +42,10 @@ def last_state(
             "training"
         ):  # the first epoch is the one that may end without a checkpoint
             raise UserError(
-                f"{run}: no checkpoint in {run.checkpoints.name}, yet {epochs} epochs in "
-                f"{run.metrics_file.name}: restore the folder from a copy, or train a run of its "
-                "own"
+                f"{run}: no checkpoint in {run.checkpoints.name}, but {epochs} epochs in "
+                f"{run.metrics_file.name}: restore the folder from a copy, or train a new run"
             )
-        tell(f"{run} has no checkpoint yet: its training begins at the first step")
+        tell(f"{run} has no checkpoint yet: its training starts at the first step")
         return None, {}
     found = checkpoint_files.newest(run.checkpoints)
     state = TrainingState.from_checkpoint(found.held, str(found.path))
@@ -112,35 +111,39 @@ def fit_run(
         if not is_out_of_memory(error):
             raise
         raise Failure(
-            f"the memory does not hold this training ({first_line(error)}): use a smaller net, a "
-            f"smaller --batch-size or another device; {recorder.kept()}"
+            f"this training does not fit into the memory ({first_line(error)}): use a smaller "
+            f"net, a smaller --batch-size or another device; {recorder.kept()}"
         ) from error
 
 
 def _fit(
     experiment: Experiment, recorder: Recorder, device: torch.device, state: TrainingState | None
 ) -> History:
-    options = experiment.options
-    stopping: list[Any] = (
-        [EarlyStopping(options.early_stopping)] if options.early_stopping is not None else []
-    )
+    number = experiment.options.early_stopping
+    stopping: list[Any] = [EarlyStopping(number)] if number is not None else []
+    arguments = fit_arguments(experiment, device)
     try:
-        return fit(
-            experiment.model,
-            experiment.guide,
-            experiment.x_train,
-            **{each.name: getattr(options, each.name) for each in fields(Settings)},
-            num_epochs=options.epochs or 1,
-            num_steps=options.steps,
-            callbacks=[*stopping, recorder],
-            binarize=experiment.observed.observe,
-            x_valid=experiment.x_valid,
-            device=device,
-            progress=not options.quiet,
-            resume=state,
-            **experiment.fields_train,
-        )
+        return fit(**arguments, callbacks=[*stopping, recorder], resume=state)
     except Diverged as error:
         if error.state is not None:
             recorder.save(error.state)
         raise Failure(f"{error}; {recorder.group.once(recorder.kept)}") from error
+
+
+def fit_arguments(experiment: Experiment, device: torch.device) -> dict[str, Any]:
+    """All that `fit` is given for an experiment, but for who looks on."""
+    options = experiment.options
+    return {
+        "model": experiment.model,
+        "guide": experiment.guide,
+        "x_train": experiment.x_train,
+        **{each.name: getattr(options, each.name) for each in fields(Settings)},
+        "num_epochs": options.epochs or 1,
+        "num_steps": options.steps,
+        "init": options.init_from,
+        "binarize": experiment.observed.observe,
+        "x_valid": experiment.x_valid,
+        "device": device,
+        "progress": not options.quiet,
+        **experiment.fields_train,
+    }

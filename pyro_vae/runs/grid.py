@@ -57,7 +57,7 @@ def read_grid(path: Path) -> list[dict[str, Any]]:
     held = read_toml(path)
     tables = held.pop("cell", [{}])
     if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-        raise UserError(f"{path}: cell: expected tables, each begun by a line [[cell]]")
+        raise UserError(f"{path}: cell: expected tables, each after a line [[cell]]")
     return [{**held, **table} for table in tables]
 
 
@@ -96,8 +96,8 @@ def cells(tables: Sequence[Mapping[str, Any]], of: str = "sweep") -> list[Cell]:
     for cell in made:
         if cell.name in seen:
             raise UserError(
-                f"{of}: cell {cell.name} is there twice: leave one out, as a cell is a folder of "
-                "that name"
+                f"{of}: cell {cell.name} is there twice: leave one out, because each cell has a "
+                "folder of that name"
             )
         seen[cell.name] = cell
     return made

@@ -11,11 +11,21 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pyro_vae.choices.lookup import canonical
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.training.settings import Settings, check_fields, expected, is_a, kinds_of, option
+from pyro_vae.training.settings import (
+    Settings,
+    by_site,
+    check_fields,
+    expected,
+    is_a,
+    kinds_of,
+    option,
+)
 
 OF_THE_CALL = ("config", "resume", "out", "json", "quiet", "trust")
 """Options of `train` that a run's config.toml leaves out: they say nothing of what is trained."""
@@ -30,6 +40,9 @@ DEFAULT_STEPS = 10_000
 128.
 """
 
+
+CHOICES = ("model", "prior", "likelihood", "guide", "net", "objective", "optimizer", "schedule")
+"""Options of `train` that name a part of the slot of the same name."""
 
 BY_PLACE = {"place": True}
 """Of a field that is given by its place among the words, without a flag."""
@@ -61,31 +74,36 @@ class Experiment:
     numbers, or a folder of images.
     """
     images_key: str | None = None
-    """Of a .npz file: the array that has the images, if it is not called images."""
+    """For a .npz file: the name of the array of images, if it is not images."""
     columns: str | None = None
-    """Of a table: the columns to take, as in a,b,pixel0:pixel783; by default all but --label."""
+    """For a table: the columns to use, such as a,b,pixel0:pixel783; by default all but --label."""
     label: str | None = None
-    """Of a table or a .npz file: the column or the array that has the labels."""
+    """For a table or a .npz file: the name of the column or array of labels."""
     data_root: Path | None = None
-    """Where named sets have, or receive, their files; by default $PYRO_VAE_DATA, else ./data."""
+    """The folder of the named sets' files; by default $PYRO_VAE_DATA, else ./data."""
     levels: int | None = option(None, least=2, below=257)
     """How many levels the stored whole numbers have; by default 256, or 2 where all are 0 or 1."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
-    """How grey pixels become 0 or 1, as a Bernoulli needs: drawn anew at each visit (dynamic), drawn
-    once (static), 1 above one half (threshold), or not at all (none). auto decides by the likelihood.
+    """How grey pixels become 0 or 1 for a Bernoulli: drawn anew each time the image is used (dynamic),
+    drawn once (static), 1 above one half (threshold), or not at all (none). auto: as the likelihood
+    needs.
+    """
+    missing: Literal["nan"] | None = None
+    """What marks a missing entry of x: NaN, or an empty field of a table. The likelihood leaves it
+    out, and the encoder gets 0 in its place; --net "MLP(mask_channel=True)" adds the mask.
     """
     model: str = "GenerativeModel"
     """The model p(z) p(x | z). A part is a name, a call, module:Name or file.py:Name."""
     prior: str = "StandardNormal"
     """The prior p(z)."""
     likelihood: str = "Bernoulli"
-    """p(x | z), the law of an image given z, such as "Gaussian(scale=learned)"."""
+    """The likelihood p(x | z), such as "Gaussian(scale=learned)"."""
     guide: str = "MeanField"
-    """q(z | x), which approximates the posterior, such as "IAF(depth=4)"."""
+    """The guide q(z | x), such as "IAF(depth=4)". It approximates the posterior."""
     latent_dim: int = option(20, least=1, below=10**9)
     """The number of dimensions of z."""
     net: str = "MLP"
-    """The network of each part that does not name one itself, such as "MLP(hidden=(400, 400),
+    """The network of each part without a network of its own, such as "MLP(hidden=(400, 400),
     activation=softplus)".
     """
 
@@ -96,17 +114,18 @@ class Train(Settings, Experiment, Options):
 
     command: ClassVar[str] = "train"
     groups: ClassVar[dict[str, str]] = {
-        "data": "data images_key columns label labels data_root levels binarize valid_fraction data_seed",
+        "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
-        "kl_warmup grad_clip early_stopping on_divergence seed device compile",
+        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",
         "evaluation": "num_samples eval_images",
         "run": "out config resume checkpoint_minutes pictures trust json quiet",
     }
     examples: ClassVar[tuple[str, ...]] = (
         "pyro-vae train",
         'pyro-vae train --data mnist --guide "IAF(depth=4)" --net "MLP(hidden=(400, 400))"',
-        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv --epochs 50',
+        'pyro-vae train --data faces/ --likelihood "Gaussian(scale=learned)" --net Conv '
+        "--epochs 50",
     )
 
     steps: int | None = option(None, least=1, below=10**12)
@@ -115,68 +134,75 @@ class Train(Settings, Experiment, Options):
     """Passes over the training set, instead of --steps."""
     labels: int | None = option(None, least=1)
     """How many training images keep their label, chosen at random and evenly over the classes; the
-    others' is -1, not known. For --model and --guide SemiSupervised.
+    others' is -1, not known. For --model and --guide SemiSupervised; by default all keep it.
     """
     valid_fraction: float = option(0.1, least=0, below=1)
-    """The part of the training set that is held out for validation; 0 for none."""
+    """The share of the training set that is used for validation only; 0 for none."""
     early_stopping: int | None = option(None, least=1)
     """Stop when the validation ELBO has not risen for this many epochs, and keep the best
-    parameters.
+    parameters; by default all steps are made.
+    """
+    init_from: Path | None = None
+    """The run whose parameters to begin with, where name and shape are the same; a line says which
+    are fresh. By default all are, from --seed.
     """
     num_samples: int = option(5000, least=1, below=10**9)
     """K, the draws of z for each image in the final evaluation."""
     eval_images: int | None = option(None, least=1)
     """The number of test images to score, chosen at random; by default all."""
     pictures: bool = True
-    """Draw reconstructions, samples, curves and latents into the run's folder."""
+    """Draw reconstructions, samples, curves and latents into the run's folder, or don't; by default
+    they are drawn.
+    """
     data_seed: int = option(0, least=0, below=2**32)
-    """The seed of the random splits and of the binarized test set. Runs can be compared if it is the
-    same.
+    """The seed of the random splits and of the binarized test set. Only runs with the same seed can
+    be compared.
     """
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     config: Path | None = None
     """A TOML file of these options, such as a run's config.toml. The command line wins over it."""
     checkpoint_minutes: float = option(5.0, least=0)
-    """A checkpoint at least so often, within an epoch too; 0 for one after every step."""
+    """Write a checkpoint at least this often, also within an epoch; 0 for one after every step."""
     resume: Path | None = None
-    """Go on with the run in this folder, from its last checkpoint, with its own options; --data where
-    they are elsewhere now.
+    """Continue the run in this folder from its last checkpoint, with its own options. Add --data if
+    its data are at another path now.
     """
     out: Path | None = None
     """The run's folder, new or empty; by default runs/DATA-GUIDE-N."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
-    """No progress on stderr."""
+    """Show no progress on stderr."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type, a range or a combination is wrong."""
         check_fields(self)
+        by_site(self.kl_weight, "--kl-weight {}")
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs}: give one of the two")
         if self.resume is not None and (self.config is not None or self.out is not None):
             other = "--config" if self.config is not None else "--out"
             raise UserError(
-                f"--resume {self.resume} goes on in that folder with its own options: leave "
-                f"{other} out"
+                f"--resume {self.resume} continues in that folder with the run's own options: "
+                f"leave {other} out"
             )
         if self.early_stopping is not None and self.valid_fraction == 0:
             raise UserError(
-                "--early-stopping watches the validation ELBO: give --valid-fraction a part above 0"
+                "--early-stopping needs the validation ELBO: give a --valid-fraction above 0"
             )
 
     def decided(self) -> Train:
-        """The same options with the default length written out."""
-        return (
-            dataclasses.replace(self, steps=DEFAULT_STEPS)
-            if self.steps is self.epochs is None
-            else self
-        )
+        """The same options with the default length written out, and each choice by its own name."""
+        named = {name: canonical(name, getattr(self, name)) for name in CHOICES}
+        if isinstance(self.kl_warmup, str):
+            named["kl_warmup"] = canonical("warmup", self.kl_warmup)
+        steps = DEFAULT_STEPS if self.steps is self.epochs is None else self.steps
+        return dataclasses.replace(self, steps=steps, **named)
 
 
 @dataclass(frozen=True)
@@ -187,8 +213,8 @@ class Evaluate(Options):
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
-    """Importance sampling, annealed importance sampling, bounds from both sides on simulated
-    images, the two gaps of the guide, or naive Monte Carlo from the prior.
+    """iw: importance sampling. ais: annealed importance sampling. bdmc: a lower and an upper bound on
+    simulated images. refine: the two gaps of the guide. prior: naive Monte Carlo from the prior.
     """
     proposal: str | None = None
     """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
@@ -209,28 +235,28 @@ class Evaluate(Options):
     ais, bdmc and refine.
     """
     split: Literal["test", "valid", "all"] = "test"
-    """Which images: the test set, those held out for validation, or all of another set, the one that
-    --data names.
+    """Which images: the test set (test), the validation images (valid), or all images of another data
+    set, given by --data (all).
     """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
     data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
+    """The path of the data now: a name, a file or a folder, as in `train`."""
     data_root: Path | None = None
-    """Where named sets have their files now."""
+    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
-    """No progress on stderr."""
+    """Show no progress on stderr."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
     def check(self) -> None:
@@ -240,13 +266,15 @@ class Evaluate(Options):
             if getattr(self, name) is not None and self.method not in methods:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(
-                    f"--method {self.method} takes no {flag}, which is for {', '.join(methods)}: "
-                    "leave it out"
+                    f"--method {self.method} takes no {flag}, which is for "
+                    f"{', '.join(methods)}: leave it out"
                 )
         if self.split == "all" and self.data is None:
-            raise UserError("--split all scores all of another set: name it with --data")
+            raise UserError(
+                "--split all scores all images of another data set: name the set with --data"
+            )
         if self.method == "bdmc" and self.split != "test":
-            raise UserError("--method bdmc simulates its images: leave --split out")
+            raise UserError("--method bdmc simulates its own images: leave --split out")
 
 
 OF_METHODS: dict[str, tuple[str, ...]] = {
@@ -269,14 +297,14 @@ class Audit(Options):
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
+    """The path of the data now: a name, a file or a folder, as in `train`."""
     data_root: Path | None = None
-    """Where named sets have their files now."""
+    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the draws at which the images are scored."""
+    """The seed of the draws at which the images are scored."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
 
@@ -287,37 +315,41 @@ class Compare(Options):
     """
 
     command: ClassVar[str] = "compare"
+    examples: ClassVar[tuple[str, ...]] = (
+        "pyro-vae compare runs/a runs/b",
+        "pyro-vae compare 'runs/*'",
+    )
     runs: tuple[Path, ...] = field(default=(), metadata=BY_PLACE)
-    """The runs' folders, two or more."""
+    """The runs' folders, two or more; or patterns of them, such as 'runs/*'."""
     method: Literal["iw", "ais"] = "iw"
-    """Whose estimates are compared; a run without one is evaluated first."""
+    """The estimator to compare; a run without a stored estimate is evaluated first."""
     num_samples: int | None = option(None, least=1, below=10**9)
-    """iw: evaluate afresh where a stored K is another one; by default any will do, and 5000 where
-    there is none.
+    """iw: K. A run with another stored K is evaluated again; by default any stored K is used, and 5000
+    if there is none.
     """
     num_images: int | None = option(None, least=1)
-    """Evaluate afresh where a stored number of images is another one; by default that of the first
-    stored.
+    """The number of images. A run with another stored number is evaluated again; by default the number
+    of the first stored result.
     """
     split: Literal["test", "valid"] = "test"
-    """Which images: the test set, or those held out for validation."""
+    """Which images: the test set, or the validation images."""
     data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
+    """The path of the data now: a name, a file or a folder, as in `train`."""
     data_root: Path | None = None
-    """Where named sets have their files now."""
+    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the draws, where a run is evaluated."""
+    """The seed of the draws, if a run is evaluated."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run."""
+    """How the programs are run; auto compiles where so much work is worth it."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: bool = False
-    """No progress on stderr."""
+    """Show no progress on stderr."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
     def check(self) -> None:
@@ -327,10 +359,28 @@ class Compare(Options):
             raise UserError(
                 f"--method {self.method} takes no --num-samples, which is for iw: leave it out"
             )
-        if len(self.runs) < 2:
-            raise UserError(f"compare takes two or more run folders, got {len(self.runs)}")
-        if len({each.expanduser().resolve() for each in self.runs}) < len(self.runs):
+        folders = self.folders
+        if len(folders) < 2:
+            raise UserError(f"compare takes two or more run folders, got {len(folders)}")
+        if len({each.resolve() for each in folders}) < len(folders):
             raise UserError("compare: a run folder is given twice")
+
+    @property
+    def folders(self) -> list[Path]:
+        """The runs' folders, for a pattern those that fit it, from A to Z, and are not named too.
+
+        Raises:
+            UserError: no run fits a pattern.
+        """
+        given = [each.expanduser() for each in self.runs]
+        named = [each for each in given if each.exists() or not has_magic(str(each))]
+        found = list(named)
+        for pattern in (each for each in given if each not in named):
+            hits = [Path(hit) for hit in sorted(glob(str(pattern), recursive=True))]
+            if not (runs := [hit for hit in hits if (hit / "config.toml").is_file()]):
+                raise UserError(f"{pattern}: no run folder fits this pattern")
+            found += [run for run in runs if run not in found]
+        return found
 
 
 @dataclass(frozen=True)
@@ -343,16 +393,16 @@ class Sample(Options):
     number: int = field(default=64, metadata={"least": 1, "short": ("-n",)})
     """How many images."""
     y: int | None = option(None, least=0)
-    """The class of every image, for a model that takes one; by default the classes in turn."""
+    """The class of every image, for a model with classes; by default each class in turn."""
     out: Path | None = None
     """The picture's file (.png); by default RUN/samples.png."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the samples."""
+    """The seed of the samples."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
 
@@ -366,24 +416,26 @@ class Plot(Options):
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     pages: tuple[str, ...] = field(default=(), metadata=BY_PLACE)
-    """Which pictures of reconstructions, samples, classes, curves, latent, manifold, interpolation,
-    traversals, imputation and denoising; by default all that fit the run.
+    """Which pictures: reconstructions, samples, classes, curves, latent, manifold, interpolation,
+    traversals, imputation or denoising; by default all that are possible for the run.
     """
     beside: tuple[Path, ...] = ()
-    """Other runs' folders: one picture with a column for each run and a row for each page."""
+    """The folders of other runs: draws one picture, with a column for each run and a row for each
+    page.
+    """
     out: Path | None = None
     """With --beside: the picture's file (.png); by default RUN/beside.png."""
     data: str | None = None
-    """Where the data are now: a name, a file or a folder, as of `train`."""
+    """The path of the data now: a name, a file or a folder, as in `train`."""
     data_root: Path | None = None
-    """Where named sets have their files now."""
+    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
-    """Of the samples in the pictures."""
+    """The seed of the samples in the pictures."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
-    """Run the Python files that the run names (file.py:Name, module:Name), which you have not trained
-    with.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
     """
 
     def check(self) -> None:
@@ -393,7 +445,8 @@ class Plot(Options):
         check_fields(self)
         if self.out is not None and not self.beside:
             raise UserError(
-                "--out names the picture of runs side by side: give the other runs with --beside"
+                "--out is for a picture of several runs side by side: give the other runs "
+                "with --beside"
             )
         if len({each.expanduser().resolve() for each in (self.run, *self.beside)}) <= len(
             self.beside
@@ -403,8 +456,8 @@ class Plot(Options):
 
 @dataclass(frozen=True)
 class Runs(Options):
-    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors,
-    when and how long.
+    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors, the
+    date and the duration.
     """
 
     command: ClassVar[str] = "runs"
@@ -413,13 +466,13 @@ class Runs(Options):
         'pyro-vae runs --where "guide=IAF" data=mnist --sort log_px',
     )
     folder: Path = field(default=Path("runs"), metadata=BY_PLACE)
-    """The folder, which is searched with those in it; by default runs."""
+    """The folder to search, with all folders in it; by default runs."""
     sort: str = "run"
-    """An option of `train`, or log_px, se_mc, se_total, elbo, time, seconds: numbers from the
-    largest, the others from A to Z.
+    """An option of `train`, or log_px, se_mc, se_total, elbo, time, seconds: numbers are sorted
+    from the largest, words from A to Z.
     """
     where: tuple[str, ...] = ()
-    """Only runs of which NAME=VALUE holds, such as "guide=IAF" (any call of it)."""
+    """Only runs with this value of an option: NAME=VALUE, such as "guide=IAF" (with any arguments)."""
     json: bool = False
     """Print a JSON list, with all options and figures."""
     csv: bool = False
@@ -451,23 +504,23 @@ class Bench(Options):
     suites: tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...] = field(
         default=(), metadata=BY_PLACE
     )
-    """A training step, whole epochs, log p(x), memory by K with host reads, start-up; by default
-    all.
+    """training: one step; epochs: whole epochs; evaluation: log p(x); memory: memory and host reads;
+    startup: import and help. By default all.
     """
     only: tuple[str, ...] = ()
     """Cases of the suites, such as "iwae b20"; by default all."""
     rounds: int | None = option(None, least=1)
-    """How often every contestant has its turn."""
+    """How often each contestant is timed."""
     threads: int | None = option(None, least=1)
-    """Of torch; by default what torch takes."""
+    """The number of torch's threads; by default torch's own choice."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the contestants that are written in torch run."""
+    """The device of the contestants that are written in torch."""
     quick: bool = False
-    """Short rounds that show whether everything runs; figures are printed, and kept only with
+    """Short rounds, to see if everything runs. The figures are printed; they are saved only with
     --out.
     """
     out: Path | None = None
-    """The folder for the results' JSON; by default runs/bench, and with --quick none."""
+    """The folder for the JSON files; by default runs/bench, with --quick none."""
     json: bool = False
     """Print the results as one JSON object; the tables go to stderr."""
 
@@ -521,7 +574,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(
-            f"{path}: cannot be read ({why}); a configuration is a TOML file of options"
+            f"{path}: cannot be read ({why}); expected a TOML file of options"
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(

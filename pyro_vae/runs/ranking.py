@@ -19,7 +19,7 @@ import torch
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
 from pyro_vae.evaluation.result import LogMarginal
-from pyro_vae.formatting import figure, quantity, shorten
+from pyro_vae.formatting import Printed, figure, quantity, shorten
 from pyro_vae.table import Table
 
 Method = tuple[tuple[str, str], ...]
@@ -30,7 +30,7 @@ class Scored:
     """A cell that is trained and scored.
 
     ``valid`` is the estimate on the validation images, by which one is chosen; ``seconds`` are the
-    training's.
+    training's; ``active_units`` are how many of how many, where that is known.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Scored:
     test: LogMarginal
     valid: LogMarginal | None = None
     seconds: float = nan
+    active_units: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,20 @@ class Row:
     se_seeds: float  # of that difference, for the methods; NaN with one seed
     high_khat: float
     median_ess: float
+    active_units: tuple[float, ...]  # the mean over the seeds, and how many there are; or nothing
     seconds: float
 
 
 @dataclass(frozen=True)
-class Ranking:
+class Ranking(Printed):
     """Methods that can be compared, the best of the test images first."""
 
     rows: tuple[Row, ...]
     num_images: int
     protocol: Mapping[str, object]
+
+    def __str__(self) -> str:
+        return str(self.table())
 
     def table(self) -> Table:
         """One row a method."""
@@ -72,7 +77,7 @@ class Ranking:
         columns = (
             *(varied or ["method"]),
             *("seeds", quantity(self.protocol), "± MC", "difference", "± images", "± seeds"),
-            *("k̂ > 0.7", "median ESS", "training"),
+            *("k̂ > 0.7", "median ESS", "active units", "training"),
         )
         kind, digest = self.protocol.get("kind", "unknown kind"), self.protocol.get("sha256", "")
         title = (
@@ -80,8 +85,9 @@ class Ranking:
             f"{self.protocol.get('data', 'the test set')} (sha256 {shorten(digest)})"
         )
         notes = (
-            "nats an image; a difference is from the first row",
-            "± images: for these trained models; ± seeds: for the method, – with one seed",
+            "nats per image; a difference is from the first row",
+            "± images: error for these trained models; ± seeds: error for the method (– "
+            "with one seed)",
         )
         rows = tuple(_cells(row, varied, first=row is self.rows[0]) for row in self.rows)
         return Table(columns, rows, title, notes)
@@ -113,13 +119,13 @@ def best(cells: Sequence[Scored]) -> Scored:
     scored = [cell for cell in cells if cell.valid is not None]
     if not scored:
         raise UserError(
-            "no cell has a score on validation images, by which the best one is chosen: sweep with "
-            "a valid_fraction above 0"
+            "no cell has a score on validation images, which are needed to choose the best "
+            "one: sweep with a valid_fraction above 0"
         )
     if len(rank(scored)) > 1:
         raise UserError(
-            "these cells have no common scale (a mass against a density, or other images), so that "
-            "none is the best: sweep each kind by itself"
+            "these cells can't be compared (a mass and a density, or other images), so none is "
+            "the best: make a sweep for each kind"
         )
     return max(scored, key=lambda cell: cell.valid.mean if cell.valid else -float("inf"))
 
@@ -160,6 +166,7 @@ def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
         se_seeds=se_seeds,
         high_khat=fmean(float(getattr(cell.test, "high_khat", nan)) for cell in every),
         median_ess=fmean(float(cell.test.ess.median()) for cell in every),
+        active_units=tuple(map(fmean, zip(*(cell.active_units for cell in every), strict=False))),
         seconds=fmean(cell.seconds for cell in every),
     )
 
@@ -197,6 +204,7 @@ def _cells(row: Row, varied: Sequence[str], first: bool) -> tuple[str, ...]:
         *compared,
         f"{row.high_khat:.0%}" if isfinite(row.high_khat) else "–",
         f"{row.median_ess:.0f}" if isfinite(row.median_ess) else "–",
+        " of ".join(f"{number:.3g}" for number in row.active_units) or "–",
         f"{row.seconds:.0f} s" if isfinite(row.seconds) else "–",
     )
 

@@ -59,8 +59,8 @@ def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:
     data = options.data if options.data != configured.data else None
     if data is not None and not known:
         raise UserError(
-            f"--data {data}: {run} has no checkpoint that tells whether these are its data: leave "
-            "it out, or train a run of its own"
+            f"--data {data}: {run} has no checkpoint yet, so it can't be checked that these are "
+            "its data: leave --data out, or train a new run"
         )
     root = options.data_root if options.data_root != configured.data_root else None
     found = of_run(run, configured, known, data, root)
@@ -89,12 +89,13 @@ def of_run(
         other = other or place
     if other is None:
         raise UserError(
-            f"{options.data}: no such file or folder here or beside {run}: name the data's place "
-            "with --data"
+            f"{options.data}: no such file or folder here or next to {run}: give the path of "
+            "the data with --data"
         )
     raise UserError(
-        f"{other}: not the data that {run} was trained on (their SHA-256 is another): name those "
-        "with --data; a new test set is scored by `pyro-vae evaluate RUN --data NEW --split all`"
+        f"{other}: not the data that {run} was trained on (their SHA-256 differs): give the "
+        "path of those data with --data. To score a new test set: `pyro-vae evaluate RUN "
+        "--data NEW --split all`"
     )
 
 
@@ -111,6 +112,7 @@ def whole(options: Train, known: Mapping[str, Any], data: str, data_root: Path |
         images_key=options.images_key,
         columns=options.columns,
         label=options.label,
+        missing=options.missing,
     )
     shape = list(found.event_shape)
     if shape != known["event_shape"]:

@@ -214,7 +214,8 @@ class Run:
             lines = [line.decode() for line in _lines(self.metrics_file)]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.metrics_file}: damaged, can't be read as text; restore it, or move it away"
+                f"{self.metrics_file}: damaged, it can't be read as text. Restore it, or "
+                "move it away"
             ) from error
         rows = []
         for line in lines:
@@ -230,7 +231,7 @@ class Run:
             return {}
         except (ValueError, OSError) as error:
             raise UserError(
-                f"{self.results_file}: damaged, not JSON; move it away, and evaluate again"
+                f"{self.results_file}: damaged, it is not JSON. Move it away, and evaluate again"
             ) from error
         if not isinstance(held, dict) or not isinstance(held.get("evaluations", []), list):
             raise UserError(
@@ -258,7 +259,7 @@ class Run:
         sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
         if not (sound and isinstance(shape, list)) or type(num_data) is not int or num_data < 1:
             raise UserError(
-                f"{path}: not a checkpoint of a run (it does not tell the shape of its images)"
+                f"{path}: not a checkpoint of a run (the shape of its images is missing)"
             )
         known = {
             name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
@@ -341,7 +342,7 @@ class Recorder(Checkpoints):
         self._look()
         if self.last is None:
             return "no checkpoint was written yet"
-        return f"checkpoint: {shown(self.last)}; go on with: pyro-vae train --resume {self.run}"
+        return f"checkpoint: {shown(self.last)}; continue with: pyro-vae train --resume {self.run}"
 
     def state_dict(self) -> dict[str, Any]:
         """The rows of metrics.jsonl too, so that the file is what the checkpoint says."""
@@ -383,8 +384,8 @@ def _create(out: Path | None, name: str) -> Run:
                 return Run(folder, (*parents, folder))
     except OSError as error:
         raise UserError(
-            f"{shown(out or HOME)}: the run's folder can't be made there ({error.strerror}); give "
-            "another --out"
+            f"{shown(out or HOME)}: the run's folder can't be created there ({error.strerror}); "
+            "give another --out"
         ) from error
     raise AssertionError("numbers do not end")
 
@@ -398,13 +399,16 @@ def refuse_taken(out: Path) -> None:
         return
     except OSError as error:
         raise UserError(
-            f"--out {shortened(str(out), 80)}: no name for a folder ({error.strerror}); give another"
+            f"--out {shortened(str(out), 80)}: this can't be the name of a folder "
+            f"({error.strerror}); give another"
         ) from error
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
     if path.exists() and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
-        what = "a folder with something in it" if path.is_dir() else "a file"
-        raise UserError(f"{out} exists ({what}), and a run never overwrites: give another --out")
+        what = "a folder that is not empty" if path.is_dir() else "a file"
+        raise UserError(
+            f"{out} exists ({what}), and a run never overwrites files: give another --out"
+        )
 
 
 def _is_nothing(path: Path) -> bool:
@@ -425,7 +429,7 @@ def open_run(folder: str | Path) -> Run:
         raise UserError(f"{folder}: no such run folder{hint}")
     run = _as_here(Run(path))
     if not run.config_file.is_file():
-        raise UserError(f"{folder}: not a run folder, for it has no config.toml")
+        raise UserError(f"{folder}: not a run folder, because it has no config.toml")
     return run
 
 

@@ -55,8 +55,8 @@ def keep(folder: Path) -> None:
         again = _Held.of(folder)
     except Timeout as error:
         raise Failure(
-            f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this one "
-            "stops, and writes nothing more"
+            f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this "
+            "process stops and writes nothing more"
         ) from error
     _held[folder] = _Held((*held.locks, *again.locks), again.file)
 

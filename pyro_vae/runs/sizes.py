@@ -40,7 +40,7 @@ def refuse_impossible(
     """
     largest = max(_numbers(options))
     if largest > LARGEST:
-        raise UserError(f"{largest} is no size of a part: ask for smaller parts")
+        raise UserError(f"{largest} is too large for the size of a part: choose smaller parts")
     if max(prod(event_shape) // 1000, options.latent_dim, largest) < WORTH_COUNTING:
         return
     tensors, held = 0, 0
@@ -57,15 +57,18 @@ def refuse_impossible(
         with torch.device("meta"):
             build()
     except _TooLarge:
-        have = f"{memory.in_words(held)} of parameters, and there are {memory.in_words(memory.limit())} of memory"
+        have = (
+            f"{memory.in_words(held)} of parameters, but there are only "
+            f"{memory.in_words(memory.limit())} of memory"
+        )
         what = have if tensors <= MOST_TENSORS else f"more than {MOST_TENSORS} parameter tensors"
-        raise UserError(f"this pair has {what}: ask for smaller parts") from None
+        raise UserError(f"this pair has {what}: choose smaller parts") from None
     except UserError:
         raise
     except Exception as error:  # what is wrong otherwise is told when the pair is made in earnest
         if any(words in str(error).lower() for words in ("overflow", "storage size")):
             raise UserError(
-                f"this pair has a size that no memory holds ({first_line(error)}): ask for smaller "
+                f"this pair does not fit into any memory ({first_line(error)}): choose smaller "
                 "parts"
             ) from error
     finally:

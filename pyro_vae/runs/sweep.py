@@ -6,7 +6,6 @@ call, or command, goes on with a sweep that was stopped.
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
+from pyro_vae.formatting import Printed
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
-from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names
+from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names, typed
 from pyro_vae.runs.ranking import Ranking, Scored, best, rank
 from pyro_vae.runs.sweep_options import OUT
 from pyro_vae.signals import Failure
 from pyro_vae.table import Table
+
+NO_SCORE = "trained, but its guide gives no log p(x) of each test image by importance sampling"
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Printed):
     """Cells that were run: `rankings` of those that are scored, and the line of each that is not."""
 
     outcomes: tuple[Outcome, ...]
@@ -51,12 +53,13 @@ class Sweep:
         return rank(self.scored)
 
     def tables(self) -> list[Table]:
-        """A table for each ranking, then one of the cells that failed."""
-        tables = [ranking.table() for ranking in self.rankings]
-        if lost := [each for each in self.outcomes if each.failed]:
-            rows = tuple((each.cell.name, each.failed) for each in lost)
-            tables.append(Table(("cell", "failed"), rows))
-        return tables
+        """A table for each ranking, then one of the cells that are in none, and why."""
+        scored = self.scored
+        ranked = {cell.name for cell in scored}
+        lost = [each for each in self.outcomes if each.cell.name not in ranked]
+        rows = tuple((each.cell.name, each.failed or NO_SCORE) for each in lost)
+        tables = [ranking.table() for ranking in rank(scored)]
+        return [*tables, Table(("cell", "not ranked"), rows)] if rows else tables
 
     def table(self) -> Table:
         """The one table of a sweep whose cells can all be compared.
@@ -67,8 +70,8 @@ class Sweep:
         found = [ranking.table() for ranking in self.rankings]
         if len(found) != 1:
             raise UserError(
-                f"this sweep has {len(found)} rankings, as not all of its cells can be compared: "
-                "tables() has them all"
+                f"this sweep has {len(found)} rankings, because not all of its cells can be "
+                "compared: use tables(), which returns all of them"
             )
         return found[0]
 
@@ -144,8 +147,10 @@ def check_folders(every: Sequence[Cell], out: Path) -> None:
     for cell in every:
         folder = out / cell.name
         if not (folder / "config.toml").is_file():
+            if cell.options.init_from is not None:
+                run_folder.open_run(cell.options.init_from)
             continue
-        held = run_folder.open_run(folder).options()
+        held = run_folder.open_run(folder).options().decided()
         for name in stored_names():
             if name not in FREE_ON_RESUME and getattr(held, name) != getattr(cell.options, name):
                 raise UserError(
@@ -161,9 +166,8 @@ def as_piece(cell: Cell, out: Path, number: int, jobs: int) -> dict[str, Any]:
         import torch
 
         device = f"cuda:{number % max(1, torch.cuda.device_count())}"
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     options = {**plain(cell.options), "device": device, "pictures": False}
-    return {"options": options, "folder": str((out / cell.name).absolute()), "threads": threads}
+    return {"options": options, "folder": str((out / cell.name).absolute()), "jobs": jobs}
 
 
 def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
@@ -174,12 +178,8 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
 
     before = torch.get_num_threads()
     folder = Path(piece["folder"])
-    given: dict[str, Any] = {
-        name: Path(value) if name == "data_root" and value is not None else value
-        for name, value in piece["options"].items()
-    }
-    options = Train(**given, quiet=True)
-    torch.set_num_threads(piece["threads"])
+    options = Train(**typed(piece["options"], "sweep"), quiet=True)
+    torch.set_num_threads(max(1, before // piece["jobs"]))
     try:
         bring_to_its_end(options, folder)
     except (UserError, Failure, OSError, MemoryError) as error:
@@ -190,26 +190,30 @@ def run_cell(piece: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bring_to_its_end(options: Train, folder: Path) -> None:
-    """Train and score the cell's test images, then its validation images, from where it is."""
-    from pyro_vae.evaluation.result_files import save_estimate
+    """Train and score the cell's test images, then count its active units and score its validation
+    images, from where it is.
+    """
     from pyro_vae.runs import run_folder
-    from pyro_vae.runs.evaluate import outcome
+    from pyro_vae.runs.evaluate import keep_estimate, outcome
     from pyro_vae.runs.run_data import trained
     from pyro_vae.runs.train import is_complete, train_run
 
     if not (folder / "config.toml").is_file():
         train_run(replace(options, out=folder), _unheard)
-    elif not is_complete(run_folder.open_run(folder)):
-        train_run(replace(options, resume=folder), _unheard)
     run = run_folder.open_run(folder)
-    path = run.estimate_file("iw", "valid")
-    if (
-        options.valid_fraction == 0
-        or path.is_file()
-        or not run.estimate_file("iw", "test").is_file()
-    ):
+    if not is_complete(run):
+        free = {name: getattr(options, name) for name in FREE_ON_RESUME}
+        train_run(replace(run.options(), **free, resume=folder, quiet=True), _unheard)
+    scored = run.estimate_file("iw", "test").is_file()
+    counted = "active_units" in run.results()
+    done = not options.valid_fraction or run.estimate_file("iw", "valid").is_file()
+    if not scored or (counted and done):
         return
     experiment, steps = trained(run, None, options.data_root, _unheard)
+    if not counted:
+        run.add_result(active_units=_active_units(experiment, options.device))
+    if done:
+        return
     evaluation = Evaluate(
         folder,
         split="valid",
@@ -220,10 +224,28 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
         compile=options.compile,
         quiet=True,
     )
-    found = outcome(experiment, evaluation, steps)
-    if found is not None and found.estimate is not None:
+    if (found := outcome(experiment, evaluation, steps)) is not None:
+        keep_estimate(run, found)
         run.add_result(evaluations=[{"split": "valid", **found.figures}])
-        save_estimate(path, found.estimate, run.trained())
+
+
+MOST_DIAGNOSED = 500
+"""Test images by which active units are counted."""
+
+
+def _active_units(experiment: Any, device: str) -> list[int] | None:
+    """How many units of the latent are active, and how many there are; None where the guide has no
+    means that tell.
+    """
+    from pyro_vae.analysis.diagnose import active_units
+
+    number = min(MOST_DIAGNOSED, len(experiment.observed.x_test))
+    x, fields = experiment.images("test", number)[0], experiment.fields("test", number)
+    try:
+        units = active_units(experiment.model, experiment.guide, x, device=device, **fields)
+    except UserError:
+        return None
+    return [units.count, units.num_units]
 
 
 def _unheard(line: str) -> None:
@@ -257,6 +279,7 @@ def _looked_at(cell: Cell, timed: bool) -> tuple[str, str]:
     """The estimated time of a cell's training, and why it is refused."""
     from pyro_vae.devices import find_device
     from pyro_vae.runs.experiment import dry_run, prepare
+    from pyro_vae.runs.fit_run import fit_arguments
     from pyro_vae.training.fit import fit
 
     options = cell.options
@@ -266,20 +289,9 @@ def _looked_at(cell: Cell, timed: bool) -> tuple[str, str]:
         dry_run(experiment, device)
         if not timed:
             return "–", ""
-        history = fit(
-            experiment.model,
-            experiment.guide,
-            experiment.x_train,
-            objective=options.objective,
-            num_steps=STEPS,
-            batch_size=options.batch_size,
-            optimizer=options.optimizer,
-            binarize=experiment.observed.observe,
-            device=device,
-            compile="off" if options.compile == "off" else "graph",
-            progress=False,
-            **experiment.fields_train,
-        )
+        quick = {"num_steps": STEPS, "x_valid": None, "progress": False}
+        quick["compile"] = "off" if options.compile == "off" else "graph"
+        history = fit(**{**fit_arguments(experiment, device), **quick})
     except (UserError, Failure) as reason:
         return "", " ".join(str(reason).split())
     passes = -(-len(experiment.train_rows) // options.batch_size)
@@ -297,14 +309,15 @@ def score_of(outcome: Outcome) -> Scored | None:
     test = load_estimate(run.estimate_file("iw", "test"), trained)
     if test is None:
         return None
-    training = run.results().get("training", {})
+    results = run.results()
     return Scored(
         name=outcome.cell.name,
         method=outcome.cell.method,
         seed=outcome.cell.options.seed,
         test=test,
         valid=load_estimate(run.estimate_file("iw", "valid"), trained),
-        seconds=float(training.get("seconds", float("nan"))),
+        seconds=float(results.get("training", {}).get("seconds", float("nan"))),
+        active_units=tuple(results.get("active_units") or ()),
     )
 
 

@@ -18,27 +18,27 @@ OUT = Path("runs") / "sweep"
 
 @dataclasses.dataclass(frozen=True)
 class SweepBase(Options):
-    """Train every cell of a grid, each as a run of its own, and rank them. Any option of `train`
-    takes several values here, which are crossed; a cell that is done is not run again.
+    """Train every cell of a grid as its own run, and rank the cells. Give several values to any
+    option of `train`: the cells are all their combinations. A finished cell is not run again.
     """
 
     command: ClassVar[str] = "sweep"
     grid: Path | None = dataclasses.field(default=None, metadata=BY_PLACE)
-    """A TOML file of options: those whose value is a list are crossed; each [[cell]] table adds
-    options of its own.
+    """A TOML file of options. A list gives several values to an option. Each table [[cell]] adds cells
+    with its own options.
     """
     jobs: int = option(1, least=1)
-    """Cells at a time; the threads are divided among them."""
+    """The number of cells that run at the same time; they share the threads."""
     on: str = "here"
-    """here, a Dask scheduler's address (tcp://host:8786), or print: one command a line, for any
-    other scheduler.
+    """here; a Dask scheduler's address (tcp://host:8786); or print, which prints one command per cell
+    for any other scheduler.
     """
     out: Path = OUT
-    """The folder of the cells' run folders; workers elsewhere must share it."""
+    """The folder for the runs of the cells; workers on other machines must share it."""
     dry_run: bool = False
-    """Show the cells, an estimate of their time and what will be refused, and train nothing."""
+    """Train nothing; show the cells, an estimate of their time, and which cells are refused."""
     format: Literal["text", "markdown", "csv", "html"] = "text"
-    """Of the ranking."""
+    """The format of the ranking."""
 
     @property
     def given(self) -> dict[str, list[Any]]:
@@ -53,7 +53,7 @@ def _several(name: str) -> Any:
     return tuple[one, ...]
 
 
-HELP = {"help": "As in `train`; several values are crossed."}
+HELP = {"help": "As in `train`; all combinations of several values are run."}
 
 SWEPT = tuple(
     each.name

@@ -58,18 +58,19 @@ def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> Non
     Raises:
         UserError, Failure, Stopped: as `fit_run`; a run that is complete is not resumed.
     """
-    options = options.decided()
     with distributed.begun(options.device):
         if options.resume is not None:
             _resumed(run_folder.open_run(options.resume), options, tell, show)
         else:
-            _begun(options, tell, show)
+            _begun(options.decided(), tell, show)
 
 
 def _begun(options: Train, tell: Tell, show: Show) -> None:
     """A run of its own."""
     if options.out is not None:
         run_folder.refuse_taken(options.out)
+    if options.init_from is not None:
+        run_folder.open_run(options.init_from)
     device = find_device(options.device)
     experiment, structure = _prepared(partial(prepare, options), options, device, tell)
     if experiment.doubts:
@@ -87,8 +88,8 @@ def _resumed(run: Run, options: Train, tell: Tell, show: Show) -> None:
     with run.held():
         if is_complete(run):
             raise UserError(
-                f"{run} is complete, nothing is left to resume; `pyro-vae evaluate {run}` scores "
-                "it again"
+                f"{run} is complete, so there is nothing to resume; `pyro-vae evaluate {run}` "
+                "scores it again"
             )
         run.sweep()
         state, known = group.once(lambda: last_state(run, tell))
@@ -130,7 +131,7 @@ def _finished(
     try:
         run.add_result(training=_as_result(history))
         if not options.quiet:
-            tell(str(history) + (f"; ended by {history.stopped}" if history.stopped else ""))
+            tell(str(history) + (f"; stopped by {history.stopped}" if history.stopped else ""))
         if structure.point_masses:
             if not distributed.goes_on():
                 return
@@ -145,9 +146,10 @@ def _finished(
             if found is None:
                 return
             figures, headline = found.figures, found.headline
+            evaluate.keep_estimate(run, found)
             run.add_result(evaluations=[{"split": "test", **figures}])
     except Stopped as stopped:
-        stopped.kept = f"the trained pair is kept: pyro-vae evaluate {run}"
+        stopped.kept = f"the trained pair is saved; score it with: pyro-vae evaluate {run}"
         raise
     show(Finished(run, figures, headline))
     try:
@@ -157,7 +159,7 @@ def _finished(
             with evaluate.drawing(run):
                 write_pictures(run, experiment)
     except Stopped as stopped:
-        stopped.kept = f"the result is kept; pictures are missing: pyro-vae plot {run}"
+        stopped.kept = f"the result is saved; draw the missing pictures with: pyro-vae plot {run}"
         raise
 
 
@@ -170,6 +172,7 @@ def _as_result(history: History) -> dict[str, Any]:
         "note": history.note,
         "stopped": history.stopped,
         "skipped": history.skipped,
+        "init": history.init,
         "resumed": history.resumed,
     }
 
@@ -200,8 +203,8 @@ def _reconstruction_error(
     fields = experiment.fields("test", experiment.options.eval_images)
     record = evaluate_elbo(loss, make_source(x, fields, 500, device), experiment.options.seed)
     why = (
-        f"the guide's site {site!r} is a point mass, which has no density: no importance weights, "
-        "and no log p(x); swap in a guide with a density, such as MeanField"
+        f"the guide's site {site!r} is a point mass, which has no density, so there are no "
+        "importance weights and no log p(x): choose a guide with a density, such as MeanField"
     )
     error = -record.reconstruction
     result = {

@@ -68,7 +68,7 @@ class EarlyStopping:
     def __call__(self, state: EpochEnd) -> bool:
         """Whether to stop now; at the end the best epoch's parameters and buffers are put back."""
         if state.valid is None:
-            raise UserError("EarlyStopping watches the validation ELBO: give fit(…, x_valid=…)")
+            raise UserError("EarlyStopping needs the validation ELBO: give fit(…, x_valid=…)")
         if self.best is None or state.valid.elbo > self.best.elbo + self.min_delta:
             self.best = state.valid
             self._state = [tensor.detach().clone() for tensor in state.pair.tensors()]

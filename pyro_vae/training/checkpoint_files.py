@@ -74,9 +74,9 @@ def state_of(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
     for role, program in (("model", model), ("guide", guide)):
         if not isinstance(program, nn.Module):
             raise UserError(
-                f"the {role} is a {type(program).__name__}, not an nn.Module, so a checkpoint "
-                "can't tell which tensors are its own: write it as a PyroModule, or keep its "
-                "parameters yourself"
+                f"the {role} is a {type(program).__name__}, not an nn.Module, so it is not "
+                "known which tensors a checkpoint must have: write the program as a "
+                "PyroModule, or save its parameters yourself"
             )
         sections[role] = dict(program.state_dict())
     return sections
@@ -102,9 +102,9 @@ def restore_sections(
         except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
             lines = [line.strip() for line in str(error).splitlines()] or [type(error).__name__]
             raise UserError(
-                f"{name}: its tensors are not those of the {role} that the configuration describes "
-                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}); use the configuration and "
-                "the code that it was trained with"
+                f"{name}: its tensors differ from those of the {role} in the configuration "
+                f"({lines[min(1, len(lines) - 1)].rstrip('.')[:160]}). Use the configuration "
+                "and the code of the training"
             ) from error
 
 
@@ -142,7 +142,7 @@ def load(path: Path) -> Checkpoint:
     except OSError as error:
         raise Damaged(f"{path}: can't be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != expected:
-        raise Damaged(f"{path}: damaged, for its SHA-256 is not the one in {manifest(path).name}")
+        raise Damaged(f"{path}: damaged, its SHA-256 is not the one in {manifest(path).name}")
     _refuse_bomb(path, content)
     try:
         with warnings.catch_warnings():
@@ -150,8 +150,8 @@ def load(path: Path) -> Checkpoint:
             held = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch's own text advises to load without the safeguard
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it holds other things than tensors and plain "
-            "values)"
+            f"{path}: not a checkpoint of pyro_vae (it has other objects in it than tensors and "
+            "plain values)"
         ) from error
     if not isinstance(held, dict) or not _are_sections(held.get("sections")):
         raise Damaged(f"{path}: not a checkpoint of pyro_vae (it has no sections)")
@@ -169,8 +169,8 @@ def _refuse_bomb(path: Path, content: bytes) -> None:
         return  # `torch.load` says so
     if unpacked > len(content):
         raise Damaged(
-            f"{path}: not a checkpoint of pyro_vae (it would unpack to {in_words(unpacked)}, and a "
-            "checkpoint is stored as it is)"
+            f"{path}: not a checkpoint of pyro_vae (it would unpack to {in_words(unpacked)}, "
+            "but a checkpoint is not compressed)"
         )
 
 
@@ -185,8 +185,8 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
             else "the version that wrote it"
         )
         raise UserError(
-            f"{path}: written in format {number}, and this version, {__version__}, reads format "
-            f"{FORMAT}: install {wanted}"
+            f"{path}: written in format {number}, but this version, {__version__}, reads format "
+            f"{FORMAT}: install  {wanted}"
         )
 
 
@@ -264,8 +264,8 @@ def latest(folder: Path) -> Path:
     found = complete(folder)
     if not found:
         raise UserError(
-            f"{folder}: no checkpoint in it (a training that was killed before its first one has "
-            "none)"
+            f"{folder}: no checkpoint in it (the training was killed before it wrote one, or it "
+            "has not started)"
         )
     return found[-1]
 
@@ -284,7 +284,7 @@ class Found:
         if not self.unsound:
             return ""
         passed_over = "; ".join(error.what for error in self.unsound.values())
-        return f"{passed_over}: the previous one, {self.path.name}, is taken"
+        return f"{passed_over}: the previous one, {self.path.name}, is used"
 
 
 def newest(folder: Path, best: bool = False) -> Found:
@@ -310,11 +310,11 @@ def newest(folder: Path, best: bool = False) -> Found:
         latest(folder)
     if best:
         raise UserError(
-            f"{folder}: no best checkpoint in it (there is one where a validation set was scored)"
+            f"{folder}: no best checkpoint in it (a best checkpoint needs a validation set)"
         )
     raise UserError(
-        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, from which no "
-        "training goes on"
+        f"{folder}: no checkpoint in it but the best one, {others[-1].name}, and no training "
+        "can be resumed from that one"
     )
 
 

@@ -39,15 +39,18 @@ class TrainingImages:
 
     @cached_property
     def sample(self) -> Tensor:
-        """`MOST_IMAGES` of them or all, in a random order, as they are observed: ``(N,
-        *event_shape)``.
+        """`MOST_IMAGES` of them or all, in a random order, as they are observed, with the mean in
+        the place of a NaN: ``(N, *event_shape)``.
         """
         parts: list[Tensor] = []
         for x, _ in self._source.shuffled(self._seed, 1):
             parts.append(self._pair.cast(x if self._observe is None else self._observe(x)))
             if sum(map(len, parts)) >= MOST_IMAGES:
                 break
-        return torch.cat(parts)
+        found = torch.cat(parts)
+        seen = ~found.isnan()
+        mean = torch.where(seen, found, 0.0).sum(0) / seen.sum(0).clamp(min=1)
+        return torch.where(seen, found, mean)
 
     def field(self, name: str) -> Tensor | None:
         """The named field of all of them, ``(N, …)``; None where it was not given."""
@@ -60,9 +63,11 @@ class TrainingImages:
         is drawn.
         """
         total: Any = 0.0
-        number = 0
+        number: Any = 0
         for x, _ in self._source.in_order():
             expected = x if self._observe is None else self._observe.expected(x)
-            total, number = total + expected.cpu().double().sum(0), number + len(x)
-        mean: Tensor = total / number
+            seen = ~expected.isnan()
+            total = total + torch.where(seen, expected, 0.0).cpu().double().sum(0)
+            number = number + seen.sum(0).cpu()
+        mean: Tensor = total / number.clamp(min=1)
         return mean

@@ -31,6 +31,7 @@ from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.data_init import start_from_data
 from pyro_vae.training.divergence import Diverged
 from pyro_vae.training.history import History
+from pyro_vae.training.init import Init, begin
 from pyro_vae.training.kl_warmup import Warmup, make_warmup
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import OptimizerSpec
@@ -44,9 +45,11 @@ from pyro_vae.training.options import (
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
+from pyro_vae.training.settings import by_site
 from pyro_vae.training.snapshot import Position
 from pyro_vae.training.state import TrainingState, differences, this_place
 from pyro_vae.training.stepper import Stepper
+from pyro_vae.validation import check_choice
 
 __all__: Sequence[str] = ["Diverged", "fit"]
 
@@ -63,7 +66,7 @@ def fit(
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
     num_steps: int | None = None,
-    kl_weight: float = 1.0,
+    kl_weight: float | str | Mapping[str, float] = 1.0,
     kl_warmup: float | str | Warmup = 0,
     grad_clip: float | None = None,
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = (),
@@ -75,6 +78,7 @@ def fit(
     compile: str = "auto",
     progress: bool = True,
     on_divergence: str = "stop",
+    init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
     **fields: Any,
 ) -> History:
@@ -100,11 +104,13 @@ def fit(
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
-            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``.
+            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``; by site as ``{"z1":
+            1.0, "z2": 0.5}``, the others' being 1.
         grad_clip: the largest norm of the gradient of the mean loss per image.
         callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
             ``Checkpoints`` is one.
-        freeze: ``"model"`` or ``"guide"``: leave its parameters as they are.
+        freeze: ``"model"``, ``"guide"``, or a pattern of names as `pyro_vae.parameters` has them,
+            such as ``"model.likelihood.*"``: these parameters stay as they are.
         binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``),
             ``threshold``, ``none``; or an ``Observation``. A validation set is drawn once.
         x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each
@@ -118,6 +124,10 @@ def fit(
         progress: whether steps and figures are shown on stderr.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
             (the device is then read at each step).
+        init: whose parameters to begin with, where name and shape are those of this pair: a run's
+            folder or one of ``Checkpoints``, a file of `pyro_vae.save_parameters`, a model with its
+            guide, or a mapping as `pyro_vae.parameters` returns it. The others are fresh;
+            ``history.init`` says which.
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
             other arguments as they were; on the CPU, in the same tier and with as many threads, bit
             for bit as if it had never been stopped.
@@ -158,7 +168,7 @@ def _fit(
         place,
         "x_train",
         part,
-        missing=observe is None,
+        missing=observe is None or isinstance(observe, Observation),
     )
     if options.x_valid is not None:
         refuse_unseen(pair.guide.owner)
@@ -180,14 +190,19 @@ def _fit(
         "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
+    kl_weight, loss.site_weights = by_site(options.kl_weight)
+    options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
     with own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
         structure = pair.structure(images, rows, scored=False)
         loss.objective = goal.suited(structure)
+        for name in loss.site_weights:
+            check_choice("latent site of kl_weight", name, structure.latents)
         if begun is None:
             start_from_data(pair, source, observe, seed)
+        started = "" if begun is not None or options.init is None else begin(pair, options.init)
         group.broadcast(pair.tensors())
         if valid is not None:
             _check_data(pair, valid, None, *_first_batch(valid, None, pair))
@@ -198,13 +213,14 @@ def _fit(
         stepper = Stepper(loss, source, observe, options, total_steps, group)
         checked = check_training(stepper, next(source.in_order()))
         note = "; ".join((stepper.note, *unusual(place), *checked))
-        history, at = History(compile=stepper.tier, note=note), Position.start(place)
+        history, at = History(compile=stepper.tier, note=note, init=started), Position.start(place)
         here = this_place(place, stepper.tier)
         torch.manual_seed(seed)
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
             lines = [f"training step: {history.note}", *structure.words()]
+            lines += [f"init: {history.init}"] if history.init else []
             lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
             tqdm.write("\n".join(lines), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
@@ -244,7 +260,7 @@ def _take_up(
     line = f"at step {at.step}, epoch {at.epoch}"
     if stepper.source.own_order and at.step > at.first_step:
         at.begin_epoch(at.epoch)
-        line += "; a DataLoader can't repeat its order, so this epoch's pass begins again"
+        line += "; a DataLoader can't repeat its order, so this epoch starts again"
     if changed := differences(begun.place, here):
         line += f"; {changed}"
     history.resumed = (*history.resumed, line)
@@ -276,12 +292,19 @@ def _check_data(
     for program in (pair.model, pair.guide):
         if program.wants("index") and "index" not in fields:
             raise UserError(
-                f"the {program.role} wants the field 'index', which a DataLoader does not tell: "
+                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
                 "give its Dataset instead"
             )
     if isinstance(source, Resident):
         dry_run.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or observe is not None or not isinstance(source, Resident):
+    if structure.subsampling or not isinstance(source, Resident):
         return
-    dry_run.check_support_of_set(pair, source.num_images, source.part)
+    if observe is None:
+        dry_run.check_support_of_set(pair, source.num_images, source.part)
+    elif source.x.is_floating_point() and len(
+        missing := source.x.isnan().flatten(1).any(1).nonzero()
+    ):
+        first = max(0, int(missing[0]) - 4)
+        few, named = source.part(slice(first, first + 5))
+        dry_run.check_support_of_set(pair, len(few), lambda rows: (observe(few), named), first)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from pyro_vae.formatting import Printed
+
 
 @dataclass(frozen=True)
 class Record:
@@ -20,7 +22,7 @@ class Record:
 
 
 @dataclass
-class History:
+class History(Printed):
     """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given.
 
     Attributes:
@@ -32,6 +34,7 @@ class History:
         note: why it was chosen, and what was checked.
         stopped: which callback ended it early, and where.
         skipped: steps that were taken back, as something was not finite.
+        init: what it began with: whose parameters, and which are fresh; empty where all are.
         resumed: where it was resumed, and what is not as it was.
     """
 
@@ -39,13 +42,12 @@ class History:
     valid: list[Record] = field(default_factory=list)
     num_steps: int = 0
     seconds: float = 0.0
-    compile: str = "off"  # the tier that ran
-    note: str = ""  # why it was chosen
-    stopped: str = ""  # which callback ended it early, and where
-    skipped: int = 0  # steps taken back because something was not finite (on_divergence="skip")
-    resumed: tuple[
-        str, ...
-    ] = ()  # where it was resumed, and what is not as it was; empty where it never was
+    compile: str = "off"
+    note: str = ""
+    stopped: str = ""
+    skipped: int = 0
+    init: str = ""
+    resumed: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.train:

@@ -101,7 +101,7 @@ class Loop:
         )
         if not self.at.seen:
             raise self.give_up(
-                f"every step of epoch {self.at.epoch} was skipped, for it was not finite"
+                f"every step of epoch {self.at.epoch} was skipped, because none was finite"
             )
         *means, _ = self.read()
         return as_record(means, self.at.epoch, self.at.step)
@@ -264,7 +264,7 @@ class Loop:
         self.history.valid = [record for record in self.history.valid if record.epoch < at.epoch]
         self.note_progress()
         place = f"step {step}" if step is not None else f"after step {at.step}"
-        begins = f"; it begins at {site}" if site else ""
+        begins = f"; it starts at {site}" if site else ""
         message = (
             f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set "
             "grad_clip, or look for infinities in the data"
@@ -277,7 +277,7 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
     """The objective and the ELBO on a whole set, in eval mode, with the same noise at each call."""
     device, group = loss.kl_weight.device, distributed.current()
     sums, seen = torch.zeros(3, dtype=torch.float64, device=device), 0
-    weight = loss.kl_weight.clone()
+    weight, by_site, loss.site_weights = loss.kl_weight.clone(), loss.site_weights, {}
     with (
         loss.pair.active(training=False),
         own_randomness(group.seed_of(mix(seed, 1) % 2**32), device),
@@ -287,6 +287,7 @@ def evaluate_elbo(loss: Loss, source: Source, seed: int, epoch: int = 0, step: i
             sums += loss.step(loss.pair.cast(x), named).figures()
             seen += len(x)
     loss.kl_weight.copy_(weight)
+    loss.site_weights = by_site
     totals = torch.cat((sums, sums.new_tensor([seen])))
     group.add(totals)
     *sums_of_all, number = totals.tolist()

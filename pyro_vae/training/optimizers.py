@@ -73,18 +73,18 @@ def _of_pyro(
     kind, arguments = spec.pt_optim_constructor, spec.pt_optim_args
     if isinstance(spec, PyroLRScheduler):
         raise UserError(
-            "optimizer is a scheduler of Pyro's: give its optimiser, and the fall of the rate as "
-            "schedule='linear', or a Schedule"
+            "optimizer is a scheduler of Pyro: give its optimiser, and the learning rate's "
+            "schedule as schedule='linear' or a Schedule"
         )
     if spec.pt_clip_args:
         raise UserError(
-            "optimizer clips gradients by clip_args, a parameter at a time: leave them out, and "
-            "give grad_clip=, the largest norm of all gradients together"
+            "optimizer has clip_args, which clip the gradient of each parameter: leave them "
+            "out, and give grad_clip=, the largest norm of all gradients together"
         )
     if callable(arguments) and spec.pt_optim_args_argc != 1:
         raise UserError(
-            "optimizer asks for a module's and a parameter's name, which is Pyro's old form: give "
-            "a function of one name, such as 'encoder.fc.weight'"
+            "optimizer is a function of a module's name and a parameter's name (Pyro's old "
+            "form): give a function of one name, such as 'encoder.fc.weight'"
         )
     groups: dict[str, dict[str, Any]] = {}
     for parameter in parameters:
@@ -95,8 +95,8 @@ def _of_pyro(
         )
         if own.get("lrd", 1.0) != 1.0:
             raise UserError(
-                f"lrd={own['lrd']} lowers the learning rate at each step, as schedule= does: leave "
-                "it out, and give schedule='linear', 'cosine' or a Schedule"
+                f"lrd={own['lrd']} lowers the learning rate at each step: leave it out, and "
+                "give  schedule='linear', 'cosine' or a Schedule"
             )
         groups.setdefault(repr(sorted(own.items())), {"params": [], **own})["params"].append(
             parameter
@@ -105,7 +105,7 @@ def _of_pyro(
     if not all("lr" in group for group in optimizer.param_groups):
         raise UserError(
             f"optimizer {type(optimizer).__name__} has no learning rate 'lr', which schedule= "
-            "changes: give one that has, such as pyro.optim.Adam"
+            "changes: give an optimiser that has one, such as pyro.optim.Adam"
         )
     hold_absent_rows(optimizer)
     return optimizer

@@ -20,8 +20,9 @@ from pyro_vae.fields import constants, merged
 from pyro_vae.protocols import hook
 from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.init import Init
 from pyro_vae.training.kl_warmup import make_warmup
-from pyro_vae.training.settings import Settings, check_fields, option
+from pyro_vae.training.settings import Settings, by_site, check_fields, option
 from pyro_vae.training.state import TrainingState
 from pyro_vae.validation import check_choice
 
@@ -37,11 +38,11 @@ class FitOptions(Settings):
     num_epochs: int = option(10, least=1)
     num_steps: int | None = option(None, least=1)
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
-    freeze: str | None = None
     binarize: str | Observation | None = None
     x_valid: Any = None
     device: str | torch.device = "auto"
     progress: bool = True
+    init: Init | None = None
     resume: TrainingState | str | Path | None = None
 
     @staticmethod
@@ -52,8 +53,7 @@ class FitOptions(Settings):
     def __post_init__(self) -> None:
         check_fields(self, flags=False)
         make_warmup(self.kl_warmup)
-        if self.freeze is not None:
-            check_choice("part to freeze", self.freeze, ["model", "guide"])
+        by_site(self.kl_weight)
 
 
 def observations(
@@ -68,10 +68,10 @@ def observations(
         levels = 2 if largest <= 1 else 256
         if few_levels(largest, levels):
             warnings.warn(
-                f"x_train's whole numbers end at {largest} and are taken for grey levels 0 to 255: "
-                f"where they are levels, give binarize=Dynamic({largest + 1}), an Observation of "
-                "pyro_vae.data.transforms; counts are for a likelihood of counts, such as Poisson, "
-                "without binarize",
+                f"the largest whole number of x_train is {largest}, and the values are read as "
+                "grey levels 0 to 255. If they are other levels, give "
+                f"binarize=Dynamic({largest + 1}) (pyro_vae.data.transforms). If they are "
+                "counts, use a likelihood of counts, such as Poisson, without binarize",
                 stacklevel=4,
             )
     if binarize == "dynamic":
@@ -93,11 +93,11 @@ def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> 
         return x
     if isinstance(x, Dataset | DataLoader):
         raise UserError(
-            f"the {part} set is to be binarized once, and a Dataset can't be: give a tensor, or "
-            "binarized items"
+            f"the {part} set can't be binarized once, because it is a Dataset: give a tensor, "
+            "or binarized items"
         )
     return observation.fixed(
-        as_images(x, {"train": "x_train", "validation": "x_valid"}[part]), seed, part
+        as_images(x, {"train": "x_train", "validation": "x_valid"}[part], missing=True), seed, part
     )
 
 
@@ -111,9 +111,8 @@ def refuse_unseen(guide: Any) -> None:
     """
     if not hook(guide, "amortized"):
         raise UserError(
-            f"{type(guide).__name__} has a q(z) for each training image and none for others, so "
-            "there is no ELBO of x_valid: leave x_valid out, and call refine(model, guide, x) on "
-            "images that it was not fitted on"
+            f"{type(guide).__name__} has a q(z) for the training images only, so there is no "
+            "ELBO of x_valid: leave x_valid out. For other images call refine(model, guide, x)"
         )
 
 
@@ -134,9 +133,9 @@ def validation_source(
     resident = isinstance(train, Resident) and not isinstance(x, Dataset | DataLoader)
     if x is None or (resident and named.keys() != fields.keys()):
         raise UserError(
-            f"x_valid has {', '.join(sorted(named)) or 'no fields'} beside x, the training set "
-            f"has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' and the "
-            "same fields"
+            f"x_valid has {', '.join(sorted(named)) or 'no fields'} besides x, but the training "
+            f"set has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' "
+            "and the same fields"
         )
     if (
         observation is not None
@@ -145,8 +144,8 @@ def validation_source(
         and _is_float(x)
     ):
         raise UserError(
-            "x_valid is floating point where x_train holds integer levels: give it as stored, for "
-            "fit observes it itself, once"
+            "x_valid is floating point, but x_train has integer levels: give x_valid as "
+            "stored, because fit binarizes it itself"
         )
     return make_source(
         draw_once(x, observation, seed, "validation"),
@@ -163,6 +162,6 @@ def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], 
     for callback in listed:
         if not callable(callback):
             raise UserError(
-                f"callbacks holds a {type(callback).__name__}: expected functions of an EpochEnd"
+                f"callbacks has a {type(callback).__name__}: expected functions of an EpochEnd"
             )
     return listed

@@ -83,21 +83,22 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
     )
     if alone.site and not structure.unscored:
         notes += (
-            f"site {alone.site} depends on the other images of a batch, so this pair has no log "
-            "p(x) of an image",
+            f"site {alone.site} depends on the other images of a batch, so this pair has no "
+            "log p(x) of one image",
         )
     return words, *notes
 
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
     """What is to be said of a pair that trains and has no log p(x) of an image."""
-    notes: tuple[str, ...] = (f"no log p(x) of an image: {structure.unscored}",)
+    notes: tuple[str, ...] = (f"no log p(x) of one image: {structure.unscored}",)
     source = stepper.source
     if structure.shared and not structure.subsampling and source.batch_size < source.num_images:
         notes += (
-            f"what concerns {', '.join(map(repr, structure.shared))} counts in full at each batch "
-            f"of {source.batch_size}: for the ELBO of the set give the data plate the set's size, "
-            f"pyro.plate('data', {source.num_images}, subsample_size=len(x))",
+            f"what concerns {', '.join(map(repr, structure.shared))} is counted in full in "
+            f"each batch of {source.batch_size}. For the ELBO of the whole set give the data "
+            f"plate the size of the set:  pyro.plate('data', {source.num_images}, "
+            "subsample_size=len(x))",
         )
     return notes
 
@@ -132,7 +133,7 @@ def check_scores(
 
 def _in_words(alone: Independence) -> list[str]:
     if alone.unchecked:
-        return [f"no independence, as {alone.unchecked}"]
+        return [f"not the independence of the images, because {alone.unchecked}"]
     return [] if alone.site else ["independence"]
 
 
@@ -186,11 +187,14 @@ def _held_loss(
 
     own = differentiated(estimated)
     if not all(bool(value.isfinite().all()) for value in own):
-        return "no loss, as it or its gradient is not finite here"
+        return "not the loss, because it or its gradient is not finite here"
     try:
         judge = differentiated(stock)
     except Exception as error:
-        return f"no loss, as {type(theirs).__name__} fails on this pair ({first_line(error)})"
+        return (
+            f"not the loss, because {type(theirs).__name__} fails on this pair "
+            f"({first_line(error)})"
+        )
     of = "" if type(ours) is type(objective) else f" of {type(ours).__name__}"
     for name, rows, tolerance in (
         ("loss", slice(0, 1), LOSS_TOLERANCE),
@@ -198,11 +202,14 @@ def _held_loss(
     ):
         if apart := _apart(own[rows], judge[rows], tolerance):
             if _apart(differentiated(stock)[rows], judge[rows], tolerance):
-                return f"no {name}, as the programs give another one at each run in the same noise"
+                return (
+                    f"not the {name}, because the programs give another result at each run with the "
+                    "same seed"
+                )
             raise UserError(
                 f"the {name}{of} of this pair at its first images differs from pyro.infer's by "
-                f"{apart}: this is a mistake of pyro_vae, and a number of it would be wrong; "
-                "train by pyro.infer.SVI, and report the pair"
+                f"{apart}: this is a bug of pyro_vae, and its numbers would be wrong. Train "
+                "with pyro.infer.SVI, and report the pair"
             )
     return f"loss{of}, gradient" if watched else f"loss{of}"
 
@@ -257,12 +264,12 @@ def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
             try:
                 sums = step(*_own(x, fields))
             except RuntimeError as error:  # a rate that is no float32
-                return f"no step, as torch's own fails ({first_line(error)})"
+                return f"not the step, because torch's own fails ({first_line(error)})"
             outcomes.append([parameter.detach().clone() for parameter in parameters])
     if bool(sums.isfinite().all()) and (apart := _apart(outcomes[0], outcomes[1], STEP_TOLERANCE)):
         raise UserError(
-            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is a "
-            "mistake of a fused kernel; give optimizer=lambda ps: "
+            f"one step of {kind.__name__} differs from torch's unfused one by {apart}: this is "
+            "a bug of a fused kernel. Give optimizer=lambda ps: "
             f"torch.optim.{kind.__name__}(ps, fused=False, foreach=False), and report the pair"
         )
     return "step"

@@ -40,9 +40,9 @@ def select_step(
         return eager, source, "eager Pyro, as asked for"
     if compile == "auto" and (what := foreign(eager.loss)):
         note = (
-            f"eager Pyro, as {what} is not a part of this package; compile='graph' or 'inductor' "
-            "traces the programs once, which is several times quicker for small networks, if "
-            "Python decides nothing in them (docs/tracing.md)"
+            f"eager Pyro, because {what} is not a part of this package. compile='graph' or "
+            "'inductor' traces the programs once, which is several times quicker for small "
+            "networks; their Python code must not make decisions that change (docs/tracing.md)"
         )
         return eager, source, note
     if any(map(hooked, eager.parameters)):
@@ -68,7 +68,9 @@ def select_step(
         try:
             compiled = StagedStep(eager, "inductor")
             compiled.prepare(*batches)
-            form = "optimiser inside the graph" if compiled.inside else "optimiser beside the graph"
+            form = (
+                "optimiser inside the graph" if compiled.inside else ("optimiser outside the graph")
+            )
             step, note = compiled, f"compiled by inductor, {form} ({why})"
         except NotStageable as reason:
             note = f"traced graph, replayed ({reason})"

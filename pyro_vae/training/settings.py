@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from numbers import Real
@@ -47,22 +48,52 @@ class Settings:
     """A torch optimiser, such as "Adam(eps=1e-4)"."""
     schedule: str = "cosine"
     """How the learning rate falls: cosine, linear, geometric, constant."""
-    kl_weight: float = option(1.0, least=0)
-    """The weight of the KL in training (β)."""
+    kl_weight: float | str = option(1.0, least=0)
+    """The weight of the KL in training (β), or one for each latent site, such as z1=1,z2=0.5; 1
+    gives the ELBO.
+    """
     kl_warmup: float | str = option(0.0, least=0)
-    """How the KL weight is reached: a number of epochs over which it rises from 0, or
-    "Cyclical(cycles=4, ramp=0.5)".
+    """How the KL weight rises: a number of epochs in which it rises from 0, or
+    "Cyclical(cycles=4, ramp=0.5)"; by default it has its full value from the start.
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient; a longer gradient is scaled down to it."""
+    """The largest norm of the gradient: a larger gradient is scaled down to it; by default gradients
+    are not changed.
+    """
+    freeze: str | None = None
+    """What is not trained: model, guide, or a pattern of parameters' names, such as
+    "model.likelihood.*"; by default everything is trained.
+    """
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled, as a replayed graph, or as plain Pyro."""
-    on_divergence: Literal["stop", "skip"] = "stop"
-    """Where a loss or gradient is NaN or infinite: stop and say where, or skip the step and count
-    it.
+    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain Pyro
+    (off). auto compiles if the number of steps is worth it.
     """
+    on_divergence: Literal["stop", "skip"] = "stop"
+    """If a loss or gradient is NaN or infinite: stop and say where, or skip and count the step.
+    """
+
+
+def by_site(kl_weight: Any, written: str = "kl_weight={!r}") -> tuple[float, dict[str, float]]:
+    """β, and its factors by site, where it is a mapping of them or a text such as "z1=1,z2=0.5".
+
+    Raises:
+        UserError: one is no number, or negative.
+    """
+    found = kl_weight
+    if isinstance(found, str):
+        pairs = [part.partition("=") for part in found.split(",")]
+        with suppress(ValueError):
+            found = {name.strip(): float(value) for name, _, value in pairs if name.strip()}
+    sites = dict(found) if isinstance(found, Mapping) else {}
+    for value in sites.values() or [found]:
+        if not (is_a(value, float) and _in_range(value, {"least": 0})):
+            raise UserError(
+                f"{written.format(kl_weight)}: expected a number, 0 or more, or one of each "
+                "latent site, as {'z1': 1.0, 'z2': 0.5} (--kl-weight z1=1,z2=0.5)"
+            )
+    return (1.0 if sites else float(found)), {name: float(v) for name, v in sites.items()}
 
 
 def check_fields(options: Any, *, flags: bool = True) -> None:

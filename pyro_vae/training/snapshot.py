@@ -87,8 +87,8 @@ class Snapshot:
             other[name].shape != held[name].shape for name in other
         ):
             raise UserError(
-                f"the state has {_counted(held)} beside those of model and guide, the pair has "
-                f"{_counted(other)}: resume with the very programs that were trained"
+                f"the state has {_counted(held)} besides those of model and guide, but the pair "
+                f"has {_counted(other)}: resume with the same programs that were trained"
             )
         with torch.no_grad():
             for name, tensor in other.items():

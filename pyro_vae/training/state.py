@@ -90,8 +90,9 @@ class TrainingState:
         rest = held.sections.get("training")
         if rest is None:
             raise UserError(
-                f"{name}: holds parameters and no state of a training (it was written by an older "
-                "version, or as the best of a training), so it can be evaluated and not resumed"
+                f"{name}: it has parameters but no state of the training (an older version "
+                "wrote it, or it is the best checkpoint of a training). It can be evaluated, "
+                "but not resumed"
             )
         try:
             position = Position(**rest["position"])
@@ -111,7 +112,7 @@ class TrainingState:
             state.records()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"{name}: its state of a training is incomplete; {checkpoint_files.AGAIN}"
+                f"{name}: its state of the training is incomplete;  {checkpoint_files.AGAIN}"
             ) from error
         return state
 
@@ -157,7 +158,8 @@ class TrainingState:
                 for name in differing
             )
             raise UserError(
-                f"resume: the state is of another training: {words}; give the same, or train anew"
+                f"resume: the state is of another training ({words}): give the same "
+                "options, or train anew"
             )
 
     def restore_callbacks(self, callbacks: Sequence[Any]) -> None:
@@ -169,8 +171,9 @@ class TrainingState:
         )
         if kept != here:
             raise UserError(
-                f"resume: the state holds that of the callbacks {', '.join(kept) or 'none'}, and "
-                f"those given are {', '.join(here) or 'none'}: give the same ones in the same order"
+                f"resume: the state has the callbacks {', '.join(kept) or 'none'}, but the "
+                f"given ones are {', '.join(here) or 'none'}: give the same ones in the same "
+                "order"
             )
         for callback, (_, state) in zip(stateful, self.callbacks, strict=True):
             callback.load_state_dict(state)
@@ -214,7 +217,9 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         if name in then and then[name] != now[name]
     ]
     if changed:
-        return f"not bit for bit what it would have been ({'; '.join(changed)})"
+        return (
+            f"the resumed training is not bit for bit the uninterrupted one ({'; '.join(changed)})"
+        )
     if now["device"] != "cpu":
         return "the device's random state is restored, but a GPU's sums may differ in the last bits"
     return ""

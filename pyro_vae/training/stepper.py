@@ -4,7 +4,8 @@ callback (un)freezes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,9 @@ from pyro_vae.compile.trace import NotStageable
 from pyro_vae.data.loaders import Source
 from pyro_vae.data.transforms import Observation
 from pyro_vae.distributed import Alone
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
+from pyro_vae.pair.parameters import tensors_of
 from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.nan_guard import Health
@@ -96,9 +98,9 @@ class Stepper:
                 self.step.check(self._source.drawn(seed))
             except NotStageable as reason:
                 raise UserError(
-                    f"the {self.tier} step no longer is that of the programs ({reason}): a Python "
-                    "value that they read has changed since they were traced, so the steps since "
-                    "then are not what the programs say; train with compile='off'"
+                    f"the {self.tier} step differs from the programs ({reason}): a Python value "
+                    "that they read has changed since they were traced, so the steps since "
+                    "then are wrong. Train with compile='off'"
                 ) from None
 
     def _signature(self) -> list[tuple[int, bool]]:
@@ -131,7 +133,8 @@ def trainable(
         value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
     reached = leaves(value)
     every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
-    kept = {i: p for i, p in every.items() if freeze is None or pair.name_of(p)[0] != freeze}
+    frozen = {id(p) for p in frozen_by(pair, freeze, [*every.values()])}
+    kept = {i: p for i, p in every.items() if i not in frozen}
     if not any(id(p) in kept for p in reached):
         why = (
             f"freeze={freeze!r} leaves none"
@@ -139,7 +142,21 @@ def trainable(
             else "the loss depends on no tensor that requires a gradient"
         )
         raise UserError(
-            f"there is nothing to train: {why}; register networks with pyro.module, or use "
+            f"there is nothing to train: {why}. Register networks with pyro.module, or use "
             "PyroModules"
         )
     return sorted(kept.values(), key=pair.name_of)
+
+
+def frozen_by(pair: Pair, freeze: str | None, every: Sequence[Tensor]) -> list[Tensor]:
+    """Those of the parameters that are the program's, or have a name, as in `parameters`, that
+    matches the pattern.
+    """
+    if freeze in (None, "model", "guide"):
+        return [p for p in every if pair.name_of(p)[0] == freeze]
+    named = {name: own.tensor for name, own in tensors_of(pair).items() if own.kind != "buffer"}
+    if found := [each for name, each in named.items() if fnmatchcase(name, freeze)]:
+        return found
+    parts = {f"{'.'.join(name.split('.')[:2])}.*" for name in named if "." in name}
+    known = ["model", "guide", *parts]
+    raise UserError(did_you_mean("part to freeze", freeze, known))

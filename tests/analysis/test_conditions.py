@@ -22,8 +22,8 @@ def made(case: Foreign, size: int, **options: Any) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("library_size", "law of site 'x' depends on the values of x.*x=…"),
-        ("conditional_vae", "law of site 'y' depends on the values of x.*x=…"),
+        ("library_size", "distribution of site 'x' depends on the values of x.*x=…"),
+        ("conditional_vae", "distribution of site 'y' depends on the values of x.*x=…"),
         ("support_of_the_batch", "fails on images of zeros .*x=…"),
     ],
 )

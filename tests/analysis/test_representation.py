@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.distributions import AffineTransform
 
 from pyro_vae import fit, guides, models
-from pyro_vae.analysis.encode import decode, encode, reconstruct, sample
+from pyro_vae.analysis.encode import encode, reconstruct
+from pyro_vae.analysis.generate import decode, sample
 from pyro_vae.errors import UserError
 
 PIXELS, LATENT, SIGMA = 6, 2, 0.3
@@ -177,7 +178,7 @@ def test_parameters_of_functions_are_those_that_were_fitted() -> None:
             pyro.sample("z", dist.Normal(loc.expand(len(x), -1), 0.01).to_event(1))
 
     x = torch.full((32, PIXELS), 5.0)
-    with pytest.raises(UserError, match="fit this very pair"):
+    with pytest.raises(UserError, match="fit this same pair"):
         encode(model, guide, x)
     fit(
         model,

@@ -127,6 +127,12 @@ def test_help_is_in_groups_with_examples(capsys: pytest.CaptureFixture[str]) -> 
     heads = [line for line in text.splitlines() if line.endswith(":") and line[:1] != " "]
     assert heads == [f"{head}:" for head in (*Train.groups, "examples")]
     assert text.count("\n  pyro-vae train") == len(Train.examples) == 3
+    for name, default in (
+        ("kl-warmup", "at once"),
+        ("freeze", "all"),
+        ("grad-clip", "as they are"),
+    ):
+        assert default in " ".join(text.partition(f"--{name} ")[2].split())[:300], name
     assert not any(noise in text for noise in ("None", "{", "SUPPRESS", "default: "))
 
 
@@ -148,6 +154,7 @@ def test_the_examples_are_options(example: str) -> None:
         ("evaluate", "required: RUN"),
         ("list guide prior", "unknown argument prior"),
         ("bench --only", "--only: expected at least one argument"),
+        pytest.param("bench --only WRONG", "unknown case 'WRONG'", marks=pytest.mark.slow),
         ("bench fast", "SUITES 'fast': expected one of training, epochs"),
         ("--verbose", "--verbose"),
     ],
@@ -217,7 +224,7 @@ TRAIN_MISTAKES = [
     ("--optimizer Adm", "did you mean 'Adam'"),
     ("--schedule cosin", "did you mean 'Cosine'"),
     ("--data digit", "did you mean 'digits'"),
-    ("--guide StandardNormal", "belongs to the slot prior"),
+    ("--guide StandardNormal", "is a part of the slot prior"),
     ("--guide MeanField(dept=3)", "dept"),
     ("--guide MeanField(", "position"),
     ("--guide MeanField(latent_dim=5)", "event shape"),
@@ -227,7 +234,7 @@ TRAIN_MISTAKES = [
     ("--guide nowhere.py:Mine", "nowhere.py"),
     ("--model parts.py:Own", "observes"),
     ("--model parts.py:Own --binarize dynamic --likelihood Gaussian", "takes no likelihood"),
-    ("--net Conv --data flat.npz --batch-size 8", "Conv serves images"),
+    ("--net Conv --data flat.npz --batch-size 8", "Conv needs images"),
     ("--latent-dim 0", "--latent-dim 0"),
     ("--steps 0", "--steps 0"),
     ("--epochs 0", "--epochs 0"),
@@ -256,6 +263,8 @@ TRAIN_MISTAKES = [
     ("--data complex.npz", "complex64"),
     ("--data grey.npz", "22 images"),
     ("--data absent.npz", "absent.npz"),
+    ("--init-from nowhere", "no such run folder"),
+    ("--freeze modle", "did you mean 'model'"),
     ("--out full", "full"),
     ("--out full/mine.txt", "mine.txt"),
     ("--out full/mine.txt/x", "mine.txt"),
@@ -459,6 +468,26 @@ def test_the_configuration_of_a_run_repeats_it(
     assert main(["train", "--config", "run/config.toml", "--json", "--quiet"]) == 0
     first = json.loads((run / "results.json").read_text())["evaluations"][0]
     assert json.loads(capsys.readouterr().out)["mean"] == first["mean"]
+
+
+def test_a_run_begins_from_another_and_says_what_is_fresh(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And goes on where that one is gone: a resumed run does not begin again."""
+    words = [*SHORT, "--guide", "iaf( depth=1 )", "--init-from", "run", "--freeze", "model"]
+    assert main(["train", *words, "--out", "next"]) == 0
+    results = run_folder.open_run("next").results()
+    assert run_folder.open_run("next").options().guide == "IAF(depth=1)"  # by its own name
+    assert results["training"]["init"].startswith("from run: model.likelihood, ")
+    assert "guide.flow" in results["training"]["init"].partition("; fresh: ")[2]
+    protocol = results["evaluations"][0]["protocol"]
+    assert (protocol["init_from"], protocol["freeze"]) == ("run", "model")
+    (model, _), (source, _) = pv.load("next"), pv.load("run")
+    assert all(map(torch.equal, model.state_dict().values(), source.state_dict().values()))
+    shutil.rmtree("run")
+    (run.parent / "next" / "results.json").unlink()
+    assert main(["train", "--resume", "next", "--quiet"]) == 0
+    assert run_folder.open_run("next").results()["training"]["init"] == results["training"]["init"]
 
 
 def test_early_stopping_ends_and_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -211,6 +211,10 @@ def test_compare_reads_what_the_runs_have_stored(
         and worst["se_difference"] > 0
     )
     assert (result["num_images"], result["protocol"]["data"]) == (12, "digits")
+    for pattern in (["[ab]"], ["?"], ["b", "?"]):
+        assert main(["compare", *pattern, "--json"]) == 0
+        assert strict(capsys.readouterr().out)["rows"] == result["rows"]
+    assert main(["compare", "no*"]) == 2 and "no run folder fits" in capsys.readouterr().err
     assert main(["compare", "a", "b"]) == 0
     out, err = capsys.readouterr()
     assert "± paired" in out and "sha256" in out and err == ""
@@ -262,11 +266,11 @@ def test_compare_reads_what_stored_results_score(
         return code, "".join(capsys.readouterr())
 
     code, text = compared()
-    assert code == 0 and "only the digest of x" not in text
+    assert code == 0 and "an old result with a digest of x alone" not in text
     code, text = compared(quantity=None, scored=None, conditions=None)
-    assert code == 0 and "b was written when only the digest of x was kept" in text
+    assert code == 0 and "b is an old result with a digest of x alone" in text
     code, text = compared(quantity="log p(x | y)", conditions={"y": "a" * 64})
-    assert code == 2 and "'b' log p(x | y): different quantities" in text
+    assert code == 2 and "'b' log p(x | y): these are different quantities" in text
     code, text = compared(scored={"x": "a" * 64})
     assert code == 2 and "'a' scores at site 'x'" in text
 

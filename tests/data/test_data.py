@@ -353,7 +353,7 @@ NAN = np.where(np.arange(9)[:, None] == 4, np.nan, np.ones((9, 5)))
         ({"images": GOOD.astype(complex)}, ["complex128"]),
         ({"images": GOOD.astype("datetime64[s]")}, ["datetime64"]),
         ({"images": GOOD.astype(np.int16) - 300}, ["image 0", "-"]),
-        ({"images": GOOD.astype(np.int64) * 300}, ["integers are levels 0 to 255"]),
+        ({"images": GOOD.astype(np.int64) * 300}, ["whole numbers are grey levels 0 to 255"]),
         ({"train": np.ones((9, 5)), "test": NAN}, ["'test'", "row 4", "nan"]),
         (
             {"train": np.where(np.isnan(NAN), np.inf, 1), "test": np.ones((9, 5))},

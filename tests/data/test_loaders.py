@@ -114,12 +114,12 @@ def test_what_a_loader_gave_is_counted(pair: tuple[Any, Any]) -> None:
     data = TensorDataset(X)
     some = scored(pair, DataLoader(data, 4, sampler=SubsetRandomSampler(range(10))))
     assert some.num_images == some.protocol["num_images"] == 10
-    assert some.notes == ("10 images came of the loader, where TensorDataset says 23",)
+    assert some.notes == ("10 images came from the loader, but TensorDataset has 23",)
     dropped = scored(pair, DataLoader(data, 4, drop_last=True))
     assert dropped.num_images == dropped.protocol["num_images"] == 20 and dropped.notes
     lying = scored(pair, DataLoader(Stream(11), 4))
     assert lying.num_images == lying.protocol["num_images"] == N
-    assert lying.notes == ("23 images came of the loader, where Stream says 11",)
+    assert lying.notes == ("23 images came from the loader, but Stream has 11",)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def test_separators_headers_and_levels(tmp_path: Path) -> None:
         (FLOWERS.replace("4.9", ""), {"label": "species"}, ["'length' has no value in row 3"]),
         (FLOWERS.replace("virginica,6", ",6"), {"label": "species"}, ["row 2 has no species"]),
         (FLOWERS.replace("4.9", "inf"), {"label": "species"}, ["'length' has inf in row 3"]),
-        (",a,b\n0,1,2\n1,3,4\n2,5,6\n", {}, ["numbers the rows", "index=False"]),
+        (",a,b\n0,1,2\n1,3,4\n2,5,6\n", {}, ["only counts the rows", "index=False"]),
         ("", {}, ["not a table"]),
         ("a,b\n1,2\n", {}, ["1 row"]),
         ('a,b\n1,"2\n', {}, ["not a table"]),

@@ -51,7 +51,7 @@ def test_a_table_has_no_pages_of_pixels(tmp_path: Path, capsys: pytest.CaptureFi
     assert "t.csv: 48 train and 12 test rows of 3 features, floats, 3 classes" in said
     assert sorted(each.stem for each in out.glob("*.png")) == ["curves", "evaluation", "latent"]
     assert main(["plot", str(out), "samples"]) == 2
-    assert "t.csv is a table, whose rows are no images" in capsys.readouterr().err
+    assert "t.csv is a table: its rows are not images" in capsys.readouterr().err
 
 
 def test_a_table_that_no_network_can_take_is_told_to_be_scaled(

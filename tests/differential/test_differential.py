@@ -40,10 +40,10 @@ def test_a_compiled_program_is_as_pyros_own_or_refused(seed: int) -> None:
 
 
 @pytest.mark.stress
-def test_at_most_a_tenth_of_what_pyro_trains_is_refused() -> None:
+def test_at_most_a_twentieth_of_what_pyro_trains_is_refused() -> None:
     verdicts = [judge(seed).verdict for seed in range(300)]
     trained = [each for each in verdicts if each != "untrainable"]
-    assert trained.count("refused") <= 0.1 * len(trained)
+    assert trained.count("refused") <= 0.05 * len(trained)
 
 
 # ---- the instrument itself

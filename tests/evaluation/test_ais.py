@@ -245,7 +245,7 @@ def test_the_headline_and_the_dictionary() -> None:
             float(torch.as_tensor(getattr(result, name)).double().mean())
         )
     assert result.num_samples == 4 and result.acceptance.shape == result.log_px.shape
-    assert "one chain an image" in str(anneal(ppca(20, widen=0.8), 10, num_chains=1))
+    assert "one chain for each image" in str(anneal(ppca(20, widen=0.8), 10, num_chains=1))
 
 
 def test_bdmc_says_that_its_images_are_simulated() -> None:

@@ -204,8 +204,10 @@ def test_what_was_tampered_with_is_found(what: str, run: Path, audited: Audited)
     ("parts", "words"),
     [
         pytest.param(["--guide", "PerDatum"], "no q(z | x) of test images", marks=pytest.mark.slow),
-        pytest.param(["--guide", "SemiAmortized"], "imports the engine", marks=pytest.mark.slow),
-        pytest.param(["--guide", "Planar"], "at its own last draw alone", marks=pytest.mark.slow),
+        pytest.param(
+            ["--guide", "SemiAmortized"], "imports pyro_vae's own code", marks=pytest.mark.slow
+        ),
+        pytest.param(["--guide", "Planar"], "only at its own last draw", marks=pytest.mark.slow),
         (["--model", "GaussianMixture(components=2)", "--guide", "Empty"], "summed out"),
     ],
 )

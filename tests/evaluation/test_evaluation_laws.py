@@ -222,7 +222,7 @@ def test_a_discrete_site_that_the_guide_lacks_is_summed_out() -> None:
     result = estimate(alone, 10)
     torch.testing.assert_close(result.log_px, case.log_px, rtol=0, atol=1e-12)
     assert result.se_mc == 0.0
-    with pytest.raises(pv.UserError, match="no latent site to move"):
+    with pytest.raises(pv.UserError, match="no latent site, so its log weights"):
         estimate(alone, 10, proposal="Defensive")
 
 

@@ -139,7 +139,7 @@ def test_one_seed_one_result_and_the_callers_random_state_is_left_alone() -> Non
 
 def test_images_that_were_not_evaluated_are_refused() -> None:
     case = ppca()
-    with pytest.raises(UserError, match="is not what log p"):
+    with pytest.raises(UserError, match="is not the data of which log p"):
         arviz_export.to_inference_data(estimate(case), case.model, case.guide, case.x + 1)
     with pytest.raises(UserError, match="39 images"):
         arviz_export.to_inference_data(estimate(case), case.model, case.guide, case.x[1:])

@@ -194,23 +194,23 @@ CASES: dict[str, tuple[Any, Any, dict[str, Tensor], str, int | None, set[str], s
     ),
     "factor": (penalized, X, {}, "log p(x) + log factor 'penalty'", 6, {"pixels"}, set()),
     "factor alone": (factor_alone, X, {}, "log factor 'fit' given x", None, set(), {"x"}),
-    "mask": (masked, X, {"mask": SEEN}, "log p(x_seen | mask)", None, {"x"}, {"mask"}),
-    "mask of one shape": (masked, X, {"mask": LEFT}, "log p(x_seen | mask)", 2, {"x"}, {"mask"}),
+    "mask": (masked, X, {"mask": SEEN}, "log p(x_obs | mask)", None, {"x"}, {"mask"}),
+    "mask of one shape": (masked, X, {"mask": LEFT}, "log p(x_obs | mask)", 2, {"x"}, {"mask"}),
     "mask, zeros elsewhere": (
         masked_and_filled,
         X,
         {"mask": SEEN},
-        "log p(x_seen | mask)",
+        "log p(x_obs | mask)",
         None,
         {"x"},
         {"mask"},
     ),
-    "mask of x": (coded, X, {}, "log p(x_seen)", None, {"x"}, set()),
+    "mask of x": (coded, X, {}, "log p(x_obs)", None, {"x"}, set()),
     "obs_mask": (
         partly_labelled,
         X,
         {**Y, "known": KNOWN},
-        "log p(x, y_seen | known)",
+        "log p(x, y_obs | known)",
         None,
         {"x", "y_observed"},
         {"known"},
@@ -218,7 +218,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Tensor], str, int | None, set[str], s
     "mask=False": (nothing_scored_of_y, X, Y, "log p(x)", 6, {"pixels"}, set()),
     "a constant observed": (accepted, X, {}, "log p(x, accepted)", 7, {"x", "accepted"}, set()),
     "two sites of one x": (two_halves, X, {}, "log p(x)", 6, {"left", "right"}, set()),
-    "a class summed out, masked": (mixture_given_y, X, Y, "log p(x_seen | y)", None, {"x"}, {"y"}),
+    "a class summed out, masked": (mixture_given_y, X, Y, "log p(x_obs | y)", None, {"x"}, {"y"}),
 }
 
 
@@ -484,7 +484,7 @@ def test_other_quantities_and_other_data_are_refused() -> None:
         "with the same y",
     )
     refused(score(masked, X, mask=SEEN), score(masked, X, mask=LEFT), "'mask'")
-    refused(score(masked, X, mask=SEEN), score(plain, X), "log p(x_seen | mask)")
+    refused(score(masked, X, mask=SEEN), score(plain, X), "log p(x_obs | mask)")
     refused(score(plain, X), score(doubled, X), "site 'pixels'")
     refused(score(plain, X), score(plain, X + 1), "their images differ")
     images, other = X.clone(), X.clone()
@@ -543,8 +543,7 @@ def test_results_of_before_are_compared_and_it_is_said() -> None:
     for pair in ({"a": old, "b": other}, {"a": old, "new": conditional}):
         found = pv.compare(pair)
         assert any(
-            note.startswith("a was written when only the digest of x was kept")
-            for note in found.notes
+            note.startswith("a is an old result with a digest of x alone") for note in found.notes
         )
         assert "log p(x | y)" in str(found).splitlines()[0]
     refused(old, score(joint, X, y=CLASS), "log p(x, y)")

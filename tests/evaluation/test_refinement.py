@@ -220,7 +220,7 @@ def test_other_images_are_refused(compile: str) -> None:
     late[20] += 1.0
     options: dict[str, Any] = {"num_samples": 20, "device": "cpu", "compile": compile}
     for x in (case.x + 1.0, case.x.flip(0), case.x[5:20], torch.cat((case.x, case.x)), late):
-        with pytest.raises(UserError, match=r"refined for 30 images|hold a NaN"):
+        with pytest.raises(UserError, match=r"refined for 30 images|log weights are NaN"):
             log_marginal(case.model, result.guide, x, **options)
     log_marginal(
         case.model, result.guide, case.x[:10], **options
@@ -230,7 +230,8 @@ def test_other_images_are_refused(compile: str) -> None:
 def test_a_guide_without_local_parameters_is_refused() -> None:
     case = ppca(6)
     with pytest.raises(
-        UserError, match=r"guide doesn't tell them: write the guide as an nn.Module with local\(x"
+        UserError,
+        match=r"guide has no methods for them: write the guide as an nn.Module with local\(x",
     ):
         refine(case.model, case.guide, case.x, num_steps=2, num_samples=2, device="cpu")
 

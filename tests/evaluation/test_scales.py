@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyro
@@ -50,7 +51,9 @@ def test_a_scale_in_the_model_alone_trains_as_stock_pyro() -> None:
     torch.manual_seed(1)
     stock = pyro.infer.Trace_ELBO().loss(*pair, X)
     assert [float(each) for each in found] == pytest.approx([stock, stock], rel=1e-6)
-    assert "KL of 'z': sampled, as poutine.scale is another one" in str(pv.check_pair(*pair, X))
+    assert "KL of 'z': sampled, because poutine.scale of the model differs" in str(
+        pv.check_pair(*pair, X)
+    )
     assert pv.fit(*pair, X, num_steps=2, progress=False).train
     with pytest.raises(pv.UserError, match="use kl_weight"):
         FreeBits()(*pair)(X)
@@ -99,3 +102,25 @@ def test_compare_tells_of_it() -> None:
     }
     assert "beta: scored with ignore_scales=True" in str(pv.compare(results))
     assert "scales ignored" in str(pv.compare({name: results["beta"] for name in ("one", "two")}))
+
+
+def test_what_is_scored_twice_is_another_quantity() -> None:
+    """A classifier's term for the labels, under its scale, is a density of them once more."""
+    y = (X.flatten(1).sum(1, keepdim=True) > 9).float()
+
+    def model(x: Tensor, y: Tensor, more: bool) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(0.5).expand([1]).to_event(1), obs=y)
+            pyro.sample("x", dist.Bernoulli(0.4).expand(x.shape[1:]).to_event(x.dim() - 1), obs=x)
+            with poutine.scale(scale=46.0):
+                if more:
+                    pyro.sample("aux", dist.Bernoulli(0.5).expand([1]).to_event(1), obs=y)
+
+    results = {
+        name: pv.log_marginal(
+            partial(model, more=more), lambda x: None, X, y=y, ignore_scales=True, num_samples=1
+        )
+        for name, more in (("once", False), ("twice", True))
+    }
+    with pytest.raises(pv.UserError, match=r"observes something twice .*another quantity"):
+        pv.compare(results)

@@ -269,12 +269,12 @@ def _empty() -> tuple[Any, Any]:
 
 
 REFUSED = {
-    "can't score any z but its own": _planar,
+    "can only score its own": _planar,
     "point mass": _point_mass,
     "discrete": _discrete,
     "subsamples": _subsampled,
     "scaled by 0.5": _scaled,
-    "no latent site to move": _empty,
+    "no latent site, so its log weights": _empty,
 }
 
 

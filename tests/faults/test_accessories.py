@@ -248,7 +248,7 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr(f"pyro_vae.runs.{place}", fails)
     assert main([*TRAIN, "--out", str(tmp_path / "run")]) == 1
     told = capsys.readouterr().err
-    assert "the memory does not hold this" in told and told.count("\n") == 1
+    assert "does not fit into the memory" in told and told.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_a_first_checkpoint_that_does_not_fit(fault: object, words: str, tmp_pat
     again = done(
         tmp_path, ["train", "--resume", "run", "--quiet"]
     )  # with room, it goes on: from the start
-    assert again.wait() == 0 and "begins at the first step" in again.error
+    assert again.wait() == 0 and "starts at the first step" in again.error
     whole = done(tmp_path, [*TRAIN[:-1], "whole"])
     assert whole.wait() == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")

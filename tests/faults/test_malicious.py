@@ -101,14 +101,14 @@ def test_a_malicious_checkpoint_is_refused(content: bytes, run: Path, tmp_path: 
     ]
     overwrite(newest, content)
     child = done(tmp_path, command)
-    assert child.wait() == 0 and f"the previous one, {older.name}, is taken" in child.error
+    assert child.wait() == 0 and f"the previous one, {older.name}, is used" in child.error
     assert child.error.count("\n") == 1 and "weights_only" not in child.error
     overwrite(older, content)
     (run / "results.json").unlink()
     for each in (command, ["train", "--resume", "run", "--quiet"], ["sample", "run"]):
         child = done(tmp_path, each)
         assert child.wait() == 2
-        one_line(child, "it holds other things than tensors and plain values")
+        one_line(child, "it has other objects in it than tensors and plain values")
     assert not (tmp_path / "sentinel").exists()
 
 

@@ -237,7 +237,7 @@ def test_a_resume_of_a_changed_folder_loses_nothing(
             assert code == 2, (changes, error)
         if there and not (run / "metrics.jsonl").is_dir():
             assert code == 143, (changes, error)
-            assert (f"the previous one, {there[-1].name}, is taken" in error) == (
+            assert (f"the previous one, {there[-1].name}, is used" in error) == (
                 there[-1] != last
             ), error
         if code != 143 or seed % 5:

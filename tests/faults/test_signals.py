@@ -84,7 +84,7 @@ def test_a_signal_in_the_evaluation_keeps_the_training(tmp_path: Path) -> None:
     child = Child(tmp_path, ["train", *arguments])
     child.until((tmp_path / "run" / "results.json").is_file)
     child.send(signal.SIGINT)
-    assert child.wait() == 130 and "the trained pair is kept" in child.error
+    assert child.wait() == 130 and "the trained pair is saved" in child.error
     assert (
         done(
             tmp_path,

@@ -171,7 +171,7 @@ def test_the_likelihood_receives_the_classes() -> None:
     assert guide.guide.latent_dim == 2 and guide.guide.net.in_shape == (2, 4, 4)
     with pytest.raises(
         UserError,
-        match="takes 2 inputs, where z has 2 dimensions and there are 3 classes: build it with latent_dim=5",
+        match="takes 2 inputs, but z has 2 dimensions and there are 3 classes: build it with latent_dim=5",
     ):
         models.ClassConditional(models.StandardNormal(2), models.Bernoulli(2, (4,), hidden=()), 3)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import pyro_vae as pv
 from pyro_vae import models
-from pyro_vae.analysis.encode import decode
+from pyro_vae.analysis.generate import decode
 from pyro_vae.choices import registry
 from pyro_vae.cli import entry
 from pyro_vae.nn.hierarchy import level_args
@@ -371,7 +371,7 @@ def test_a_run_is_trained_evaluated_drawn_and_loaded(
     assert entry.main(["train", *options, "--out", str(folder)]) == 0
     said = capsys.readouterr()
     assert "KL of 'z2': analytic" in said.err
-    assert ("KL of 'z1': sampled, as the guide" in said.err) == (kind == "BottomUp")
+    assert ("KL of 'z1': sampled, because the guide" in said.err) == (kind == "BottomUp")
     assert "latent_dim (4, 2)" in said.out
     assert entry.main(["plot", str(folder), "latent", "traversals"]) == 0
     assert {"latent.png", "traversals.png"} <= {p.name for p in folder.iterdir()}

@@ -336,7 +336,7 @@ def test_values_outside_the_support_are_named(
     thinned(SPECS, ["MLP(hidden=(4,), output_bias=mean)", "Conv(channels=(3,), output_bias=mean)"]),
 )
 def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
-    """With the last layer's weights at 0, p(x | z) has the mean that was asked for, whatever z is."""
+    """With the last layer's weights at 0, p(x | z) has the mean that is not in the table, whatever z is."""
     part = build(spec, net=net)
     assert part.waits_for_data
     highest = 1.0 if part.observes in ("binary", "unit", "real") else LEVELS - 1.0
@@ -441,7 +441,7 @@ def test_the_data_fill_the_levels_and_scale_the_encoder() -> None:
 def test_other_levels_than_the_datas_are_refused() -> None:
     with pytest.raises(
         UserError,
-        match="a mass over 256 levels, and digits has 17 as it is observed: write levels=17",
+        match="the likelihood is for 256 levels, but digits has 17: write levels=17",
     ):
         prepare(Train(likelihood="Categorical(levels=256)", net="MLP(hidden=(4,))"))
 

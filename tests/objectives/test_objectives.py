@@ -114,7 +114,7 @@ def test_score_function_gradients_are_pyros(levels: int) -> None:
 def test_the_mean_field_objective_refuses_draws_without_a_path() -> None:
     model, guide = bernoulli_latents()
     with pytest.raises(
-        UserError, match=r"TraceMeanField_ELBO needs reparameterised draws, and site 'b'"
+        UserError, match=r"TraceMeanField_ELBO needs reparameterised draws, but site 'b'"
     ):
         TraceMeanField_ELBO()(model, guide)(X)
     history = fit(

@@ -379,10 +379,14 @@ def tensors(pair: tuple[Any, Any]) -> list[Tensor]:
 
 
 def test_a_scale_of_ones_own_is_refused() -> None:
+    """In one program alone; in both it is the KL weight."""
+    model, guide = scaled(0.3, None)
+    _, plain = scaled(1.0, None)
     with pytest.raises(
         UserError, match=r"site 'z' of the model is scaled by 0\.3 .* use kl_weight"
     ):
-        IWAE(3)(*scaled(0.3, None))(X)
+        IWAE(3)(model, plain)(X)
+    assert IWAE(3)(model, guide)(X).isfinite()
 
 
 def test_free_bits_are_free() -> None:
@@ -460,28 +464,28 @@ def delta() -> tuple[Any, Any]:
         (
             STL(),
             bernoulli_latents,
-            "STL needs reparameterised draws, and site 'b' .*'Trace_ELBO' or 'IWAE",
+            "STL needs reparameterised draws, but site 'b' .*'Trace_ELBO' or 'IWAE",
         ),
-        (DReG(3), bernoulli_latents, "DReG needs reparameterised draws, and site 'b'"),
-        (FreeBits(), bernoulli_latents, "FreeBits needs reparameterised draws, and site 'b'"),
+        (DReG(3), bernoulli_latents, "DReG needs reparameterised draws, but site 'b'"),
+        (FreeBits(), bernoulli_latents, "FreeBits needs reparameterised draws, but site 'b'"),
         (
             STL(),
             planar,
-            "STL scores each draw a second time, .* site 'z' can score no z but its own last draw",
+            "STL scores each draw a second time, .* site 'z' can only score its own last draw",
         ),
         (
             DReG(3),
             planar,
-            "DReG scores each draw a second time, .* site 'z' can score no z but its own last draw",
+            "DReG scores each draw a second time, .* site 'z' can only score its own last draw",
         ),
         (
             STL(),
             with_a_cache,
-            "STL .* depends on a tensor that requires gradients and can't be held fixed",
+            "STL .* depends on a tensor that requires gradients and that can't be held fixed",
         ),
-        (STL(), with_dropout, "STL .* changes from run to run at the same z, as dropout"),
-        (IWAE(3), delta, "IWAE weighs draws by q.* point mass .*'Trace_ELBO'"),
-        (DReG(3), delta, "DReG weighs draws by q.* point mass"),
+        (STL(), with_dropout, "STL .* changes from run to run at the same z, such as with dropout"),
+        (IWAE(3), delta, "IWAE weights its draws by q.* point mass .*'Trace_ELBO'"),
+        (DReG(3), delta, "DReG weights its draws by q.* point mass"),
     ],
 )
 def test_refusals(objective: Objective, pair: Callable[[], tuple[Any, Any]], sentence: str) -> None:

@@ -416,14 +416,17 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "another class": (nn.Linear, "objective is the class Linear: expected a name"),
     "a module": (nn.Linear(1, 1), "objective is a Linear: expected a name"),
     "no bound": (infer.EnergyDistance(), "objective is a EnergyDistance: expected a name"),
-    "jit": (infer.JitTrace_ELBO(), r"pyro\.infer\.JitTrace_ELBO\(\) is not served, as it traces"),
+    "jit": (
+        infer.JitTrace_ELBO(),
+        r"pyro\.infer\.JitTrace_ELBO\(\) can't be used here, because it traces",
+    ),
     "two losses": (
         infer.ReweightedWakeSleep(),
-        r"ReweightedWakeSleep\(.*\) is not served, as it has two losses",
+        r"ReweightedWakeSleep\(.*\) can't be used here, because it has two losses",
     ),
     "no loss": (
         infer.TraceTailAdaptive_ELBO(num_particles=2, vectorize_particles=True),
-        "is not served, as it has gradients and no loss",
+        "can't be used here, because it has gradients but no loss",
     ),
 }
 
@@ -453,10 +456,13 @@ def test_a_kl_weight_is_a_number(options: dict[str, Any], words: str) -> None:
     [
         (
             np.array(["a"] * 32),
-            "field 'y' is an array of dtype <U1: expected numbers, .*classes as whole numbers",
+            "field 'y' is an array of dtype <U1: expected a tensor or array of numbers .*classes as whole numbers",
         ),
-        (np.array([None] * 32), "field 'y' is an array of dtype object: expected numbers"),
-        (["a"] * 32, "field 'y' is a list: expected numbers"),
+        (
+            np.array([None] * 32),
+            "field 'y' is an array of dtype object: expected a tensor or array of numbers",
+        ),
+        (["a"] * 32, "field 'y' is a list: expected a tensor or array of numbers"),
         ([1] * 31, r"field 'y' has shape \(31,\), but there are 32 images: expected one row"),
     ],
 )

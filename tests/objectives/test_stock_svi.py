@@ -406,7 +406,7 @@ def test_each_program_may_name_an_argument_in_its_own_way() -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-12)
     with pytest.raises(
         UserError,
-        match="'dose' is given twice, or is another argument in the model than in the guide",
+        match="'dose' is given twice, or is at another place in the model than in the guide",
     ):
         Trace_ELBO().loss(model, crossed, X, y, 2 * y)
 
@@ -417,9 +417,9 @@ def test_each_program_may_name_an_argument_in_its_own_way() -> None:
         ((), "the programs' first argument, x, was not given"),
         (([[1.0]],), "the programs' first argument, x, is a list"),
         ((X,), "requires the field 'y', which was not given"),
-        ((X, X[:, 0], X[:, 0], X[:, 0]), "4 arguments were given, and the model takes x, y, dose"),
+        ((X, X[:, 0], X[:, 0], X[:, 0]), "4 arguments were given, but the model takes x, y, dose"),
         ((X, X[:3, 0]), r"field 'y' has shape \(3,\), but there are 24 images"),
-        ((X, ["a"] * 24), "field 'y' is a list: expected numbers"),
+        ((X, ["a"] * 24), "field 'y' is a list: expected a tensor or array of numbers"),
     ],
 )
 def test_a_wrong_argument_is_one_sentence(args: tuple[Any, ...], words: str) -> None:

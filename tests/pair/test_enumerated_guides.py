@@ -188,10 +188,17 @@ def test_loss_and_every_gradient_are_stock_pyros(case: str) -> None:
         )
 
 
-@pytest.mark.parametrize("case", ["y_given_z", "two_classes"])
-def test_a_staged_step_is_an_eager_one(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "staged"),
+    [
+        ("y_given_z", "graph"),
+        ("two_classes", "graph"),
+        pytest.param("y_given_z", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_a_staged_step_is_an_eager_one(case: str, staged: str) -> None:
     found = []
-    for tier in ("off", "graph"):
+    for tier in ("off", staged):
         model, guide, _ = CASES[case]()
         torch.manual_seed(0)
         history = pv.fit(

@@ -477,9 +477,10 @@ def test_check_pair_tells_what_is_summed_out() -> None:
     report = pv.check_pair(two_classes, guide_of_z, X)
     said = str(report)
     assert "latent sites: z\n" in said
-    assert "summed out: 'c', 3 values, as the guide lacks it\nsummed out: 'b', 2 values" in said
+    assert "summed out: 'c', 3 values (it is not in the guide)\nsummed out: 'b', 2 values" in said
     assert (
-        "KL of 'z': sampled, as its prior is a mixture over 'c', 'b', which is summed out" in said
+        "KL of 'z': sampled, because its prior is a mixture over 'c', 'b', which is summed out"
+        in said
     )
     assert pv.check_pair(after_z, guide_of_z, X).structure.analytic == (
         "z",
@@ -574,7 +575,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "torch.cat": (concatenated, guide_of_two, "broadcast_tensors before torch.cat"),
     "a Markov chain": (chain, nothing, "pyro.markov"),
     "a mask": (masked_site, nothing, "is masked"),
-    "a scale of its own": (scaled, nothing, "scale them alike"),
+    "a scale of its own": (scaled, nothing, "give both the same scale"),
 }  # fmt: skip
 
 

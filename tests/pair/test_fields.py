@@ -78,7 +78,7 @@ def test_every_function_of_fields_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", functions_of_fields())
-@pytest.mark.parametrize("field", ["mask", "labels", "sample_weight"])
+@pytest.mark.parametrize("field", ["missing_rows", "labels", "sample_weight"])
 def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None:
     model, guide = vae()
     value = torch.ones(8)
@@ -86,6 +86,16 @@ def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None
         functions_of_fields()[name](
             model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{field: value}
         )
+
+
+@pytest.mark.parametrize("name", functions_of_fields())
+def test_a_mask_marks_x_or_is_refused(name: str) -> None:
+    """A field of that name which no program takes is of x's entries, where there is an x."""
+    function, given = functions_of_fields()[name], ARGUMENTS.get(name, {"x": X})
+    (model, guide), of_x = vae(), {"x", "x_train"} & given.keys()
+    expected = "mask holds torch.float32: expected bool" if of_x else "has no argument 'mask'"
+    with pytest.raises(UserError, match=expected):
+        function(model=model, guide=guide, **given, mask=torch.ones(8))
 
 
 @pytest.mark.parametrize("name", sorted(functions_of_fields().keys() - {"check_pair"}))
@@ -140,7 +150,9 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     assert program.takes("y") and not program.takes("mask")
     assert program.takes("index") == inner.startswith("PerDatum")
     pv.fit(model, guide, X, y=Y, **QUICK)
-    with pytest.raises(UserError, match=r"no program takes such a field \(they take y\)"):
+    with pytest.raises(
+        UserError, match=r"neither program takes a field of this name \(they take y\)"
+    ):
         pv.fit(model, guide, X, y=Y, mask=X, **QUICK)
 
 

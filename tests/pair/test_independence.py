@@ -112,7 +112,7 @@ def test_rows_by_themselves_are_not_refused(kind: str) -> None:
     assert "log weights" in checked
     if kind == "its own noise":
         assert checked.endswith(
-            "no independence, as the programs draw random numbers outside of sample sites"
+            "not the independence of the images, because the programs draw random numbers outside of sample sites"
         )
     else:
         assert checked.endswith("log weights, independence")

@@ -220,8 +220,8 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     pair = MADE["functions"](1)
     whole = path.read_bytes()
     for content, words in (
-        (whole[:-5], "no file of save_parameters"),
-        (b"", "no file of save_parameters"),
+        (whole[:-5], "not written by save_parameters"),
+        (b"", "not written by save_parameters"),
         (whole[:-1] + bytes([whole[-1] ^ 1]), "damaged: its SHA-256"),
     ):
         path.write_bytes(content)

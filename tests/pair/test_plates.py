@@ -328,7 +328,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "across": (
         across,
         guide_of(-1),
-        "'x' .* at dimension -1, of size 5, no plate .*'images' at dimension -2",
+        "'x' .* at dimension -1, of size 5, there is no plate .*'images' at dimension -2",
     ),
     "two dimensions": (
         plate_of_five,
@@ -339,7 +339,7 @@ BAD: dict[str, tuple[Any, Any, str]] = {
     "shared": (
         shared,
         shared_guide,
-        "'z' of the model .*one value is drawn for all images, as that plate has no size",
+        "'z' of the model .*all images share one value, because that plate has no size",
     ),
 }
 

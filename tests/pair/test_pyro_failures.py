@@ -154,13 +154,13 @@ REFUSED: dict[str, tuple[Any, Any, float, str]] = {
         joint_model,
         joint_guide,
         1.0,
-        r"'latent' of the model stands outside the data plate .*: sample it inside `with pyro\.plate\('data', x\.shape\[0\]\):`",
+        r"'latent' of the model is outside the data plate .*: sample it inside `with pyro\.plate\('data', x\.shape\[0\]\):`",
     ),
     "pyro.factor outside the plate": (
         factor_model,
         good_guide,
         1.0,
-        r"'penalty' of the model stands outside the data plate .*: sample it inside",
+        r"'penalty' of the model is outside the data plate .*: sample it inside",
     ),
     "a site outside the plate": (
         outside_model,
@@ -178,13 +178,13 @@ REFUSED: dict[str, tuple[Any, Any, float, str]] = {
         scaled_model,
         good_guide,
         1.0,
-        r"'latent' of the model is scaled by 0\.5 .*: use pyro\.plate\(name, x\.shape\[0\]\) and no scale",
+        r"'latent' of the model is scaled by 0\.5 .*: use pyro\.plate\(name, x\.shape\[0\]\) without a scale",
     ),
     "poutine.scale on both programs": (
         poutine.scale(good_model, scale=2.0),
         poutine.scale(good_guide, scale=2.0),
         0.5,
-        r"is scaled by 2 .* no scale where log p\(x\) is made",
+        r"is scaled by 2 .* without a scale, or score",
     ),
 }
 

@@ -15,6 +15,8 @@ from pyro import distributions as dist
 from pyro import infer, poutine
 from pyro.contrib.easyguide import EasyGuide
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pyro_vae as pv
 from pyro_vae.objectives import Trace_ELBO, TraceMeanField_ELBO
@@ -116,7 +118,7 @@ def test_one_weight_an_image_trains_and_has_no_px() -> None:
                for v, tier in ((Vae(), "off"), (Vae(), "graph"))]  # fmt: skip
     assert [e.loss for e in history[0]] == pytest.approx([e.loss for e in history[1]])
     with pytest.raises(
-        pv.UserError, match=r"is scaled by one weight an image .*no scale where log p"
+        pv.UserError, match=r"is scaled by one weight an image .*without a scale, or score"
     ):
         pv.log_marginal(Vae().model, Vae().guide, X, w=WEIGHT, num_samples=9, device="cpu")
 
@@ -144,7 +146,8 @@ def test_weights_of_pixels_are_refused() -> None:
             pyro.sample("z", dist.Normal(v.encoder(x).unsqueeze(-2), 0.5).to_event(1))
 
     with pytest.raises(
-        pv.UserError, match=r"'x' is scaled by a tensor of shape .*other weights than one an image"
+        pv.UserError,
+        match=r"'x' is scaled by a tensor of shape .*expected one scale for each image",
     ):
         pv.fit(model, guide, X, **QUICK)
 
@@ -527,13 +530,105 @@ def test_the_plate_that_is_told_is_that_of_x_and_z() -> None:
     )
 
 
+def test_an_argument_may_have_another_name_at_its_place() -> None:
+    """Pyro gives both programs the same positional arguments."""
+    v = Vae()
+
+    def model(x: Tensor, dose: Tensor, twice: bool = True) -> None:
+        v.model(x - dose)
+
+    def guide(x: Tensor, _dose: Tensor) -> None:
+        v.guide(x - _dose)
+
+    pyro.set_rng_seed(0)
+    theirs = infer.Trace_ELBO().differentiable_loss(model, guide, X, WEIGHT[:, None])
+    for given in ({"dose": WEIGHT[:, None]}, {"dose": WEIGHT[:, None], "_dose": WEIGHT[:, None]}):
+        pyro.set_rng_seed(0)
+        torch.testing.assert_close(Trace_ELBO()(model, guide)(X, **given), theirs)
+    with pytest.raises(pv.UserError, match="the guide requires the field '_dose'"):
+        pv.check_pair(partial(model, dose=WEIGHT[:1]), guide, X)
+
+
 # ---- whom a sentence is for
 
 
-def test_the_guide_first_is_told() -> None:
+def columns_are_images(x: Tensor) -> None:
+    """A model and guide in one, of a batch that lies on its side."""
+    with pyro.plate("data", x.shape[1]):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1, True).expand(-1, 3), 1.0).to_event(1), obs=x.t())
+
+
+def columns_are_read(x: Tensor) -> None:
+    """Its guide."""
+    with pyro.plate("data", x.shape[1]):
+        pyro.sample("z", dist.Normal(x.t() @ torch.ones(3, 2), 1.0).to_event(1))
+
+
+VAE = Vae()
+NO_PAIR: dict[str, tuple[Any, Any, Tensor, str]] = {
+    "swapped": (VAE.guide, VAE.model, X, "were the two swapped"),
+    "a network as guide": (VAE.model, nn.Linear(3, 2), X, "network alone is no Pyro program"),
+    "a network as model": (nn.Linear(3, 2), VAE.guide, X, "network alone is no Pyro program"),
+    "the object of both": (VAE, VAE, X, r"Vae, a module without a forward: .*vae\.model"),
+    "a distribution": (VAE.model, dist.Normal(0.0, 1.0), X, "guide must be callable .*Normal"),
+    "images in columns": (
+        columns_are_images,
+        columns_are_read,
+        torch.cat([X] * 2).t(),
+        "plate 'data' has 24 images, as many as x has columns, and images are rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_PAIR)
+def test_what_is_no_pair_is_told_why(name: str) -> None:
+    model, guide, x, why = NO_PAIR[name]
+    for call in ("check_pair", "fit", "log_marginal"):
+        with pytest.raises(pv.UserError, match=why):
+            CALLS[call](model, guide, x)
+
+
+def test_whole_numbers_that_fail_as_such_are_told_so_and_may_be_whole_after_a_fit() -> None:
+    words = torch.randint(0, 5, (12, 3), generator=torch.Generator().manual_seed(0))
+    embedding = nn.Embedding(5, 2)
+
+    def model(x: Tensor, width: int = 3) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = z.sum(-1)[..., None, None].expand(*z.shape[:-1], width, 5)
+            pyro.sample("x", dist.Categorical(logits=logits).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        scale = pyro.param("scale", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(embedding(x).mean(-2), scale.exp()).to_event(1))
+
+    with pytest.raises(pv.UserError, match=r"whole numbers, as given: .*site 'x'.*\[5, 2\]"):
+        pv.check_pair(partial(model, width=2), guide, words)
+    with pytest.raises(pv.UserError, match=r"param\('scale'\) does not exist yet"):
+        CALLS["log_marginal"](model, guide, words)
+    CALLS["fit"](model, guide, words)
+    assert CALLS["log_marginal"](model, guide, words).log_px.shape == (12,)
+
+
+def test_the_shortest_rows_are_looked_at_beside_others() -> None:
+    """A batch of short sequences alone is shorter than x, as in no batch of a training."""
+    lengths = torch.tensor([4] * 7 + [2] * 5)
+    packed = pack_padded_sequence(X[:, :1].repeat(1, 4), lengths, batch_first=True)
     v = Vae()
-    with pytest.raises(pv.UserError, match="were the two swapped"):
-        pv.check_pair(v.guide, v.model, X)
+
+    def of(program: Any) -> Any:
+        def with_lengths(x: Tensor, seqs: Any) -> None:
+            padded, number = pad_packed_sequence(seqs, batch_first=True)
+            padded[:, 3]
+            one_hot(number, 5)
+            program(x)
+
+        return with_lengths
+
+    for call in ("check_pair", "fit"):
+        CALLS[call](of(v.model), of(v.guide), X, seqs=packed)
 
 
 @pytest.mark.parametrize("row", [0, 11])
@@ -544,14 +639,14 @@ def test_a_class_that_is_none_is_named_wherever_it_is(row: int) -> None:
 
     def program(call: Any) -> Any:
         def labelled(x: Tensor, y: Tensor) -> None:
-            torch.nn.functional.one_hot(y, 3)
+            one_hot(y, 3)
             call(x)
 
         return labelled
 
     v, x = Vae(), torch.cat([X] * 3)[:12]
     for call in ("check_pair", "fit", "log_marginal"):
-        with pytest.raises(pv.UserError, match="field 'y' holds -1"):
+        with pytest.raises(pv.UserError, match="field 'y' has the value -1"):
             CALLS[call](program(v.model), program(v.guide), x, y=labels)
 
 

@@ -128,7 +128,7 @@ COLOUR = np.random.default_rng(0).integers(0, 256, (40, 3, 4, 4), dtype=np.uint8
         (GREY // 16, "real", ["--levels 16"]),
         (COUNTS, "binary", [f"--levels {COUNTS.max() + 1}", "--likelihood Poisson"]),
         (COUNTS, "counts", []),
-        (COLOUR, "binary", ["colour is binarized", "--likelihood Gaussian"]),
+        (COLOUR, "binary", ["each colour channel is binarized", "--likelihood Gaussian"]),
         (COLOUR, "real", []),
         (COLOUR // 128, "binary", []),
         (GREY / 255.0, "binary", []),
@@ -151,7 +151,7 @@ def test_levels_that_are_given_are_used_and_in_the_protocol() -> None:
     assert doubts(data, observed, "binary", True) == ""
     with pytest.raises(UserError, match="up to 15"):
         stored(GREY // 16).with_levels(9)
-    with pytest.raises(UserError, match="floats, which have no levels"):
+    with pytest.raises(UserError, match="floats, and floats have no levels"):
         stored(GREY / 255.0).with_levels(9)
 
 
@@ -162,7 +162,7 @@ def test_counts_are_observed_as_they_are() -> None:
         assert observed.observe is None and observed.bits_offset is None
         assert (observed.x_train == data.train).all() and "levels" not in observed.protocol
         assert "whole numbers as stored" in observed.protocol["observation"]
-    with pytest.raises(UserError, match="mass over whole numbers from 0"):
+    with pytest.raises(UserError, match="this likelihood is for whole numbers from 0"):
         observe(stored(COUNTS + 0.5), "auto", "counts")
 
 

@@ -58,6 +58,7 @@ def test_a_name_serves_as_a_folder_however_long_its_values_are() -> None:
         ({"steps": ["many"]}, "steps = 'many': expected a whole number"),
         ({"seed": []}, "seed has no value"),
         ({"seed": [0, 0]}, "is there twice"),
+        ({"guide": ["IAF(depth=2)", "iaf( depth=2 )"]}, "is there twice"),
         ({"latent_dim": [0]}, "--latent-dim 0: expected a whole number"),
         ({"steps": 10, "epochs": 1}, "give one of the two"),
         ({"out": "runs"}, "unknown option 'out'"),

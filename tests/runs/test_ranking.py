@@ -50,7 +50,15 @@ def grid(num_seeds: int = 3) -> list[Scored]:
         for seed in range(num_seeds):
             log_px = level + hard + noise(0.5, 1) + noise(1, N)
             found.append(
-                Scored(f"{method}-{seed}", (("guide", method),), seed, estimate(log_px), None, 9.0)
+                Scored(
+                    f"{method}-{seed}",
+                    (("guide", method),),
+                    seed,
+                    estimate(log_px),
+                    None,
+                    9.0,
+                    active_units=(seed + 3, 8),
+                )
             )
     return found
 
@@ -66,6 +74,7 @@ def test_both_errors_are_those_of_the_paired_differences() -> None:
     assert second.se_images == pytest.approx(float(gaps.mean(0).std()) / N**0.5)
     assert second.se_seeds == pytest.approx(float(gaps.mean(1).std()) / 3**0.5)
     assert second.num_seeds == 3 and ranking.num_images == N
+    assert ranking.table().rows[1][-2:] == ("4 of 8", "9 s")
 
 
 def test_with_one_seed_it_is_compare_and_there_is_no_error_over_seeds() -> None:

@@ -205,7 +205,7 @@ def test_a_broken_run_is_refused(run: Path, spoil: Any, words: list[str]) -> Non
 def test_a_damaged_last_checkpoint_is_passed_over_with_a_warning(run: Path) -> None:
     first, last = checkpoint_files.complete(run / "checkpoints")
     last.write_bytes(b"")
-    with pytest.warns(UserWarning, match=f"{last.name}.*damaged.*{first.name}, is taken"):
+    with pytest.warns(UserWarning, match=f"{last.name}.*damaged.*{first.name}, is used"):
         model, _ = pv.load(run)
     held = checkpoint_files.load(first)
     assert all(
@@ -331,14 +331,17 @@ def test_what_a_resume_may_not_change(
             lambda run: [path.write_bytes(b"x") for path in run.glob("checkpoints/*.pt")],
             [".pt", "damaged"],
         ),
-        (lambda run: (run / "config.toml").unlink(), ["no run in it", "config.toml"]),
+        (
+            lambda run: (run / "config.toml").unlink(),
+            ["there is no run in this folder", "config.toml"],
+        ),
         (
             remove_digests,
             ["3 checkpoints without their SHA-256: best-", "step-000000025.pt", "sha256sum"],
         ),
         (
             lambda run: shutil.rmtree(run / "checkpoints"),
-            ["no checkpoint in checkpoints, yet 2 epochs in metrics.jsonl"],
+            ["no checkpoint in checkpoints, but 2 epochs in metrics.jsonl"],
         ),
         (
             lambda run: [path.unlink() for path in run.glob("checkpoints/step-*")],

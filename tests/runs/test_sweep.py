@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 import pyro_vae as pv
+from pyro_vae.analysis.diagnose import active_units
 from pyro_vae.errors import UserError
 from pyro_vae.runs.grid import cells
 from pyro_vae.runs.options import Train
-from pyro_vae.runs.sweep import Sweep, as_piece, commands, preview, run_cell
+from pyro_vae.runs.run_data import trained
+from pyro_vae.runs.run_folder import open_run
+from pyro_vae.runs.sweep import NO_SCORE, Sweep, as_piece, commands, preview, run_cell
 
 SMALL: dict[str, Any] = {
     "data": "digits",
@@ -38,13 +41,18 @@ def swept(out: Path, **grid: Any) -> Sweep:
 
 @pytest.mark.slow
 def test_cells_are_trained_ranked_and_not_trained_again(tmp_path: Path) -> None:
-    grid = {"guide": ["MeanField", "FullRank"], "seed": [0, 1]}
+    grid = {"guide": ["MeanField", "FullRank", "PointEstimate"], "seed": [0, 1]}
     run_here(grid, tmp_path)
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.name != ".run.lock"}
     found = swept(tmp_path, **grid)
     assert not [each.failed for each in found.outcomes if each.failed]
     (ranking,) = found.rankings
     assert {row.num_seeds for row in ranking.rows} == {2} and ranking.num_images == 30
+    assert [row[1] for row in found.tables()[1].rows] == [NO_SCORE, NO_SCORE]
+    cell = found.scored[0]
+    experiment, _ = trained(open_run(tmp_path / cell.name), None, None, print)
+    units = active_units(*pv.load(tmp_path / cell.name), experiment.images("test", 359)[0])
+    assert cell.active_units == (units.count, 2)
     assert found.best().valid is not None
     best = max(found.scored, key=lambda cell: cell.valid.mean if cell.valid else -9e9)
     assert found.best().name == best.name

@@ -123,14 +123,14 @@ def test_a_new_test_set_is_scored_whole_and_in_order(
     one = again("--data", "new.npz", "--split", "all", "--num-images", "3")[1]
     assert one["protocol"]["images"] == "3 of 7 new images, chosen from seed 0"
     assert again("--split", "all")[0] == 2
-    assert "name it with --data" in capsys.readouterr().err
+    assert "name the set with --data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("new", "words"),
     [
-        (images() / 255.0, "floats, where the other set has 256 levels"),
-        (images().astype(int) * 3, "holds"),
+        (images() / 255.0, "floats, but the other set has 256 levels"),
+        (images().astype(int) * 3, "has the value"),
         (images()[:, :2], "images of shape (1, 2, 3), but the run was trained on (1, 3, 3)"),
     ],
     ids=["floats", "beyond", "shape"],

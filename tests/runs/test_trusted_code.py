@@ -74,7 +74,7 @@ def test_own_code_is_found_beside_the_run_and_known(
     assert type(pv.load(run)[1]).__name__ == "Mine"
 
 
-@pytest.mark.filterwarnings("always:running, and trusting")
+@pytest.mark.filterwarnings("always:running the code of")
 @pytest.mark.parametrize("name", ["file", "module"])
 def test_code_of_others_is_run_where_it_is_trusted(
     here: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -113,9 +113,7 @@ def test_code_of_others_is_run_where_it_is_trusted(
 def test_trust_in_python(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`load(run, trust=True)` warns of whose code it is."""
     forget(monkeypatch, here / "state")
-    with pytest.warns(
-        UserWarning, match="running, and trusting from now on, the code of .*mine.py"
-    ):
+    with pytest.warns(UserWarning, match="running the code of .*mine.py"):
         _, guide = pv.load("job/file", trust=True)
     assert type(guide).__name__ == "Mine"
 
@@ -129,7 +127,7 @@ def test_a_file_in_the_runs_folder_is_not_taken_for_the_one_trained_with(
     (here / "job" / "mine.py").unlink()
     forget_modules()
     assert main(["evaluate", "job/file", *QUICK]) == 2
-    assert "the run's own folder has it" in capsys.readouterr().err
+    assert "the run's folder has a copy of it" in capsys.readouterr().err
     assert not Path("PWNED").exists()
 
 

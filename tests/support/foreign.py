@@ -18,7 +18,7 @@ from pyro import distributions as dist
 from pyro import poutine
 from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import config_enumerate
-from pyro.nn import PyroModule, PyroParam
+from pyro.nn import PyroModule, PyroParam, pyro_method
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
@@ -239,6 +239,32 @@ def static_methods() -> Foreign:
             return cls.v.guide(x)
 
     return Foreign(Programs.model, Programs.guide)
+
+
+@spelling
+def pyro_methods() -> Foreign:
+    """Under a decorator that has ``functools.wraps``; the joint density, conditioned in a plate."""
+
+    class Methods(PyroModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = Vae()
+
+        def joint(self) -> None:
+            pyro.sample("x", self.v.decode(pyro.sample("z", self.v.prior())))
+
+        @pyro_method
+        def model(self, x: Tensor, shift: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.condition(self.joint, data={"x": x - shift})()
+
+        @pyro_method
+        def guide(self, x: Tensor, shift: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", self.v.posterior(x - shift))
+
+    v = Methods()
+    return Foreign(v.model, v.guide, X + SHIFT, {"shift": SHIFT})
 
 
 @spelling

@@ -65,7 +65,7 @@ def pages() -> list[Path]:
     """README and every page of the docs."""
     built = ROOT / "docs" / "_build"
     docs = (path for path in (ROOT / "docs").rglob("*.md") if built not in path.parents)
-    return [ROOT / "README.md", *sorted(docs)]
+    return [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted(docs)]
 
 
 def blocks(page: Path) -> Iterator[Block]:

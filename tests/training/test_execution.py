@@ -106,7 +106,7 @@ def test_a_traced_step_that_no_longer_is_the_programs_ends_in_a_sentence() -> No
     def anneal(end: Any) -> None:
         pair.temperature = 0.5
 
-    with pytest.raises(UserError, match="no longer is that of the programs"):
+    with pytest.raises(UserError, match="step differs from the programs"):
         fit(
             pair.model,
             pair.guide,

@@ -188,7 +188,7 @@ def test_programs_that_change_at_each_run_are_said_to_be_unchecked() -> None:
     note = pv.fit(
         model, guide, torch.randn(8, 16), num_steps=1, objective="Trace_ELBO", progress=False
     ).note
-    assert "no loss, as the programs give another one at each run" in note
+    assert "not the loss, because the programs give another result at each run" in note
 
 
 def test_an_attribute_that_has_become_a_parameter_stays_one() -> None:

@@ -62,7 +62,7 @@ def test_a_function_is_asked_by_the_names_that_pyro_gives() -> None:
             pyro.optim.ExponentialLR(
                 {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.1}
             ),
-            "a scheduler of Pyro's.*schedule=",
+            "a scheduler of Pyro:.*schedule=",
         ),
     ],
 )

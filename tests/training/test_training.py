@@ -302,7 +302,9 @@ def test_fields_and_index_match_their_rows() -> None:
 
 
 def test_validation_fields_must_be_the_same() -> None:
-    with pytest.raises(UserError, match=r"x_valid has no fields beside x, the training set has y"):
+    with pytest.raises(
+        UserError, match=r"x_valid has no fields besides x, but the training set has y"
+    ):
         fit(Spy(), Guide(), X, y=torch.arange(48), x_valid=X, **QUICK)
     with pytest.raises(UserError, match=r"field 'y' has shape \(47,\), but there are 48 images"):
         fit(Spy(), Guide(), X, y=torch.arange(47), **QUICK)
@@ -349,7 +351,7 @@ def test_a_dataloader_keeps_its_own_order() -> None:
 
 def test_a_dataloader_knows_no_index() -> None:
     with pytest.raises(
-        UserError, match="wants the field 'index', which a DataLoader does not tell"
+        UserError, match="needs the field 'index', which a DataLoader does not give"
     ):
         fit(Spy(), Guide(), DataLoader(Images("pair"), batch_size=16), **QUICK)
 
@@ -623,10 +625,10 @@ def test_options_are_refused_in_a_line(options: dict[str, Any], word: str) -> No
     ("x", "word"),
     [
         (X[:0], "x_train is empty"),
-        (torch.where(torch.arange(48).unsqueeze(-1) == 7, torch.nan, X), "image 7 holds a NaN"),
+        (torch.where(torch.arange(48).unsqueeze(-1) == 7, torch.nan, X), "image 7 has a NaN"),
         (X.numpy() / 0.5, "the value 2 is outside the support of Bernoulli: binarize"),
         (X.to(torch.uint8) * 255, "the value 255 is outside the support"),
-        (X[:, 0], "one row an image"),
+        (X[:, 0], "one row for each image"),
         (X.tolist(), "x_train is a list"),
         (X.to(torch.complex64), "complex"),
         (np.array([["a"]]), "dtype"),
@@ -664,7 +666,7 @@ def test_binary_bytes_are_their_own_probabilities() -> None:
 
 def test_a_dataset_is_not_binarized_once() -> None:
     for options in ({"binarize": "static"}, {"binarize": "dynamic", "x_valid": Images("tensor")}):
-        with pytest.raises(UserError, match="a Dataset can't be"):
+        with pytest.raises(UserError, match="because it is a Dataset"):
             fit(*our_pair(), Images("tensor"), **options, **QUICK)
 
 

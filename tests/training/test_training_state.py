@@ -72,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], tuple[Any, Any]], dict[str, Any]]] = {
     "skip": (our_pair, {"on_divergence": "skip"}),
     "dynamic": (our_pair, {"binarize": "dynamic"}),
     "frozen": (our_pair, {"freeze": "model"}),
+    "begun from another": (our_pair, {"init": our_pair(seed=1)}),
     "Dataset": (our_pair, {"data": Images("tensor")}),
     "bound methods": (lambda: fresh("bound methods"), {}),
     "functions": (lambda: fresh("functions"), {}),
@@ -304,7 +305,7 @@ def test_the_best_is_that_of_the_highest_validation_elbo(tmp_path: Path) -> None
     model, guide = our_pair()
     checkpoint_files.restore(held, model, guide, "best")
     assert same(tensors(model, guide), states[best.epoch])
-    with pytest.raises(UserError, match="best of a training"):
+    with pytest.raises(UserError, match="best checkpoint of a training"):
         TrainingState.from_checkpoint(held, "best.pt")
 
 
