@@ -144,10 +144,10 @@ def long_ones(model: Model, guide: Guide) -> dict[str, Any]:
     """The numbers of the evaluations that take seconds."""
     found = {"reconstruct": pv.reconstruct(model, guide, X, device="cpu")["x"].tolist()}
     found["ais"] = pv.ais(
-        model, guide, X[:4], num_steps=5, num_chains=3, device="cpu"
+        model, guide, X[:4], num_steps=5, num_chains=3, num_leapfrog=1, device="cpu"
     ).log_px.tolist()
     found["bdmc"] = pv.bdmc(
-        model, guide, 3, num_steps=4, num_chains=2, like=X, device="cpu"
+        model, guide, 3, num_steps=4, num_chains=2, num_leapfrog=1, like=X, device="cpu"
     ).lower_px.tolist()
     return found
 

@@ -230,7 +230,7 @@ USES: dict[str, Callable[[Autoencoder], Any]] = {
         pv.log_marginal(v.model, v.guide, X, num_samples=30, device="cpu", proposal="Prior").log_px
     ),
     "ais": lambda v: (
-        pv.ais(v.model, v.guide, X, num_steps=2, num_chains=2, device="cpu", compile="off").log_px
+        pv.ais(v.model, v.guide, X, num_steps=2, num_chains=2, num_leapfrog=1, compile="off").log_px
     ),
     "encode": lambda v: pv.encode(v.model, v.guide, X)["z"],
     "reconstruct": lambda v: pv.reconstruct(v.model, v.guide, X)["x"],

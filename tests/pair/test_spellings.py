@@ -63,7 +63,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "log_weights": pv.log_weights,
     "encode": pv.encode,
     "reconstruct": pv.reconstruct,
-    "ais": partial(pv.ais, num_steps=2, num_chains=2, device="cpu", compile="off"),
+    "ais": partial(pv.ais, num_steps=2, num_chains=2, num_leapfrog=1, compile="off"),
     "mutual information": partial(pv.diagnose, num_draws=20, device="cpu"),
 }
 
