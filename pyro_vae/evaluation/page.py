@@ -133,7 +133,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
         axes,
         f"Mean $L_k$ of the same draws (ELBO {_figure(ll.elbo)})",
         "draws $k$",
-        "nats per image",
+        "nats",
     )
 
 

@@ -28,7 +28,6 @@ from benchmarks import (
     evaluation,
     gpu_checks,
     gradient_snr,
-    grid,
     harness,
     memory,
     seats,
@@ -260,7 +259,6 @@ COMMANDS: dict[str, type[Any]] = {
     "estimators": estimators.Estimators,
     "gpu_checks": gpu_checks.Options,
     "gradient_snr": gradient_snr.GradientSNR,
-    "grid": grid.Grid,
     "semi_supervised": semi_supervised.SemiSupervised,
     "reproduce": reproduce.Reproduce,
 }
@@ -326,12 +324,7 @@ def test_figures_go_where_nothing_is_committed(
         gradient_snr.GradientSNR(),
     ):
         assert options.out == Path("runs/bench")
-    assert (
-        grid.Grid().results
-        == reproduce.Reproduce().results
-        == harness.Options().folder
-        == Path("runs/bench")
-    )
+    assert reproduce.Reproduce().results == harness.Options().folder == Path("runs/bench")
     assert (
         harness.Options(quick=True).folder is None
         and harness.Options(quick=True, out=tmp_path).folder == tmp_path

@@ -1,10 +1,13 @@
-"""Memory that runs out in an evaluation: a real process with a real limit on its address space."""
+"""Memory that runs out: a real process with a real limit on its address space."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tests.support.children import QUICK, Child, checkpoints, done, little_memory
 
 CHILD = """
 import resource, torch
@@ -31,10 +34,13 @@ print(pv.log_marginal(model, guide, x, num_samples=500, compile="off"))
 """
 
 
-@pytest.mark.skipif(
+limited = pytest.mark.skipif(
     not sys.platform.startswith("linux"),
     reason="reads /proc, and limits the address space as Linux does",
 )
+
+
+@limited
 def test_an_evaluation_that_its_memory_does_not_hold_goes_on_in_smaller_tiles() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CHILD],
@@ -46,3 +52,22 @@ def test_an_evaluation_that_its_memory_does_not_hold_goes_on_in_smaller_tiles() 
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("log p(x) ≥") and "out of memory with 2000 rows" in done.stdout
+
+
+@limited
+def test_a_training_that_its_memory_does_not_hold_loses_nothing(tmp_path: Path) -> None:
+    """8.5 MB of parameters, four times that in a step, and a copy of it in a checkpoint."""
+    train = ["train", *QUICK, "--net", "MLP(hidden=(1000,1000))", "--checkpoint-minutes", "0"]
+    first = Child(tmp_path, [*train, "--steps", "100000", "--out", "run"])
+    first.until(lambda: len(checkpoints(tmp_path / "run")) == 2)
+    first.kill()
+    folder = tmp_path / "run" / "checkpoints"
+    kept = {name: (folder / name).read_bytes() for name in checkpoints(tmp_path / "run")}
+    second = done(tmp_path, ["train", "--resume", "run", "--quiet"], little_memory)
+    assert second.wait() == 1
+    line = second.error.splitlines()[-1]
+    assert "does not fit into the memory" in line, second.error
+    assert "Traceback" not in second.error
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pt")} == kept
+    score = ["evaluate", "run", "--num-samples", "5", "--num-images", "5", "--no-pictures"]
+    assert done(tmp_path, [*score, "--quiet"]).wait() == 0

@@ -136,6 +136,26 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
 
+def little_memory() -> None:
+    """60 MiB more of addresses than the process has now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = dict(line.split(":") for line in lines)
+    limit = int(sizes["VmSize"].split()[0]) * 1024 + 60 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def killed_before_its_configuration() -> None:
+    """``kill -9`` comes where the configuration gets its name."""
+    replace = os.replace
+
+    def last(source: Any, target: Any, **names: Any) -> None:
+        if Path(target).name == "config.toml":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target, **names)
+
+    os.replace = last
+
+
 def disk_is_full() -> None:
     """No checkpoint can be written: the kernel says so itself, at /dev/full."""
     from pyro_vae import files
