@@ -31,6 +31,7 @@ from benchmarks import (
     harness,
     memory,
     seats,
+    missing_values,
     semi_supervised,
     startup,
     team,
@@ -259,6 +260,7 @@ COMMANDS: dict[str, type[Any]] = {
     "estimators": estimators.Estimators,
     "gpu_checks": gpu_checks.Options,
     "gradient_snr": gradient_snr.GradientSNR,
+    "missing_values": missing_values.MissingValues,
     "semi_supervised": semi_supervised.SemiSupervised,
     "reproduce": reproduce.Reproduce,
 }
