@@ -31,7 +31,7 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 
 nb_execution_mode = "off"
-myst_enable_extensions = ["deflist", "colon_fence"]
+myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
