@@ -32,10 +32,12 @@ class Table(Printed):
         return "\n".join([*lines, "", *self.notes, ""])
 
     def to_csv(self) -> str:
-        """Comma-separated, the columns' names first; without title and notes."""
+        """Comma-separated, the columns' names first, a minus as programs read it; without title and
+        notes.
+        """
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
-        return text.getvalue()
+        return text.getvalue().replace("−", "-")
 
     def to_html(self) -> str:
         """An HTML table, as a notebook shows it."""

@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 # pyro 1.9.2 uses torch.jit, which torch deprecates: nothing that a user of this
                 # program could change
                 warnings.filterwarnings("ignore", message=".*torch.jit.*")
+                # loky's, of a worker that it replaces between two cells of a sweep
+                warnings.filterwarnings("ignore", message="A worker was restarted")
                 warnings.showwarning = _warn
                 from pyro_vae.cli.commands import execute
 

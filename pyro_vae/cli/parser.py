@@ -50,6 +50,7 @@ def command_parser(kind: type[Any]) -> Parser:
     documented, listed = _docstrings(kind), {each.name: each for each in fields(kind)}
     grouped = {head: names.split() for head, names in kind.groups.items()}
     rest = [name for name in listed if name not in {n for each in grouped.values() for n in each}]
+    rest.sort(key=lambda name: name not in kind.__annotations__)  # its own first
     for head, names in {**grouped, **({"options": rest} if rest else {})}.items():
         group = parser.add_argument_group(head)
         for name in names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from pyro_vae.runs import preview
 from pyro_vae.runs import sweep as sweeping
 from pyro_vae.signals import Failure
 
@@ -14,10 +15,10 @@ def run(options: Any) -> None:
     grid = options.grid if options.grid is not None else {}
     every = sweeping.planned(grid, options.given)
     if options.on == "print":
-        print("\n".join(sweeping.commands(every, options.out)))
+        print("\n".join(preview.commands(every, options.out)))
     elif options.dry_run:
         sweeping.check_folders(every, options.out)
-        print(sweeping.preview(every, options.out))
+        print(preview.preview(every, options.out))
     else:
         found = sweeping.sweep(
             grid,
@@ -33,4 +34,4 @@ def run(options: Any) -> None:
 
 
 def _as_asked(table: Any, form: str) -> str:
-    return str(table) if form == "text" else str(getattr(table, f"to_{form}")())
+    return str(table) if form == "text" else str(getattr(table, f"to_{form}")()).rstrip("\n")

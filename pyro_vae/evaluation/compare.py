@@ -66,7 +66,7 @@ class Comparison(Result):
         """A row a model; below it what all models share, and the warnings."""
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
         notes = (
-            "nats per image; ± paired: standard error of the difference over the images",
+            "nats; ± paired: standard error of the difference over the N that were scored",
             "; ".join([f"N = {self.num_images}", *shared]),
             *(f"warning: {text}" for text in self.warnings),
         )

@@ -134,7 +134,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
         axes,
         f"Mean $L_k$ of the same draws (ELBO {number(ll.elbo)})",
         "draws $k$",
-        "nats per image",
+        "nats",
     )
 
 

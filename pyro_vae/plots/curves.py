@@ -43,7 +43,7 @@ def curves(subject: Subject) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         zoom(axes)
         quiet(axes)
-    panels[0].set_ylabel("nats per image", fontsize=8)
+    panels[0].set_ylabel("nats", fontsize=8)
     figure.legend(
         *panels[0].get_legend_handles_labels(),
         loc="outside right center",

@@ -198,15 +198,49 @@ class Train(Settings, Experiment, Options):
 
     def decided(self) -> Train:
         """The same options with the default length written out, and each choice by its own name."""
-        named = {name: canonical(name, getattr(self, name)) for name in CHOICES}
+        named: dict[str, Any] = {name: canonical(name, getattr(self, name)) for name in CHOICES}
         if isinstance(self.kl_warmup, str):
             named["kl_warmup"] = canonical("warmup", self.kl_warmup)
         steps = DEFAULT_STEPS if self.steps is self.epochs is None else self.steps
         return dataclasses.replace(self, steps=steps, **named)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scored(Options):
+    """What a command can say of a run that is trained."""
+
+    data: str | None = None
+    """The path of the data now: a name, a file or a folder, as in `train`."""
+    data_root: Path | None = None
+    """The folder of the named sets' files now."""
+    trust: bool = False
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
+    trained on this machine.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown(Scored):
+    """And where its programs run."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring(Shown):
+    """And how."""
+
+    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
+    """How the programs are run; auto compiles where so much work is worth it."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """Show no progress on stderr."""
+
+
 @dataclass(frozen=True)
-class Evaluate(Options):
+class Evaluate(Scoring):
     """Estimate log p(x) for a run again, and add the result to its results.json."""
 
     command: ClassVar[str] = "evaluate"
@@ -240,24 +274,8 @@ class Evaluate(Options):
     """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
-    data: str | None = None
-    """The path of the data now: a name, a file or a folder, as in `train`."""
-    data_root: Path | None = None
-    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run; auto compiles where so much work is worth it."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    quiet: bool = False
-    """Show no progress on stderr."""
-    trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
@@ -288,7 +306,7 @@ OF_METHODS: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Audit(Options):
+class Audit(Scored):
     """Write audit.py into a run: it recomputes log weights of 20 test images by stock Pyro, without
     this package.
     """
@@ -296,20 +314,12 @@ class Audit(Options):
     command: ClassVar[str] = "audit"
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
-    data: str | None = None
-    """The path of the data now: a name, a file or a folder, as in `train`."""
-    data_root: Path | None = None
-    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws at which the images are scored."""
-    trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
-    """
 
 
 @dataclass(frozen=True)
-class Compare(Options):
+class Compare(Scoring):
     """Compare runs on the same images: paired differences of log p(x), from the runs' latest
     evaluations.
     """
@@ -333,24 +343,8 @@ class Compare(Options):
     """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or the validation images."""
-    data: str | None = None
-    """The path of the data now: a name, a file or a folder, as in `train`."""
-    data_root: Path | None = None
-    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the draws, if a run is evaluated."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How the programs are run; auto compiles where so much work is worth it."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    quiet: bool = False
-    """Show no progress on stderr."""
-    trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or there are fewer than two runs."""
@@ -407,7 +401,7 @@ class Sample(Options):
 
 
 @dataclass(frozen=True)
-class Plot(Options):
+class Plot(Shown):
     """Draw a run's pictures again: reconstructions, samples, curves, the latent space, restored
     images.
     """
@@ -425,18 +419,8 @@ class Plot(Options):
     """
     out: Path | None = None
     """With --beside: the picture's file (.png); by default RUN/beside.png."""
-    data: str | None = None
-    """The path of the data now: a name, a file or a folder, as in `train`."""
-    data_root: Path | None = None
-    """The folder of the named sets' files now."""
     seed: int = option(0, least=0, below=2**32)
     """The seed of the samples in the pictures."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
-    trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
-    """
 
     def check(self) -> None:
         """Raise a ``UserError`` where a type is wrong, or runs are given that don't make a picture
@@ -523,10 +507,6 @@ class Bench(Options):
     """The folder for the JSON files; by default runs/bench, with --quick none."""
     json: bool = False
     """Print the results as one JSON object; the tables go to stderr."""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checks
 
 
 # ---------------------------------------------------------------------------------------------------------------------

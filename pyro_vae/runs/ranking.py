@@ -85,7 +85,7 @@ class Ranking(Printed):
             f"{self.protocol.get('data', 'the test set')} (sha256 {shorten(digest)})"
         )
         notes = (
-            "nats per image; a difference is from the first row",
+            "nats; a difference is from the first row",
             "± images: error for these trained models; ± seeds: error for the method (– "
             "with one seed)",
         )

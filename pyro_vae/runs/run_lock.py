@@ -35,9 +35,11 @@ def hold(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
-            (folder / HOLDER).unlink(missing_ok=True)
-        for lock in _held.pop(folder).locks:
+        held = _held.pop(folder)
+        if held.file == _file_of(folder):  # else the name is another process's
+            with suppress(OSError):
+                (folder / HOLDER).unlink(missing_ok=True)
+        for lock in held.locks:
             lock.release()
 
 
@@ -48,17 +50,15 @@ def keep(folder: Path) -> None:
     Raises:
         Failure: another process holds it now.
     """
-    held = _held.get(folder)
-    if held is None or held.file == _file_of(folder):
-        return
-    try:
-        again = _Held.of(folder)
-    except Timeout as error:
-        raise Failure(
-            f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this "
-            "process stops and writes nothing more"
-        ) from error
-    _held[folder] = _Held((*held.locks, *again.locks), again.file)
+    while (held := _held.get(folder)) is not None and held.file != _file_of(folder):
+        try:
+            again = _Held.of(folder)
+        except Timeout as error:
+            raise Failure(
+                f"the lock of {folder} was removed, and {_holder(folder)} trains there now: this "
+                "process stops and writes nothing more"
+            ) from error
+        _held[folder] = _Held((*held.locks, *again.locks), again.file)
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,14 @@ class _Held:
     def of(folder: Path) -> _Held:
         lock = FileLock(folder / LOCK, blocking=False)
         lock.acquire()
-        # beside the lock, as opening the lock's own file may empty it
-        write_atomically(
-            folder / HOLDER, json.dumps({"pid": os.getpid(), "host": platform.node()}).encode()
-        )
-        return _Held((lock,), _file_of(folder))
+        # the file that is locked, which need not have the name any more
+        found = os.fstat(lock._context.lock_file_fd)
+        file = found.st_dev, found.st_ino
+        if file == _file_of(folder):
+            # beside the lock, as opening the lock's own file may empty it
+            holder = json.dumps({"pid": os.getpid(), "host": platform.node()})
+            write_atomically(folder / HOLDER, holder.encode())
+        return _Held((lock,), file)
 
 
 _held: dict[Path, _Held] = {}

@@ -6,10 +6,8 @@ call, or command, goes on with a sweep that was stopped.
 
 from __future__ import annotations
 
-import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,53 +250,6 @@ def _unheard(line: str) -> None:
     """What a run tells on its way; a sweep tells how each cell ends."""
 
 
-LOOKED_AT, STEPS = 10.0, 20
-"""Of a dry run: the seconds that it takes in all to time cells, and the steps of each."""
-
-
-def preview(every: Sequence[Cell], out: Path) -> Table:
-    """The cells, what each would take, and why it would be refused: nothing is trained or written.
-
-    A few steps of each method are timed, in a few seconds in all; the evaluation is not.
-    """
-    found: dict[Any, tuple[str, str]] = {}
-    started, rows, notes = time.monotonic(), [], [f"{len(every)} cells in {out}"]
-    for cell in every:
-        if cell.method not in found:
-            found[cell.method] = _looked_at(cell, time.monotonic() - started < LOOKED_AT)
-        seconds, refused = found[cell.method]
-        run = out / cell.name
-        done = "resumed or done" if (run / "config.toml").is_file() else "new"
-        rows.append((cell.name, done if not refused else "refused", seconds))
-        if refused:
-            notes.append(f"{cell.name}: {refused}")
-    return Table(("cell", "state", "training"), tuple(rows), notes=tuple(notes))
-
-
-def _looked_at(cell: Cell, timed: bool) -> tuple[str, str]:
-    """The estimated time of a cell's training, and why it is refused."""
-    from pyro_vae.devices import find_device
-    from pyro_vae.runs.experiment import dry_run, prepare
-    from pyro_vae.runs.fit_run import fit_arguments
-    from pyro_vae.training.fit import fit
-
-    options = cell.options
-    try:
-        device = find_device(options.device)
-        experiment = prepare(options)
-        dry_run(experiment, device)
-        if not timed:
-            return "–", ""
-        quick = {"num_steps": STEPS, "x_valid": None, "progress": False}
-        quick["compile"] = "off" if options.compile == "off" else "graph"
-        history = fit(**{**fit_arguments(experiment, device), **quick})
-    except (UserError, Failure) as reason:
-        return "", " ".join(str(reason).split())
-    passes = -(-len(experiment.train_rows) // options.batch_size)
-    steps = options.steps or (options.epochs or 1) * passes
-    return f"about {history.seconds / history.num_steps * steps:.0f} s", ""
-
-
 def score_of(outcome: Outcome) -> Scored | None:
     """What a finished cell's folder says of it; None where it has no log p(x) of each image."""
     from pyro_vae.evaluation.result_files import load_estimate
@@ -319,22 +270,3 @@ def score_of(outcome: Outcome) -> Scored | None:
         seconds=float(results.get("training", {}).get("seconds", float("nan"))),
         active_units=tuple(results.get("active_units") or ()),
     )
-
-
-def commands(every: Sequence[Cell], out: Path) -> list[str]:
-    """Each cell as a `pyro-vae train` command, for a scheduler of one's own."""
-    lines = []
-    for cell in every:
-        words = ["pyro-vae", "train", "--out", str(out / cell.name)]
-        plain_train = Train()
-        for each in fields(Train):
-            value = getattr(cell.options, each.name)
-            if each.name not in stored_names() or value == getattr(plain_train, each.name):
-                continue
-            flag = f"--{each.name.replace('_', '-')}"
-            if isinstance(value, bool):
-                words += [flag if value else f"--no-{each.name.replace('_', '-')}"]
-            else:
-                words += [flag, str(value)]
-        lines.append(shlex.join(words))
-    return lines

@@ -23,6 +23,10 @@ class SweepBase(Options):
     """
 
     command: ClassVar[str] = "sweep"
+    examples: ClassVar[tuple[str, ...]] = (
+        'pyro-vae sweep --guide MeanField "IAF(depth=2)" --seed 0 1 2 --steps 2000 --dry-run',
+        "pyro-vae sweep grid.toml --jobs 4 --out runs/guides",
+    )
     grid: Path | None = dataclasses.field(default=None, metadata=BY_PLACE)
     """A TOML file of options. A list gives several values to an option. Each table [[cell]] adds cells
     with its own options.
@@ -53,8 +57,6 @@ def _several(name: str) -> Any:
     return tuple[one, ...]
 
 
-HELP = {"help": "As in `train`; all combinations of several values are run."}
-
 SWEPT = tuple(
     each.name
     for each in dataclasses.fields(Train)
@@ -62,10 +64,16 @@ SWEPT = tuple(
 )
 """The options of `train` that a sweep takes on its command line."""
 
+GROUPS = {"sweep": "grid jobs on out dry_run format"} | {
+    f"{head}, as in train": " ".join(name for name in names.split() if name in SWEPT)
+    for head, names in Train.groups.items()
+}
+
 Sweep: Any = dataclasses.make_dataclass(
     "Sweep",
-    [(name, _several(name), dataclasses.field(default=(), metadata=HELP)) for name in SWEPT],
+    [(name, _several(name), dataclasses.field(default=())) for name in SWEPT],
     bases=(SweepBase,),
+    namespace={"groups": GROUPS},
     frozen=True,
 )
 Sweep.__doc__ = SweepBase.__doc__

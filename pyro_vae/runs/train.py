@@ -217,7 +217,7 @@ def _reconstruction_error(
     }
     return (
         result,
-        f"reconstruction error −log p(x | z): {error:.2f} nats an image (N = {len(x)})\n  {why}",
+        f"reconstruction error −log p(x | z): {error:.2f} nats (N = {len(x)})\n  {why}",
     )
 
 

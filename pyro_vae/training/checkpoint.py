@@ -23,7 +23,7 @@ from torch import nn
 from pyro_vae import __version__
 from pyro_vae.errors import UserError
 from pyro_vae.files import write_in_order
-from pyro_vae.memory import in_words
+from pyro_vae.memory import in_words, is_out_of_memory
 
 FORMAT = 1
 """Raised when an older version could not read what is written."""
@@ -114,7 +114,12 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         "sections": {name: dict(section) for name, section in checkpoint.sections.items()},
         "metadata": dict(checkpoint.metadata),
     }
-    torch.save(held, buffer)
+    try:
+        torch.save(held, buffer)
+    except RuntimeError as error:  # torch's words where a buffer in memory can't grow
+        if "unexpected pos" not in str(error):
+            raise
+        raise MemoryError(f"no room for a copy of {path.name}") from error
     content = buffer.getvalue()
     digest = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     write_in_order({manifest(path): digest, path: content})
@@ -144,6 +149,8 @@ def load(path: Path) -> Checkpoint:
             warnings.simplefilter("ignore")  # torch's guesses at a file that is not its own
             held = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
     except Exception as error:  # torch's own text advises to load without the safeguard
+        if is_out_of_memory(error):
+            raise
         raise Damaged(
             f"{path}: not a checkpoint of pyro_vae (it has other objects in it than tensors and "
             "plain values)"

@@ -125,10 +125,9 @@ def fit(
         progress: whether steps and figures are shown on stderr.
         on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
             (the device is then read at each step).
-        init: whose parameters to begin with, where name and shape are those of this pair: a run's
-            folder or one of ``Checkpoints``, a file of `pyro_vae.save_parameters`, a model with its
-            guide, or a mapping as `pyro_vae.parameters` returns it. The others are fresh;
-            ``history.init`` says which.
+        init: whose parameters to begin with, where name and shape are the same: a folder of a run
+            or of ``Checkpoints``, a file of `save_parameters`, a pair, or a mapping such as
+            `parameters` returns. ``history.init`` says which are fresh.
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
             other arguments as they were; on the CPU, in the same tier and with as many threads, bit
             for bit as if it had never been stopped.
@@ -175,19 +174,15 @@ def _fit(
         refuse_unseen(pair.guide.owner)
     valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
-    total_steps = (
-        options.num_steps
-        if options.num_steps is not None
-        else options.num_epochs * source.num_batches
-    )
+    total_steps = options.num_steps or options.num_epochs * source.num_batches
     settings = {
         "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
         "objective": _words(goal), "optimizer": _words(options.optimizer),
         "learning_rate": options.learning_rate,
         "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
         "grad_clip": options.grad_clip, "freeze": options.freeze,
-        "binarize": _words(observe or once),
-        "x_valid": valid.num_images if valid is not None else 0, "seed": seed,
+        "binarize": _words(observe or once), "seed": seed,
+        "x_valid": valid.num_images if valid is not None else 0,
         "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip

@@ -54,6 +54,6 @@ class History(Printed):
             return "no epoch was finished"
         last = self.train[-1]
         text = f"{self.num_steps} steps, {last.epoch} epochs, {self.seconds:.0f} s: "
-        text += f"ELBO {last.elbo:.2f} nats an image (train)"
+        text += f"ELBO {last.elbo:.2f} nats (train)"
         text += f", {self.valid[-1].elbo:.2f} (validation)" if self.valid else ""
         return text + (f"; {self.skipped} steps skipped, not finite" if self.skipped else "")

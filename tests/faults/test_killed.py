@@ -12,7 +12,14 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae.training import checkpoint_files
-from tests.support.children import QUICK, Child, checkpoints, done
+from tests.support.children import (
+    QUICK,
+    Child,
+    checkpoints,
+    done,
+    killed_before_its_configuration,
+    one_line,
+)
 from tests.support.runs import assert_same_end
 
 RUN = [
@@ -39,6 +46,20 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     child = done(folder, ["train", *steady, "--steps", "60", "--out", "run"])
     assert child.wait() == 0, child.error
     return folder / "run"
+
+
+def test_a_folder_without_a_configuration_is_begun_again(tmp_path: Path) -> None:
+    """Killed between the folder and its configuration: nothing is lost, as nothing was trained."""
+    train = ["train", *QUICK, "--steps", "20", "--out", "half"]
+    assert done(tmp_path, train, killed_before_its_configuration).wait() == 137
+    left = {path.name for path in (tmp_path / "half").iterdir()}
+    assert left and "config.toml" not in left
+    resumed = done(tmp_path, ["train", "--resume", "half", "--quiet"])
+    assert resumed.wait() == 2
+    one_line(resumed, "half", "no run in this folder", "config.toml")
+    again = done(tmp_path, train)
+    assert again.wait() == 0, again.error
+    assert (tmp_path / "half" / "results.json").is_file()
 
 
 # in the first epoch, at the end of the third (11 steps each), in the last, which has 16 steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 from pathlib import Path
 
 from tests.support.children import QUICK, Child, checkpoints, done, one_line
@@ -52,3 +53,28 @@ def test_a_finished_run_is_not_resumed_and_holds_nothing(tmp_path: Path) -> None
     assert {
         path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
     } == before
+
+
+def test_a_lock_that_is_removed_while_it_is_held_is_taken_again_or_lost_to_one(
+    tmp_path: Path,
+) -> None:
+    """Never do two train in one folder: the one that was asleep stops, and writes nothing more."""
+    run = tmp_path / "run"
+    first = Child(tmp_path, TRAIN)
+    first.until(lambda: len(checkpoints(run)) == 2)
+    (run / ".run.lock").unlink()
+    first.until(lambda: (run / ".run.lock").exists())
+    step = checkpoints(run)[-1]
+    first.until(lambda: checkpoints(run)[-1] > step)
+    first.send(signal.SIGSTOP)
+    (run / ".run.lock").unlink()
+    step = checkpoints(run)[-1]
+    second = Child(tmp_path, ["train", "--resume", "run", "--quiet"])
+    second.until(lambda: checkpoints(run)[-1] > step)
+    first.send(signal.SIGCONT)
+    assert first.wait() == 1
+    one_line(first, "the lock of run was removed", f"process {second.pid}", "writes nothing more")
+    step = checkpoints(run)[-1]
+    second.until(lambda: checkpoints(run)[-1] > step)
+    second.kill()
+    assert len(list(run.rglob("*.superseded*"))) <= 2

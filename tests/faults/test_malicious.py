@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,17 +77,33 @@ def overwrite(path: Path, content: bytes) -> None:
     )
 
 
+def bomb() -> bytes:
+    """A checkpoint by its form, of 8 MB packed into a thousandth."""
+    stored, packed = io.BytesIO(), io.BytesIO()
+    sections = {"model": {"w": torch.zeros(2_000_000)}, "guide": {}}
+    torch.save({"format": 1, "version": "9", "sections": sections, "metadata": {}}, stored)
+    with zipfile.ZipFile(stored) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for each in old.namelist():
+            new.writestr(each, old.read(each))
+    return packed.getvalue()
+
+
+OTHER = "it has other objects in it than tensors and plain values"
 CONTENTS = [
-    pytest.param(evil_checkpoint(), id="a checkpoint by its form"),
-    pytest.param(pickle.dumps(Evil()), id="a pickle", marks=pytest.mark.slow),
+    pytest.param(evil_checkpoint(), OTHER, id="a checkpoint by its form"),
+    pytest.param(bomb(), "it would unpack to 8.0 MB", id="a bomb"),
+    pytest.param(pickle.dumps(Evil()), OTHER, id="a pickle", marks=pytest.mark.slow),
     pytest.param(
-        pickle.dumps({"sections": Evil()}, 2), id="torch's old format", marks=pytest.mark.slow
+        pickle.dumps({"sections": Evil()}, 2), OTHER, id="torch's old format",
+        marks=pytest.mark.slow,
     ),
-]
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("content", CONTENTS)
-def test_a_malicious_checkpoint_is_refused(content: bytes, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("content", "why"), CONTENTS)
+def test_a_malicious_checkpoint_is_refused(
+    content: bytes, why: str, run: Path, tmp_path: Path
+) -> None:
     """The last one alone: the one before serves. All of them: one line."""
     newest, older = (run / "checkpoints" / name for name in reversed(checkpoints(run)))
     command = [
@@ -108,7 +125,7 @@ def test_a_malicious_checkpoint_is_refused(content: bytes, run: Path, tmp_path: 
     for each in (command, ["train", "--resume", "run", "--quiet"], ["sample", "run"]):
         child = done(tmp_path, each)
         assert child.wait() == 2
-        one_line(child, "it has other objects in it than tensors and plain values")
+        one_line(child, why)
     assert not (tmp_path / "sentinel").exists()
 
 

@@ -218,7 +218,7 @@ def test_curves_are_the_history() -> None:
             [row["epoch"], row["train"][key]] for row in ROWS
         ]
         assert np.asarray(valid.get_xydata()).tolist() == [[4, ROWS[3]["valid"][key]]]
-    assert figure.axes[0].get_ylabel() == "nats per image"
+    assert figure.axes[0].get_ylabel() == "nats"
 
 
 # ---- ways through the latent space

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from pyro_vae.errors import UserError
 from pyro_vae.runs.grid import cells, read_grid
 from pyro_vae.runs.options import Train
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_lists_are_crossed_and_the_rest_is_common() -> None:
@@ -38,6 +42,16 @@ def test_a_file_is_the_same_as_what_it_holds(tmp_path: Path) -> None:
         ("MeanField", "VampPrior", 1),
         ("NSF", "StandardNormal", 5),
     ]
+
+
+def test_the_committed_ranking_is_of_the_grid_on_mnist() -> None:
+    made = cells(read_grid(ROOT / "benchmarks" / "grid.toml"))
+    text = (ROOT / "benchmarks" / "results" / "grid.csv").read_text(encoding="utf-8")
+    ranked = [
+        tuple(row[name] for name in made[0].varied) for row in csv.DictReader(io.StringIO(text))
+    ]
+    assert len(made) == 10 and {each.options.data for each in made} == {"mnist"}
+    assert sorted(ranked) == sorted(tuple(value for _, value in each.method) for each in made)
 
 
 def test_a_single_cell_has_the_options_of_a_training() -> None:

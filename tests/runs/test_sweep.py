@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +19,11 @@ from pyro_vae.analysis.diagnose import active_units
 from pyro_vae.errors import UserError
 from pyro_vae.runs.grid import cells
 from pyro_vae.runs.options import Train
+from pyro_vae.runs.preview import commands, preview
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import open_run
-from pyro_vae.runs.sweep import NO_SCORE, Sweep, as_piece, commands, preview, run_cell
+from pyro_vae.runs.sweep import NO_SCORE, Outcome, Sweep, as_piece, run_cell
+from pyro_vae.training.settings import flag
 
 SMALL: dict[str, Any] = {
     "data": "digits",
@@ -92,23 +100,69 @@ def test_a_folder_of_another_experiment_is_told_before_anything_is_trained(tmp_p
 
 
 def test_what_is_refused_is_one_line_and_the_preview_tells_it_before(tmp_path: Path) -> None:
-    grid = {**SMALL, "guide": ["MeanField", "Delta"], "objective": "IWAE(5)"}
+    grid = {**SMALL, "guide": ["MeanField", "Delta"], "objective": "IWAE(5)", "seed": [0, 1]}
     every = cells([grid])
     table = preview(every, tmp_path)
-    assert [row[1] for row in table.rows] == ["new", "refused"]
+    assert [row[1] for row in table.rows] == ["new", "new", "refused", "refused"]
     assert table.rows[0][2].startswith("about") and "Delta" in table.notes[1]
     assert not list(tmp_path.iterdir())  # nothing was written
-    failed = run_cell(as_piece(every[1], tmp_path, 1, 1))["failed"]
+    assert "4 cells in" in table.notes[0] and "takes about" in table.notes[0]
+    failed = run_cell(as_piece(every[2], tmp_path, 2, 1))["failed"]
     assert failed and "\n" not in failed
 
 
 def test_commands_are_the_cells_options(tmp_path: Path) -> None:
-    every = cells([{**SMALL, "guide": ["MeanField", "IAF(depth=2)"], "pictures": False}])
+    grid = {name: value for name, value in SMALL.items() if name != "steps"}
+    grid |= {"guide": ["MeanField", "IAF(depth=2)"], "pictures": False, "epochs": 2}
+    every = cells([grid])
     from pyro_vae.cli.entry import parse
 
     for line, cell in zip(commands(every, tmp_path), every, strict=True):
         options = parse(shlex.split(line)[1:])
         assert isinstance(options, Train)
         assert options.out == tmp_path / cell.name
-        for name in (*SMALL, "guide", "pictures"):
+        for name in ("steps", *grid):
             assert getattr(options, name) == getattr(cell.options, name)
+
+
+TWELVE = {"guide": ["MeanField", "FullRank"], "kl_weight": [1.0, 0.5], "seed": [0, 1, 2]}
+
+
+@pytest.mark.stress
+def test_twelve_cells_killed_three_times_end_at_the_same_table(tmp_path: Path) -> None:
+    """The process and its workers, by SIGKILL: while a cell is trained, before it is scored, and
+    between the scores of its test and its validation images.
+    """
+    run_here(TWELVE, tmp_path / "whole")
+    every, out = cells([{**SMALL, **TWELVE}]), tmp_path / "killed"
+    whole = Sweep(tuple(Outcome(each, tmp_path / "whole" / each.name) for each in every))
+    crossed = [word for n, vs in TWELVE.items() for word in (flag(n), *map(str, vs))]
+    same = [word for name, value in SMALL.items() for word in (flag(name), str(value))]
+    words = [
+        sys.executable,
+        "-m",
+        "pyro_vae",
+        "sweep",
+        *crossed,
+        *same,
+        "--checkpoint-minutes",
+        "0",
+    ]
+    words += ["--out", str(out), "--format", "csv"]
+    start = partial(subprocess.Popen, words, stdout=subprocess.PIPE, start_new_session=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for number, mark in [(3, "checkpoints/step-*.pt"), (6, "results.json"), (9, "*/iw-test.npz")]:
+        with start(env=environment) as child:
+            while len({path.relative_to(out).parts[0] for path in out.glob(f"*/{mark}")}) < number:
+                assert child.poll() is None
+                time.sleep(0.002)
+            os.killpg(child.pid, signal.SIGKILL)
+    with start(env=environment) as child:
+        held = child.stdout.read().decode()
+    assert child.returncode == 0
+    untimed = [line.rpartition(",")[0] for line in held.splitlines()]
+    assert untimed == [line.rpartition(",")[0] for line in whole.table().to_csv().splitlines()]
+    killed = Sweep(tuple(Outcome(each, out / each.name) for each in every))
+    for ours, theirs in zip(killed.scored, whole.scored, strict=True):
+        assert ours.test.log_px.tolist() == theirs.test.log_px.tolist(), ours.name
+    assert killed.best().name == whole.best().name

@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [
         "pyro_vae.cli.commands",
         "pyro_vae.guides",
@@ -52,7 +52,7 @@ class Child:
         self, folder: Path, arguments: Sequence[str], setup: Callable[[], None] | None = None
     ) -> None:
         self.folder = folder
-        self.process: BaseProcess = _CONTEXT.Process(
+        self.process: BaseProcess = SERVER.Process(
             target=_run, args=(str(folder), list(arguments), setup)
         )
         self.process.start()
@@ -136,6 +136,26 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
 
+def little_memory() -> None:
+    """60 MiB more of addresses than the process has now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    sizes = dict(line.split(":") for line in lines)
+    limit = int(sizes["VmSize"].split()[0]) * 1024 + 60 * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def killed_before_its_configuration() -> None:
+    """``kill -9`` comes where the configuration gets its name."""
+    replace = os.replace
+
+    def last(source: Any, target: Any, **names: Any) -> None:
+        if Path(target).name == "config.toml":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target, **names)
+
+    os.replace = last
+
+
 def disk_is_full() -> None:
     """No checkpoint can be written: the kernel says so itself, at /dev/full."""
     from pyro_vae import files
@@ -187,21 +207,28 @@ def terminated_after(steps: int) -> None:
     TrainStep.__call__ = counted  # type: ignore[method-assign]
 
 
-def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) -> None:
-    os.chdir(folder)
-    for number, name in ((1, "out"), (2, "err")):
-        target = os.open(f".output-{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(target, number)
-        os.close(target)
-    if setup is not None:
-        setup()
+def begin(folder: str, name: str) -> None:
+    """What a new process has: its folder, threads and locks of its own, and output, which is added
+    to the files ``name.out`` and ``name.err``.
+    """
     import torch
     from tqdm import tqdm
 
-    from pyro_vae.cli.entry import main
-
+    os.chdir(folder)
+    for number, kind in ((1, "out"), (2, "err")):
+        target = os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, number)
+        os.close(target)
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own would be the server's to clean up after a kill
+
+
+def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) -> None:
+    from pyro_vae.cli.entry import main
+
+    begin(folder, f".output-{os.getpid()}")
+    if setup is not None:
+        setup()
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

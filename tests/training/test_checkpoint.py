@@ -115,6 +115,26 @@ def test_other_files_are_refused_even_with_a_right_digest(tmp_path: Path, conten
     refused(lambda: checkpoint_files.load(path), str(path))
 
 
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can't be read or written for it is not set aside as damaged, nor told in torch's words."""
+    held = checkpoint_files.Checkpoint({"model": {"w": torch.ones(2)}, "guide": {}}, {})
+    checkpoint_files.save(tmp_path / "a.pt", held)
+
+    def full(words: str) -> Any:
+        def fails(*_: Any, **__: Any) -> None:
+            raise RuntimeError(words)
+
+        return fails
+
+    monkeypatch.setattr(torch, "load", full("can't allocate memory: you tried to allocate 9 bytes"))
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        checkpoint_files.load(tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "save", full("[enforce fail] . unexpected pos 288 vs 180"))
+    with pytest.raises(MemoryError, match=r"no room for a copy of b\.pt"):
+        checkpoint_files.save(tmp_path / "b.pt", held)
+    assert not (tmp_path / "b.pt").exists()
+
+
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     path, trap = tmp_path / "a.pt", tmp_path / "trap"
     torch.save({"format": 1, "sections": {"model": Evil(trap)}, "metadata": {}}, path)
