@@ -17,7 +17,7 @@ from pyro_vae import Checkpoints, EarlyStopping, TrainingState, UserError, fit, 
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.data.loaders import make_source
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training import checkpoint_files
+from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.state import differences, this_place
 from tests.support.pairs import PIXELS, fresh
 from tests.support.training import CPU, QUICK, Images, X, our_pair, same
@@ -303,7 +303,7 @@ def test_the_best_is_that_of_the_highest_validation_elbo(tmp_path: Path) -> None
     held = checkpoint_files.newest(tmp_path, best=True).held
     assert held.metadata["epoch"] == best.epoch < 25 and held.metadata["elbo"] == best.elbo
     model, guide = our_pair()
-    checkpoint_files.restore(held, model, guide, "best")
+    checkpoint.restore(held, model, guide, "best")
     assert same(tensors(model, guide), states[best.epoch])
     with pytest.raises(UserError, match="best checkpoint of a training"):
         TrainingState.from_checkpoint(held, "best.pt")
