@@ -189,7 +189,7 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
         )
         raise UserError(
             f"{path}: written in format {number}, but this version, {__version__}, reads format "
-            f"{FORMAT}: install  {wanted}"
+            f"{FORMAT}: install {wanted}"
         )
 
 

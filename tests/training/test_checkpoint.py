@@ -214,7 +214,7 @@ def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> N
         assert found.path.stem == "step-000000002" and list(found.unsound) == [path]
         assert (
             "damaged" in found.note
-            and "step-000000002.pt, is taken" in found.note
+            and "step-000000002.pt, is used" in found.note
             and "\n" not in found.note
         )
     checkpoint_files.set_aside(found.unsound)
@@ -283,7 +283,7 @@ def test_without_its_digest_the_newest_one_is_passed_over_with_a_line(
     found = checkpoint_files.newest(tmp_path)
     assert found.path.stem == "step-000000001" and "\n" not in found.note
     assert f"{path}: its SHA-256 (step-000000002.pt.sha256) is " in found.note
-    assert found.note.endswith("the previous one, step-000000001.pt, is taken")
+    assert found.note.endswith("the previous one, step-000000001.pt, is used")
     checkpoint_files.set_aside(found.unsound)
     assert checkpoint_files.newest(tmp_path).note == ""
     assert (tmp_path / "step-000000002.pt.superseded").read_bytes() == content

@@ -185,7 +185,7 @@ def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(
     ]
     assert len(checkpoint_files.complete(tmp_path, best=True)) == 1
     checkpoint_files.complete(tmp_path)[-1].write_bytes(b"")
-    with pytest.warns(UserWarning, match="step-000000014.pt, is taken"):
+    with pytest.warns(UserWarning, match="step-000000014.pt, is used"):
         resumed = fit(*again, X, callbacks=[Checkpoints(tmp_path)], resume=tmp_path, **LONG)
     assert same(tensors(*whole), tensors(*again)) and "step 14" in resumed.resumed[0]
     assert len(list(tmp_path.glob("*.damaged"))) == 2  # with its digest
