@@ -153,7 +153,7 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     with pytest.raises(
         UserError, match=r"neither program takes a field of this name \(they take y\)"
     ):
-        pv.fit(model, guide, X, y=Y, shade=X, **QUICK)
+        pv.fit(model, guide, X, y=Y, weight=X, **QUICK)
 
 
 def test_a_guide_takes_what_its_model_takes() -> None:
