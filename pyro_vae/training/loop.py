@@ -116,18 +116,10 @@ class Loop:
         for x, named in self.batches():
             if rate != (rate := self.decay(at.step / self.total_steps)):
                 update.set_rate(rate)
-<<<<<<< HEAD
-            if risen != (
-                risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)
-            ):
-                self.loss.kl_weight.fill_(float(self.options.kl_weight) * risen)
-            self.group.begin_step(self.options.seed, at.step, at.sums.device)
-=======
             if risen != (risen := self.warmup(at.step, self.total_steps, per_pass)):
-                self.loss.kl_weight.fill_(self.options.kl_weight * risen)
+                self.loss.kl_weight.fill_(float(self.options.kl_weight) * risen)
             if not alone:  # the noise of each process is its own
                 self.group.begin_step(self.options.seed, at.step, at.sums.device)
->>>>>>> main
             sums = take(x, named)
             at.step += 1
             if sums is None:
