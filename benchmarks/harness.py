@@ -57,10 +57,11 @@ def run_cli(main: Callable[[T], None], options: type[T], description: str | None
     """Read the command line into ``options`` and run it; a mistake of the caller's is one line and
     exit code 2.
     """
+    spec = sys.modules["__main__"].__spec__
+    prog = f"python -m {spec.name}" if spec else None  # as it is started: by its path it can't be
+    pairs_off = (tyro.conf.FlagCreatePairsOff,)
     try:
-        main(
-            tyro.cli(options, description=description or "", config=(tyro.conf.FlagCreatePairsOff,))
-        )
+        main(tyro.cli(options, prog=prog, description=description or "", config=pairs_off))
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -3,13 +3,18 @@ committed, and not executed.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import pyro_vae
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+# pages of the site, which a reader of the repository finds at its root
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks")
 
 project = "pyro_vae"
 version = release = pyro_vae.__version__
@@ -26,7 +31,7 @@ exclude_patterns = ["_build", "_ext", "_templates"]
 templates_path = ["_templates"]
 
 nb_execution_mode = "off"
-myst_enable_extensions = ["deflist", "colon_fence"]
+myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
@@ -52,8 +57,13 @@ def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: li
 
 
 def linked(app: Any, document: str, text: list[str]) -> None:
-    """Committed results are files to look at, and no pages of the site."""
+    """Committed results are files, not pages of the site; the notebooks are copied into it."""
     text[0] = re.sub(r"\]\((../benchmarks/results/[^)]*\.md)\)", r"](path:\1)", text[0])
+    moved = {"](../notebooks/": "](notebooks/"}
+    if document.startswith("notebooks/"):
+        moved = {"](../docs/": "](../", "](../benchmarks": "](../../benchmarks"}
+    for there, here in moved.items():
+        text[0] = text[0].replace(there, here)
 
 
 def setup(app: Any) -> None:

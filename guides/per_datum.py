@@ -9,7 +9,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn.sparse_rows import mark_rows
-from pyro_vae.pair.program import in_dry_run
+from pyro_vae.pair.parameter_store import in_dry_run
 from pyro_vae.validation import check_whole
 
 

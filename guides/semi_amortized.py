@@ -9,7 +9,7 @@ from pyro_vae.guides.mean_field import MeanField, NetSpec
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import sample_nodes
+from pyro_vae.pair.nodes import sample_nodes
 from pyro_vae.pair.program import Program
 from pyro_vae.validation import check_number, check_whole
 

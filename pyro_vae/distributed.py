@@ -64,7 +64,7 @@ class Alone:
         return seed
 
     def begin_step(self, seed: int, step: int, device: torch.device) -> None:
-        """Before a training step's noise is drawn."""
+        """Before a training step's noise is drawn, where there are several."""
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
         """One in ``size`` of them, the first process's being the first."""

@@ -71,9 +71,9 @@ def is_constant(name: str) -> TypeGuard[Part]:
     return isinstance(name, Part) and name.value is not ROWS
 
 
-def made_of(name: str) -> str:
+def made_of(name: Part) -> str:
     """What tells two fields of one name, shape and dtype apart: the constant, in words."""
-    return f"{name.spec}{name.value!r}" if isinstance(name, Part) else ""
+    return f"{name.spec}{name.value!r}"
 
 
 def merged(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 machine.
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ def state_of_the_process() -> Iterator[None]:
     for name in set(os.environ) - set(environment) - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
     os.environ.update(environment)
+
+
+def pytest_collection_finish() -> None:
+    """Modules stay to the end: the collector of garbage need not walk them again and again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

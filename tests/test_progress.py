@@ -20,14 +20,17 @@ class Screen(StringIO):
 def test_a_training_that_is_logged_writes_its_first_and_its_last_state(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(2, (12,)))
+    model = models.GenerativeModel(
+        models.StandardNormal(2), models.Bernoulli(2, (12,), hidden=(4,))
+    )
     pv.fit(
         model,
-        guides.MeanField((12,), 2),
+        guides.MeanField((12,), 2, hidden=(4,)),
         binary_images(20),
         batch_size=5,
         num_epochs=50,
         progress=True,
+        compile="off",
     )
     states = [state for state in capfd.readouterr().err.split("\r") if "/200" in state]
     assert len(states) <= 3

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import LogMarginal, ais, guides, log_marginal, models
-from pyro_vae.analysis.diagnose import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
-from pyro_vae.analysis.gibbs import Restored
+from pyro_vae.analysis.chains import Restored
 from pyro_vae.analysis.mutual_information import Information
+from pyro_vae.analysis.representation import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
 from pyro_vae.analysis.sbc import SBC
 from pyro_vae.evaluation.ais import AnnealedMarginal
 from tests.support.exact import ppca
@@ -193,7 +193,9 @@ def test_a_module_in_train_mode_is_told_of_and_one_in_eval_mode_is_not(layer: st
         guide.train(training)
         for found in (
             log_marginal(case.model, guide, case.x, num_samples=5, device="cpu", compile="off"),
-            ais(case.model, guide, case.x, num_steps=1, num_chains=2, device="cpu", compile="off"),
+            ais(
+                case.model, guide, case.x, num_steps=1, num_chains=2, num_leapfrog=1, compile="off"
+            ),
         ):
             told = [note for note in found.notes if "train mode" in note]
             assert len(told) == (training and layer != "neither")

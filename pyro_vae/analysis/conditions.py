@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
-from pyro_vae.pair.layouts import Fields, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
 from pyro_vae.pair.program import Program
 
 

@@ -18,17 +18,10 @@ from torch import Tensor
 from pyro_vae.analysis.latents import join
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.pair.dry_run import check_support_of_set
-from pyro_vae.pair.layouts import (
-    Fields,
-    Geometry,
-    copies,
-    latent_nodes,
-    plain_draw,
-    posterior_weights,
-    sample_nodes,
-    trace_model,
-)
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.layouts import posterior_weights, trace_model
+from pyro_vae.pair.nodes import Fields, copies, latent_nodes, plain_draw, sample_nodes
+from pyro_vae.pair.observed_support import check_support_of_set
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.validation import check_choice, check_count

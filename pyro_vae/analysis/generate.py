@@ -19,8 +19,9 @@ from pyro_vae.analysis.latents import Given, join
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
-from pyro_vae.pair.layouts import Geometry, latent_nodes, plain_draw, plate_size, sample_nodes
-from pyro_vae.pair.program import ParameterStore
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.nodes import latent_nodes, plain_draw, plate_size, sample_nodes
+from pyro_vae.pair.parameter_store import ParameterStore
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images, slices
@@ -223,16 +224,16 @@ class Generation:
             return self.pair.cast(zeros)
         if not self.takes_size:
             raise UserError(
-                "the model takes no `size`, so the shape of its images is not known: give "
-                "like=x, with a few images x, or write the model so that model(None, size=n) "
-                "generates n images"
+                "the model takes no `size`, and can't tell what its images look like: give like=x, "
+                "with a few images x, or write the model so that model(None, size=n) generates n "
+                "images"
             )
         with self.pair.probing():
             images = self.generate(torch.empty(PROBE_IMAGES), few)
         if not isinstance(images, Tensor) or images.dim() < 2 or len(images) != PROBE_IMAGES:
             raise UserError(
-                "model(None, size=n) does not return n images: write the model so that it "
-                "returns them, or give like=x, with a few images x"
+                "model(None, size=n) does not return its n images: let it return them, or give "
+                "like=x, with a few images x"
             )
         return torch.zeros_like(images)
 
@@ -248,8 +249,8 @@ class _FittedElsewhere(ParameterStore):
 
     def _create(self, name: str, *_: Any) -> None:
         raise UserError(
-            f"pyro.param({name!r}) was fitted together with a guide: give that guide as well, "
-            "guide=…"
+            f"pyro.param({name!r}) belongs to the pair that the model was fitted in: give that "
+            "guide as well, guide=…"
         )
 
 
@@ -260,6 +261,6 @@ def _data_plate(name: str, node: Any) -> Any:
     ]
     if not frames:
         raise UserError(
-            f"site {name!r} of the model is outside the data plate: sample it inside pyro.plate"
+            f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate"
         )
     return max(frames, key=lambda frame: frame.dim == -1)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.gibbs import Redraw, Restored, restore
+from pyro_vae.analysis.chains import Redraw, Restored
+from pyro_vae.analysis.gibbs import restore
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images, as_mask, as_tensor
 

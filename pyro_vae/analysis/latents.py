@@ -12,7 +12,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.pair.layouts import Fields, draw_alone
+from pyro_vae.pair.layouts import draw_alone
+from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.tensors import slices

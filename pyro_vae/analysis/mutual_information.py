@@ -9,27 +9,20 @@ from dataclasses import dataclass
 from math import log
 from typing import Any, ClassVar
 
-import pyro
 import torch
-from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
-from pyro_vae.pair.layouts import (
-    PARTICLE_PLATE,
-    Fields,
-    SiteTerms,
-    draw_alone,
-    log_prob_of,
-    masked,
-    per_image,
-    repeated,
-)
+from pyro_vae.pair.layouts import run_alone
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
+from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.terms import Site
+from pyro_vae.tensors import slices
 
 ENTRIES = 4_000_000
 """Numbers in one block of draws × images × latent dimensions: 32 MB in float64."""
@@ -112,98 +105,71 @@ def mutual_information(
         terms = pair.run(images, named)
         own: Any = sum(site.log_prob for site in terms.guide.values())
         prior: Any = sum(site.log_prob for site in terms.prior.values())
-        values = {name: site.rows() for name, site in terms.guide.items()}
-        density = cross_density(pair, images, named, values)
+        on_rows = pair.layout(images, named) == "repeat"
+        density = cross_density(pair, images, named, terms.guide, on_rows=on_rows)
     return _split(density.double().cpu(), own[0].double().cpu(), prior[0].double().cpu())
 
 
-def cross_density(pair: Pair, x: Tensor, fields: Fields, values: Mapping[str, Tensor]) -> Tensor:
-    """log q(z_n | x_m), ``(n, m)``: every image's draw, given as ``(n, …)`` by site, under every
-    image's posterior.
+def cross_density(
+    pair: Pair, x: Tensor, fields: Fields, sites: Mapping[str, Site], *, on_rows: bool
+) -> Tensor:
+    """log q(z_n | x_m), ``(n, m)``: every image's draw under every image's posterior.
 
-    The encoder runs once a block of draws where the guide can run under a plate of particles, once
-    a pair elsewhere.
+    Args:
+        sites: the guide's, at one draw of each of the images.
+        on_rows: whether the guide runs on rows, its encoder once a pair; else under a plate of
+            particles, once a block of draws.
     """
-    number = len(next(iter(values.values())))
-    width = sum(value[0].numel() for value in values.values()) + x[0].numel() * (
-        pair.layout(x, fields) == "repeat"
-    )
-    block = max(1, ENTRIES // (len(x) * width))
-    density = _by_plate if pair.layout(x, fields) in ("plate", "rows") else _by_rows
+    at, values = pair.structure(x, fields).geometry, {n: site.rows() for n, site in sites.items()}
+    width = sum(value[0].numel() for value in values.values()) + x[0].numel() * on_rows
     parts = []
-    for start in range(0, number, block):
-        given = {name: value[start : start + block] for name, value in values.items()}
+    for rows in slices(len(x), max(1, ENTRIES // (len(x) * width))):
+        given = {name: value[rows] for name, value in values.items()}
+        dims = {name: site.dim for name, site in sites.items()}
+        number = rows.stop - rows.start
         try:
-            parts.append(density(pair, x, fields, given))
+            with _Crossed(given, dims, None if on_rows else at.particle_dim, len(x)):
+                _, found = run_alone(pair.guide, x, fields, number, at, on_rows=on_rows)
         except NotImplementedError as error:
             raise UserError(
                 "the guide's density can't be evaluated at the draw of another image "
                 f"({error}): mutual information needs a guide whose log_prob takes any z, not a "
                 "flow without an inverse"
             ) from error
+        parts.append(sum((site.log_prob for site in found.values()), x.new_zeros(())))
     return torch.cat(parts)
 
 
-def _by_plate(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]) -> Tensor:
-    at, number = pair.structure(x, fields).geometry, len(next(iter(given.values())))
+class _Crossed(Messenger):
+    """Entered outside the plates: each latent statement returns these values, ``(K, *other plates,
+    *event)``, at every image.
+    """
 
-    def laid(value: Tensor, node: Any) -> Tensor:
-        """``(K, *other plates, *event)`` with K at the particles' dimension and one at the images'."""
-        fn, dim = node["fn"], at.frame(node).dim
-        batch = len(fn.batch_shape)
-        value = value.unsqueeze(1).movedim(1, 1 + batch + dim)
-        ones = -at.particle_dim - 1 - batch
-        value = value.reshape(number, *[1] * ones, *value.shape[1:])
-        shape = list(value.shape)
-        shape[value.dim() - fn.event_dim + dim] = len(x)
-        return value.expand(shape)
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        dims: Mapping[str, int],
+        particle_dim: int | None,
+        num_images: int,
+    ) -> None:
+        super().__init__()
+        self.values, self.dims, self.particle_dim = values, dims, particle_dim
+        self.num_images = num_images
 
-    data = _laid_out(pair, x, fields, given, laid)
-    with pyro.plate(PARTICLE_PLATE, number, dim=at.particle_dim):
-        return _log_q(pair, x, fields, data, SiteTerms(number, len(x), 1.0), at.particle_dim)
-
-
-def _by_rows(pair: Pair, x: Tensor, fields: Fields, given: Mapping[str, Tensor]) -> Tensor:
-    at, number = pair.structure(x, fields).geometry, len(next(iter(given.values())))
-
-    def laid(value: Tensor, node: Any) -> Tensor:
-        rows = value.repeat_interleave(len(x), 0)
-        return rows.movedim(0, len(node["fn"].batch_shape) + at.frame(node).dim)
-
-    data = _laid_out(pair, x, fields, given, laid)
-    size = SiteTerms(number, len(x), 1.0)
-    return _log_q(pair, *repeated(x, fields, number), data, size, None)
-
-
-def _laid_out(
-    pair: Pair,
-    x: Tensor,
-    fields: Fields,
-    given: Mapping[str, Tensor],
-    laid: Callable[[Tensor, Any], Tensor],
-) -> dict[str, Tensor]:
-    """The draws as the guide's sites have them, by a run of the guide that draws for itself."""
-    at = pair.structure(x, fields).geometry
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        nodes = draw_alone(pair.guide, x, fields, 1, at, on_rows=True)
-    return {name: laid(value, nodes[name]) for name, value in given.items()}
-
-
-def _log_q(
-    pair: Pair,
-    x: Tensor,
-    fields: Fields,
-    data: dict[str, Tensor],
-    size: SiteTerms,
-    particle_dim: int | None,
-) -> Tensor:
-    at, guide = pair.structure(x, fields).geometry, poutine.condition(pair.guide, data=data)
-    total = torch.zeros((), device=x.device)
-    for name, node in draw_alone(guide, x, fields, 1, at, on_rows=True).items():
-        if name in data:
-            log_prob = masked(log_prob_of(node), node["mask"])
-            total = total + per_image(log_prob, size, at.frame(node).dim, particle_dim)
-    return total
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["done"] or msg["name"] not in self.values:
+            return
+        fn, value = msg["fn"], self.values[msg["name"]]
+        num_batch, event = len(fn.batch_shape), value.shape[value.dim() - fn.event_dim :]
+        image = num_batch + self.dims[msg["name"]]
+        if self.particle_dim is None:
+            value = value.repeat_interleave(self.num_images, 0).movedim(0, image)
+        else:
+            places = num_batch + self.particle_dim, image
+            others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
+            value = value.reshape(len(value), 1, *others, *event).movedim((0, 1), places)
+            value = value.expand(*fn.batch_shape, *event)
+        msg["value"], msg["done"] = value, True
 
 
 def _split(density: Tensor, own: Tensor, prior: Tensor) -> Information:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.generate import Generation
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import plain_draw
+from pyro_vae.pair.nodes import plain_draw
 
 
 @dataclass(frozen=True)

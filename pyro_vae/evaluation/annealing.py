@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.loaders import Batch
-from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.evaluation.hmc import Kernel, tune
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles, padded, tiled
-from pyro_vae.evaluation.traced_target import TileTarget, make_target
+from pyro_vae.evaluation.traced import TileTarget, make_target
 from pyro_vae.evaluation.unconstrained import Point, Unconstrained
 from pyro_vae.progress import progress_bar
-from pyro_vae.validation import check_count
+from pyro_vae.validation import check_choice, check_count, check_number
 
 SIGMOID_WIDTH = 4.0
 """δ of the sigmoid schedule (Wu et al. 2017, appendix; Grosse et al. 2016)."""
@@ -43,11 +42,8 @@ class Settings:
         for name in ("num_steps", "num_chains", "num_leapfrog"):
             check_count(name, getattr(self, name))
         self.betas()
-        if not 0.0 < self.target_acceptance < 1.0:
-            raise UserError(
-                f"target_acceptance={self.target_acceptance!r}: expected a probability between 0 "
-                "and 1"
-            )
+        words = "a probability between 0 and 1"
+        check_number("target_acceptance={!r}", self.target_acceptance, words, high=1, ends="()")
 
     def said(self) -> dict[str, Any]:
         """The protocol's part."""
@@ -56,8 +52,7 @@ class Settings:
 
     def betas(self) -> list[float]:
         """β_0 = 0 < … < β_T = 1."""
-        if self.schedule not in SCHEDULES:
-            raise UserError(did_you_mean("schedule", str(self.schedule), SCHEDULES))
+        check_choice("schedule", self.schedule, SCHEDULES)
         times = torch.linspace(0.0, 1.0, self.num_steps + 1, dtype=torch.float64)
         betas = SCHEDULES[self.schedule](times)
         return ((betas - betas[0]) / (betas[-1] - betas[0])).tolist()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
-from pyro_vae.evaluation.result import Estimate, over_images
+from pyro_vae.evaluation.estimate import Estimate, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error

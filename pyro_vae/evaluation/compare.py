@@ -8,18 +8,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from math import isfinite, isnan, nan
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
-from pyro_vae.evaluation.protocol import refuse_other_data
+from pyro_vae.evaluation.digests import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
 from pyro_vae.table import Table
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
+
+    from pyro_vae.evaluation.result import LogMarginal
 
 OBSERVATIONS = ("observation", "binarization", "dequantization")
 """Words of the protocol that say how x came from the stored images."""
@@ -28,25 +28,6 @@ NOTABLE_BIAS = 0.5
 """The difference of two biases, relative to that of the means, from which the latter may be the
 former's work.
 """
-
-
-class Estimate(Protocol):
-    """What is compared: `LogMarginal`, or another estimate of log p(x) with figures of the same
-    names.
-    """
-
-    @property
-    def log_px(self) -> Tensor: ...
-    @property
-    def protocol(self) -> dict[str, Any]: ...
-    @property
-    def mean(self) -> float: ...
-    @property
-    def se_mc(self) -> float: ...
-    @property
-    def se_total(self) -> float: ...
-    @property
-    def warnings(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -105,7 +86,7 @@ class Comparison(Result):
         return pandas.DataFrame([asdict(row) for row in self.rows]).set_index("name")
 
 
-def compare(results: Mapping[str, Estimate]) -> Comparison:
+def compare(results: Mapping[str, LogMarginal]) -> Comparison:
     """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images,
     image by image.
 
@@ -118,6 +99,9 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
         a = pv.log_marginal(model, guide, x, num_samples=50)
         b = pv.log_marginal(model, guide, x, num_samples=200, seed=1)
         print(pv.compare({"few draws": a, "more": b}))
+
+    Args:
+        results: by name; `LogMarginal`, or what has figures of the same names.
 
     Raises:
         UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x
@@ -153,7 +137,7 @@ def compare(results: Mapping[str, Estimate]) -> Comparison:
     return Comparison(rows, len(next(iter(log_px.values()))), shared, tuple(_notes(rows, results)))
 
 
-def _row(name: str, result: Estimate, difference: float, error: float, weight: float) -> Row:
+def _row(name: str, result: LogMarginal, difference: float, error: float, weight: float) -> Row:
     z = (
         difference / error
         if error > 0
@@ -168,7 +152,7 @@ def _row(name: str, result: Estimate, difference: float, error: float, weight: f
 # What can't be compared
 
 
-def _refuse(name: str, first: Estimate, other: str, second: Estimate) -> None:
+def _refuse(name: str, first: LogMarginal, other: str, second: LogMarginal) -> None:
     """Raise where the two are not estimates of the same quantity at the same images."""
     if len(first.log_px) != len(second.log_px):
         raise UserError(
@@ -199,7 +183,7 @@ def _words(observation: Any) -> str:
     return "whole numbers as stored" if words.startswith("integer levels 0 to ") else words
 
 
-def _notes(rows: tuple[Row, ...], results: Mapping[str, Estimate]) -> list[str]:
+def _notes(rows: tuple[Row, ...], results: Mapping[str, LogMarginal]) -> list[str]:
     """Where a difference may be the estimators' and not the models'."""
     notes = []
     said = [result.protocol for result in results.values()]

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from pyro_vae.evaluation.traced_target import TileTarget
+from pyro_vae.evaluation.traced import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 
 FIRST_STEP = 0.5

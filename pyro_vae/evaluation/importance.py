@@ -29,8 +29,9 @@ from pyro_vae.evaluation.result import EXACT, LogMarginal
 from pyro_vae.evaluation.scorer import Scorer
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
-from pyro_vae.evaluation.traced_weights import Weights, make_weights
+from pyro_vae.evaluation.traced import Weights, make_weights
 from pyro_vae.evaluation.weight_sums import Gathered
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import permutation
 from pyro_vae.validation import check_count
@@ -172,8 +173,8 @@ class _Draws:
 
     def _some(self, number: int) -> Batch:
         """A random few of the images; of a stream the first ones."""
-        source, (x, fields) = self.setup.source, self.setup.first
+        source = self.setup.source
         if isinstance(source, Resident):
             rows = permutation(source.num_images, 0)[:number]
             return source.take(rows.to(source.x.device))
-        return x[:number], {name: value[:number] for name, value in fields.items()}
+        return taken(*self.setup.first, slice(number))

@@ -19,6 +19,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import SOUND_ESS, SOUND_KHAT
 from pyro_vae.files import write_atomically
+from pyro_vae.formatting import figure as number
 from pyro_vae.formatting import quantity
 from pyro_vae.plots.images import DoesNotFit, picture_shape, to_pixels, value_range
 
@@ -96,9 +97,9 @@ def evaluation_figure(
 def _title(ll: LogMarginal) -> str:
     label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
     return (
-        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {_figure(ll.mean)} nats ({label}, N "
+        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {number(ll.mean)} nats ({label}, N "
         f"= {ll.num_images}),  MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias "
-        f"{_figure(ll.bias, 3)}"
+        f"{number(ll.bias, 3)}"
     )
 
 
@@ -112,7 +113,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
         axes.axhspan(ll.mean - 2 * ll.se_mc, ll.mean + 2 * ll.se_mc, color=BLUE, alpha=0.15, lw=0)
     for k, mean in ll.curve.items():
         axes.annotate(
-            _figure(mean),
+            number(mean),
             (k, mean),
             (0, 6),
             textcoords="offset points",
@@ -131,7 +132,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
     axes.ticklabel_format(axis="y", useOffset=False)
     _quiet(
         axes,
-        f"Mean $L_k$ of the same draws (ELBO {_figure(ll.elbo)})",
+        f"Mean $L_k$ of the same draws (ELBO {number(ll.elbo)})",
         "draws $k$",
         "nats",
     )
@@ -193,7 +194,7 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
         for row, pixels in enumerate(rows):
             panels[row, column].imshow(_rgb(pixels[column]), interpolation="nearest")
         khat = float(ll.khat[image])
-        words = f"#{image}\n{_figure(float(ll.log_px[image]), 1)} ± {float(ll.se[image]):.2f}\n$\\hat{{k}}$ = {_short(khat)}"
+        words = f"#{image}\n{number(float(ll.log_px[image]), 1)} ± {float(ll.se[image]):.2f}\n$\\hat{{k}}$ = {_short(khat)}"
         panels[0, column].set_title(
             words, fontsize=7, color="black" if trusted[image] else RED, linespacing=1.3
         )
@@ -231,8 +232,4 @@ def _percent(chosen: NDArray[np.bool_]) -> str:
 
 
 def _short(khat: float) -> str:
-    return "unknown" if np.isnan(khat) else "−∞" if np.isneginf(khat) else _figure(khat)
-
-
-def _figure(value: float, digits: int = 2) -> str:
-    return f"{value:.{digits}f}".replace("-", "−")
+    return "unknown" if np.isnan(khat) else "−∞" if np.isneginf(khat) else number(khat)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from pyro_vae.ambient import exact
-from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.errors import UserError
+from pyro_vae.validation import check_choice
 
 _aten = torch.ops.aten
 PRODUCTS: dict[Any, tuple[Any, int, int | None]] = {
@@ -125,9 +126,7 @@ PRECISIONS: Mapping[str, Precision] = {"float32": FLOAT32, "tf32": TF32(), "bflo
 
 def find_precision(name: str) -> Precision:
     """The precision of that name; a ``UserError`` lists the known ones."""
-    if name not in PRECISIONS:
-        raise UserError(did_you_mean("precision", str(name), PRECISIONS))
-    return PRECISIONS[name]
+    return PRECISIONS[check_choice("precision", name, PRECISIONS)]
 
 
 def _need_float32(name: str, dtype: torch.dtype) -> None:
@@ -139,37 +138,22 @@ def _need_float32(name: str, dtype: torch.dtype) -> None:
         )
 
 
-@dataclass(frozen=True)
-class MeasuredError:
-    """log p(x) at reduced precision less that in float32, in the same noise, on some of the images
-    (nats).
-    """
-
-    mean: float
-    worst: float
-    num_images: int
-    num_samples: int
-
-    def __str__(self) -> str:
-        return (
-            f"error on {self.num_images} of these images at K = {self.num_samples}: mean "
-            f"{self.mean:+.1g}, worst {self.worst:.1g} nats"
-        )
-
-
 def measure_error(
     exact: Callable[[Tensor, Mapping[str, Tensor], int], Tensor],
     reduced: Callable[[Tensor, Mapping[str, Tensor], int], Tensor],
     x: Tensor,
     fields: Mapping[str, Tensor],
     num_samples: int,
-) -> MeasuredError:
-    """Both ways to log p(x), ``(x, fields, k) -> (B,)``, on the same images in the same noise."""
+) -> str:
+    """log p(x) at reduced precision less that in float32, ``(x, fields, k) -> (B,)`` each, on the
+    same images in the same noise: in words.
+    """
     found = []
     for estimate in (exact, reduced):
         torch.manual_seed(0)
         found.append(estimate(x, fields, num_samples).double())
     difference = found[1] - found[0]
-    return MeasuredError(
-        float(difference.mean()), float(difference.abs().max()), len(difference), num_samples
+    return (
+        f"error on {len(difference)} of these images at K = {num_samples}: mean "
+        f"{float(difference.mean()):+.1g}, worst {float(difference.abs().max()):.1g} nats"
     )

@@ -16,10 +16,13 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.evaluation.weight_sums import split_draws
-from pyro_vae.pair.layouts import Fields, Score, SiteTerms, run_alone
+from pyro_vae.pair.layouts import run_alone
 from pyro_vae.pair.log_weights import refuse_bad_weights, refuse_subsampling
+from pyro_vae.pair.nodes import Fields, Score
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
+from pyro_vae.validation import check_number
 
 __all__ = ["Defensive", "Guide", "Prior", "Proposal"]
 
@@ -96,14 +99,9 @@ class Defensive(Proposal):
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        if not 1.0 < self.scale < float("inf"):
-            raise UserError(
-                f"Defensive(scale={self.scale!r}): expected a factor above 1, such as 2"
-            )
-        if not 0.0 < self.weight < 1.0:
-            raise UserError(
-                f"Defensive(weight={self.weight!r}): expected a share between 0 and 1, such as 0.2"
-            )
+        words = "a factor above 1, such as 2", "a share between 0 and 1, such as 0.2"
+        check_number("Defensive(scale={!r})", self.scale, words[0], 1.0, ends="()")
+        check_number("Defensive(weight={!r})", self.weight, words[1], high=1, ends="()")
 
     @property
     def strata(self) -> tuple[float, ...]:

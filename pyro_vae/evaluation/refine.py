@@ -10,15 +10,16 @@ from math import cos, pi
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.ambient import turn
 from pyro_vae.data.loaders import Batch, Resident
 from pyro_vae.errors import UserError
+from pyro_vae.evaluation.digests import refuse_other_data
+from pyro_vae.evaluation.estimate import Estimate, over_images
 from pyro_vae.evaluation.importance import log_marginal
-from pyro_vae.evaluation.protocol import refuse_other_data
 from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
-from pyro_vae.evaluation.result import Estimate, LogMarginal, over_images
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles
 from pyro_vae.fields import as_fields
@@ -162,13 +163,21 @@ def refine(
         starts = [local_parameters(guide, *batch)[1] for batch in batches]
     amortized = evaluated(_freed(model, guide, starts, batches), 1)
     _check_reference(reference, amortized)
+    etas = []
     with (
         turn(),
         torch.enable_grad(),
         progress_bar(num_steps * len(batches), "step", progress) as bar,
     ):
-        climb = _Climb(model, guide, num_steps, learning_rate, num_particles, compile, setup, bar)
-        etas = [climb(batch, mix(seed, 0, tile * i) % 2**32) for i, batch in enumerate(batches)]
+        for i, (batch, start) in enumerate(zip(batches, starts, strict=True)):
+            freed = _freed(model, guide, [start], [batch])
+            loss = Loss(TraceMeanField_ELBO(num_particles=num_particles), Pair.of(model, freed))
+            with (
+                own_randomness(mix(seed, 0, tile * i) % 2**32, setup.place),
+                loss.pair.active(training=False, may_create=False),
+            ):
+                _climb(loss, freed.eta, batch, num_steps, learning_rate, compile, setup, bar)
+            etas.append(freed.eta.detach())
     refined = _freed(model, guide, etas, batches)
     best = evaluated(refined, 2)
     given = best if reference is None else reference
@@ -204,55 +213,37 @@ def _freed(
     return freed
 
 
-@dataclass(frozen=True)
-class _Climb:
-    """Adam on the η of one tile of images."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    num_steps: int
-    learning_rate: float
-    num_particles: int
-    compile: str
-    setup: Setup
-    bar: Any
-
-    def __call__(self, batch: Batch, seed: int) -> Tensor:
-        """η*, ``(B, P)``."""
-        x, fields = batch
-        with own_randomness(seed, x.device):
-            with self.setup.pair.active(training=False, may_create=False):
-                _, eta = local_parameters(self.guide, x, fields)
-            freed = _freed(self.model, self.guide, [eta], [batch])
-            objective = TraceMeanField_ELBO(num_particles=self.num_particles)
-            loss = Loss(objective, Pair.of(self.model, freed))
-            # rows of this tile's own table
-            named = {**fields, "index": torch.arange(len(x), device=x.device)}
-            with loss.pair.active(training=False, may_create=False):
-                self._run(loss, freed, x, named)
-        return freed.eta.detach()
-
-    def _run(self, loss: Loss, freed: RefinedGuide, x: Tensor, fields: dict[str, Tensor]) -> None:
-        if foreign := loss.pair.structure(x, fields).not_reparameterized:
-            raise UserError(
-                f"refine needs reparameterised draws, but site {foreign[0]!r} of the guide has "
-                "none (its distribution has no rsample): use a guide that has them"
-            )
-        optim = torch.optim.Adam([freed.eta], lr=self.learning_rate, betas=BETAS, fused=True)
-        update = Update(optim, [freed.eta], Health.on(x.device))
-        eager = TrainStep(loss, [freed.eta], update)
-        _check_used(eager, x, fields)
-        # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager
-        # Pyro
-        worth = 1 if self.compile == "auto" else self.num_steps
-        step, _, how = select_step(
-            eager, self.compile, worth, Resident(x, fields, len(x), x.device)
+def _climb(
+    loss: Loss,
+    eta: nn.Parameter,
+    batch: Batch,
+    num_steps: int,
+    learning_rate: float,
+    compile: str,
+    setup: Setup,
+    bar: Any,
+) -> None:
+    """Adam on the η of one tile of images, in place."""
+    x, fields = batch
+    # rows of this tile's own table
+    fields = {**fields, "index": torch.arange(len(x), device=x.device)}
+    if foreign := loss.pair.structure(x, fields).not_reparameterized:
+        raise UserError(
+            f"refine needs reparameterised draws, but site {foreign[0]!r} of the guide has none "
+            "(its distribution has no rsample): use a guide that has them"
         )
-        self.setup.say(f"refinement step: {how}")
-        for i in range(self.num_steps):
-            update.set_rate((1 + cos(pi * i / self.num_steps)) / 2)
-            step(x, fields)
-            self.bar.update()
+    optim = torch.optim.Adam([eta], lr=learning_rate, betas=BETAS, fused=True)
+    update = Update(optim, [eta], Health.on(x.device))
+    eager = TrainStep(loss, [eta], update)
+    _check_used(eager, x, fields)
+    # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
+    worth = 1 if compile == "auto" else num_steps
+    step, _, how = select_step(eager, compile, worth, Resident(x, fields, len(x), x.device))
+    setup.say(f"refinement step: {how}")
+    for i in range(num_steps):
+        update.set_rate((1 + cos(pi * i / num_steps)) / 2)
+        step(x, fields)
+        bar.update()
 
 
 def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:

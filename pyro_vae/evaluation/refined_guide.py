@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import Fields
+from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import Program
 from pyro_vae.protocols import Local, hook
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.ais import AnnealedMarginal
 from pyro_vae.evaluation.bdmc import BDMC
+from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.refine import Refinement
-from pyro_vae.evaluation.result import Estimate, LogMarginal
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
 
 KINDS: dict[str, type[Estimate]] = {

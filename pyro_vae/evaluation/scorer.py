@@ -15,10 +15,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
-from pyro_vae.evaluation.traced_weights import Draw, Weights
+from pyro_vae.evaluation.traced import Draw, Weights
 from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
-from pyro_vae.pair.layouts import taken
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import mix, set_generators
 from pyro_vae.tensors import slices

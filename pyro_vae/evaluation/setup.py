@@ -18,7 +18,7 @@ from pyro_vae.data.loaders import Batch, Resident, Source, make_source, refuse_r
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import padded, rows_of
-from pyro_vae.pair import dry_run
+from pyro_vae.pair import observed_support
 from pyro_vae.pair.log_weights import refuse_bad_weights
 from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
@@ -81,13 +81,15 @@ class Setup:
         self.source = make_source(x, fields, 1, self.place)
         self.source.batch_size = tile(self.source.num_images)
         if isinstance(self.source, Resident):
-            dry_run.check_fields(self.pair, self.source.fields)
+            observed_support.check_fields(self.pair, self.source.fields)
         images, named = next(self.source.in_order())
         self.first = self.pair.cast(images, named), named
         self.structure = self.pair.structure(*self.first)
         check(self.structure)
         if isinstance(self.source, Resident):
-            dry_run.check_support_of_set(self.pair, self.source.num_images, self.source.part)
+            observed_support.check_support_of_set(
+                self.pair, self.source.num_images, self.source.part
+            )
         self._checked, doubts = check_scores(self.pair, *self.first, supports=supports)
         self.notes += doubts
 
@@ -102,7 +104,7 @@ class Setup:
         """The next images that are scored, as they are given; each is to be seen once."""
         if not isinstance(self.source, Resident):
             x, fields = batch
-            dry_run.check_all_support(self.pair, self.pair.cast(x), fields, self._seen)
+            observed_support.check_all_support(self.pair, self.pair.cast(x), fields, self._seen)
             self._seen += len(x)
         self._quantity.see(batch)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.loaders import Batch, Source
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.protocols import hook
@@ -58,8 +59,8 @@ def padded(
     """A tile of exactly ``tile`` images, the first ones again where there are fewer: one shape, one
     program.
     """
-    rows = torch.arange(tile, device=x.device) % len(x)
-    return pair.cast(x[rows]), {name: value[rows] for name, value in fields.items()}
+    rows, named = taken(x, fields, torch.arange(tile) % len(x))
+    return pair.cast(rows), named
 
 
 def tiled(
@@ -78,7 +79,7 @@ def tiled(
                 continue
             for start in range(0, len(images), tile):
                 rows = slice(start, start + tile)
-                yield done, images[rows], {name: value[rows] for name, value in named.items()}
+                yield done, *taken(images, named, rows)
                 bar.update(len(images[rows]))
                 done += len(images[rows])
 

@@ -4,7 +4,7 @@ vector u.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from torch.distributions import Transform, biject_to
 
 from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
-from pyro_vae.pair import dry_run
-from pyro_vae.pair.layouts import Fields, draw_alone, latent_nodes, run, run_alone
+from pyro_vae.pair.layouts import draw_alone, run, run_alone
 from pyro_vae.pair.log_weights import refuse_unscorable
+from pyro_vae.pair.nodes import Fields, copies, latent_nodes, taken
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.trial import trace_pair
 
 PROBE_IMAGES = 5
 
@@ -52,8 +53,8 @@ class Unconstrained:
         refuse_unfit(pair, x, fields)
         self.geometry = structure.geometry
         self.layout = pair.layout(x, fields)
-        few = x[:1], {name: value[:1] for name, value in fields.items()}
         with pair.probing():
+            few = taken(x, fields, slice(1))
             nodes = draw_alone(pair.guide, *few, 1, self.geometry, on_rows=True)
             self.dims = {name: self.geometry.frame(node).dim for name, node in nodes.items()}
             self.periodic = tuple(
@@ -147,12 +148,11 @@ class Unconstrained:
         found = {}
         for name, node in nodes.items():
             if not node["is_observed"]:
-                fn = node["fn"]
-                u = bijection(fn).inv(node["value"])
-                places = self.positions(name, len(fn.batch_shape), chained)
-                found[name] = u.movedim(places, tuple(range(len(places)))).reshape(
-                    -1, batch_size, _width(fn, places)
-                )
+                places = self.positions(name, len(node["fn"].batch_shape), chained)
+                u = bijection(node["fn"]).inv(node["value"])
+                u = u.movedim(places, tuple(range(len(places))))
+                u = u if len(places) == 2 else u.unflatten(0, (-1, batch_size))
+                found[name] = u.reshape(*u.shape[:2], -1)
         return found
 
     def _joined(self, parts: Mapping[str, Tensor]) -> Tensor:
@@ -196,24 +196,15 @@ def bijection(fn: Any) -> Transform:
     return transform
 
 
-def _width(fn: Any, places: Sequence[int]) -> int:
-    """The unconstrained numbers of one image and chain at a site."""
-    num_batch = len(fn.batch_shape)
-    event = bijection(fn).inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
-    others = torch.Size([size for dim, size in enumerate(fn.batch_shape) if dim not in places])
-    return others.numel() * torch.Size(event).numel()
-
-
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at
     any u.
     """
     refuse_unscorable(pair, x, fields)
     structure = pair.structure(x, fields)
-    few = x[:PROBE_IMAGES].clone()  # a program may write into its batch
-    few_fields = {name: value[:PROBE_IMAGES].clone() for name, value in fields.items()}
+    few = copies(*taken(x, fields, slice(PROBE_IMAGES)))
     with pair.probing():
-        _, drawn, _ = dry_run.trace_pair(pair, few, few_fields)
+        _, drawn, _ = trace_pair(pair, *few)
         latents = latent_nodes(drawn)
         if not latents:
             raise UserError(
@@ -227,22 +218,18 @@ def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
                     "and proposal='Defensive' need a continuous z: use log_marginal with the "
                     "guide as proposal, or sum that site out in the model"
                 )
-            _refuse_no_bijection(name, node["fn"])
+            try:
+                bijection(node["fn"])
+            except NotImplementedError:
+                raise UserError(
+                    f"latent site {name!r}: no bijection from unconstrained space onto the support "
+                    f"{node['fn'].support} of {type(node['fn']).__name__} is registered: register "
+                    "one with torch.distributions.biject_to"
+                ) from None
             if name in structure.own_draws_only:
                 raise UserError(
                     f"the guide's site {name!r} can only score its own last draw "
                     f"({type(node['fn']).__name__}, such as a planar flow): use a guide whose "
                     "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
                 )
-        pair.run(few, few_fields, 1).log_weights()  # refuses scaled sites
-
-
-def _refuse_no_bijection(name: str, fn: Any) -> None:
-    try:
-        biject_to(fn.support)
-    except NotImplementedError:
-        raise UserError(
-            f"latent site {name!r}: no bijection from unconstrained space onto the support "
-            f"{fn.support} of {type(fn).__name__} is registered: register one with "
-            "torch.distributions.biject_to"
-        ) from None
+        pair.run(*few, 1).log_weights()  # refuses scaled sites

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.calls import batch_of
-from pyro_vae.pair.layouts import Call, Fields, SiteTerms, plain_draw
+from pyro_vae.pair.nodes import Fields, plain_draw
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.validation import check_whole
 
 
@@ -68,6 +69,8 @@ class Objective(ELBO):
     stock: ClassVar[type[ELBO] | None] = (
         None  # Pyro's own of the same loss and gradient, at one particle
     )
+    # (guide, x, fields) → the guide's draws, and the densities that they are scored by
+    draw: ClassVar[Any] = staticmethod(plain_draw)
 
     @property
     @abstractmethod
@@ -164,15 +167,22 @@ class Objective(ELBO):
 
     def check(self, structure: Structure) -> None:
         """Raise a ``UserError`` where this objective can't serve such a pair."""
-        _refuse_requests(self, structure)
+        for name, what in structure.asked.items():
+            raise UserError(
+                f"site {name!r} of the guide asks {what}; {type(self).__name__} would use a plain "
+                "score-function gradient instead: give that objective, or leave the request out"
+            )
+        if structure.enumerated and not self.enumerates:
+            raise UserError(
+                f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, "
+                f"but in the log weights of {type(self).__name__} the sum over y removes q(y | "
+                "x), which would get no gradient: use objective='Trace_ELBO', "
+                "'TraceMeanField_ELBO' or 'FreeBits', or leave the request (config_enumerate) out"
+            )
 
     def layout(self, structure: Structure, layout: str) -> str:
         """The layout to use for several particles, given the pair's own choice."""
         return layout
-
-    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
-        """The guide's draws, and the densities that they are scored by."""
-        return plain_draw(guide, x, fields)
 
     @abstractmethod
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
@@ -256,23 +266,6 @@ def sampled_kl(terms: SiteTerms) -> Tensor:
         (site.log_prob.sum() for site in terms.prior.values()), none
     )
     return total.detach() / terms.num_particles
-
-
-def _refuse_requests(objective: Objective, structure: Structure) -> None:
-    """A ``UserError`` where a site of the guide asks for what this objective does not do."""
-    for name, what in structure.asked.items():
-        raise UserError(
-            f"site {name!r} of the guide asks {what}; {type(objective).__name__} would use a "
-            "plain score-function gradient instead: give that objective, or leave the request "
-            "out"
-        )
-    if structure.enumerated and not objective.enumerates:
-        raise UserError(
-            f"site {next(iter(structure.enumerated))!r} of the guide asks to be enumerated, but "
-            f"in the log weights of {type(objective).__name__} the sum over y removes q(y | x), "
-            "which would get no gradient: use objective='Trace_ELBO', 'TraceMeanField_ELBO' or "
-            "'FreeBits', or leave the request (config_enumerate) out"
-        )
 
 
 def refuse_no_path(objective: Objective, structure: Structure, instead: str) -> None:

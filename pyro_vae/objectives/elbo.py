@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from pyro import infer
 from pyro.infer import ELBO
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import (
@@ -21,16 +20,9 @@ from pyro_vae.objectives.base import (
     sampled_kl,
     scaled_sum,
 )
-from pyro_vae.pair.layouts import (
-    Site,
-    SiteTerms,
-    masked,
-    on_particles,
-    same_scale,
-    scale_words,
-    times_shares,
-)
+from pyro_vae.pair.kl import closed_kl, refuse_lone_scale
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import Site, SiteTerms, scale_words
 from pyro_vae.validation import check_number
 
 
@@ -202,7 +194,7 @@ class FreeBits(_ByKL):
     def costs(self, name: str, terms: SiteTerms, closed: Tensor | None) -> list[Tensor]:
         """The KL of the batch, or λ an image and particle where that is more."""
         prior, guide = terms.prior[name], terms.guide[name]
-        _refuse_lone_scale(name, prior, guide)
+        refuse_lone_scale(name, prior, guide)
         if isinstance(guide.scale, Tensor) and guide.scale.dim():
             raise UserError(
                 f"site {name!r} is scaled by {scale_words(guide.scale)}, but FreeBits uses the "
@@ -211,24 +203,3 @@ class FreeBits(_ByKL):
         kl = guide.log_prob - prior.log_prob if closed is None else closed
         count = terms.num_particles * terms.batch_size
         return [guide.scale * torch.clamp(kl.sum() / count, min=self.free_bits) * count]
-
-
-def _refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
-    """A KL as one term carries the guide's scale: one that stands in the model alone would be
-    without effect.
-    """
-    if not same_scale(prior.scale, guide.scale):
-        raise UserError(
-            f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by "
-            f"{scale_words(guide.scale)} in the guide, but a closed-form KL has one scale: use "
-            "kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size in both"
-        )
-
-
-def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
-    """KL(q ‖ p) of the latent site ``name``, ``(K, B)``, times the shares of its rows."""
-    prior, guide, shares = terms.prior[name], terms.guide[name], terms.shares
-    _refuse_lone_scale(name, prior, guide)
-    kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
-    at = replace(structure.geometry, enumerated={} if shares is None else structure.enumerated)
-    return times_shares(on_particles(kl, terms, guide.dim, guide.particle_dim, at), shares)

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, Objective, reconstruction, sampled_kl, times
-from pyro_vae.pair.layouts import Site, SiteTerms, same_scale, scale_words
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words
 from pyro_vae.validation import check_number
 
 

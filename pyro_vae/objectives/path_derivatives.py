@@ -5,17 +5,18 @@ left out or replaced.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path, times
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, share, weighted
-from pyro_vae.pair.layouts import Call, Fields, SiteTerms, like_value
+from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.rescoring import held_draw
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import Site, SiteTerms
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class PathDerivative(MultiSampleObjective):
     """A bound whose log q is held: it has φ in z_φ(ε, x) alone. The guide runs twice, the second
     time to score its draws.
     """
+
+    draw: ClassVar[Any] = staticmethod(held_draw)
 
     def check(self, structure: Structure) -> None:
         """Refuse guides without a path, and those whose log q can't be had at a given z with φ held
@@ -44,10 +47,6 @@ class PathDerivative(MultiSampleObjective):
                 f"but {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
                 "that depends only on x and its parameters"
             )
-
-    def draw(self, guide: Call, x: Tensor, fields: Fields) -> Trace:
-        """Copies of the draws, with log q at held parameters."""
-        return held_draw(guide, x, fields)
 
 
 @dataclass(frozen=True)
@@ -92,5 +91,18 @@ class DReG(PathDerivative, IWAE):
             if site.value.requires_grad:
                 weight = times(share(site, terms), kl_weight)
                 factor = 1.0 - weight + weight * shares
-                site.value.register_hook(like_value(factor, site, structure.geometry).mul)
+                site.value.register_hook(_like_value(factor, site, structure.geometry).mul)
         return super().estimate(terms, structure, kl_weight)
+
+
+def _like_value(weights: Tensor, site: Site, at: Geometry) -> Tensor:
+    """``weights``, ``(K, B)``, in a shape that multiplies the values of a guide's site, in
+    whichever layout they were drawn.
+    """
+    num_particles, batch_size = weights.shape
+    shape = [1] * site.value.dim()
+    image = site.value.dim() - site.fn.event_dim + site.dim
+    shape[image] = site.value.shape[image]
+    if shape[image] == batch_size and num_particles > 1:  # else images are repeated: K·B rows
+        shape[image + at.particle_dim - site.dim] = num_particles
+    return weights.reshape(shape)

@@ -25,11 +25,12 @@ from torch.overrides import TorchFunctionMode
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, Scaled, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
-from pyro_vae.pair.layouts import Fields, SiteTerms, plain_draw
 from pyro_vae.pair.module_state import statistics_kept
+from pyro_vae.pair.nodes import Fields, plain_draw
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
+from pyro_vae.pair.terms import SiteTerms
 
 _JIT = "it traces by torch.jit, which is deprecated: use the class of that name without Jit"
 _REFUSED: Mapping[type, str] = {

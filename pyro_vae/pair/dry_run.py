@@ -4,255 +4,32 @@ is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pyro import distributions as dist
-from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import constraints, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.fields import is_constant
 from pyro_vae.pair import (
+    every_value,
     kl,  # noqa: F401  # the first registers closed forms
-    requests,
-    rescoring,  # the first registers closed forms
+    rescoring,
 )
-from pyro_vae.pair.enumeration import innermost, num_values
-from pyro_vae.pair.layouts import (
-    Fields,
-    Geometry,
-    log_prob_of,
-    masks_of,
-    plain_draw,
-    plate_size,
-    sample_nodes,
-    trace_model,
-)
-from pyro_vae.pair.program import Program, validation
-from pyro_vae.pair.requests import other_plate
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
+from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
+from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
-from pyro_vae.pair.unscored import ONE_KIND, unscored
+from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
+from pyro_vae.pair.unscored import unscored
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
-
-Traces = tuple[poutine.Trace, poutine.Trace, Tensor]
-Nodes = dict[str, Any]
-
-
-def refuse_autoguide(guide: Callable[..., Any]) -> None:
-    """AutoGuides hold one set of parameters for the data plate that they first saw."""
-    if isinstance(guide, AutoGuide):
-        raise UserError(
-            f"{type(guide).__name__} is not amortized: an AutoGuide over the data plate has "
-            "parameters only for the images of its first batch. Use a guide that computes q(z "
-            "| x) from x, such as pyro_vae.guides.MeanField"
-        )
-
-
-def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
-    """Guide and model traced once on the images ``x``, of which the first is number ``first`` of
-    the set; whatever a program raises becomes one sentence.
-    """
-    with validation(distributions=True):
-        drawn = _trace(pair, pair.guide, x, fields, first=first)
-        for name, node in sample_nodes(drawn):
-            if bool(torch.isnan(node["value"]).any()):
-                raise UserError(_not_a_number(f"what the guide draws at {name!r}", x, first))
-        try:
-            model = _trace(pair, pair.model, x, fields, drawn, first)
-        except UserError:
-            alone = dict(sample_nodes(_trace(pair, pair.model, x, fields)))
-            _check_latents(alone, dict(sample_nodes(drawn)))
-            for name, node in sample_nodes(drawn):
-                if name in alone and (kinds := _kinds(alone[name], node)):
-                    raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
-            raise
-    return model, drawn, x
-
-
-_OF_A_NAN = (
-    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
-    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
-    "model, x.nan_to_num() in the guide"
-)
-
-
-def _not_a_number(what: str, x: Tensor, first: int = 0) -> str:
-    bad = x.isnan().reshape(len(x), -1).any(1).nonzero()
-    if len(bad):
-        return f"x: image {first + int(bad[0])} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
-    return (
-        f"{what} is NaN on the first images: look for NaN in the network's output, which "
-        "validate_args=False hides"
-    )
-
-
-def _trace(
-    pair: Pair,
-    program: Program,
-    x: Tensor,
-    fields: Fields,
-    drawn: poutine.Trace | None = None,
-    first: int = 0,
-) -> poutine.Trace:
-    pair.store.seen.clear()
-    try:
-        trace = plain_draw(
-            program if drawn is None else poutine.replay(program, trace=drawn), x, fields
-        )
-    except UserError as error:
-        raise UserError(f"the {program.role}: {error}") from error
-    except Exception as error:
-        why = _of_another_batch(pair, program, x) or _why_it_failed(
-            program, x, fields, error, first
-        )
-        raise UserError(why) from error
-    pair.note_parameters(program)
-    return trace
-
-
-def refuse_broken_parameters(pair: Pair) -> None:
-    """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
-    owned = [
-        (f" of the {p.role}", p.owner.named_parameters())
-        for p in (pair.model, pair.guide)
-        if p.owner is not None
-    ]
-    owned += [(f" of {type(m).__name__}", m.named_parameters(recurse=False)) for m in pair.modules]
-    for of, parameters in (*owned, ("", pair.store.parameters.items())):
-        for name, parameter in parameters:
-            if not bool(torch.isfinite(parameter).all()):
-                raise UserError(
-                    f"parameter {name!r}{of} has a NaN or an infinity, such as after a training "
-                    "that diverged: build the networks anew"
-                )
-
-
-def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
-    """A sentence where a parameter was made with a row for each image of the larger batch."""
-    for name, parameter in pair.store.parameters.items():
-        if parameter.dim() and len(parameter) == len(x) + 1 and name not in pair.store.before:
-            return (
-                f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
-                f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
-                "batches have other images. Make one parameter for the whole set and take its "
-                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
-            )
-    return ""
-
-
-MANY = 64
-"""Images at which a pair is tried that fails on a few."""
-
-
-class _Plates(Messenger):
-    """The sizes of the plates that a program makes, those before a failure as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, str] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self.sizes.setdefault(msg["fn"].size, msg["name"])
-
-
-def _of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
-    """A sentence where programs that fail on a few images take another kind of batch: one on its
-    side, or one of many.
-    """
-    (x, fields), plates = probe(5), _Plates()
-    for program in (pair.guide, pair.model):
-        with suppress(Exception), plates:
-            program(x, fields)
-    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
-        return (
-            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
-            "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
-            "let the programs transpose it back; otherwise: "
-        )
-    with suppress(UserError):
-        trace_pair(pair, *probe(MANY))
-        return (
-            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
-            "own: let them make of each row what is that row's; on few, "
-        )
-    return ""
-
-
-def _why_it_failed(
-    program: Program, x: Tensor, fields: Fields, error: Exception, first: int
-) -> str:
-    """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to
-    change.
-    """
-    site = _site_of(error)
-    if site is None or "Shape mismatch inside plate" not in str(error):
-        on = f"on {len(x)} images of shape {tuple(x.shape[1:])}"
-        return _failure(program.role, on, error) + _hints(program, x, fields, error, first)
-    plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
-    return (
-        f"{_shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
-        "The dimensions that belong to one image must be event dimensions: write "
-        f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
-    )
-
-
-def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first: int) -> str:
-    """What is unusual in what the program was given, and may be why it failed."""
-    if "subsample_size does not match" in str(error):
-        return (
-            ". fit makes the batches: write the plate for all rows that the program gets "
-            "(subsample_size=None)"
-        )
-    found = [
-        f"field {name!r} has the value {int(value.min())}"
-        for name, value in program.select(fields).items()
-        if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
-    ]
-    if len(bad := x.isnan().reshape(len(x), -1).any(1).nonzero()):
-        found.append(f"image {first + int(bad[0])} holds a NaN: {_OF_A_NAN}")
-    return f" ({', '.join(found)})" if found else ""
-
-
-def _failure(role: str, when: str, error: Exception) -> str:
-    site = _site_of(error)
-    where = "" if site is None else f", at site {site['name']!r}"
-    first_line, *others = (str(error).strip() or repr(error)).splitlines()
-    if first_line.endswith("found invalid values:"):  # torch prints the tensor below
-        first_line = first_line[:-1] + (" (NaN)" if any("nan" in line for line in others) else "")
-    return f"the {role} failed {when}{where}: {type(error).__name__}: {first_line}"
-
-
-def _shapes_of(role: str, node: Any) -> str:
-    fn = node["fn"]
-    shapes = f"batch shape {tuple(fn.batch_shape)} and event shape {tuple(fn.event_shape)}"
-    return f"site {node['name']!r} of the {role} has {shapes}"
-
-
-def _site_of(error: Exception) -> Any | None:
-    """The sample statement under way when Pyro raised, from the frames of the traceback."""
-    frames, found = error.__traceback__, None
-    while frames is not None:
-        message = frames.tb_frame.f_locals.get("msg")
-        if (
-            isinstance(message, dict)
-            and message.get("type") == "sample"
-            and hasattr(message.get("fn"), "batch_shape")
-        ):
-            found = message
-        frames = frames.tb_next
-    return found
 
 
 def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Structure:
@@ -264,24 +41,18 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
         runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
     except UserError as error:
         told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
-        if told or not (why := _of_batches(pair, probe)):
+        if told or not (why := of_batches(pair, probe)):
             raise
         raise UserError(f"{why}{error}") from error
     structure = _read_structure(pair, *runs)
-    if structure.enumerated and (why := requests.why_not_enumerated(pair, *probe(5), structure)):
-        asked = dict.fromkeys(structure.enumerated, why)
-        structure = replace(structure, asked=structure.asked | asked, enumerated={})
-    if structure.summed:
-        structure = _check_enumeration(pair, *probe(5), structure)
+    structure = every_value.at_every_value(pair, lambda: probe(5), structure)
     structure = replace(structure, **rescoring.probe(pair, *batches[2]))
     # a tensor's version counts the writes into it; one made in inference mode has none
     if any(
         t.is_inference() or t._version > 0 for x, fields in batches for t in (x, *fields.values())
     ):
-        at = replace(structure.geometry, in_place=True)
-        return replace(
-            structure, geometry=at, not_held="a program writes into its batch (as by x.mul_)"
-        )
+        at, why = replace(structure.geometry, in_place=True), "a program writes into its batch"
+        return replace(structure, geometry=at, not_held=f"{why} (as by x.mul_)")
     return structure
 
 
@@ -290,13 +61,13 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     (model, guide), (model_at_four, guide_at_four) = (
         tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
     )
-    _check_names(model, guide, _fitting(pair))
+    _check_names(pair, model, guide)
     terms = [repr(name) for name, node in guide.items() if node["is_observed"]]
     guide, guide_at_four = (
         {name: node for name, node in sites.items() if not node["is_observed"]}
         for sites in (guide, guide_at_four)
     )
-    found = unscored(model, guide, (model_at_four, guide_at_four), num_images, _kinds)
+    found = unscored(model, guide, (model_at_four, guide_at_four), num_images)
     model_plates, guide_plates = (
         _data_plates(role, sites, at_four, num_images, found.loose)
         for role, sites, at_four in (
@@ -304,21 +75,21 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
             ("guide", guide, guide_at_four),
         )
     )
-    _check_latents(model, guide, model_plates, guide_plates)
+    check_latents(model, guide, model_plates, guide_plates)
     for name, node in model.items():
-        kinds = _kinds(node, guide[name]) if name in guide else ""
+        kinds = two_kinds(node, guide[name]) if name in guide else ""
         try:
             _check_values(node, num_images)
         except UserError:
             if kinds:
                 raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
             raise
-    summed = _summed_out(model, guide, model_plates)
+    summed = every_value.summed_out(model, guide, model_plates)
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
     analytic, sampled = _analytic_kl(model, guide, latents)
-    asked, enumerated = requests.of_guide(guide, guide_plates)
+    asked, enumerated = every_value.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
     dims = [
         f.dim
@@ -345,7 +116,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         analytic=analytic,
         sampled=sampled,
         not_reparameterized=tuple(n for n, node in guide.items() if not node["fn"].has_rsample),
-        point_masses=tuple(n for n, node in guide.items() if _is_point_mass(node)),
+        point_masses=tuple(n for n, node in guide.items() if is_point_mass(node)),
         asked=asked,
         enumerated=enumerated,
         subsampling=any(f.full_size not in (None, f.size) for f in frames),
@@ -403,7 +174,7 @@ def _data_plates(
                     else f"plate {plate.name!r} of {plate.size} is"
                 )
                 raise UserError(
-                    f"{_shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
+                    f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
                     f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
                     "images). Dimensions of one image must be event dimensions: write "
                     "`.to_event(n)`, or put a plate there"
@@ -412,66 +183,10 @@ def _data_plates(
     return found
 
 
-def _summed_out(model: Nodes, guide: Nodes, plates: Mapping[str, Any]) -> dict[str, int]:
-    """The discrete sites that the guide lacks, and how many values each has."""
-    found = {}
-    for name, node in model.items():
-        if node["is_observed"] or name in guide:
-            continue
-        found[name] = num_values(node)
-        if plate := other_plate(node, plates.get(name)):
-            raise UserError(
-                f"site {name!r} is missing in the guide, and it is in plate {plate!r} as well "
-                "as in the data plate. A site can be summed out only if each image has one "
-                "value of it: sample it in the guide, or write one site for each of its parts"
-            )
-    return found
-
-
-def _check_enumeration(pair: Pair, x: Tensor, fields: Fields, structure: Structure) -> Structure:
-    """The structure once the model has run at all values of the sites that are summed out.
-
-    A latent that depends on one has a mixture for its prior, and no closed-form KL. A ``UserError``
-    where the model can't run so.
-    """
-    at, names = structure.geometry, ", ".join(map(repr, structure.summed))
-    with validation(distributions=True):
-        drawn = plain_draw(pair.guide, x, fields)
-        try:
-            nodes = dict(sample_nodes(trace_model(pair.model, drawn, x, fields, at)))
-            shapes = {name: log_prob_of(node).shape for name, node in nodes.items()}
-        except Exception as error:
-            raise UserError(
-                f"{_failure('model', f'with all values of {names} at once', error)}. These "
-                "sites are summed out, because they are not in the guide: write the model for "
-                "values of shape (values, 1, …), by torch.broadcast_tensors before torch.cat, "
-                "or sample them in the guide"
-            ) from error
-    dims = [nodes[name]["infer"]["_enumerate_dim"] for name in structure.summed]
-    if len(set(dims)) < len(dims):
-        raise UserError(
-            f"{names} share dimensions in a pyro.markov: leave pyro.markov out, because all "
-            "their values are summed at once"
-        )
-    mixed = [name for name in structure.latents if len(shapes[name]) > -at.particle_dim]
-    why = f"its prior is a mixture over {names}, which is summed out"
-    analytic = tuple(name for name in structure.analytic if name not in mixed)
-    return replace(
-        structure, analytic=analytic, sampled=structure.sampled | dict.fromkeys(mixed, why)
-    )
-
-
-def _fitting(pair: Pair) -> str:
-    """The guides that the model names as its own, in words."""
-    guides = hook(pair.model.owner, "fitting_guides")
-    return (
-        f"; guides that fit {type(pair.model.owner).__name__}: {', '.join(guides)}"
-        if guides
-        else ""
-    )
-
-
-def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
+def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
+    owner = pair.model.owner
+    named = ", ".join(hook(owner, "fitting_guides"))
+    fitting = f"; guides that fit {type(owner).__name__}: {named}" if named else ""
     latents = [name for name, node in model.items() if not node["is_observed"]]
     if not model:
         raise UserError(
@@ -505,54 +220,13 @@ def _check_names(model: Nodes, guide: Nodes, fitting: str) -> None:
                 f"site the same name in both ({hint}){fitting}"
             )
     for name in latents:
-        if name not in guide and not _is_discrete(model[name]):
+        if name not in guide and not is_discrete(model[name]):
             none = "none, as it has no pyro.sample statement (a network alone is no Pyro program)"
             raise UserError(
                 f"the model's latent site {name!r} is missing in the guide, whose sites are "
                 f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
                 f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
-
-
-def _check_latents(
-    model: Nodes,
-    guide: Nodes,
-    model_plates: Mapping[str, Any] | None = None,
-    guide_plates: Mapping[str, Any] | None = None,
-) -> None:
-    """Latents whose one-image shape, data plate or kind of density differs between the two
-    programs.
-    """
-    for name, prior in model.items():
-        if name not in guide:
-            continue
-        p, q = prior["fn"], guide[name]["fn"]
-        if q.event_shape != p.event_shape:
-            raise UserError(
-                f"latent site {name!r} has event shape {tuple(p.event_shape)} in the model and "
-                f"{tuple(q.event_shape)} in the guide: build both with the same latent dimension"
-            )
-        if not (model_plates and guide_plates and name in model_plates and name in guide_plates):
-            continue
-        if model_plates[name].dim != guide_plates[name].dim:
-            of = [
-                f"{f.name!r} at dimension {f.dim}" for f in (model_plates[name], guide_plates[name])
-            ]
-            raise UserError(
-                f"latent site {name!r} is in data plate {of[0]} of the model and in {of[1]} of "
-                "the guide: give both the same dimension"
-            )
-
-
-def _kinds(prior: Any, drawn: Any) -> str:
-    """The two laws of a latent in words, where one is of masses and the other of densities."""
-    masses = _is_point_mass(prior) or _is_point_mass(drawn)  # which a discrete law may have as well
-    if masses or _is_discrete(prior) == _is_discrete(drawn):
-        return ""
-    of = [
-        f"{law_of(n['fn'])}, a {'mass' if _is_discrete(n) else 'density'}" for n in (prior, drawn)
-    ]
-    return f"{of[0]}, in the model and {of[1]}, in the guide"
 
 
 def _check_values(node: Any, num_images: int) -> None:
@@ -566,7 +240,7 @@ def _check_values(node: Any, num_images: int) -> None:
     )
     if not same or not _fits(batch, fn.batch_shape):
         raise UserError(
-            f"{_shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
+            f"{shapes_of('model', node)}, but its value has shape {tuple(value.shape)} = "
             f"{tuple(batch)} + {tuple(event)} for {num_images} images: expected a distribution "
             "whose event has the shape of one image"
         )
@@ -590,216 +264,6 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return torch.broadcast_shapes(batch, plates) == plates
     except RuntimeError:
         return False
-
-
-def check_support(node: Any) -> None:
-    """A ``UserError`` naming the first value outside the support, which ``validate_args=False``
-    would hide. What is masked is not looked at, nor a NaN that the law itself leaves out.
-    """
-    fn, value = node["fn"], node["value"]
-    try:
-        inside = fn.support.check(value)
-        if bool(inside.all()):
-            return
-        value = _judged(node)
-        inside = fn.support.check(value)
-    except NotImplementedError:  # a law that names no support
-        return
-    if not bool(inside.all()):
-        base = innermost(fn)
-        elementwise = base.support.check(value)
-        bad = value[~elementwise] if elementwise.shape == value.shape else value[~inside]
-        remedy = _REMEDIES.get(
-            type(base.support), "choose a likelihood whose support contains the data"
-        )
-        if not node["is_observed"]:
-            remedy = "the guide draws this value: give the guide a distribution on that support"
-        raise UserError(
-            f"site {node['name']!r}: the value {bad.flatten()[0].item():g} is outside the support "
-            f"of {law_of(fn)}: {remedy}"
-        )
-
-
-def _judged(node: Any) -> Tensor:
-    """A site's value, one of its own law's where it is not scored: masked, or NaN in a law that
-    leaves NaN out.
-    """
-    fn, value = node["fn"], node["value"]
-    left_out = value.isnan()
-    if bool(left_out.any()):
-        with validation(distributions=False):
-            left_out = left_out & ~log_prob_of(node).isnan().any()
-    for mask, dims in masks_of(node):
-        if mask is False:
-            return fn.sample()
-        if isinstance(mask, Tensor):
-            left_out = left_out | ~mask.reshape(mask.shape + (1,) * dims)
-    return torch.where(left_out, fn.sample(), value) if bool(left_out.any()) else value
-
-
-_REAL = "choose a likelihood of real values such as Gaussian"
-_REMEDIES = {
-    type(
-        constraints.boolean
-    ): f"binarize the images (binarize='dynamic', --binarize dynamic), or {_REAL}",
-    type(constraints.unit_interval): f"scale the images to [0, 1], or {_REAL}",
-    constraints.integer_interval: (
-        "give the grey levels as stored, whole numbers from 0, and build the likelihood with "
-        "their number, levels=…"
-    ),
-    type(
-        constraints.nonnegative_integer
-    ): "give the grey levels as they are stored, whole numbers from 0",
-}
-"""What to do about a value outside, by the support."""
-
-
-def check_fields(pair: Pair, fields: Fields) -> None:
-    """What a program itself has to say against the named fields of all images: its method
-    ``check_fields(fields)``.
-    """
-    for program in (pair.model, pair.guide):
-        if check := hook(program.owner, "check_fields"):
-            check(fields)
-
-
-SUPPORT_ROWS = 500
-"""Images that the support of an observed site is looked at together."""
-
-
-def check_all_support(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> None:
-    """The fields, and the support of every observed site at all of these images, of which the first
-    is number ``first`` of the set.
-    """
-
-    def images(rows: slice) -> tuple[Tensor, Fields]:
-        return x[rows], {name: value[rows] for name, value in fields.items()}
-
-    check_fields(pair, fields)
-    check_support_of_set(pair, len(x), images, first)
-
-
-def check_support_of_set(
-    pair: Pair, num_images: int, images: Callable[[slice], tuple[Tensor, Fields]], first: int = 0
-) -> None:
-    """The support of every observed site at all images, not only at the dry run's.
-
-    Args:
-        images: rows of the set -> their images ``(B, *event_shape)`` and fields, on the pair's
-            device. They are asked for a few at a time: the set may be larger than the device.
-        first: the number of the first of them, for messages.
-
-    Where the model observes x itself, perhaps reshaped, and all of x is inside the support that
-    five images have, one look suffices; else, as a support may depend on the batch, the model runs
-    once on all images.
-    """
-    parts = [slice(at, at + SUPPORT_ROWS) for at in range(0, num_images, SUPPORT_ROWS)]
-
-    def cast(rows: slice) -> Tensor:
-        return pair.cast(images(rows)[0])
-
-    def observed(rows: slice) -> Nodes:
-        x, fields = images(rows)
-        traces = trace_pair(
-            pair,
-            pair.cast(x).clone(),
-            {name: value.clone() for name, value in fields.items()},
-            first + (rows.start or 0),
-        )
-        return {name: node for name, node in sample_nodes(traces[0]) if node["is_observed"]}
-
-    def join_the_first(rows: slice) -> bool:
-        x, fields = zip(images(slice(5)), images(rows), strict=True)
-        both = {name: torch.cat([each[name] for each in fields]) for name in fields[0]}
-        with suppress(UserError):
-            return bool(trace_pair(pair, pair.cast(torch.cat(x)), both))
-        return False
-
-    def holds_all(node: Any) -> bool:
-        value = node["value"]
-        if not torch.equal(value.flatten(), cast(slice(5)).flatten()):
-            return False
-        try:  # one read for all of them
-            inside = [
-                node["fn"].support.check(x.reshape(len(x), *value.shape[1:])).all()
-                for x in map(cast, parts)
-            ]
-            return bool(torch.stack(inside).all())
-        except RuntimeError:  # the support's bounds are tensors of five images
-            return False
-
-    with pair.probing():
-        for row in _extreme_rows(parts, images):
-            begin = max(0, min(row, num_images - 5))
-            try:
-                observed(slice(begin, begin + 5))
-            except UserError:  # perhaps for what they all lack, such as a sequence of full length
-                if not join_the_first(slice(begin, begin + 5)):
-                    raise
-        if all(map(holds_all, observed(slice(5)).values())):
-            return
-        for rows in parts:
-            for name, node in observed(rows).items():
-                check_support(node)
-                if len(bad := _images_of_nan(node)):
-                    raise UserError(
-                        f"image {first + rows.start + int(bad[0])}: log_prob of site {name!r} is NaN: look "
-                        "for NaN in the image or in the network's output, which validate_args=False "
-                        "hides"
-                    )
-
-
-def _images_of_nan(node: Any) -> Tensor:
-    """The images, by number among those of the node, at which its log density is NaN."""
-    bad = log_prob_of(node).isnan()
-    dims = [frame.dim for frame in node["cond_indep_stack"] if frame.vectorized]
-    data = max(dims, key=lambda dim: bad.shape[dim] if bad.dim() >= -dim else 0, default=None)
-    if data is None or bad.dim() < -data:
-        return bad.any().reshape(1).nonzero()[:, 0]
-    rows = bad.movedim(data, 0)
-    return rows.reshape(len(rows), -1).any(1).nonzero()[:, 0]
-
-
-def _extreme_rows(
-    parts: Sequence[slice], images: Callable[[slice], tuple[Tensor, Fields]]
-) -> set[int]:
-    """Rows that have the least and the largest of each field of whole numbers, such as a class
-    −1.
-    """
-    first = images(slice(5))[1]
-    names = [
-        name
-        for name, value in first.items()
-        if name != "index" and not is_constant(name) and not value.is_floating_point()
-    ]
-    least: dict[str, tuple[int, int]] = {}  # value and row, of each field and of its negative
-    for rows in parts if names else ():
-        fields = images(rows)[1]
-        for name in names:
-            value = fields[name].reshape(len(fields[name]), -1).long()
-            for sign in (1, -1):
-                smallest = (sign * value).amin(1)
-                row = int(smallest.argmin())
-                here = int(smallest[row]), rows.start + row
-                least[f"{sign}{name}"] = min(least.get(f"{sign}{name}", here), here)
-    return {row for _, row in least.values()}
-
-
-def law_of(fn: Any) -> str:
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
-    return type(fn).__name__.lstrip("_")
-
-
-def _is_discrete(node: Any) -> bool:
-    try:
-        return bool(node["fn"].support.is_discrete)
-    except NotImplementedError:  # a law that names no support
-        return False
-
-
-def _is_point_mass(node: Any) -> bool:
-    return isinstance(innermost(node["fn"]), dist.Delta)
 
 
 def _own_scale(node: Any) -> Tensor:

@@ -14,6 +14,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
+from pyro_vae.pair.laws import innermost
 
 
 def enumerated(
@@ -63,13 +64,6 @@ def conditionals(log_probs: Mapping[str, Tensor], summed: Collection[str]) -> di
             )
         before = after
     return found
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution within its events, masks and transforms."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return fn
 
 
 def num_values(node: Any) -> int:

@@ -13,12 +13,16 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Call, Fields, Geometry, SiteTerms, latent_nodes, plain_draw, run
-from pyro_vae.pair.runtime import Pair, close, probe
+from pyro_vae.pair.comparison import differing, probe
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.layouts import run
+from pyro_vae.pair.nodes import Call, Fields, copies, latent_nodes, plain_draw, taken
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.terms import SiteTerms
 
 NUM_IMAGES = 5
-OTHERS = (0, 1, 1, 1, 1), (3, 3, 3, 3, 4)
-"""Rows of five images: one of them keeps its place, and all others are another image."""
+EVERY, OTHERS = (0, 1, 2, 3, 4), ((0, 1, 1, 1, 1), (3, 3, 3, 3, 4))
+"""Rows of five images; in the others one of them keeps its place, and all others are another image."""
 
 
 class Independence(NamedTuple):
@@ -46,7 +50,7 @@ def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:
     structure = pair.structure(x, fields)
     at, images = structure.geometry, probe(x, fields, NUM_IMAGES)
     with pair.probing():
-        drawn = plain_draw(pair.guide, *_rows(*images, range(NUM_IMAGES)))
+        drawn = plain_draw(pair.guide, *copies(*images))
 
         def terms(rows: Sequence[int], seed: int = 0) -> SiteTerms:
             torch.manual_seed(seed)
@@ -59,34 +63,22 @@ def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:
                     else plain_draw(poutine.replay(guide, trace=values), x, fields)
                 )
 
-            return run(
-                pair.model,
-                pair.guide,
-                *_rows(*images, rows),
-                1,
-                replace(at, draw=replayed),
-                "repeat",
-            )
+            batch = taken(*images, torch.tensor(rows))
+            return run(pair.model, pair.guide, *batch, 1, replace(at, draw=replayed), "repeat")
 
-        alone = terms(range(NUM_IMAGES))
-        if _differs(alone, terms(range(NUM_IMAGES), seed=1), range(NUM_IMAGES)):
+        alone = terms(EVERY)
+        if differing(alone, terms(EVERY, seed=1), EVERY):
             return Independence(
                 unchecked="the programs draw random numbers outside of sample sites"
             )
         try:
             return Independence(
-                next(filter(None, (_differs(alone, terms(rows), rows) for rows in OTHERS)), "")
+                next(filter(None, (differing(alone, terms(rows), rows) for rows in OTHERS)), "")
             )
         except Exception as error:  # whatever a program raises on rows that don't belong together
             return Independence(
                 unchecked=f"the programs fail on a batch of other rows ({first_line(error)})"
             )
-
-
-def _rows(x: Tensor, fields: Fields, rows: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch of its own: a program may write into it."""
-    at = torch.tensor(rows)
-    return x[at.to(x.device)], {name: value[at.to(value.device)] for name, value in fields.items()}
 
 
 def _at_rows(
@@ -103,15 +95,3 @@ def _at_rows(
         )
         moved.nodes[name] = {**node, "value": value, **none}
     return moved
-
-
-def _differs(terms: SiteTerms, others: SiteTerms, rows: Sequence[int]) -> str:
-    """The first site whose densities, taken at ``rows``, are not the others'."""
-    for role, before, after in (
-        ("guide", terms.guide, others.guide),
-        ("model", terms.prior | terms.observed, others.prior | others.observed),
-    ):
-        for name, site in before.items():
-            if not close(after[name].log_prob, site.log_prob[:, list(rows)]):
-                return f"{name!r} of the {role}"
-    return ""

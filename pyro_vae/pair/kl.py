@@ -1,8 +1,11 @@
-"""Closed-form KL divergences that neither torch nor Pyro registers (correlated Gaussians against
-independent ones), or that torch writes in a form that can't be traced (classes).
+"""KL divergences of latent sites in closed form; and forms that neither torch nor Pyro registers
+(correlated Gaussians against independent ones), or that torch writes so that they can't be traced
+(classes).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from pyro import distributions as dist
@@ -12,8 +15,15 @@ from torch.distributions import (
     LowRankMultivariateNormal,
     MultivariateNormal,
     Normal,
+    kl_divergence,
     register_kl,
 )
+
+from pyro_vae.errors import UserError
+from pyro_vae.pair.layouts import on_particles
+from pyro_vae.pair.nodes import masked
+from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words, times_shares
 
 
 @register_kl(MultivariateNormal, Independent)
@@ -55,3 +65,24 @@ def _kl_classes(q: dist.OneHotCategorical, p: dist.OneHotCategorical) -> Tensor:
     terms = q.probs * (q.logits - p.logits)
     terms = torch.where(p.probs > 0, terms, torch.inf)
     return torch.where(q.probs > 0, terms, torch.zeros_like(terms)).sum(-1)
+
+
+def refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
+    """A KL as one term carries the guide's scale: one that stands in the model alone would be
+    without effect.
+    """
+    if not same_scale(prior.scale, guide.scale):
+        raise UserError(
+            f"site {name!r} is scaled by {scale_words(prior.scale)} in the model and by "
+            f"{scale_words(guide.scale)} in the guide, but a closed-form KL has one scale: use "
+            "kl_weight (fit(…, kl_weight=β)), or the same poutine.scale or plate size in both"
+        )
+
+
+def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
+    """KL(q ‖ p) of the latent site ``name``, ``(K, B)``, times the shares of its rows."""
+    prior, guide, shares = terms.prior[name], terms.guide[name], terms.shares
+    refuse_lone_scale(name, prior, guide)
+    kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
+    at = replace(structure.geometry, enumerated={} if shares is None else structure.enumerated)
+    return times_shares(on_particles(kl, terms, guide.dim, guide.particle_dim, at), shares)

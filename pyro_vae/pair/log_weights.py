@@ -12,13 +12,14 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
-from pyro_vae.pair import dry_run
+from pyro_vae.pair import observed_support
 from pyro_vae.pair.independence import Independence, independence
-from pyro_vae.pair.layouts import Fields, SiteTerms
+from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
 
@@ -66,7 +67,7 @@ def log_weights(
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False), without_scales(ignore_scales):
         refuse_unscorable(pair, images, named)
-        dry_run.check_all_support(pair, images, named)
+        observed_support.check_all_support(pair, images, named)
         return pair.run(images, named, num_particles, every_value=True).log_weights()
 
 
@@ -85,7 +86,7 @@ def prepare(
     images = as_images(x, missing=True)
     named = as_fields(fields, len(images))
     named.setdefault("index", torch.arange(len(images), device=images.device))
-    dry_run.check_fields(pair, named)
+    observed_support.check_fields(pair, named)
     with pair.active(may_create=may_create):
         images = pair.cast(images, named)
         pair.structure(images, named, scored=False)

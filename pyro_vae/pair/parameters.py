@@ -157,7 +157,7 @@ def tensors_of(pair: Pair) -> dict[str, Own]:
             raise UserError(f"two tensors of the pair are called {name!r}: rename one of them")
         found[name] = own
 
-    for prefix, root in pair.roots():
+    for prefix, root in _roots(pair):
         for place, module in root.named_modules(memo=met):
             for kind, named in (("parameter", module._parameters), ("buffer", module._buffers)):
                 for name, tensor in named.items():
@@ -167,6 +167,29 @@ def tensors_of(pair: Pair) -> dict[str, Own]:
                     add(*_in_module(module, whole, name, tensor, kind))
     for name, parameter in pair.store.parameters.items():
         add(name, Own(parameter, pair.store.constraints[name], "pyro.param"))
+    return found
+
+
+def _roots(pair: Pair) -> list[tuple[str, nn.Module]]:
+    """The modules that are in no other one, or are known by several names, each by its name:
+    ``model``, ``guide``, ``model.net`` for what a function calls ``net``; "" for one that both
+    programs are methods of.
+    """
+    shared = pair.model.owner is not None and pair.model.owner is pair.guide.owner
+    found: list[tuple[str, nn.Module]] = []
+    covered: set[int] = set()
+    for program in (pair.model, pair.guide):
+        for name, module in program.roots:
+            parts = [program.role] * (not shared or bool(name)) + [name] * bool(name)
+            found.append((".".join(parts), module))
+            covered.update(map(id, module.modules()))
+    for number, module in enumerate(pair.modules):  # those that only a run has met
+        if id(module) not in covered:
+            seen = [pair.seen(p) for p in module.parameters()]
+            pyros = [name for _, name in filter(None, seen) if "$$$" in name]
+            own = pyros[0].partition("$$$")[0] if pyros else f"module{number}"
+            found.append((own, module))
+            covered.update(map(id, module.modules()))
     return found
 
 

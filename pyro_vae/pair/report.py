@@ -10,9 +10,9 @@ from typing import Any
 
 from pyro_vae.fields import argument_of
 from pyro_vae.formatting import Printed
-from pyro_vae.pair import dry_run
 from pyro_vae.pair.independence import independence
 from pyro_vae.pair.log_weights import prepare
+from pyro_vae.pair.observed_support import check_all_support
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
@@ -86,7 +86,7 @@ def check_pair(
     """
     pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
     structure = pair.structure(images, named, scored=False)
-    dry_run.check_all_support(pair, images, named)
+    check_all_support(pair, images, named)
     wanted = sorted((pair.model.field_names | pair.guide.field_names) & {*map(argument_of, named)})
     if structure.unscored:
         return PairReport(structure, "", tuple(wanted), (f"fit only: {structure.unscored}",))

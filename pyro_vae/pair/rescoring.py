@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from pyro_vae.errors import first_line
-from pyro_vae.pair.layouts import Call, Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.nodes import Call, Fields, latent_nodes, log_prob_of, plain_draw
 from pyro_vae.pair.program import Program
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ layout for many draws.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,61 +15,19 @@ from torch import Tensor, nn
 
 from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
-from pyro_vae.fields import made_of
-from pyro_vae.pair import dry_run as explain
-from pyro_vae.pair.layouts import (
-    LAYOUTS,
-    Draw,
-    Fields,
-    Score,
-    SiteTerms,
-    plain_draw,
-    plain_score,
-    run,
-)
+from pyro_vae.pair.comparison import PROBE_IMAGES, cheapest_layout, probe
+from pyro_vae.pair.dry_run import understand
+from pyro_vae.pair.known import KNOWN, Known, like, parts_of, weakly
+from pyro_vae.pair.layouts import run
 from pyro_vae.pair.module_state import modules_called
-from pyro_vae.pair.program import (
-    ParameterStore,
-    Program,
-    PyrosStore,
-    dry_run,
-    handled,
-    scales_ignored,
-    validation,
-)
+from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score
+from pyro_vae.pair.parameter_store import ParameterStore, PyrosStore, dry_run
+from pyro_vae.pair.program import Program, validation
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.terms import SiteTerms
+from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, trace_pair
 from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
-
-PROBE_IMAGES = 5
-PROBE_DRAWS = 7
-
-
-@dataclass(eq=False)
-class _Known:
-    """What is known of two programs for as long as both live; it has no strong reference to either,
-    nor to their modules.
-    """
-
-    store: ParameterStore = field(default_factory=ParameterStore)
-    structures: dict[Any, Structure] = field(default_factory=dict)
-    layouts: dict[Any, str] = field(default_factory=dict)
-    # why whole numbers of such a shape and dtype don't stay what they are; empty where they do
-    whole: dict[Any, str] = field(default_factory=dict)
-    modules: weakref.WeakValueDictionary[int, nn.Module] = field(
-        default_factory=weakref.WeakValueDictionary
-    )
-    names: weakref.WeakValueDictionary[tuple[str, str], Tensor] = field(
-        default_factory=weakref.WeakValueDictionary
-    )
-    pair: Callable[[], Pair | None] = lambda: None  # the pair in use, if there is one
-    parts: tuple[Any, ...] = ()  # references to what it is the knowledge of
-    in_pyros_store: _Known | None = (
-        None  # the same of these programs under Pyro's own parameter store
-    )
-
-
-_KNOWN: dict[Any, _Known] = {}  # by the parts' identities, until one of the parts is gone
 
 
 class Pair:
@@ -82,11 +39,11 @@ class Pair:
         guide: Callable[..., Any],
         store: ParameterStore | None = None,
     ) -> None:
-        explain.refuse_autoguide(guide)
+        refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
         self.guide.take_places(self.model)
         self.model.take_places(self.guide)
-        self._use(_Known() if store is None else _Known(store))
+        self._use(Known() if store is None else Known(store))
         self._met: list[
             tuple[nn.Module, bool]
         ] = []  # modules found on a run, with the mode that they had
@@ -100,22 +57,21 @@ class Pair:
 
         Programs are known by identity, methods by their object and their function.
         """
-        parts = _parts(model), _parts(guide)
+        parts = parts_of(model), parts_of(guide)
         key = tuple(tuple(map(id, each)) for each in parts)
-        known = _KNOWN.get(key)
+        known = KNOWN.get(key)
         pair = None if known is None else known.pair()
         if pair is None:
             pair = Pair(model, guide)
             if known is None:
-                known = _KNOWN[key] = pair._known
+                known = KNOWN[key] = pair._known
                 known.parts = tuple(
-                    _weakly(part, lambda _: _KNOWN.pop(key, None))
-                    for part in (*parts[0], *parts[1])
+                    weakly(part, lambda _: KNOWN.pop(key, None)) for part in (*parts[0], *parts[1])
                 )
             pair._use(known)
         return pair
 
-    def _use(self, known: _Known) -> None:
+    def _use(self, known: Known) -> None:
         self._known, self.store = known, known.store
         known.pair = weakref.ref(self)
         for program in (self.model, self.guide):
@@ -126,7 +82,7 @@ class Pair:
     def in_pyros_store(self) -> Pair:
         """The same programs with Pyro's own parameter store, as stock SVI runs them."""
         if self._known.in_pyros_store is None:
-            self._known.in_pyros_store = _Known(PyrosStore())
+            self._known.in_pyros_store = Known(PyrosStore())
         known = self._known.in_pyros_store
         pair = known.pair() or Pair(self.model.call, self.guide.call, known.store)
         pair._use(known)
@@ -144,33 +100,11 @@ class Pair:
         """Whether the programs have run, so that what they make and meet is known."""
         return bool(self._known.structures)
 
-    def roots(self) -> list[tuple[str, nn.Module]]:
-        """The modules that are in no other one, or are known by several names, each by its name:
-        ``model``, ``guide``, ``model.net`` for what a function calls ``net``; "" for one that both
-        programs are methods of.
-        """
-        shared = self.model.owner is not None and self.model.owner is self.guide.owner
-        found: list[tuple[str, nn.Module]] = []
-        covered: set[int] = set()
-        for program in (self.model, self.guide):
-            for name, module in program.roots:
-                parts = [program.role] * (not shared or bool(name)) + [name] * bool(name)
-                found.append((".".join(parts), module))
-                covered.update(map(id, module.modules()))
-        for number, module in enumerate(self.modules):  # those that only a run has met
-            if id(module) not in covered:
-                seen = [self._seen(p) for p in module.parameters()]
-                pyros = [name for _, name in filter(None, seen) if "$$$" in name]
-                own = pyros[0].partition("$$$")[0] if pyros else f"module{number}"
-                found.append((own, module))
-                covered.update(map(id, module.modules()))
-        return found
-
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
         """The program that was first seen to use this parameter, and its name there: ``("model",
         "net.weight")``.
         """
-        if (seen := self._seen(parameter)) is not None:
+        if (seen := self.seen(parameter)) is not None:
             return seen
         for program in (
             self.guide,
@@ -181,7 +115,8 @@ class Pair:
                     return program.role, name
         return "captured", f"tensor of shape {tuple(parameter.shape)}"
 
-    def _seen(self, parameter: Tensor) -> tuple[str, str] | None:
+    def seen(self, parameter: Tensor) -> tuple[str, str] | None:
+        """The program that was seen to use this parameter, and its name there."""
         return next((name for name, each in self._known.names.items() if each is parameter), None)
 
     def to(self, device: torch.device) -> Pair:
@@ -202,6 +137,10 @@ class Pair:
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
+
+    def buffers(self) -> list[Tensor]:
+        """Those of the modules."""
+        return [buffer for module in self.modules for buffer in module.buffers(recurse=False)]
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -238,7 +177,7 @@ class Pair:
             self.store.before = frozenset(self.store.parameters)
             with self.probing():
                 few = probe(x, fields, PROBE_IMAGES)
-                explain.trace_pair(self, *few)[0].compute_log_prob()
+                trace_pair(self, *few)[0].compute_log_prob()
                 plain_draw(self.model, *few)
         except Exception as error:  # whatever a program raises on numbers of another kind
             return " ".join((str(error) or repr(error)).splitlines()[:2])
@@ -311,17 +250,17 @@ class Pair:
             scored: whether its sites are to be read by image; a pair of which that can't be done
                 is refused then, though it trains.
         """
-        key = _like(x, fields)
+        key = like(x, fields)
         if key not in self._known.structures:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    found = explain.understand(self, lambda size: probe(x, fields, size))
+                    found = understand(self, lambda size: probe(x, fields, size))
                 self.store.refuse_left()
                 self._known.structures[key] = found
             except UserError as error:
                 self.store.forget_new()
-                explain.refuse_broken_parameters(self)
+                refuse_broken_parameters(self)
                 whole = [
                     why for (shape, _), why in self._known.whole.items() if shape == x.shape[1:]
                 ]
@@ -339,37 +278,10 @@ class Pair:
         repetition.
         """
         values = self.structure(x, fields).enumerated if every_value else {}
-        key = _like(x, fields), bool(values)
+        key = like(x, fields), bool(values)
         if key not in self._known.layouts:
-            self._known.layouts[key] = self._choose_layout(x, fields, values)
+            self._known.layouts[key] = cheapest_layout(self, x, fields, values)
         return self._known.layouts[key]
-
-    def _choose_layout(self, x: Tensor, fields: Fields, values: dict[str, int]) -> str:
-        geometry = replace(self.structure(x, fields).geometry, enumerated=values)
-
-        def terms(layout: str) -> SiteTerms:
-            torch.manual_seed(0)
-            return run(
-                self.model,
-                self.guide,
-                *probe(x, fields, PROBE_IMAGES),
-                PROBE_DRAWS,
-                geometry,
-                layout,
-            )
-
-        with self.probing():
-            reference = terms("repeat")
-            for layout in (
-                LAYOUTS[:-1] if not values else LAYOUTS[:1]
-            ):  # merging rows takes draws without values
-                try:
-                    found = terms(layout)
-                except Exception:  # a layout that a user's program can't run under is not for it
-                    continue
-                if _same_terms(found, reference):
-                    return layout
-        return "repeat"
 
     @contextmanager
     def measuring(self, place: torch.device, seed: int | None = None) -> Iterator[None]:
@@ -409,57 +321,8 @@ class Pair:
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
             if (
-                self._seen(parameter) is None
+                self.seen(parameter) is None
             ):  # a guide may run its model: the other's module alone has it
                 whose = other if other.owns(parameter) and not program.owns(parameter) else program
                 self._known.names[whose.role, name] = parameter
         self.store.seen.clear()
-
-
-def _parts(call: Callable[..., Any]) -> tuple[Any, ...]:
-    """What makes a program this one: an object and its function for a method, which is made anew at
-    each access.
-    """
-    return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
-
-
-def _weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
-    try:
-        return weakref.ref(part, gone)
-    except TypeError:  # it can't be referred to weakly: its parameters are kept for good
-        return part
-
-
-def _like(x: Tensor, fields: Fields) -> Any:
-    rows = sorted(
-        (name, made_of(name), tuple(value.shape[1:]), value.dtype) for name, value in fields.items()
-    )
-    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()
-
-
-def probe(x: Tensor, fields: Fields, size: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Copies of the first ``size`` images and fields, of the first ones again where there are
-    fewer.
-    """
-    rows = torch.arange(size, device=x.device) % len(x)
-    return x[rows], {name: value[rows.to(value.device)] for name, value in fields.items()}
-
-
-def _same_terms(terms: SiteTerms, reference: SiteTerms) -> bool:
-    """Whether every site's log density agrees, up to rounding, with the reference's."""
-    found, expected = (
-        {
-            (i, n): site.log_prob
-            for i, sites in enumerate((t.observed, t.prior, t.guide))
-            for n, site in sites.items()
-        }
-        for t in (terms, reference)
-    )
-    return found.keys() == expected.keys() and all(
-        close(found[key], value) for key, value in expected.items()
-    )
-
-
-def close(a: Tensor, b: Tensor) -> bool:
-    tolerance = 1e3 * torch.finfo(b.dtype).eps
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from pyro_vae.pair.layouts import Geometry
+from pyro_vae.pair.geometry import Geometry
 
 NO_CLOSED_FORM = "no closed form is registered for its two distributions"
 """Why the KL of a latent is sampled, where its order of sampling would allow a closed form."""
@@ -41,7 +42,7 @@ class Structure:
     # discrete sites that the guide lacks, which are summed out, and how many values each has
     summed: dict[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def score_function(self) -> tuple[str, ...]:
         """The sites that are drawn without a reparameterisation."""
         return tuple(name for name in self.not_reparameterized if name not in self.enumerated)

@@ -5,6 +5,7 @@ themselves.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +14,19 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
-from pyro_vae.pair.dry_run import law_of
-from pyro_vae.pair.layouts import (
+from pyro_vae.pair.comparison import probe
+from pyro_vae.pair.laws import law_of
+from pyro_vae.pair.layouts import trace_model
+from pyro_vae.pair.nodes import (
     Fields,
+    copies,
     latent_nodes,
     log_prob_of,
     masked,
     plain_draw,
     repeated,
-    trace_model,
 )
-from pyro_vae.pair.runtime import Pair, probe
+from pyro_vae.pair.runtime import Pair
 
 NUM_IMAGES, NUM_DRAWS = 5, 20
 """The prior's share m that no guide draws is met with probability 1 − (1 − m)^100: 63% for 1%, 99%
@@ -50,10 +53,7 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
     structure = pair.structure(x, fields)
     if structure.point_masses or not structure.latents:
         return ()
-    rows = repeated(*probe(x, fields, NUM_IMAGES), NUM_DRAWS)
-
-    def batch() -> tuple[Tensor, dict[str, Tensor]]:
-        return rows[0].clone(), {name: value.clone() for name, value in rows[1].items()}
+    batch = partial(copies, *repeated(*probe(x, fields, NUM_IMAGES), NUM_DRAWS))
 
     with pair.probing():
         torch.manual_seed(0)

@@ -4,14 +4,13 @@ not of one image.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-Nodes = Mapping[str, Any]
+from pyro_vae.pair.laws import ONE_KIND, two_kinds
 
-ONE_KIND = "give both a discrete distribution, or both a continuous one (such as a relaxed one)"
-"""What to do about a mass against a density."""
+Nodes = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,12 @@ class Unscored:
     loose: frozenset[str] = frozenset()  # sites that no plate of images tells apart by image
 
 
-def unscored(
-    model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: int, laws: Callable[..., str]
-) -> Unscored:
+def unscored(model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: int) -> Unscored:
     """Why log p(x) of one image can't be had from these sites.
 
     Args:
         model, guide: their sites at ``num_images`` images; the guide's without what it observes.
         few: the same at one image fewer.
-        laws: in words, where one program's law of a latent is discrete and the other's is not.
     """
     every = frozenset((*model, *guide))
     if changed := sorted(every ^ {*few[0], *few[1]}):
@@ -85,7 +81,7 @@ def unscored(
             loose=frozenset(shared),
         )
     for name, node in model.items():
-        if name in guide and (words := laws(node, guide[name])):
+        if name in guide and (words := two_kinds(node, guide[name])):
             return Unscored(
                 f"latent site {name!r} is {words}, so their ratio is not a weight: {ONE_KIND}"
             )

@@ -26,10 +26,10 @@ from pyro_vae.analysis.latents import by_draw
 from pyro_vae.choices import lookup, registry
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.proposals import Guide
-from pyro_vae.evaluation.traced_weights import make_weights
+from pyro_vae.evaluation.traced import make_weights
 from pyro_vae.files import write_atomically
-from pyro_vae.pair.layouts import Site
 from pyro_vae.pair.log_weights import prepare, refuse_unscorable
+from pyro_vae.pair.terms import Site
 from pyro_vae.protocols import hook
 
 NUM_IMAGES, NUM_DRAWS = 20, 5

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pyro_vae.evaluation.ais import ais
 from pyro_vae.evaluation.bdmc import bdmc
+from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.refine import refine
-from pyro_vae.evaluation.result import Estimate, LogMarginal
+from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Evaluate
 

@@ -25,7 +25,7 @@ from pyro_vae.protocols import hook
 from pyro_vae.rng import permutation
 from pyro_vae.runs.options import Train
 from pyro_vae.runs.sizes import refuse_impossible
-from pyro_vae.training.checkpoint_files import state_of
+from pyro_vae.training.checkpoint import state_of
 
 PARTS_OF_MODELS = ("prior", "likelihood")
 """The options that a model receives where its constructor names them."""

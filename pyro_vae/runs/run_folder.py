@@ -28,9 +28,9 @@ from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writi
 from pyro_vae.runs.options import Train, plain, to_toml, train_from
 from pyro_vae.runs.own_code import own_code
 from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held, keep
-from pyro_vae.training import checkpoint_files
+from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.checkpoints import Checkpoints
 from pyro_vae.training.history import Record
 from pyro_vae.training.state import TrainingState
@@ -265,7 +265,7 @@ class Run:
             name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
         }
         model, guide = build_pair(self.options(), list(shape or ()), num_data, **known)
-        checkpoint_files.restore(held, model, guide, str(path))
+        checkpoint.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 
     def check_config(self, held: Checkpoint, path: Path, names: Iterable[str]) -> None:

@@ -17,7 +17,8 @@ from pyro_vae.files import sweep
 from pyro_vae.signals import Stopped, Waiting
 from pyro_vae.training import checkpoint_files, snapshot
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.state import TrainingState
 
 SHARE = 50
@@ -61,7 +62,7 @@ class Checkpoints:
             True: [],
             False: [],
         }  # and not removed: the best ones, and the others
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._writes = Occasional(SHARE)
         self.group = distributed.current()
         if self.group.first:
             sweep(self.folder)
@@ -83,8 +84,8 @@ class Checkpoints:
         """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised
         then.
         """
-        since, stopped = time.monotonic() - self._saved, self.waiting.signal
-        due = since >= 60 * self.minutes or (after == "epoch" and since >= SHARE * self._cost)
+        stopped, since = self.waiting.signal, time.perf_counter() - self._writes.since
+        due = since >= 60 * self.minutes or (after == "epoch" and self._writes.due)
         wanted = int(self.group.first and (due or after == "end"))
         wanted, number = self.group.largest(wanted, stopped.number if stopped is not None else 0)
         if wanted or number:
@@ -105,14 +106,13 @@ class Checkpoints:
         """Write this state, and the best parameters where they are new."""
         if not self.group.first:
             return
-        begun = time.monotonic()
+        begun = time.perf_counter()
         if self._best is not None:
             best = snapshot.mapped(self._best, lambda tensor: tensor.cpu())
             self._add(best, best.metadata["step"], best=True)
             self._best = None
         self.last = self._add(state.to_checkpoint(self.metadata), state.step)
-        self._saved = time.monotonic()
-        self._cost = self._saved - begun
+        self._writes.done(begun)
 
     def _add(self, held: Checkpoint, step: int, best: bool = False) -> Path:
         """Write one, then remove what this object wrote before the last two (the last best one)."""

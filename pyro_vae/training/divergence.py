@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_vae.data.loaders import Batch
 from pyro_vae.objectives import Loss
-from pyro_vae.pair.layouts import Site
+from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.terms import Site
 
 if TYPE_CHECKING:
     from pyro_vae.training.loop import Loop
@@ -72,8 +73,8 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
         while loop.at.step < reached:
             before = loop.snapshot()
             for batch in loop.steps(loop.stepper.step):
-                health, step = loop.stepper.health.read(), loop.at.step
-                if health.first_bad is not None or not all_finite(loop.stepper.parameters):
+                (first_bad, _), step = loop.stepper.health.read(), loop.at.step
+                if first_bad is not None or not all_finite(loop.stepper.parameters):
                     what = f"a gradient or parameter is not finite in epoch {before.position.epoch}"
                     loss = float((loop.at.sums - before.position.sums)[0]) / (
                         loop.at.seen - before.position.seen
@@ -143,9 +144,7 @@ def find_site(
 
 
 def _not_finite(site: Site) -> str:
-    value, log_prob, fn = site.value.detach(), site.log_prob.detach(), site.fn
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
+    value, log_prob, fn = site.value.detach(), site.log_prob.detach(), innermost(site.fn)
     for name in getattr(fn, "arg_constraints", {}):
         parameter = getattr(fn, name, None)
         if (

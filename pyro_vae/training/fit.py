@@ -23,7 +23,8 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.pair import dry_run
+from pyro_vae.pair import observed_support
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
@@ -273,8 +274,7 @@ def _words(value: Any) -> str:
 def _first_batch(
     source: Source, observe: Observation | None, pair: Pair
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = next(source.in_order())
-    x, named = x[:5], {name: value[:5] for name, value in named.items()}
+    x, named = taken(*next(source.in_order()), slice(5))
     return pair.cast(observe(x) if observe is not None else x, named), named
 
 
@@ -291,15 +291,17 @@ def _check_data(
                 "give its Dataset instead"
             )
     if isinstance(source, Resident):
-        dry_run.check_fields(pair, source.fields)
+        observed_support.check_fields(pair, source.fields)
     structure = pair.structure(x, fields, scored=False)
     if structure.subsampling or not isinstance(source, Resident):
         return
     if observe is None:
-        dry_run.check_support_of_set(pair, source.num_images, source.part)
+        observed_support.check_support_of_set(pair, source.num_images, source.part)
     elif source.x.is_floating_point() and len(
         missing := source.x.isnan().flatten(1).any(1).nonzero()
     ):
         first = max(0, int(missing[0]) - 4)
         few, named = source.part(slice(first, first + 5))
-        dry_run.check_support_of_set(pair, len(few), lambda rows: (observe(few), named), first)
+        observed_support.check_support_of_set(
+            pair, len(few), lambda rows: (observe(few), named), first
+        )

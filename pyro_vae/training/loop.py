@@ -96,9 +96,7 @@ class Loop:
                 bar.update()
                 for boundary in self.boundaries:
                     boundary(self.state, "step")
-        self.group.broadcast(
-            buffer for module in self.loss.pair.modules for buffer in module.buffers(False)
-        )
+        self.group.broadcast(self.loss.pair.buffers())
         if not self.at.seen:
             raise self.give_up(
                 f"every step of epoch {self.at.epoch} was skipped, because none was finite"
@@ -113,15 +111,15 @@ class Loop:
         read.
         """
         at, update = self.at, self.stepper.update
+        per_pass, alone = self.stepper.source.num_batches, self.group.size == 1
         rate = risen = None  # what has been told already is not told again
         for x, named in self.batches():
             if rate != (rate := self.decay(at.step / self.total_steps)):
                 update.set_rate(rate)
-            if risen != (
-                risen := self.warmup(at.step, self.total_steps, self.stepper.source.num_batches)
-            ):
+            if risen != (risen := self.warmup(at.step, self.total_steps, per_pass)):
                 self.loss.kl_weight.fill_(self.options.kl_weight * risen)
-            self.group.begin_step(self.options.seed, at.step, at.sums.device)
+            if not alone:  # the noise of each process is its own
+                self.group.begin_step(self.options.seed, at.step, at.sums.device)
             sums = take(x, named)
             at.step += 1
             if sums is None:
@@ -227,13 +225,9 @@ class Loop:
         """A step, or None where it was left out because something was not finite; reads the
         device.
         """
-        buffers = [
-            (buffer, buffer.clone())
-            for module in self.loss.pair.modules
-            for buffer in module.buffers(False)
-        ]
+        buffers = [(buffer, buffer.clone()) for buffer in self.loss.pair.buffers()]
         sums = self.stepper.step(x, named)
-        if self.stepper.health.read().num_bad == self.at.skipped:
+        if self.stepper.health.read()[1] == self.at.skipped:
             return sums
         for buffer, before in buffers:  # BatchNorm's statistics have seen the batch
             buffer.copy_(before)

@@ -12,16 +12,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the device remembers, read at once: the first step that was not finite (or None), and
-    how many there were.
-    """
-
-    first_bad: int | None
-    num_bad: int
-
-
-@dataclass(frozen=True)
 class Health:
     """A step that is not finite leaves no trace in parameters and optimiser.
 
@@ -72,10 +62,10 @@ class Health:
         left_out = bad if self.skip else first >= 0
         return left_out.to(torch.float32)
 
-    def read(self) -> Verdict:
-        """The host read."""
+    def read(self) -> tuple[int | None, int]:
+        """The host read: the first step that was not finite (or None), and how many there were."""
         _, first, count = torch.stack(self.tensors).tolist()
-        return Verdict(None if first < 0 else int(first), int(count))
+        return None if first < 0 else first, count
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:

@@ -26,9 +26,9 @@ from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
 from pyro_vae.pair.independence import Independence, independence
-from pyro_vae.pair.layouts import Fields
 from pyro_vae.pair.log_weights import refuse_interacting
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.nodes import Fields, copies, taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
@@ -60,10 +60,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
         UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
     """
     loss, pair = stepper.loss, stepper.loss.pair
-    x, fields = (
-        batch[0][:MOST_IMAGES],
-        {name: value[:MOST_IMAGES] for name, value in batch[1].items()},
-    )
+    x, fields = taken(*batch, slice(MOST_IMAGES))
     with _own_randomness(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
         structure = pair.structure(seen, fields, scored=False)
@@ -123,7 +120,7 @@ def check_scores(
     with _own_randomness():
         alone = refuse_interacting(pair, x, fields)
         notes = support_notes(pair, x, fields) if supports else ()
-        few = _own(x[:MOST_IMAGES], {name: value[:MOST_IMAGES] for name, value in fields.items()})
+        few = copies(*taken(x, fields, slice(MOST_IMAGES)))
         with pair.active(training=False), torch.no_grad():
             found = _held_loss(pair, Trace_ELBO(), pair.structure(*few), *few, ()).replace(
                 "loss", "log weights", 1
@@ -155,9 +152,9 @@ def _held_loss(
     one = torch.ones((), dtype=pair.dtype, device=x.device)
 
     def stock() -> Tensor:
-        batch = _own(x, fields)
+        batch = copies(x, fields)
         # what the guide wrote into its batch is there
-        model: Callable[[], Any] = lambda: pair.model(*_own(*batch))  # noqa: E731
+        model: Callable[[], Any] = lambda: pair.model(*copies(*batch))  # noqa: E731
         if structure.summed:
             model = infer.config_enumerate(model, default="parallel")
         with warnings.catch_warnings():
@@ -182,7 +179,7 @@ def _held_loss(
         return [value.detach(), *(gradient.detach() for gradient in filled)]
 
     def estimated() -> Tensor:
-        terms = pair.run(*_own(x, fields), every_value=True)
+        terms = pair.run(*copies(x, fields), every_value=True)
         return ours.estimate(terms, structure, one).loss
 
     own = differentiated(estimated)
@@ -262,7 +259,7 @@ def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
         with stepper.step.undone():
             pyro.set_rng_seed(0)
             try:
-                sums = step(*_own(x, fields))
+                sums = step(*copies(x, fields))
             except RuntimeError as error:  # a rate that is no float32
                 return f"not the step, because torch's own fails ({first_line(error)})"
             outcomes.append([parameter.detach().clone() for parameter in parameters])
@@ -285,11 +282,6 @@ def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> 
     )
     eps = max((torch.finfo(each.dtype).eps for each in (*own, *judge)), default=0.0)
     return f"{worst:.1e} of {size:.1e}" if worst > tolerance * eps * max(size, 1e-3) else ""
-
-
-def _own(x: Tensor, fields: Fields) -> tuple[Tensor, dict[str, Tensor]]:
-    """Copies: a program may write into its batch."""
-    return x.clone(), {name: value.clone() for name, value in fields.items()}
 
 
 @contextmanager

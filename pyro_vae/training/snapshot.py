@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training import checkpoint_files
+from pyro_vae.training import checkpoint
 
 PROGRAMS = ("model", "guide")
 
@@ -81,7 +81,7 @@ class Snapshot:
             UserError: the tensors are not the pair's, or the optimiser's state is not such an
                 optimiser's.
         """
-        checkpoint_files.restore_sections(self.tensors, _owners(pair), "the state")
+        checkpoint.restore_sections(self.tensors, _owners(pair), "the state")
         other, held = _other(pair), self.tensors.get("other", {})
         if other.keys() != held.keys() or any(
             other[name].shape != held[name].shape for name in other

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vae.ambient import unusual
 from pyro_vae.errors import UserError
 from pyro_vae.training import checkpoint_files
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.history import History, Record
 from pyro_vae.training.snapshot import PROGRAMS, Position, Snapshot, mapped
 

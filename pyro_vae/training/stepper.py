@@ -16,6 +16,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.distributed import Alone
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
+from pyro_vae.pair.nodes import copies, taken
 from pyro_vae.pair.parameters import tensors_of
 from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair
@@ -53,7 +54,7 @@ class Stepper:
         most = (
             5 if self.loss.objective.stageable else len(x)
         )  # Pyro's moving baselines have the size of their batch
-        few = x[:most].clone(), {name: value[:most].clone() for name, value in fields.items()}
+        few = copies(*taken(x, fields, slice(most)))
         self.parameters = trainable(self.loss, *few, options.freeze, self.observe)
         if self.optim is None:
             self.optim = make_optimizer(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -178,7 +179,9 @@ class StagedStep(TrainStep):
 
         with self.undone():
             program = trace(pure, arguments)
-            run: TensorFunction = program.compile(arguments) if compiled else program
+            # one frame less in the loop than `program` itself
+            replay: TensorFunction = partial(program.graph, *program.captured)
+            run = program.compile(arguments) if compiled else replay
         self.num_nodes, self.host_reads = len(program.graph.graph.nodes), program.host_reads
         self._programs[x.shape, x.dtype] = run, reached
         self.check(*batches)
@@ -221,12 +224,7 @@ class StagedStep(TrainStep):
         update = Update(plain, self.parameters, self.update.health, self.update.grad_clip)
         eager = TrainStep(self.loss, self.parameters, update, self.observe)
         states = [plain.state[parameter] for parameter in self.parameters] if self.adam else []
-        buffers = [
-            b
-            for m in self.loss.pair.modules
-            for b in m.buffers(recurse=False)
-            if b.is_floating_point()
-        ]
+        buffers = [each for each in self.loss.pair.buffers() if each.is_floating_point()]
 
         def outcome(step: TrainStep) -> TensorFunction:
             def run(x: Tensor, *values: Tensor) -> list[Tensor]:

@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.distributions import AffineTransform
 
 from pyro_vae import log_marginal
-from pyro_vae.analysis.diagnose import Diagnostics, diagnose, mutual_information, sbc_ranks
-from pyro_vae.analysis.mutual_information import _by_plate, _by_rows
+from pyro_vae.analysis.diagnose import diagnose, mutual_information, sbc_ranks
+from pyro_vae.analysis.mutual_information import cross_density
+from pyro_vae.analysis.representation import Diagnostics
 from pyro_vae.errors import UserError
-from pyro_vae.pair.layouts import SiteTerms, run
+from pyro_vae.pair.layouts import run
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.terms import SiteTerms
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
 from tests.support.pairs import FORMS, binary_images, fresh
 
@@ -228,8 +230,10 @@ def test_densities_of_all_pairs_are_the_guides(case: Exact) -> None:
     with torch.no_grad(), pair.active(training=False):
         at = pair.structure(case.x, fields).geometry
         terms: SiteTerms = run(pair.model, pair.guide, case.x, fields, 1, at, "repeat")
-        values = {name: site.rows() for name, site in terms.guide.items()}
-        plate, rows = (by(pair, case.x, fields, values) for by in (_by_plate, _by_rows))
+        plate, rows = (
+            cross_density(pair, case.x, fields, terms.guide, on_rows=on_rows)
+            for on_rows in (False, True)
+        )
     own: Any = sum(site.log_prob for site in terms.guide.values())
     torch.testing.assert_close(plate, rows)
     torch.testing.assert_close(plate.diagonal(), own[0])

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.analysis.gibbs import Restored
+from pyro_vae.analysis.chains import Restored
 from pyro_vae.errors import UserError
 from tests.support.exact import gamma_poisson, ppca, two_levels
 from tests.support.vaes import every_image, nonlinear
@@ -314,7 +314,7 @@ def test_what_has_no_such_chain_is_told_in_one_sentence() -> None:
     assert pv.impute(model, planar, x, MISSING, num_steps=3, method="gibbs").mean.isfinite().all()
     for noise, words in (
         (0.3, "a function of x"),
-        (lambda x: dist.Normal(x, 0.3).to_event(1), "one number a pixel"),
+        (lambda x: dist.Normal(x, 0.3).to_event(1), "one number for each pixel"),
         (lambda x: dist.Uniform(x + 100, x + 101), r"image 0, pixel \(0,\)"),
         (lambda x: dist.Bernoulli(torch.sigmoid(x)), "no density under noise"),
     ):

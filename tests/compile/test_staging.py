@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyro_vae import ais, log_marginal
 from pyro_vae.compile import trace
 from pyro_vae.compile.partition import SplitProgram, split_at_draws
-from pyro_vae.evaluation.traced_weights import EagerWeights, TracedWeights
-from pyro_vae.pair.layouts import plain_score
+from pyro_vae.evaluation.traced import EagerWeights, TracedWeights
+from pyro_vae.pair.nodes import plain_score
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.train_step import StagedStep
 from tests.support.exact import ppca

@@ -13,8 +13,8 @@ import torch
 from pyro_vae import compare, log_marginal
 from pyro_vae.errors import UserError
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training import checkpoint_files
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training import checkpoint, checkpoint_files
+from pyro_vae.training.checkpoint import Checkpoint
 from tests.support.conforming import (
     EVENT_SHAPE,
     SWAPPED,
@@ -66,8 +66,8 @@ def test_save_and_load(swap: str, tmp_path: Path) -> None:
     for module in saved:
         shaken(module)
     x = images(saved[0])
-    checkpoint_files.save(tmp_path / "pair.pt", Checkpoint(checkpoint_files.state_of(*saved)))
-    checkpoint_files.restore(checkpoint_files.load(tmp_path / "pair.pt"), *fresh, name="pair.pt")
+    checkpoint_files.save(tmp_path / "pair.pt", Checkpoint(checkpoint.state_of(*saved)))
+    checkpoint.restore(checkpoint_files.load(tmp_path / "pair.pt"), *fresh, name="pair.pt")
     assert mean_loss(loss_of(swap, *fresh), x, 1) == mean_loss(loss_of(swap, *saved), x, 1)
     assert torch.equal(images(fresh[0]), images(saved[0]))
 

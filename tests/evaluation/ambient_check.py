@@ -1,16 +1,16 @@
-"""Run by `test_ambient.py` in an interpreter of its own: evaluations and trainings, each in a fork
-that has set something.
+"""Run by `test_ambient.py` in a process of its own: evaluations and trainings, each in a fork that
+has set something.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from itertools import product
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pyro
@@ -144,10 +144,10 @@ def long_ones(model: Model, guide: Guide) -> dict[str, Any]:
     """The numbers of the evaluations that take seconds."""
     found = {"reconstruct": pv.reconstruct(model, guide, X, device="cpu")["x"].tolist()}
     found["ais"] = pv.ais(
-        model, guide, X[:4], num_steps=5, num_chains=3, device="cpu"
+        model, guide, X[:4], num_steps=5, num_chains=3, num_leapfrog=1, device="cpu"
     ).log_px.tolist()
     found["bdmc"] = pv.bdmc(
-        model, guide, 3, num_steps=4, num_chains=2, like=X, device="cpu"
+        model, guide, 3, num_steps=4, num_chains=2, num_leapfrog=1, like=X, device="cpu"
     ).lower_px.tolist()
     return found
 
@@ -224,22 +224,22 @@ def under(settings: Iterable[str], work: Callable[[], Any]) -> Any:
     return forked(run)
 
 
-if __name__ == "__main__":
+def main(send: Connection, word: str, *arguments: str) -> None:
+    """Sends what is asked for: each argument's settings, or whether settings come back."""
     torch.set_num_threads(1)
-    word, *arguments = sys.argv[1:]
     if word == "histories":
-        print(json.dumps(histories(int(arguments[0]))))
-    else:
-        work = {
-            "briefly": lambda: evaluated(everything=False),
-            "evaluated": evaluated,
-            "trained": trained,
-        }[word]
-        for module in (
-            "torch._dynamo",
-            "torch.fx.experimental.symbolic_shapes",
-            "pyro_vae.evaluation.bdmc",
-            "pyro_vae.training.fit",
-        ):
-            import_module(module)  # once, and not in each fork
-        print(json.dumps({each: under(each.split("+"), work) for each in arguments}))
+        send.send(histories(int(arguments[0])))
+        return
+    work = {
+        "briefly": lambda: evaluated(everything=False),
+        "evaluated": evaluated,
+        "trained": trained,
+    }[word]
+    for module in (
+        "torch._dynamo",
+        "torch.fx.experimental.symbolic_shapes",
+        "pyro_vae.evaluation.bdmc",
+        "pyro_vae.training.fit",
+    ):
+        import_module(module)  # once, and not in each fork
+    send.send({each: under(each.split("+"), work) for each in arguments})

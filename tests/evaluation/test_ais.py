@@ -19,7 +19,7 @@ from pyro_vae.evaluation.ais import AnnealedMarginal, ais
 from pyro_vae.evaluation.annealing import Settings
 from pyro_vae.evaluation.bdmc import BDMC, bdmc
 from pyro_vae.evaluation.hmc import Kernel
-from pyro_vae.evaluation.traced_target import TileTarget
+from pyro_vae.evaluation.traced import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 from tests.support import pairs
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels

@@ -8,7 +8,7 @@ import ast
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyro
@@ -60,14 +60,50 @@ class Guide(AmortizedGuide):
 """
 
 WITHOUT_THE_PACKAGE = """
-import runpy, sys
+import os, runpy, sys
 sys.path += {folders}
-try:
-    runpy.run_path(sys.argv[1], run_name="__main__")
-finally:
-    files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "pyro_vae"]
-    assert files and all(file is None or file.startswith({copies!r}) for file in files), files
+import pyro, torch
+for run in map(str.strip, sys.stdin):
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(run + "/" + name, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
+    os.chdir(os.path.dirname(run))
+    try:
+        runpy.run_path(run + "/audit.py", run_name="__main__")
+    finally:
+        files = [module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "pyro_vae"]
+        assert files and all(file is None or file.startswith(run + "/audit") for file in files), files
+    break
 """
+
+
+Audited = Callable[[Path], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def audited() -> Iterator[Audited]:
+    """Runs a run's script where torch and Pyro can be imported and nothing that this environment
+    has installed besides: in a fork of an interpreter that has imported these two.
+    """
+    folders = sorted({str(Path(str(package.__file__)).parents[1]) for package in (torch, pyro)})
+    code = WITHOUT_THE_PACKAGE.format(folders=folders)
+    command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as stock:
+        assert stock.stdin is not None and stock.stdout is not None
+        into, out_of = stock.stdin, stock.stdout
+
+        def audited(run: Path) -> subprocess.CompletedProcess[str]:
+            print(run, file=into, flush=True)
+            code = int(out_of.readline())
+            said = [(run / name).read_text() for name in ("out", "err")]
+            return subprocess.CompletedProcess("audit.py", code, *said)
+
+        yield audited
+        into.close()
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +120,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def audited(run: Path) -> subprocess.CompletedProcess[str]:
-    """The script, run where torch and Pyro can be imported and nothing that this environment has
-    installed besides.
-    """
-    folders = sorted({str(Path(str(package.__file__)).parents[1]) for package in (torch, pyro)})
-    code = WITHOUT_THE_PACKAGE.format(folders=folders, copies=str(run / "audit"))
-    command = [sys.executable, "-I", "-S", "-W", "ignore", "-c", code, str(run / "audit.py")]
-    return subprocess.run(command, capture_output=True, text=True, cwd=run.parent)
-
-
-def check(run: Path) -> None:
+def check(run: Path, audited: Audited) -> None:
     """Sixty lines that import nothing else, every image in a line of its own, all of them equal."""
     source = (run / "audit.py").read_text()
     assert len(source.splitlines()) <= 60
@@ -114,8 +140,10 @@ def check(run: Path) -> None:
     assert lines[-1].startswith("largest difference") and float(lines[-1].split()[2]) < 1e-3
 
 
-def test_a_run_s_log_weights_are_stock_pyro_s_where_the_package_is_not_installed(run: Path) -> None:
-    check(run)
+def test_a_run_s_log_weights_are_stock_pyro_s_where_the_package_is_not_installed(
+    run: Path, audited: Audited
+) -> None:
+    check(run, audited)
     tree = ast.parse((run / "audit.py").read_text())
     imported = {each.module or "" for each in ast.walk(tree) if isinstance(each, ast.ImportFrom)}
     imported |= {
@@ -136,7 +164,7 @@ def test_a_run_s_log_weights_are_stock_pyro_s_where_the_package_is_not_installed
 
 
 def test_a_foreign_pair_with_its_own_plates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    audited: Audited, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("my pair.py").write_text(FOREIGN)
@@ -147,14 +175,14 @@ def test_a_foreign_pair_with_its_own_plates(
         == main(["audit", "run"])
     )
     assert Path("run/audit/file_my_pair.py").read_text() == FOREIGN
-    check(tmp_path / "run")
+    check(tmp_path / "run", audited)
 
 
 @pytest.mark.parametrize(
     "what",
     ["weights", *(pytest.param(w, marks=pytest.mark.slow) for w in ("log weights", "draws"))],
 )
-def test_what_was_tampered_with_is_found(what: str, run: Path) -> None:
+def test_what_was_tampered_with_is_found(what: str, run: Path, audited: Audited) -> None:
     path = (
         next((run / "checkpoints").glob("step-*.pt"))
         if what == "weights"
@@ -233,10 +261,10 @@ def test_no_run_no_checkpoint_no_data(run: Path, capsys: pytest.CaptureFixture[s
     ],
     ids=" ".join,
 )
-def test_every_kind_of_part(parts: list[str], tmp_path: Path) -> None:
+def test_every_kind_of_part(parts: list[str], tmp_path: Path, audited: Audited) -> None:
     run, short = (
         tmp_path / "run",
         SHORT[2:] if "--net" in parts or "LinearGaussian" in parts else SHORT,
     )
     assert main(["train", *short, *parts, "--out", str(run)]) == 0 == main(["audit", str(run)])
-    check(run)
+    check(run, audited)

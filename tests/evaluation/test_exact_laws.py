@@ -19,7 +19,7 @@ from pyro import poutine
 from pyro_vae import LogMarginal, log_marginal, log_weights
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import tiling, weight_sums
-from pyro_vae.evaluation.traced_weights import Draw, EagerWeights
+from pyro_vae.evaluation.traced import Draw, EagerWeights
 from pyro_vae.evaluation.weight_sums import (
     WeightSums,
     generalized_pareto_shape,

@@ -282,10 +282,19 @@ def test_every_estimator_names_it_so() -> None:
                 pyro.sample("z", self.build(self.local(x)))
 
     options: dict[str, Any] = {"device": "cpu", "compile": "off", "y": CLASS[:7]}
-    annealed = pv.ais(likelihood_given_y, exact, X[:7], num_steps=2, num_chains=2, **options)
+    annealed = pv.ais(
+        likelihood_given_y, exact, X[:7], num_steps=2, num_chains=2, num_leapfrog=1, **options
+    )
     refined = pv.refine(likelihood_given_y, Local(), X[:7], num_steps=1, num_samples=2, **options)
     bounds = pv.bdmc(
-        likelihood_given_y, exact, size=7, like=X[:7], num_steps=2, num_chains=2, **options
+        likelihood_given_y,
+        exact,
+        size=7,
+        like=X[:7],
+        num_steps=2,
+        num_chains=2,
+        num_leapfrog=1,
+        **options,
     )
     for found in (annealed, refined, bounds):
         assert "log p(x | y)" in str(found).splitlines()[0]

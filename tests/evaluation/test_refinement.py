@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pyro
@@ -53,9 +54,13 @@ def refined_ppca(**options: Any) -> tuple[Exact, Untrained, Refinement]:
     )
 
 
+refined_once = cache(refined_ppca)
+"""The same for all that read it."""
+
+
 @pytest.mark.slow
 def test_an_untrained_net_comes_to_the_best_mean_field_posterior() -> None:
-    case, _, result = refined_ppca()
+    case, _, result = refined_once()
     ours = log_marginal(case.model, result.guide, case.x, num_samples=4000, seed=9, device="cpu")
     draws = log_weights(case.model, result.guide, case.x, num_particles=1000).detach()
     error = float((draws.var(0) / 4000).sum().sqrt() / len(case.x))
@@ -76,7 +81,7 @@ def test_the_best_guide_has_nothing_to_gain() -> None:
     """Refined once more from its own table, ELBO[q*] stays: the amortization gap is 0 within its
     error.
     """
-    case, _, first = refined_ppca()
+    case, _, first = refined_once()
 
     class Table(Untrained):
         def local(self, x: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ def test_all_other_parameters_stay() -> None:
     model, guide = _network()
     before = [p.clone() for p in (*model.parameters(), *guide.parameters())]
     x = pairs.binary_images(20).reshape(-1, 1, 3, 4)
-    result = refine(model, guide, x, num_steps=20, num_samples=50, device="cpu")
+    result = refine(model, guide, x, num_steps=20, num_samples=50, compile="off")
     assert all(
         torch.equal(a, b)
         for a, b in zip(before, (*model.parameters(), *guide.parameters()), strict=True)
@@ -121,7 +126,7 @@ def test_staged_equals_eager() -> None:
 
 @pytest.mark.slow
 def test_tiles_come_to_the_same_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, whole = refined_ppca()
+    _, _, whole = refined_once()
     monkeypatch.setitem(tiling.ROWS, "cpu", 120)
     _, _, tiled = refined_ppca()
     error = (whole.se_approximation_gap**2 + tiled.se_approximation_gap**2) ** 0.5
@@ -153,8 +158,8 @@ def test_pyro_params_of_the_fitted_pair_are_kept() -> None:
         compile="off",
         progress=False,
     )
-    result = refine(model, guide, case.x + 5.0, num_steps=50, num_samples=200, device="cpu")
-    direct = log_marginal(model, result.guide, case.x + 5.0, num_samples=200, device="cpu")
+    result = refine(model, guide, case.x + 5.0, num_steps=50, num_samples=200, compile="off")
+    direct = log_marginal(model, result.guide, case.x + 5.0, num_samples=200, compile="off")
     assert abs(direct.elbo - result.elbo_refined) < 1.0
 
 
@@ -179,7 +184,9 @@ def test_fields_reach_the_guide() -> None:
 
 
 def test_the_text_and_the_dictionary() -> None:
-    _, _, result = refined_ppca(num_steps=20, num_samples=50, protocol={"data": "pPCA"})
+    _, _, result = refined_ppca(
+        num_steps=20, num_samples=50, compile="off", protocol={"data": "pPCA"}
+    )
     text = str(result)
     assert (
         "ELBO[q*]" in text
@@ -195,10 +202,10 @@ def test_the_text_and_the_dictionary() -> None:
 
 def test_a_reference_is_taken_for_log_px() -> None:
     case = ppca(30)
-    exact = log_marginal(case.model, case.guide, case.x, num_samples=10, device="cpu")
+    exact = log_marginal(case.model, case.guide, case.x, num_samples=10, compile="off")
     _, _, result = refined_ppca(reference=exact)
     torch.testing.assert_close(result.log_px, case.log_px, rtol=0, atol=1e-9)
-    other = log_marginal(case.model, case.guide, case.x + 1.0, num_samples=10, device="cpu")
+    other = log_marginal(case.model, case.guide, case.x + 1.0, num_samples=10, compile="off")
     with pytest.raises(UserError, match="other images than x"):
         refined_ppca(reference=other)
 
@@ -208,7 +215,7 @@ def test_a_reference_is_taken_for_log_px() -> None:
 
 @pytest.mark.parametrize("compile", ["off", "graph"])
 def test_other_images_are_refused(compile: str) -> None:
-    case, _, result = refined_ppca(num_steps=5, num_samples=20)
+    case, _, result = refined_ppca(num_steps=5, num_samples=20, compile="off")
     late = case.x.clone()
     late[20] += 1.0
     options: dict[str, Any] = {"num_samples": 20, "device": "cpu", "compile": compile}

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_vae import Pair, UserError, fit
-from pyro_vae.evaluation.traced_target import Target, TracedTarget, make_target
+from pyro_vae.evaluation.traced import Target, TracedTarget, make_target
 from pyro_vae.evaluation.unconstrained import Unconstrained
 from pyro_vae.pair.layouts import LAYOUTS
 from tests.support import pairs

@@ -27,7 +27,7 @@ from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.experiment import build_pair
 from pyro_vae.runs.options import Train, to_toml
-from pyro_vae.training import checkpoint_files
+from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.state import TrainingState
 
 QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -207,7 +207,7 @@ def make_run(folder: Path) -> tuple[Path, bytes]:
     run.config_file.write_bytes(to_toml(options))
     model, guide = build_pair(options, (1, 4, 4), 10)
     held = checkpoint_files.Checkpoint(
-        checkpoint_files.state_of(model, guide), {"event_shape": [1, 4, 4], "num_data": 10}
+        checkpoint.state_of(model, guide), {"event_shape": [1, 4, 4], "num_data": 10}
     )
     path = checkpoint_files.add(run.checkpoints, held, 3)
     return path, path.read_bytes()

@@ -54,8 +54,11 @@ def test_they_train_and_score() -> None:
     model = models.GenerativeModel(models.StandardNormal(LATENT), law)
     guide = guides.MeanField(SHAPE, LATENT, **net)
     x = 0.3 * torch.randn(32, *SHAPE)
-    history = pv.fit(model, guide, x, num_epochs=20, learning_rate=0.01, progress=False)
+    history = pv.fit(model, guide, x, num_epochs=8, learning_rate=0.02, progress=False)
     assert history.train[-1].loss < history.train[0].loss
-    assert pv.log_marginal(model, guide, x, num_samples=50).protocol["kind"] == "density"
+    assert (
+        pv.log_marginal(model, guide, x, num_samples=50, compile="off").protocol["kind"]
+        == "density"
+    )
     with pytest.raises(pv.UserError, match="per_image"):
         models.Gaussian(SHAPE, LATENT, scale="per_imag")

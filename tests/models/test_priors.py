@@ -15,7 +15,7 @@ from pyro_vae import fit, guides, log_marginal, models
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import build_pair
 from pyro_vae.runs.options import Train
-from pyro_vae.training.checkpoint_files import Checkpoint, restore, state_of
+from pyro_vae.training.checkpoint import Checkpoint, restore, state_of
 
 SHAPE = (1, 2, 3)
 X = (torch.rand(12, *SHAPE, generator=torch.Generator().manual_seed(0)) > 0.5).float()

@@ -89,18 +89,23 @@ def test_log_p_of_x_is_of_x_alone_and_sums_over_the_classes() -> None:
     with torch.no_grad():
         guide.guide.net.layers[-1].weight.mul_(0.2)  # a wide guide, so that errors are Gaussian
         guide.guide.net.layers[-1].bias.zero_()
-    found = pv.log_marginal(model, guide, X, num_samples=2000)
-    with_labels = pv.log_marginal(model, guide, X, y=Y, num_samples=2000)
+    found = pv.log_marginal(model, guide, X, num_samples=2000, compile="off")
+    with_labels = pv.log_marginal(model, guide, X, y=Y, num_samples=2000, compile="off")
     assert torch.equal(found.log_px, with_labels.log_px)
     assert found.protocol["quantity"] == with_labels.protocol["quantity"] == "log p(x)"
-    prior = pv.log_marginal(model, guide, X, num_samples=20000, proposal="prior")
+    prior = pv.log_marginal(model, guide, X, num_samples=20000, proposal="prior", compile="off")
     error = (found.se**2 + prior.se**2).sqrt()
     assert bool(((found.log_px - prior.log_px).abs() < 5 * error).all())
 
 
 def test_alpha_is_kingmas_by_default() -> None:
     """0.1 · N / N_labelled, found once; what is given is kept."""
-    quick: dict[str, Any] = {"num_steps": 1, "batch_size": 4, "progress": False}
+    quick: dict[str, Any] = {
+        "num_steps": 1,
+        "batch_size": 4,
+        "progress": False,
+        "compile": "off",
+    }
     model, guide = pair(alpha=None)
     pv.fit(model, guide, X, y=Y, **quick)
     assert float(model.weight) == pytest.approx(0.1 * 8 / 3)
@@ -145,7 +150,7 @@ def test_every_family_of_z_serves(family: str) -> None:
     model, guide = pair(family=family)
     assert isinstance(guide, nn.Module) and guide.classifier.layers[0].out_features == 4
     assert guide.guide.net.layers[0].out_features == 4
-    assert pv.fit(model, guide, X, y=Y, num_steps=2, progress=False).train
+    assert pv.fit(model, guide, X, y=Y, num_steps=2, progress=False, compile="off").train
 
 
 # ---- --labels

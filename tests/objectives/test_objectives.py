@@ -301,12 +301,12 @@ def test_particles_are_an_average(name: str, layout: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
     one, many = BOTH[name][0](), BOTH[name][0](num_particles=4)
     samples = {
-        k: [ours(goal, model, guide, X, seed) for seed in range(150)]
+        k: [ours(goal, model, guide, X, seed) for seed in range(80)]
         for k, goal in (("one", one), ("many", many))
     }
     values = {k: torch.stack([loss for loss, _ in runs]) for k, runs in samples.items()}
     assert_same_mean(values["one"], values["many"], 4.0)
-    assert values["many"].std() < 0.7 * values["one"].std()  # ½, with an error of 6%
+    assert values["many"].std() < 0.7 * values["one"].std()  # ½, with an error of 8%
     for leaf in samples["one"][0][1]:
         gradients = {
             k: torch.stack([g[leaf].flatten() for _, g in runs]) for k, runs in samples.items()
@@ -326,7 +326,7 @@ def assert_same_mean(a: Tensor, b: Tensor, z: float) -> None:
 def test_particles_of_score_functions(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, guide = bernoulli_latents()
     monkeypatch.setattr(Pair, "layout", lambda *_, **__: layout)
-    runs = {k: [ours(Trace_ELBO(k), model, guide, X, seed) for seed in range(200)] for k in (1, 4)}
+    runs = {k: [ours(Trace_ELBO(k), model, guide, X, seed) for seed in range(100)] for k in (1, 4)}
     for leaf in runs[1][0][1]:
         one, many = (torch.stack([g[leaf].flatten() for _, g in runs[k]]) for k in (1, 4))
         assert_same_mean(one, many, 5.0)
@@ -377,7 +377,7 @@ def test_the_figures_of_k_draws_have_the_mean_of_one(name: str) -> None:
     )
     one, many = (
         torch.stack(
-            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 60)]
+            [torch.stack((e.reconstruction, e.kl)) for e in measured(goal(model, guide), 30)]
         )
         for goal in goals
     )

@@ -32,7 +32,7 @@ from pyro_vae.objectives import (
     Trace_ELBO,
     TraceMeanField_ELBO,
 )
-from pyro_vae.pair.layouts import sample_nodes
+from pyro_vae.pair.nodes import sample_nodes
 from pyro_vae.pair.rescoring import Held, leaves
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.train_step import StagedStep
@@ -547,10 +547,11 @@ def test_positions_of_settings() -> None:
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
-        *((name, "plate") for name in NAMES),
+        ("IWAE", "plate"),
         ("DReG", "rows"),
-        ("DReG", "repeat"),
         ("STL(2)", "repeat"),
+        *(pytest.param(name, "plate", marks=pytest.mark.slow) for name in NAMES if name != "IWAE"),
+        pytest.param("DReG", "repeat", marks=pytest.mark.slow),
     ],
 )
 def test_a_replayed_step_is_the_eager_step(

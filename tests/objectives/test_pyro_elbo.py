@@ -141,10 +141,10 @@ def test_every_form_is_trained_in_the_pairs_own_store(form: str, name: str) -> N
             else nullcontext()
         ):
             history = fit(
-                model, guide, x, objective=ELBOS[name](), num_steps=40, learning_rate=0.04, **QUICK
+                model, guide, x, objective=ELBOS[name](), num_steps=20, learning_rate=0.08, **QUICK
             )
         assert (
-            log_marginal(model, guide, x, num_samples=50, device="cpu").mean
+            log_marginal(model, guide, x, num_samples=50, device="cpu", compile="off").mean
             > history.train[0].elbo + 0.2
         )
     assert not pyro.get_param_store()
@@ -502,5 +502,5 @@ def test_a_request_that_only_pyros_own_objective_serves_is_not_dropped() -> None
         torch.logsumexp(dist.Normal(means, 1.0).log_prob(x.unsqueeze(-2)).sum(-1), -1)
         - torch.tensor(3.0).log()
     )
-    found = log_marginal(model, guide, x, num_samples=4000)
+    found = log_marginal(model, guide, x, num_samples=2000, compile="off")
     assert found.mean == pytest.approx(float(exact.mean()), abs=5 * found.se_mc + 1e-3)

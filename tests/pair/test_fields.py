@@ -82,7 +82,7 @@ def test_every_function_of_fields_is_known() -> None:
 def test_a_field_that_no_program_takes_is_refused(name: str, field: str) -> None:
     model, guide = vae()
     value = torch.ones(8)
-    with pytest.raises(UserError, match=f"{name} has no argument '{field}', and no program"):
+    with pytest.raises(UserError, match=f"{name} has no argument '{field}', and neither program"):
         functions_of_fields()[name](
             model=model, guide=guide, **ARGUMENTS.get(name, {"x": X}), **{field: value}
         )
@@ -153,7 +153,7 @@ def test_a_guide_takes_what_it_passes_on(inner: str) -> None:
     with pytest.raises(
         UserError, match=r"neither program takes a field of this name \(they take y\)"
     ):
-        pv.fit(model, guide, X, y=Y, mask=X, **QUICK)
+        pv.fit(model, guide, X, y=Y, weight=X, **QUICK)
 
 
 def test_a_guide_takes_what_its_model_takes() -> None:
@@ -196,5 +196,5 @@ def test_what_a_name_may_stand_for() -> None:
 
 def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
     """``fields={…}`` holds those that an option has the name of."""
-    with pytest.raises(UserError, match="no argument 'mask', and no program takes"):
+    with pytest.raises(UserError, match="no argument 'mask', and neither program takes"):
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)

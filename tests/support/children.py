@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
     [
         "pyro_vae.cli.commands",
         "pyro_vae.guides",
@@ -52,7 +52,7 @@ class Child:
         self, folder: Path, arguments: Sequence[str], setup: Callable[[], None] | None = None
     ) -> None:
         self.folder = folder
-        self.process: BaseProcess = _CONTEXT.Process(
+        self.process: BaseProcess = SERVER.Process(
             target=_run, args=(str(folder), list(arguments), setup)
         )
         self.process.start()
@@ -207,21 +207,28 @@ def terminated_after(steps: int) -> None:
     TrainStep.__call__ = counted  # type: ignore[method-assign]
 
 
-def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) -> None:
-    os.chdir(folder)
-    for number, name in ((1, "out"), (2, "err")):
-        target = os.open(f".output-{os.getpid()}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(target, number)
-        os.close(target)
-    if setup is not None:
-        setup()
+def begin(folder: str, name: str) -> None:
+    """What a new process has: its folder, threads and locks of its own, and output, which is added
+    to the files ``name.out`` and ``name.err``.
+    """
     import torch
     from tqdm import tqdm
 
-    from pyro_vae.cli.entry import main
-
+    os.chdir(folder)
+    for number, kind in ((1, "out"), (2, "err")):
+        target = os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, number)
+        os.close(target)
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own would be the server's to clean up after a kill
+
+
+def _run(folder: str, arguments: list[str], setup: Callable[[], None] | None) -> None:
+    from pyro_vae.cli.entry import main
+
+    begin(folder, f".output-{os.getpid()}")
+    if setup is not None:
+        setup()
     code = main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,22 +1,31 @@
 """What README and docs print: their blocks of commands and of Python, and how a test runs a page.
 
 A page is one session. Its `sh` and `python` blocks run in order, in the root of a copy of the
-repository's tracked files, by one subprocess; Python names last to the page's end, as in a
-notebook. One marker, which the reader sees, makes a line short: what follows `# quick:` is added
-to a command, whose last value of an option counts, and takes the place of the values of those
-names in a line of Python.
+repository's tracked files; Python names last to the page's end, as in a notebook. What would import
+torch first is forked from a process that has (see `tests.support.children`). One marker, which the
+reader sees, makes a line short: what follows `# quick:` is added to a command, whose last value of
+an option counts, and takes the place of the values of those names in a line of Python.
 """
 
 from __future__ import annotations
 
+import linecache
 import os
 import re
+import runpy
+import shlex
 import shutil
+import site
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
+
+from tests.support.children import SERVER, begin
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKER = "# quick:"
@@ -30,6 +39,8 @@ SHIMS = {
 }
 """What `.venv/bin` of a fresh copy holds, each the tests' own interpreter."""
 PROGRAMS = (*SHIMS, "pip", ".venv/bin/")
+ELSEWHERE = ("pytest", "torch.distributed.run")
+"""Modules that are run in an interpreter of their own."""
 
 INSTALL = re.compile(r"^python3\.11 -m venv \.venv && \.venv/bin/pip install -e \S+( && |$)")
 """The words that make an environment: `.ci/run` says the same at each run, with a network, so that
@@ -52,8 +63,8 @@ class Block:
 
 def pages() -> list[Path]:
     """README and every page of the docs."""
-    built = ROOT / "docs" / "_build"
-    docs = (path for path in (ROOT / "docs").rglob("*.md") if built not in path.parents)
+    made = {ROOT / "docs" / name for name in ("_build", "notebooks")}
+    docs = (path for path in (ROOT / "docs").rglob("*.md") if made.isdisjoint(path.parents))
     return [ROOT / "README.md", ROOT / "notebooks" / "README.md", *sorted(docs)]
 
 
@@ -96,24 +107,6 @@ def commands(block: Block) -> Iterator[str]:
             yield run
 
 
-def session(page: Path, languages: Sequence[str] = RUN) -> str:
-    """The program that runs a page's blocks one after the other."""
-    parts = ["import linecache, subprocess"]
-    for block in blocks(page):
-        if block.language not in languages:
-            continue
-        if block.language == "sh":
-            for run in commands(block):
-                parts.append(f"print({'$ ' + run!r}, flush=True)")
-                parts.append(f"subprocess.run(['bash', '-euc', {run!r}], check=True)")
-            continue
-        text = "\n".join(shortened(line, "python") for line in block.text.split("\n")) + "\n"
-        lines = text.splitlines(True)
-        parts.append(f"linecache.cache['{block}'] = (1, None, {lines!r}, '')")
-        parts.append(f"exec(compile({text!r}, '{block}', 'exec'), globals())")
-    return "\n".join(parts)
-
-
 def fresh_copy(folder: Path) -> Path:
     """The tracked files, as they are in the working tree, in a new folder; the tests' environment
     is its `.venv`.
@@ -135,18 +128,87 @@ def fresh_copy(folder: Path) -> Path:
 def run_page(
     page: Path, folder: Path, languages: Sequence[str] = RUN
 ) -> subprocess.CompletedProcess[str]:
-    """Run a page's session in a copy of the repository, as one who has activated `.venv`."""
+    """Run a page's session in a copy of the repository, as one who has activated `.venv`; it ends at
+    the first block or command that fails.
+    """
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "PATH": f"{folder / '.venv' / 'bin'}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "Agg",
     }
-    return subprocess.run(
-        ["python", "-c", session(page, languages)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    pipe, end = SERVER.Pipe()
+    python = SERVER.Process(target=_python, args=(folder, environment, end))
+    python.start()
+    end.close()
+    code = 0
+    for block in (each for each in blocks(page) if each.language in languages):
+        if block.language == "python":
+            lines = [shortened(line, "python") for line in block.text.split("\n")]
+            pipe.send((str(block), "\n".join(lines) + "\n"))
+            code = 0 if _answers(pipe) else 1
+        for command in commands(block) if block.language == "sh" else ():
+            code = code or _run(command, folder, environment)
+        if code:
+            break
+    pipe.close()
+    python.join(60)
+    out, err = ((folder / f".page.{kind}").read_text() for kind in ("out", "err"))
+    return subprocess.CompletedProcess(str(page), code, out, err)
+
+
+def _answers(pipe: Connection) -> bool:
+    """Whether the Python of a page has run its block to the end."""
+    try:
+        pipe.recv()
+    except EOFError:
+        return False
+    return True
+
+
+def _run(command: str, folder: Path, environment: dict[str, str]) -> int:
+    """The exit code of a command: one of Python's modules in a process of the server, anything else
+    by bash.
+    """
+    typed, _, target = command.partition(" > ")
+    words = shlex.split(typed)
+    words[:1] = ["python", *SHIMS.get(Path(words[0]).name, words[0]).split()]
+    if words[1] == "-m" and words[2] not in ELSEWHERE and not set(typed) & set("|<>;&$"):
+        child = SERVER.Process(target=_module, args=(folder, environment, target, *words[2:]))
+        child.start()
+        child.join(600)
+        return 1 if child.exitcode is None else child.exitcode
+    with open(folder / ".page.out", "a") as out, open(folder / ".page.err", "a") as err:
+        return subprocess.run(
+            ["bash", "-euc", command], cwd=folder, env=environment, stdout=out, stderr=err
+        ).returncode
+
+
+# what runs in a process of the server
+
+
+def _begin(folder: Path, environment: dict[str, str]) -> None:
+    begin(str(folder), ".page")
+    os.environ.clear()
+    os.environ.update(environment)
+    site.addsitedir(str(folder))  # beside the page, for what it writes itself
+
+
+def _module(folder: Path, environment: dict[str, str], target: str, name: str, *words: str) -> None:
+    _begin(folder, environment)
+    if target:
+        os.dup2(os.open(target.strip(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+    sys.argv = [name, *words]
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def _python(folder: Path, environment: dict[str, str], pipe: Connection) -> None:
+    _begin(folder, environment)
+    sys.modules["__main__"] = names = ModuleType("__main__")
+    with suppress(EOFError):
+        while True:
+            block, text = pipe.recv()
+            linecache.cache[block] = (len(text), None, text.splitlines(True), block)
+            exec(compile(text, block, "exec"), vars(names))
+            sys.stdout.flush()
+            pipe.send(None)

@@ -17,8 +17,8 @@ from torch import nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.files import sweep, write_atomically
-from pyro_vae.training import checkpoint_files
-from pyro_vae.training.checkpoint_files import Checkpoint
+from pyro_vae.training import checkpoint, checkpoint_files
+from pyro_vae.training.checkpoint import Checkpoint
 
 
 def held(seed: int = 0) -> Checkpoint:
@@ -214,7 +214,7 @@ def test_the_newest_sound_one_is_taken_and_the_line_says_so(tmp_path: Path) -> N
         assert found.path.stem == "step-000000002" and list(found.unsound) == [path]
         assert (
             "damaged" in found.note
-            and "step-000000002.pt, is taken" in found.note
+            and "step-000000002.pt, is used" in found.note
             and "\n" not in found.note
         )
     checkpoint_files.set_aside(found.unsound)
@@ -283,7 +283,7 @@ def test_without_its_digest_the_newest_one_is_passed_over_with_a_line(
     found = checkpoint_files.newest(tmp_path)
     assert found.path.stem == "step-000000001" and "\n" not in found.note
     assert f"{path}: its SHA-256 (step-000000002.pt.sha256) is " in found.note
-    assert found.note.endswith("the previous one, step-000000001.pt, is taken")
+    assert found.note.endswith("the previous one, step-000000001.pt, is used")
     checkpoint_files.set_aside(found.unsound)
     assert checkpoint_files.newest(tmp_path).note == ""
     assert (tmp_path / "step-000000002.pt.superseded").read_bytes() == content
@@ -438,8 +438,8 @@ def test_a_newer_format_names_the_version_to_install(
 ) -> None:
     checkpoint_files.add(tmp_path, held(), 1)
     with monkeypatch.context() as future:
-        future.setattr(checkpoint_files, "FORMAT", 3)
-        future.setattr(checkpoint_files, "__version__", "2.5.0")
+        future.setattr(checkpoint, "FORMAT", 3)
+        future.setattr(checkpoint, "__version__", "2.5.0")
         checkpoint_files.add(tmp_path, held(), 2)
     words = ["format 3", "reads format 1", "install pyro-vae 2.5.0 or later"]
     refused(
@@ -465,20 +465,18 @@ def test_scratch_files_of_the_dead_are_swept(tmp_path: Path) -> None:
 
 def test_restoring_into_other_modules_is_refused() -> None:
     source, other = nn.Linear(3, 2), nn.Linear(4, 2)
-    kept = Checkpoint(checkpoint_files.state_of(source, source))
+    kept = Checkpoint(checkpoint.state_of(source, source))
     twin = nn.Linear(3, 2)
-    checkpoint_files.restore(kept, twin, twin, "a.pt")
+    checkpoint.restore(kept, twin, twin, "a.pt")
     assert torch.equal(twin.weight, source.weight)
     refused(
-        lambda: checkpoint_files.restore(kept, source, other, "a.pt"),
+        lambda: checkpoint.restore(kept, source, other, "a.pt"),
         "a.pt",
         "guide",
         "size mismatch",
     )
-    refused(
-        lambda: checkpoint_files.restore(Checkpoint({}), source, other, "a.pt"), "a.pt", "model"
-    )
+    refused(lambda: checkpoint.restore(Checkpoint({}), source, other, "a.pt"), "a.pt", "model")
 
 
 def test_a_program_that_is_no_module_is_named() -> None:
-    refused(lambda: checkpoint_files.state_of(nn.Linear(1, 1), lambda x: x), "guide", "nn.Module")
+    refused(lambda: checkpoint.state_of(nn.Linear(1, 1), lambda x: x), "guide", "nn.Module")

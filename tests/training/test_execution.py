@@ -223,11 +223,11 @@ def test_an_evaluation_is_held_against_the_programs_on_other_rows(
     """The first tile's images would be scored rightly, and all others as if they were those; tiles
     of 4.
     """
-    monkeypatch.setitem(tiling.ROWS, "cpu", 8 if how == "importance" else 80)
+    monkeypatch.setitem(tiling.ROWS, "cpu", 8 if how == "importance" else 16)
     x = torch.randn(9, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     options: dict[str, dict[str, Any]] = {
         "importance": {"num_samples": 20},
-        "annealed": {"num_steps": 2, "num_chains": 20, "num_leapfrog": 1},
+        "annealed": {"num_steps": 2, "num_chains": 4, "num_leapfrog": 1},
     }
     estimate = {"importance": log_marginal, "annealed": ais}[how]
     found = [
@@ -268,7 +268,7 @@ def test_a_net_that_keeps_statistics_is_held_against_itself(norm: str) -> None:
             pair.guide,
             X,
             "Trace_ELBO",
-            num_epochs=60,
+            num_epochs=12,
             compile=tier,
             callbacks=[lambda end: None],
             **QUICK,

@@ -17,7 +17,7 @@ from pyro_vae import Checkpoints, EarlyStopping, TrainingState, UserError, fit, 
 from pyro_vae.compile.trace import missing_compiler
 from pyro_vae.data.loaders import make_source
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training import checkpoint_files
+from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.state import differences, this_place
 from tests.support.pairs import PIXELS, fresh
 from tests.support.training import CPU, QUICK, Images, X, our_pair, same
@@ -185,7 +185,7 @@ def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(
     ]
     assert len(checkpoint_files.complete(tmp_path, best=True)) == 1
     checkpoint_files.complete(tmp_path)[-1].write_bytes(b"")
-    with pytest.warns(UserWarning, match="step-000000014.pt, is taken"):
+    with pytest.warns(UserWarning, match="step-000000014.pt, is used"):
         resumed = fit(*again, X, callbacks=[Checkpoints(tmp_path)], resume=tmp_path, **LONG)
     assert same(tensors(*whole), tensors(*again)) and "step 14" in resumed.resumed[0]
     assert len(list(tmp_path.glob("*.damaged"))) == 2  # with its digest
@@ -303,7 +303,7 @@ def test_the_best_is_that_of_the_highest_validation_elbo(tmp_path: Path) -> None
     held = checkpoint_files.newest(tmp_path, best=True).held
     assert held.metadata["epoch"] == best.epoch < 25 and held.metadata["elbo"] == best.elbo
     model, guide = our_pair()
-    checkpoint_files.restore(held, model, guide, "best")
+    checkpoint.restore(held, model, guide, "best")
     assert same(tensors(model, guide), states[best.epoch])
     with pytest.raises(UserError, match="best checkpoint of a training"):
         TrainingState.from_checkpoint(held, "best.pt")

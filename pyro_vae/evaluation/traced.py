@@ -1,5 +1,5 @@
-"""Log weights tile by tile: the Pyro programs themselves, or tensor programs traced for this one
-evaluation.
+"""Log weights tile by tile, and the target of annealing: the Pyro programs themselves, or tensor
+programs traced for this one evaluation, their encoder running once a tile of images.
 """
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
-import torch
 from torch import Tensor
 
 from pyro_vae.compile.partition import SplitProgram
@@ -17,9 +16,14 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
+from pyro_vae.evaluation.unconstrained import Point, Unconstrained
 from pyro_vae.memory import keep_freed_memory
-from pyro_vae.pair.layouts import Score, plain_score
+from pyro_vae.pair.nodes import Fields, Score, plain_score
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.rng import kept_randomness
+
+STAGED = {"inductor": "compiled by inductor", "graph": "traced graph, replayed"}
+AS_ASKED = "eager Pyro, as asked for"
 
 Draw = Callable[[int], Tensor]
 """k -> the log weights of k fresh draws at each image of the tile, (k, B)"""
@@ -75,15 +79,16 @@ class TracedWeights:
         Raises:
             NotStageable: the reason, in one clause.
         """
-        names, arguments = list(fields), [x, *fields.values()]
+        names = list(fields)
+        arguments, others = _flat((x, fields), names), _flat(self.others, names)
 
         def log_weights(score: Score) -> Callable[..., list[Tensor]]:
             return lambda x, *values: [
                 self.kernel(x, dict(zip(names, values, strict=True)), k, score)
             ]
 
-        batches = [arguments, [self.others[0], *(self.others[1][name] for name in names)]]
-        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+        batches = [arguments, others]
+        with kept_randomness(x.device):
             self.kernel(
                 x, fields, k, plain_score
             )  # what a kernel reads from values, it reads now: a trace has none
@@ -129,7 +134,7 @@ def make_weights(
                 "compile='off' runs the programs as they are, in float32: leave compile out "
                 f"for {precision.words}"
             )
-        return EagerWeights(kernel), "eager Pyro, as asked for"
+        return EagerWeights(kernel), AS_ASKED
     for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
         pair.layout(*first, every_value=every)
     seconds = (
@@ -145,11 +150,7 @@ def make_weights(
         weights = TracedWeights(kernel, tier, others, precision)
         try:
             weights.prepare(*first, chunk)
-            return (
-                weights,
-                f"{'compiled by inductor' if tier == 'inductor' else 'traced graph, replayed'} "
-                f"({note})",
-            )
+            return weights, f"{STAGED[tier]} ({note})"
         except NotStageable as reason:
             note = str(reason)
     if precision.reduced:
@@ -157,3 +158,96 @@ def make_weights(
             f"{precision.words} need a program that can be traced ({note}): use precision='float32'"
         )
     return EagerWeights(kernel), f"eager Pyro ({note})"
+
+
+def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
+    """x and the fields of these names, as a traced function takes them."""
+    return [batch[0], *(batch[1][name] for name in names)]
+
+
+GRADIENTS = slice(2, 4)
+
+
+class TileTarget:
+    """The target on one tile of images: what HMC asks of it."""
+
+    def __init__(
+        self,
+        terms: Callable[[Tensor], Sequence[Tensor]],
+        gradients: Callable[[Tensor], Sequence[Tensor]],
+    ):
+        self._terms, self._gradients = terms, gradients
+
+    def point(self, u: Tensor) -> Point:
+        """Both log densities and their gradients at u."""
+        return Point(u, *self._terms(u))
+
+    def gradients(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """(∇ log q, ∇ log p) alone: cheaper, as a log density's own value is not computed."""
+        grad_q, grad_p = self._gradients(u)
+        return grad_q, grad_p
+
+
+class Target:
+    """The Pyro programs themselves, at every u; or tensor programs of the terms, and of the
+    gradients alone.
+    """
+
+    def __init__(self, space: Unconstrained) -> None:
+        self.space, self.parts = space, list[SplitProgram]()
+
+    def tile(self, x: Tensor, fields: Fields) -> TileTarget:
+        """The target on these images."""
+        if self.parts:
+            return TileTarget(*(part.tile(x, *fields.values()) for part in self.parts))
+
+        def terms(u: Tensor) -> Sequence[Tensor]:
+            return self.space.differentiate(u, x, fields)
+
+        return TileTarget(terms, lambda u: terms(u)[GRADIENTS])
+
+
+class TracedTarget(Target):
+    """Traced once for tiles of one size, and split at u; held against the programs on these and
+    other rows.
+
+    Raises:
+        NotStageable: the reason, in one clause.
+    """
+
+    def __init__(self, space: Unconstrained, tier: str, first: Batch, others: Batch) -> None:
+        super().__init__(space)
+        names = list(first[1])
+
+        def differentiate(u: Tensor, x: Tensor, *values: Tensor) -> list[Tensor]:
+            return list(space.differentiate(u, x, dict(zip(names, values, strict=True))))
+
+        with kept_randomness(first[0].device):
+            batches = [[space.draw(*each), *_flat(each, names)] for each in (first, others)]
+            program = trace(differentiate, batches[0])
+            for outputs in (slice(0, 4), GRADIENTS):
+                part = SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
+                agree(
+                    part,
+                    lambda *a, outputs=outputs: differentiate(*a)[outputs],
+                    batches,
+                    [1] * 3,
+                    floor=1.0,
+                )
+                self.parts.append(part)
+
+
+def make_target(
+    space: Unconstrained, compile: str, first: Batch, others: Batch
+) -> tuple[Target, str]:
+    """The target in the tier asked for (``auto``: the replayed graph), and one line that says how
+    it runs.
+    """
+    check_tier(compile)
+    if compile == "off":
+        return Target(space), AS_ASKED
+    tier = "graph" if compile == "auto" else compile
+    try:
+        return TracedTarget(space, tier, first, others), STAGED[tier]
+    except NotStageable as reason:
+        return Target(space), f"eager Pyro ({reason})"

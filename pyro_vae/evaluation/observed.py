@@ -1,0 +1,133 @@
+"""The observed sites of a model in one run: which values are scored, and what moves them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro.distributions.util import scale_and_mask
+from torch import Tensor
+
+from pyro_vae.data.loaders import Batch
+from pyro_vae.pair.geometry import Geometry
+from pyro_vae.pair.laws import innermost
+from pyro_vae.pair.layouts import trace_model
+from pyro_vae.pair.nodes import masks_of, plain_draw, sample_nodes
+from pyro_vae.pair.runtime import Pair
+
+X = "x"
+"""The name of a program's first argument, whatever the program calls it."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """An observed site in one run of the model: its values and which of them are scored, ``(B,
+    D)``.
+    """
+
+    values: Tensor
+    scored: Tensor
+    masked: bool  # whether some images may have elements that are not scored
+
+    def moves(self, other: Observed) -> bool:
+        """Whether an element that is scored in both runs has another value."""
+        if self.values.shape != other.values.shape:
+            return True
+        return bool(((self.values != other.values) & self.scored & other.scored).any())
+
+
+class Run:
+    """The model at a few images and at one draw of the guide, on copies, as a program may write
+    into its batch.
+    """
+
+    def __init__(self, pair: Pair, arguments: dict[str, Tensor]) -> None:
+        self.pair, self.arguments = pair, arguments
+        self.at = pair.structure(*self._batch()).geometry
+        self._drawn = plain_draw(pair.guide, *self._batch())
+
+    def _batch(self, **moved: Tensor) -> Batch:
+        copies = {name: value.clone() for name, value in {**self.arguments, **moved}.items()}
+        return copies.pop(X), copies
+
+    def __call__(self, **moved: Tensor) -> dict[str, Any]:
+        """Its sites with these arguments in the others' place; what the model draws by itself is
+        the same each time.
+        """
+        torch.manual_seed(0)
+        return dict(
+            sample_nodes(trace_model(self.pair.model, self._drawn, *self._batch(**moved), self.at))
+        )
+
+
+def is_factor(node: Any) -> bool:
+    return isinstance(innermost(node["fn"]), dist.Unit)
+
+
+def observed(nodes: Mapping[str, Any], at: Geometry) -> dict[str, Observed]:
+    """The observed sites that score anything; a factor observes nothing."""
+    found = {}
+    for name, node in nodes.items():
+        if not node["is_observed"] or is_factor(node):
+            continue
+        masks = masks_of(node)
+        if any(mask is False for mask, _ in masks):
+            continue
+        fn = node["fn"]
+        batch = fn.batch_shape[
+            at.particle_dim + 1 :
+        ]  # of plates: those of a sum's values are further left
+        shape, dim = batch + fn.event_shape, len(batch) + at.frame(node).dim
+        scored = torch.ones(shape, dtype=torch.bool, device=node["value"].device)
+        partial = [
+            mask.reshape(mask.shape + (1,) * dims)
+            for mask, dims in masks
+            if isinstance(mask, Tensor)
+        ]
+        for mask in partial:
+            scored = scored & mask
+        while scored.dim() > len(shape):
+            scored = scored.any(0)
+        value, scored = (
+            each.movedim(dim, 0).reshape(shape[dim], -1)
+            for each in (node["value"].broadcast_to(shape), scored)
+        )
+        scored = scored & ~value.isnan()  # which a law leaves out, if there is one
+        masked = not bool(scored.all()) or any(mask.numel() > 1 for mask in partial)
+        found[name] = Observed(value, scored, masked)
+    return found
+
+
+def differences(nodes: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, float]:
+    """The largest difference of each site's log densities in two runs: 0, or a GPU's rounding,
+    where the runs are equal.
+    """
+    found = {}
+    for name, node in nodes.items():
+        a, b = (
+            scale_and_mask(
+                n["fn"].log_prob(n["value"], *n["args"], **n["kwargs"]), n["scale"], n["mask"]
+            )
+            for n in (node, others[name])
+        )
+        found[name] = float(
+            torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
+            .nan_to_num(torch.inf)
+            .max()
+        )
+    return found
+
+
+def equal(observed: Observed, rows: Tensor) -> bool:
+    """Whether what is scored are these rows: in any order of an image's elements, where all are
+    scored.
+    """
+    values, rows = observed.values.double(), rows.reshape(len(rows), -1).double()
+    if values.shape != rows.shape:
+        return False
+    if bool(observed.scored.all()):
+        return torch.equal(values.sort(1).values, rows.sort(1).values)
+    return bool(((values == rows) | ~observed.scored).all())
