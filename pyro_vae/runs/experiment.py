@@ -467,6 +467,17 @@ LARGE = 30.0
 """Values that a network at its initial weights takes to where a scale is 0 or infinite."""
 
 
+def if_large(experiment: Experiment) -> str:
+    """What to do about real values that are large; else nothing."""
+    largest = float(experiment.observed.x_test.nan_to_num().abs().max())
+    if experiment.data.levels is not None or largest < LARGE:
+        return ""
+    return (
+        f"; the values go up to {largest:.4g}: scale the data, such as to mean 0 and standard "
+        "deviation 1"
+    )
+
+
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     """The pair's structure on a few test images, once it is sure that a checkpoint can hold the
     pair.
@@ -481,13 +492,7 @@ def dry_run(experiment: Experiment, device: torch.device) -> Structure:
     try:
         structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
     except UserError as error:
-        largest = float(few.nan_to_num().abs().max())
-        if experiment.data.levels is not None or largest < LARGE:
-            raise
-        raise UserError(
-            f"{error}; the values go up to {largest:.4g}: scale the data, such as to mean 0 and "
-            "standard deviation 1"
-        ) from error
+        raise UserError(f"{error}{if_large(experiment)}") from error
     if pair.store.parameters:
         raise UserError(
             f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, "

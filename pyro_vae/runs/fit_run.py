@@ -14,7 +14,7 @@ from pyro_vae.distributed import Lost
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.files import CantWrite
 from pyro_vae.memory import is_out_of_memory
-from pyro_vae.runs.experiment import Experiment, about_the_data
+from pyro_vae.runs.experiment import Experiment, about_the_data, if_large
 from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
 from pyro_vae.runs.run_folder import Recorder, Run
 from pyro_vae.signals import Failure, Stopped, postponed
@@ -127,7 +127,8 @@ def _fit(
     except Diverged as error:
         if error.state is not None:
             recorder.save(error.state)
-        raise Failure(f"{error}; {recorder.group.once(recorder.kept)}") from error
+        kept = recorder.group.once(recorder.kept)
+        raise Failure(f"{error}{if_large(experiment)}; {kept}") from error
 
 
 def fit_arguments(experiment: Experiment, device: torch.device) -> dict[str, Any]:

@@ -73,7 +73,9 @@ class _Held:
         lock = FileLock(folder / LOCK, blocking=False)
         lock.acquire()
         # the file that is locked, which need not have the name any more
-        found = os.fstat(lock._context.lock_file_fd)
+        descriptor = lock._context.lock_file_fd
+        assert descriptor is not None
+        found = os.fstat(descriptor)
         file = found.st_dev, found.st_ino
         if file == _file_of(folder):
             # beside the lock, as opening the lock's own file may empty it

@@ -19,7 +19,7 @@ LABELLED = ["--model", "ClassConditional", "--guide", "ClassConditional"]
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (np.arange(30) % 10 - 1, "image 0 is of class -1, where classes are numbered from 0"),
+        (np.arange(30) % 10 - 1, "image 0 is of class -1, but the classes are numbered from 0"),
         (np.arange(30) * 10**8, "the labels go up to 2900000000, more classes than the 30 images"),
     ],
     ids=["negative", "identifiers"],
@@ -50,6 +50,7 @@ def test_a_table_has_no_pages_of_pixels(tmp_path: Path, capsys: pytest.CaptureFi
     said = capsys.readouterr().err
     assert "t.csv: 48 train and 12 test rows of 3 features, floats, 3 classes" in said
     assert sorted(each.stem for each in out.glob("*.png")) == ["curves", "evaluation", "latent"]
+    assert "an image" not in said and "per image" not in said
     assert main(["plot", str(out), "samples"]) == 2
     assert "t.csv is a table: its rows are not images" in capsys.readouterr().err
 
@@ -63,3 +64,7 @@ def test_a_table_that_no_network_can_take_is_told_to_be_scaled(
     assert main(["train", *arguments, "--quiet", "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert "scale the data" in error and error.count("\n") == 1
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(30, 5)) * 100)
+    hot = [*arguments, "--learning-rate", "1e30", "--quiet", "--out", str(tmp_path / "hot")]
+    assert main(["train", *hot]) == 1  # a loss that is not finite
+    assert "the values go up to" in capsys.readouterr().err
