@@ -55,7 +55,8 @@ class LocationScale(Likelihood):
         self.mean = MEANS[mean]()
         self.min_scale, self.one_scale = min_scale, scale == "per_image"
         # the spread of images in [0, 1] about their mean: a start that is neither blind nor certain
-        self.log_of("scale", fixed, start=0.25)
+        if self.per_pixel == 1:
+            self.log_of("scale", fixed, start=0.25)
 
     @abstractmethod
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

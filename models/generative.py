@@ -1,11 +1,14 @@
 """The generative model of a variational auto-encoder."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyro
 from pyro.nn import PyroModule
 from torch import Tensor
 
+from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import ConditionalDistribution, number_of_images
 
 
@@ -31,10 +34,34 @@ class GenerativeModel(PyroModule):
         z: Tensor = pyro.sample("z", self.prior())
         return z
 
-    def forward(self, x: Tensor | None = None, size: int | None = None, **_: Any) -> Tensor:
+    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """A ``UserError`` for an offset that the likelihood does not take, or that is none."""
+        offset, likelihood = fields.get("offset"), self.likelihood
+        if offset is None:
+            return
+        if "offset" not in inspect.signature(likelihood.forward).parameters:
+            raise UserError(
+                f"the field offset is the log of a row's size, of which {type(likelihood).__name__} "
+                "has none: use a likelihood of counts, Poisson or NegativeBinomial, or leave it out"
+            )
+        if offset.dim() != 1 or not bool(offset.isfinite().all()):
+            raise UserError(
+                f"the field offset is of shape {tuple(offset.shape)}: expected one finite number "
+                "for each row, the log of its size"
+            )
+
+    def forward(
+        self,
+        x: Tensor | None = None,
+        size: int | None = None,
+        offset: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         """Observe ``x`` ``(B, *event_shape)``, or generate ``size`` images: ``model(None,
-        size=n)``.
+        size=n)``; ``offset``, ``(B,)``, is the log of each row's size, where x are counts.
         """
+        given = {} if offset is None else {"offset": offset}
         with pyro.plate("data", number_of_images(x, size)):
-            image: Tensor = pyro.sample("x", self.likelihood(self.decoded(**_)), obs=x)
+            law = self.likelihood(self.decoded(**_), **given)
+            image: Tensor = pyro.sample("x", law, obs=x)
         return image

@@ -4,30 +4,33 @@ from typing import Any
 
 import torch
 from pyro import distributions as dist
+from pyro_vae.models.poisson import Counts
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.nn.conditional import Likelihood, NetSpec, number_or_word, output_of, rate_of
+from pyro_vae.nn.conditional import NetSpec, number_or_word
 from pyro_vae.nn.special import log_gamma_ratio
 
 
-class NegativeBinomial(Likelihood):
-    """x_d | z ~ NB(mean softplus(l_d(z)), r): counts of variance m + m²/r; Poisson in the limit r →
-    ∞.
+class NegativeBinomial(Counts):
+    """x_d | z ~ NB(mean e^o softplus(l_d(z)), r): counts of variance m + m²/r; Poisson in the limit
+    r → ∞.
 
     ``total_count`` is r: a positive number, ``learned`` (one, shared by all pixels), or
-    ``per_pixel`` (r_d(z), a second output of the decoder).
+    ``per_pixel`` (r_d(z), a second output of the decoder). o is 0, or the field ``offset`` of the
+    data, the log of the row's size. With ``zero_inflation`` a pixel is 0 with a further
+    probability.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         latent_dim: the number of dimensions of z.
         total_count: r: a positive number, ``learned`` or ``per_pixel``.
+        zero_inflation: ``learned`` (one probability, shared by all pixels), ``per_pixel`` (a
+            further output of the decoder), or None.
         net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
         **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
     """
 
-    kind = "mass"
-    observes = "counts"
     log_total_count: Tensor
 
     def __init__(
@@ -35,28 +38,21 @@ class NegativeBinomial(Likelihood):
         event_shape: tuple[int, ...],
         latent_dim: int,
         total_count: float | str = "learned",
+        zero_inflation: str | None = None,
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
         words = ["learned", "per_pixel"]
         fixed = number_or_word("total_count of NegativeBinomial", total_count, words, "r")
-        super().__init__(
-            event_shape, latent_dim, 2 if total_count == "per_pixel" else 1, net, **net_args
-        )
-        self.log_of("total_count", fixed, start=1.0)  # geometric: the widest start
+        decoded = total_count == "per_pixel"
+        super().__init__(event_shape, latent_dim, int(decoded), zero_inflation, net, **net_args)
+        if not decoded:
+            self.log_of("total_count", fixed, start=1.0)  # geometric: the widest start
 
-    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """p(x | z = context)."""
-        output, *own = self.outputs(context)
+    def law(self, rate: Tensor, own: list[Tensor]) -> dist.TorchDistribution:
+        """NB of this mean."""
         log_total_count = own[0] if own else self.log_total_count
-        law = _NegativeBinomial(
-            log_total_count.exp(), logits=rate_of(output).log() - log_total_count
-        )
-        return law.to_event(len(self.event_shape))
-
-    def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
-        """The inverse of softplus at the mean; a per-pixel r is left as it is."""
-        return output_of(mean), *[None] * (self.per_pixel - 1)
+        return _NegativeBinomial(log_total_count.exp(), logits=rate.log() - log_total_count)
 
 
 class _NegativeBinomial(dist.NegativeBinomial):

@@ -1,22 +1,36 @@
-"""The likelihood of counts whose variance is their mean."""
+"""Likelihoods of counts: what they share, a positive rate, a row's size and more zeros than the law
+has; and the Poisson's.
+"""
 
-from typing import Any
+from __future__ import annotations
 
+from abc import abstractmethod
+from math import exp
+from typing import TYPE_CHECKING, Any
+
+import torch
 from pyro import distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
+from pyro_vae.validation import check_choice
+
+if TYPE_CHECKING:
+    from pyro_vae.training.data_init import TrainingImages
+
+GATE = -2.0
+"""The logit of a zero that is none of the law's, at the start: 12%."""
 
 
-class Poisson(Likelihood):
-    """x_d | z ~ Poisson(softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without an
-    upper end.
+class Counts(Likelihood):
+    """x_d | z of rate e^o softplus(l_d(z)), o the row's ``offset``, a field of the data; 0 with a
+    further probability g_d, where ``zero_inflation`` is on.
 
     Args:
-        event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        event_shape, latent_dim, net: as of `Likelihood`.
+        per_pixel: the law's own numbers for each pixel, beside the rate.
+        zero_inflation: ``learned`` (one g, shared by all pixels), ``per_pixel`` (g_d(z), a further
+            output of the decoder), or None.
     """
 
     kind = "mass"
@@ -26,16 +40,78 @@ class Poisson(Likelihood):
         self,
         event_shape: tuple[int, ...],
         latent_dim: int,
+        per_pixel: int,
+        zero_inflation: str | None,
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        super().__init__(event_shape, latent_dim, 1, net, **net_args)
+        words = f"zero_inflation of {type(self).__name__}"
+        if zero_inflation is not None:
+            check_choice(words, zero_inflation, ["learned", "per_pixel"])
+        decoded = zero_inflation == "per_pixel"
+        super().__init__(event_shape, latent_dim, 1 + per_pixel + decoded, net, **net_args)
+        self.zero_inflation = zero_inflation
+        if zero_inflation == "learned":
+            self.gate = nn.Parameter(torch.tensor(GATE))
 
-    def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
-        """p(x | z = context)."""
-        (output,) = self.outputs(context)
-        return dist.Poisson(rate_of(output)).to_event(len(self.event_shape))
+    @abstractmethod
+    def law(self, rate: Tensor, own: list[Tensor]) -> dist.TorchDistribution:
+        """The law of each pixel at its rate ``(*batch, *event_shape)``, and its own numbers."""
+
+    def forward(
+        self, context: Tensor | None = None, offset: Tensor | None = None
+    ) -> dist.TorchDistribution:
+        """p(x | z = context), of rows of log size ``offset``, ``(B,)``."""
+        output, *own = self.outputs(context)
+        rate, dims = rate_of(output), len(self.event_shape)
+        if offset is not None:
+            rate = rate * offset.to(rate).exp().reshape(*offset.shape, *[1] * dims)
+        if self.zero_inflation is None:
+            return self.law(rate, own).to_event(dims)
+        gate = self.gate if self.zero_inflation == "learned" else own.pop()
+        return dist.ZeroInflatedDistribution(self.law(rate, own), gate_logits=gate).to_event(dims)
+
+    def start_from_data(self, data: TrainingImages) -> None:
+        """`start_at_mean` of a row of size 1."""
+        offset = data.field("offset")
+        size = 1.0 if offset is None else float(offset.double().exp().mean())
+        self.start_at_mean(data.mean / size)
 
     def outputs_at_mean(self, mean: Tensor) -> tuple[Tensor | None, ...]:
-        """The inverse of softplus at the mean."""
-        return (output_of(mean),)
+        """The inverse of softplus at the mean of what is no further zero; the law's own numbers are
+        left as they are.
+        """
+        gates = [torch.full_like(mean, GATE)] if self.zero_inflation == "per_pixel" else []
+        share = 1.0 if self.zero_inflation is None else 1.0 / (1.0 + exp(GATE))
+        return output_of(mean / share), *[None] * (self.per_pixel - 1 - len(gates)), *gates
+
+
+class Poisson(Counts):
+    """x_d | z ~ Poisson(e^o softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without
+    an upper end.
+
+    o is 0, or the field ``offset`` of the data, the log of the row's size. With
+    ``zero_inflation`` a pixel is 0 with a further probability.
+
+    Args:
+        event_shape: the shape of one image, such as ``(1, 28, 28)``.
+        latent_dim: the number of dimensions of z.
+        zero_inflation: ``learned`` (one probability, shared by all pixels), ``per_pixel`` (a
+            further output of the decoder), or None.
+        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
+        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        zero_inflation: str | None = None,
+        net: NetSpec = "MLP",
+        **net_args: Any,
+    ) -> None:
+        super().__init__(event_shape, latent_dim, 0, zero_inflation, net, **net_args)
+
+    def law(self, rate: Tensor, own: list[Tensor]) -> dist.TorchDistribution:
+        """Poisson(rate)."""
+        return dist.Poisson(rate)

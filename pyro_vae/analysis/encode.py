@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.analysis.latents import join
+from pyro_vae.analysis.latents import join, steps_as_one
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
 from pyro_vae.pair.geometry import Geometry
@@ -77,7 +77,8 @@ def reconstruct(
     **fields: Any,
 ) -> dict[str, Tensor]:
     """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or
-    one draw of it.
+    one draw of it. Sites of a sequence, ``x_1``, ``x_2``, …, are one tensor ``x``, ``(N, T,
+    *event)``.
 
     Means are understood as in `encode`; a discrete latent has none that the model could take, and
     is drawn. Where the guide
@@ -104,7 +105,7 @@ def reconstruct(
             shares = posterior_weights(trace, len(images), geometry) if geometry.summed else None
             observed = {n: node for n, node in sample_nodes(trace) if node["is_observed"]}
             parts.append({n: _mean(node, shares, geometry) for n, node in observed.items()})
-    return join(parts)
+    return steps_as_one(join(parts))
 
 
 def _mean(node: Any, shares: Tensor | None, at: Geometry) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.conditions import refuse_unconditioned
 from pyro_vae.analysis.encode import mean_of
-from pyro_vae.analysis.latents import Given, join
+from pyro_vae.analysis.latents import Given, join, steps_as_one
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
@@ -47,7 +47,7 @@ def sample(
     **fields: Any,
 ) -> dict[str, Tensor]:
     """Draw z ~ p(z), and give at each observed site the mean of p(x | z), or a draw: ``(size,
-    *event)``.
+    *event)``; sites of a sequence, ``x_1``, ``x_2``, …, as one tensor ``x``, ``(size, T, *event)``.
 
     A model that takes ``size`` is called as ``model(None, size=n)``; any other on zeros shaped as
     the images ``like``, its observed sites being sampled. A model that is conditioned on x itself
@@ -165,7 +165,8 @@ class Generation:
         given = self._check(values)
         check_count("batch_size", batch_size)
         with self.pair.measuring(self.place, seed):
-            return join(self._run(rows, given, mean) for rows in slices(self.size, batch_size))
+            parts = (self._run(rows, given, mean) for rows in slices(self.size, batch_size))
+            return steps_as_one(join(parts))
 
     def generate(self, images: Tensor, fields: Mapping[str, Tensor]) -> Any:
         """The model's own result for as many images, which it draws."""

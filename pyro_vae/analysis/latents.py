@@ -88,6 +88,22 @@ def join(parts: Iterable[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tenso
     return {name: torch.cat([part[name] for part in listed], dim) for name in listed[0]}
 
 
+def steps_as_one(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The sites of a sequence, ``x_1``, ``x_2``, …, as one tensor called ``x``, ``(N, T, *event)``;
+    all others, and steps of different shapes, as they are.
+    """
+    steps: dict[str, dict[int, str]] = {}
+    for name in found:
+        stem, _, number = name.rpartition("_")
+        if stem not in found and number.isdecimal():
+            steps.setdefault(stem, {})[int(number)] = name
+    joined, left = {}, dict(found)
+    for stem, names in steps.items():
+        if len(names) > 1 and len({found[name].shape for name in names.values()}) == 1:
+            joined[stem] = torch.stack([left.pop(names[t]) for t in sorted(names)], 1)
+    return joined | left
+
+
 def is_periodic(fn: Any, value: Tensor) -> bool:
     """Whether a density repeats itself at 2π, as a circular one does, though its support says the
     real line.

@@ -63,8 +63,8 @@ class ConditionalDistribution(nn.Module, ABC):
     def forward(self, context: Tensor | None = None) -> TorchDistribution:
         """The distribution at ``context``."""
 
-    def __call__(self, context: Tensor | None = None) -> TorchDistribution:
-        distribution: TorchDistribution = super().__call__(context)
+    def __call__(self, context: Tensor | None = None, **given: Tensor) -> TorchDistribution:
+        distribution: TorchDistribution = super().__call__(context, **given)
         return distribution
 
 
@@ -120,17 +120,15 @@ class Likelihood(ConditionalDistribution):
         if isinstance(self.net, Net) and self.net.output_bias == "mean":
             self.register_buffer("started", torch.tensor(False))
 
-    def __call__(self, context: Tensor | None = None) -> TorchDistribution:
-        law = super().__call__(context)
+    def __call__(self, context: Tensor | None = None, **given: Tensor) -> TorchDistribution:
+        law = super().__call__(context, **given)
         return of_seen(law) if self.missing else law
 
     def log_of(self, name: str, number: float | None, start: float) -> None:
-        """``log_<name>``: of a fixed number a buffer; else a parameter that begins at ``start``,
-        but where the decoder gives one for each pixel.
-        """
+        """``log_<name>``: of a fixed number a buffer; else a parameter that begins at ``start``."""
         if number is not None:
             self.register_buffer(f"log_{name}", torch.tensor(number).log())
-        elif self.per_pixel == 1:
+        else:
             self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(start).log()))
 
     def outputs(self, context: Tensor | None) -> tuple[Tensor, ...]:

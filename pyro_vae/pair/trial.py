@@ -27,9 +27,9 @@ Nodes = dict[str, Any]
 
 
 _OF_A_NAN = (
-    "repair it or leave it out, or let the programs leave out what is missing: missing='nan' of a "
-    "likelihood and a guide (--missing nan); in your own, dist.NanMaskedNormal or a mask in the "
-    "model, x.nan_to_num() in the guide"
+    "repair it or leave it out, or let the programs leave out what is missing (NaN, or False in "
+    "the field mask): missing='nan' of a likelihood and a guide (--missing nan); in your own, "
+    "dist.NanMaskedNormal or a mask in the model, x.nan_to_num() in the guide"
 )
 
 MANY = 64

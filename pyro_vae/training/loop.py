@@ -117,7 +117,7 @@ class Loop:
             if rate != (rate := self.decay(at.step / self.total_steps)):
                 update.set_rate(rate)
             if risen != (risen := self.warmup(at.step, self.total_steps, per_pass)):
-                self.loss.kl_weight.fill_(self.options.kl_weight * risen)
+                self.loss.kl_weight.fill_(float(self.options.kl_weight) * risen)
             if not alone:  # the noise of each process is its own
                 self.group.begin_step(self.options.seed, at.step, at.sums.device)
             sums = take(x, named)

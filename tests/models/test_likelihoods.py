@@ -13,7 +13,7 @@ import torch
 from pyro import distributions as dist
 from pyro_vae.models.discretized_logistic import LogisticLevels
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_vae as pv
@@ -44,7 +44,9 @@ SPECS = [
     "NegativeBinomial",
     "NegativeBinomial(total_count=per_pixel)",
     "NegativeBinomial(total_count=2)",
+    "NegativeBinomial(total_count=per_pixel, zero_inflation=per_pixel)",
     "Poisson",
+    "Poisson(zero_inflation=learned)",
     "StudentT",
     "StudentT(df=0.5, scale=per_pixel)",
 ]
@@ -87,7 +89,9 @@ def scipy_law(spec: str, law: Any) -> Any:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [spec for spec in SPECS if not spec.startswith(("C", "D"))])
+@pytest.mark.parametrize(
+    "spec", [each for each in SPECS if not (each.startswith(("C", "D")) or "zero" in each)]
+)
 def test_densities_are_scipys(spec: str) -> None:
     law = law_of(spec)
     other = scipy_law(spec, law)
@@ -96,6 +100,56 @@ def test_densities_are_scipys(spec: str) -> None:
     np.testing.assert_allclose(law.log_prob(x).numpy(), expected, rtol=1e-9, atol=1e-9)
     if "df=0.5" not in spec:
         np.testing.assert_allclose(law.mean.numpy(), other.mean(), rtol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gate", ["learned", "per_pixel"])
+@pytest.mark.parametrize("name", ["Poisson", "NegativeBinomial"])
+def test_zero_inflation_is_pyros_and_an_offset_is_of_the_log_rate(name: str, gate: str) -> None:
+    """ZeroInflatedPoisson and ZeroInflatedNegativeBinomial, at e^o times the rate of a row of
+    size 1; in every layout of draws.
+    """
+    likelihood = build(f"{name}(zero_inflation={gate})")
+    z, offset = torch.randn(4, 3, 2, dtype=torch.float64), torch.tensor([0.0, 2.0, -1.0]).double()
+    plain, law = (likelihood(z, **given).base_dist for given in ({}, {"offset": offset}))
+    size = offset.exp().reshape(3, 1, 1, 1)
+    gates = {"gate_logits": plain.gate_logits}
+    if name == "Poisson":
+        other = dist.ZeroInflatedPoisson(plain.base_dist.rate * size, **gates)
+    else:
+        count, logits = (
+            plain.base_dist.total_count,
+            plain.base_dist.logits + offset[:, None, None, None],
+        )
+        other = dist.ZeroInflatedNegativeBinomial(count, logits=logits, **gates)
+    x = other.sample((20,))
+    assert (x == 0).any() and (x > 0).any()
+    torch.testing.assert_close(law.log_prob(x), other.log_prob(x))
+    torch.testing.assert_close(law.mean, plain.mean * size)
+
+
+def test_an_offset_is_a_field_of_the_data() -> None:
+    """A condition of log p(x); with it the decoder is of a row of size 1, and starts there."""
+    torch.manual_seed(0)
+    offset = torch.tensor([0.0, 3.0]).repeat(30)
+    x = torch.poisson(2.0 * offset.exp().unsqueeze(-1).expand(60, 4))
+    net: dict[str, Any] = {"hidden": (4,), "output_bias": "mean"}
+    model = models.GenerativeModel(models.StandardNormal(2), models.Poisson((4,), 2, **net))
+    guide = guides.MeanField((4,), 2, hidden=(4,))
+    quiet: dict[str, Any] = {"batch_size": 20, "progress": False, "compile": "off"}
+    pv.fit(model, guide, x, offset=offset, num_steps=1, learning_rate=1e-9, **quiet)
+    start = model.likelihood.net.last_bias()
+    expected = x.double().mean(0) / offset.double().exp().mean()
+    torch.testing.assert_close(nn.functional.softplus(start).double(), expected, rtol=1e-4, atol=0)
+    found = pv.log_marginal(model, guide, x, num_samples=3, offset=offset)
+    assert found.protocol["quantity"] == "log p(x | offset)"
+    drawn = pv.sample(model, 60, torch.zeros(1, 4), mean=True, offset=offset)["x"]
+    assert (drawn[1::2] > 5 * drawn[::2]).all()
+    other = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli((4,), 2))
+    with pytest.raises(UserError, match="Bernoulli has none: use a likelihood of counts"):
+        pv.log_marginal(other, guide, x.clamp(max=1.0), num_samples=3, offset=offset)
+    with pytest.raises(UserError, match="expected one finite number for each row"):
+        pv.log_marginal(model, guide, x, num_samples=3, offset=offset.log())
 
 
 @torch.no_grad()

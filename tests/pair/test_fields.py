@@ -196,5 +196,7 @@ def test_what_a_name_may_stand_for() -> None:
 
 def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
     """``fields={…}`` holds those that an option has the name of."""
-    with pytest.raises(UserError, match="no argument 'mask', and neither program takes"):
+    with pytest.raises(UserError, match="no argument 'shade', and neither program takes"):
+        pv.fit(*vae(), X, fields={"shade": X > 0}, **QUICK)
+    with pytest.raises(UserError, match="False in the field mask"):  # which marks x
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)
