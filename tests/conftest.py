@@ -13,6 +13,8 @@ import torch
 
 pytest.register_assert_rewrite("tests.support", "tests.differential")
 torch.set_num_threads(1)
+# of children too: a process that has begun two threads can't be forked and run one
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # what the tests trust is no matter of the user's
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="pyro-vae-tests-")
 

@@ -486,7 +486,7 @@ def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(
         and first["stop"]["step"] == second["stop"]["step"] >= 1
     )
     assert (
-        "the loss is" in first["stop"]["said"] and "it begins at site" in first["stop"]["said"]
+        "the loss is" in first["stop"]["said"] and "it starts at site" in first["stop"]["said"]
     )  # whoever found it
     assert same(first["stop"]["state"], second["stop"]["state"])
     assert first["skip"]["skipped"] == second["skip"]["skipped"] == 1

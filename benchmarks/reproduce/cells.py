@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,12 +14,11 @@ from benchmarks.harness import machine
 from benchmarks.reproduce.budget import Budget, full_steps
 from benchmarks.reproduce.tables import TABLES, Row, Table
 from pyro_vae.data import datasets as image_data
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.files import write_atomically
 from pyro_vae.runs.experiment import Experiment, prepare
-from pyro_vae.runs.options import FREE_ON_RESUME, Train, stored_names, to_toml, train_from
+from pyro_vae.runs.options import Train, to_toml, train_from
 from pyro_vae.runs.run_folder import Run
 
 RECORD = "reproduce.json"
@@ -66,19 +64,7 @@ class Cell:
         """Whether there is a run; a ``UserError`` where it is one of other options."""
         if not self.run.config_file.is_file():
             return False
-        try:
-            held = tomllib.loads(self.run.config_file.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(
-                f"{self.run.config_file}: damaged, not TOML ({error}); move the run away"
-            ) from error
-        ours = tomllib.loads(to_toml(self.options).decode())
-        for name in stored_names():
-            if name not in FREE_ON_RESUME and ours.get(name) != held.get(name):
-                raise UserError(
-                    f"{self.run} holds a run with {name} = {held.get(name)!r}, not "
-                    f"{ours.get(name)!r}: give another --out, or move it away"
-                )
+        self.run.refuse_other_options(self.options)
         return True
 
     @property

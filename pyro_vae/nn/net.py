@@ -88,7 +88,7 @@ class Net(nn.Module, ABC):
         )
         if event != self.in_shape:
             raise UserError(
-                f"{type(self).__name__}was built for inputs of shape {tuple(self.in_shape)} "
+                f"{type(self).__name__} was built for inputs of shape {tuple(self.in_shape)} "
                 f"after the batch dimensions, but got a tensor of shape {tuple(x.shape)}: build "
                 "it with the data's event_shape and the model's latent_dim, or reshape"
             )

@@ -408,7 +408,7 @@ def _refuse_circle(slot: str, options: Train) -> None:
         _names("guide", options.guide, required=True) & {"model", *PARTS_OF_MODELS}
     ):
         raise UserError(
-            f"--{slot} {getattr(options, slot)}needs the guide as its encoder, and --guide "
+            f"--{slot} {getattr(options, slot)} needs the guide as its encoder, and --guide "
             f"{options.guide} needs the {circle[0]}: neither can be built first. Use a guide "
             f"that needs no model, such as MeanField, or another {slot}"
         )

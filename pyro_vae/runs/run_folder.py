@@ -25,7 +25,14 @@ from pyro_vae import distributed
 from pyro_vae.choices import specs, trust, user_code
 from pyro_vae.errors import UserError, did_you_mean, shortened
 from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
-from pyro_vae.runs.options import Train, plain, to_toml, train_from
+from pyro_vae.runs.options import (
+    FREE_ON_RESUME,
+    Train,
+    plain,
+    stored_names,
+    to_toml,
+    train_from,
+)
 from pyro_vae.runs.own_code import own_code
 from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held, keep
 from pyro_vae.training import checkpoint, checkpoint_files
@@ -207,6 +214,18 @@ class Run:
     def options(self) -> Train:
         """The training's options."""
         return train_from(self.config_file)
+
+    def refuse_other_options(self, options: Train) -> None:
+        """A ``UserError`` where this run can't be gone on with by these options. Earlier versions
+        stored choices as they were typed: both are compared by their own names.
+        """
+        held, given = self.options().decided(), options.decided()
+        for name in stored_names():
+            if name not in FREE_ON_RESUME and getattr(held, name) != getattr(given, name):
+                raise UserError(
+                    f"{self} has a run with {name} = {getattr(held, name)!r}, not "
+                    f"{getattr(given, name)!r}: give another --out, or move it away"
+                )
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs in metrics.jsonl; a last line that a crash cut short is left out."""

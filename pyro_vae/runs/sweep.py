@@ -15,7 +15,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.formatting import Printed
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
-from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, stored_names, typed
+from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, typed
 from pyro_vae.runs.ranking import Ranking, Scored, best, rank
 from pyro_vae.runs.sweep_options import OUT
 from pyro_vae.signals import Failure
@@ -148,13 +148,7 @@ def check_folders(every: Sequence[Cell], out: Path) -> None:
             if cell.options.init_from is not None:
                 run_folder.open_run(cell.options.init_from)
             continue
-        held = run_folder.open_run(folder).options().decided()
-        for name in stored_names():
-            if name not in FREE_ON_RESUME and getattr(held, name) != getattr(cell.options, name):
-                raise UserError(
-                    f"{folder} has a run with {name} = {getattr(held, name)!r}, not "
-                    f"{getattr(cell.options, name)!r}: give another --out"
-                )
+        run_folder.open_run(folder).refuse_other_options(cell.options)
 
 
 def as_piece(cell: Cell, out: Path, number: int, jobs: int) -> dict[str, Any]:

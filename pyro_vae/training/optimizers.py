@@ -96,7 +96,7 @@ def _of_pyro(
         if own.get("lrd", 1.0) != 1.0:
             raise UserError(
                 f"lrd={own['lrd']} lowers the learning rate at each step: leave it out, and "
-                "give  schedule='linear', 'cosine' or a Schedule"
+                "give schedule='linear', 'cosine' or a Schedule"
             )
         groups.setdefault(repr(sorted(own.items())), {"params": [], **own})["params"].append(
             parameter

@@ -94,7 +94,7 @@ def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
         notes += (
             f"what concerns {', '.join(map(repr, structure.shared))} is counted in full in "
             f"each batch of {source.batch_size}. For the ELBO of the whole set give the data "
-            f"plate the size of the set:  pyro.plate('data', {source.num_images}, "
+            f"plate the size of the set: pyro.plate('data', {source.num_images}, "
             "subsample_size=len(x))",
         )
     return notes

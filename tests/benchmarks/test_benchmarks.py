@@ -283,7 +283,9 @@ PRINTED = [
 
 def test_every_program_has_its_options() -> None:
     programs = {
-        path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")
+        path.stem
+        for path in FOLDER.glob("*.py")
+        if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     }
     assert programs | {"reproduce"} == set(COMMANDS)
 

@@ -659,7 +659,7 @@ def test_evaluate_repeats_the_number_of_the_training(
         (
             ("valid_fraction = 0.1", "valid_fraction = 0.0"),
             "evaluate run --split valid",
-            "held out",
+            "validation images",
         ),
         (("", ""), "evaluate run --num-images 400", "359"),
         (('data = "digits"', 'data = "other.npz"'), "evaluate run", "not the data"),

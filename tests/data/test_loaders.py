@@ -131,7 +131,7 @@ def test_images_that_come_twice_are_not_scored(pair: tuple[Any, Any], sampler: A
     """The error bar would take them for independent; a training may weight its images so."""
     loader = DataLoader(TensorDataset(X), 8, sampler=sampler)
     for estimate in (scored, lambda pair, data: pv.ais(*pair, data, num_steps=2, num_chains=2)):
-        with pytest.raises(pv.UserError, match=r"replacement|some came twice"):
+        with pytest.raises(pv.UserError, match=r"replacement|Some images came twice"):
             estimate(pair, loader)
     trained(pair, loader)
 
@@ -147,10 +147,10 @@ REFUSED: list[tuple[Any, str]] = [
     (DataLoader(TensorDataset(X), 4, sampler=[]), "gave no batch"),
     (DataLoader(TensorDataset(X), 50, drop_last=True), "gave no batch"),
     (DataLoader(TensorDataset(X), batch_size=None), "give it a batch_size"),
-    (Of(lambda row: (X[row], None)), "items of Of make no batch"),
+    (Of(lambda row: (X[row], None)), "items of Of can't be put into one batch"),
     (Of(lambda row: X[row, :, : 2 + row % 2]), "all images of one shape"),
-    (Of(lambda row: "a.png"), "has a list in the place of x"),
-    (Of(lambda row: {"image": X[row]}), "has a NoneType in the place of x"),
+    (Of(lambda row: "a.png"), "has a list as x"),
+    (Of(lambda row: {"image": X[row]}), "has a NoneType as x"),
 ]
 
 

@@ -197,6 +197,7 @@ def forked(work: Callable[[], Any]) -> Any:
     receive, send = os.pipe()
     child = os.fork()
     if not child:
+        torch.set_num_threads(1)  # torch's pool anew, before two threads of it ask at once
         try:
             result = work()
         except BaseException as error:

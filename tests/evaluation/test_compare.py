@@ -130,7 +130,7 @@ def test_results_of_different_things_are_refused_by_name(
 
 def test_different_numbers_of_images_are_refused() -> None:
     values = three()["a"]
-    with pytest.raises(UserError, match=r"'first' is of 200 images and 'second' of 199"):
+    with pytest.raises(UserError, match=r"'first' has 200 images and 'second' has 199"):
         compare({"first": result(values), "second": result(values[1:])})
 
 

@@ -164,7 +164,7 @@ def test_an_evaluation_out_of_memory_halves_its_tile_goes_on_and_says_so(
     plain = pv.log_marginal(*pair(), images(50), num_samples=300)
     memory_for(300, monkeypatch, error)
     halved = pv.log_marginal(*pair(), images(50), num_samples=300)
-    assert "out of memory with 2000 rows" in str(halved) and "went on with 250" in str(halved)
+    assert "out of memory with 2000 rows" in str(halved) and "continued with 250" in str(halved)
     assert not any("memory" in note for note in plain.notes)
     assert abs(halved.mean - plain.mean) < 5 * (halved.se_mc**2 + plain.se_mc**2) ** 0.5
     assert halved.log_px.shape == (50,) and halved.protocol["sha256"] == plain.protocol["sha256"]
@@ -181,7 +181,7 @@ def test_noise_of_a_halved_tile_s_parts_is_independent(monkeypatch: pytest.Monke
     halved = pv.log_marginal(
         model.double(), guide.double(), images(1).double().expand(50, 1, 6, 6), num_samples=300
     )
-    assert "went on with 250" in str(halved) and len(halved.log_px.unique()) == 50
+    assert "continued with 250" in str(halved) and len(halved.log_px.unique()) == 50
 
 
 def test_a_model_that_does_not_fit_at_one_image_and_one_draw_is_a_clear_error(

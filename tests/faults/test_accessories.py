@@ -255,7 +255,7 @@ def test_too_little_memory_is_one_line(
     ("options", "words"),
     [
         (["--latent-dim", "1000000000000"], "memory|1000000000000"),
-        (["--guide", "IAF(depth=1000000000)"], "1000000000 is no size"),
+        (["--guide", "IAF(depth=1000000000)"], "1000000000 is too large for the size"),
         (["--num-samples", str(10**18)], "num-samples"),
         (["--steps", str(10**30)], "steps"),
     ],

@@ -40,7 +40,7 @@ def test_it_stops_and_keeps_the_last_finite_step(tmp_path: Path) -> None:
         child,
         "step ",
         "learning rate 1e+30",
-        "it begins at site ",
+        "it starts at site ",
         "checkpoint: run/checkpoints/step-",
         "--resume run",
     )

@@ -89,7 +89,7 @@ def test_components_that_cost_too_many_inversions_are_warned_of() -> None:
     """As many as the warning names give none."""
     prior = "VampPrior(components={})"
     with pytest.warns(
-        UserWarning, match="take components=555 or fewer"
+        UserWarning, match="Take components=555 or fewer"
     ):  # 9 passes, one of 5000 too many
         pair(prior=prior.format(556), guide="IAF(depth=3, width=8)")
     pair(prior=prior.format(555), guide="IAF(depth=3, width=8)")
@@ -170,10 +170,10 @@ def test_a_prior_without_an_encoder_is_built_before_the_guide() -> None:
 @pytest.mark.parametrize(
     ("guide", "word"),
     [
-        ("SemiAmortized", "--guide SemiAmortized from the model"),
-        ("Planar", "Planar has none"),
-        ("PointEstimate", "PointEstimate has none"),
-        ("PerDatum", "PerDatum has none"),
+        ("SemiAmortized", "--guide SemiAmortized needs the model"),
+        ("Planar", "guide Planar does not have it"),
+        ("PointEstimate", "guide PointEstimate does not have it"),
+        ("PerDatum", "guide PerDatum does not have it"),
     ],
 )
 def test_what_can_be_no_encoder_is_told(guide: str, word: str) -> None:

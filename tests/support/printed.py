@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 
+import torch
+
 from tests.support.children import SERVER, begin
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -189,6 +191,7 @@ def _run(command: str, folder: Path, environment: dict[str, str]) -> int:
 
 def _begin(folder: Path, environment: dict[str, str]) -> None:
     begin(str(folder), ".page")
+    torch.set_num_threads(1)  # torch's pool anew, before two threads of it ask at once
     os.environ.clear()
     os.environ.update(environment)
     site.addsitedir(str(folder))  # beside the page, for what it writes itself
