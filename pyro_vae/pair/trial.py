@@ -59,7 +59,7 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
                     f"{what} is NaN on the first images: look for NaN in the network's output, "
                     "which validate_args=False hides"
                     if bad is None
-                    else f"x: image {first + bad} holds a NaN, and {what} is NaN: {_OF_A_NAN}"
+                    else f"x: image {first + bad} has a NaN, and {what} is NaN: {_OF_A_NAN}"
                 )
         try:
             model = _trace(pair, pair.model, x, fields, drawn, first)
@@ -198,10 +198,15 @@ def _why_it_failed(
     """Pyro's own words say which dimensions differ; ours say which site, whose shapes, and what to
     change.
     """
+    if (bad := _first_nan(x)) is not None:
+        return (
+            f"x: image {first + bad} has a NaN, and the {program.role} fails on it "
+            f"({type(error).__name__}): {_OF_A_NAN}"
+        )
     site = _site_of(error)
     if site is None or "Shape mismatch inside plate" not in str(error):
         on = f"on {len(x)} images of shape {tuple(x.shape[1:])}"
-        return failure(program.role, on, error) + _hints(program, x, fields, error, first)
+        return failure(program.role, on, error) + _hints(program, fields, error)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
         f"{shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
@@ -210,7 +215,7 @@ def _why_it_failed(
     )
 
 
-def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first: int) -> str:
+def _hints(program: Program, fields: Fields, error: Exception) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
@@ -222,8 +227,6 @@ def _hints(program: Program, x: Tensor, fields: Fields, error: Exception, first:
         for name, value in program.select(fields).items()
         if not (value.is_floating_point() or is_constant(name)) and bool((value < 0).any())
     ]
-    if (bad := _first_nan(x)) is not None:
-        found.append(f"image {first + bad} holds a NaN: {_OF_A_NAN}")
     return f" ({', '.join(found)})" if found else ""
 
 

@@ -97,7 +97,7 @@ def test_a_pair_of_whole_images_refuses_holes_in_a_line() -> None:
     x = torch.full((60, *SHAPE), 0.5)
     x[50, 0, 1] = torch.nan
     model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(SHAPE, 2))
-    with pytest.raises(UserError, match=r"image 50 holds a NaN.*--missing nan"):
+    with pytest.raises(UserError, match=r"image 50 has a NaN.*--missing nan"):
         pv.fit(model, guides.MeanField(SHAPE, 2), x, binarize="dynamic", num_steps=2)
     with pytest.raises(UserError, match="missing 'zero'"):
         models.Bernoulli(SHAPE, 2, missing="zero")
