@@ -40,7 +40,10 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked `stress` run where the mark is asked for, `pytest -m stress`, and nowhere else."""
+    """The notebooks first, a minute each, so that no process ends with them alone. Tests marked
+    `stress` run where the mark is asked for, `pytest -m stress`, and nowhere else.
+    """
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
     if "stress" in config.option.markexpr:
         return
     left_out = [item for item in items if item.get_closest_marker("stress") is not None]
