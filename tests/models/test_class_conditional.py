@@ -104,7 +104,8 @@ def test_conditional_and_plain_log_marginals_are_not_compared() -> None:
     a = pv.log_marginal(model, guide, x, num_samples=3, y=y, **FAST)
     b = pv.log_marginal(plain, inference, x, num_samples=3, **FAST)
     with pytest.raises(
-        UserError, match=r"'conditional' is log p\(x \| y\) and 'plain' log p\(x\): different"
+        UserError,
+        match=r"'conditional' is log p\(x \| y\) and 'plain' log p\(x\): these are different",
     ):
         compare({"conditional": a, "plain": b})
 
@@ -206,7 +207,7 @@ def test_data_without_labels_are_refused_before_training(tmp_path: Any) -> None:
     np.save(tmp_path / "x.npy", np.zeros((20, 4, 4), np.uint8))
     with pytest.raises(
         UserError,
-        match=r"--model ClassConditional takes the class y of each image, and x\.npy has no labels",
+        match=r"--model ClassConditional needs the class y of each image, but x\.npy has no labels",
     ):
         prepare(Train(data=str(tmp_path / "x.npy"), model="ClassConditional", batch_size=4))
 

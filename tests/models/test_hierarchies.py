@@ -272,9 +272,7 @@ def test_what_makes_no_hierarchy_is_refused(name: str) -> None:
 
 
 def test_parts_of_other_dimensions_are_refused() -> None:
-    with pytest.raises(
-        pv.UserError, match="the likelihood decodes 3 dimensions and the prior has 2"
-    ):
+    with pytest.raises(pv.UserError, match="the likelihood decodes 3 and the prior has 2"):
         models.Hierarchical(
             models.StandardNormal(2), models.Bernoulli(3, SHAPE), latent_dims=(4, 2)
         )
