@@ -202,7 +202,7 @@ def test_generated_images_have_the_mixtures_moments(covariance: str) -> None:
 
 
 def test_a_mixture_of_too_few_images_is_refused() -> None:
-    with pytest.raises(pv.UserError, match=r"components=5\) starts from 4 images"):
+    with pytest.raises(pv.UserError, match=r"components=5\) has more components than the 4 images"):
         models.GaussianMixture((2, 2), 5).fit_em(clusters()[:4])
 
 
