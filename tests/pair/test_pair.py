@@ -723,7 +723,7 @@ def test_our_own_networks_name_both_shapes() -> None:
         models.StandardNormal(2), models.Bernoulli(2, (12,), hidden=(4,))
     )
     with pytest.raises(
-        UserError, match=r"guide: MLPwas built for inputs of shape \(12,\) .*\(5, 13\)"
+        UserError, match=r"guide: MLP was built for inputs of shape \(12,\) .*\(5, 13\)"
     ):
         fit(model, guides.MeanField((12,), 2, hidden=(4,)), torch.zeros(20, 13), **QUICK)
     with pytest.raises(
