@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pyro_vae as pv
 from pyro_vae.analysis.diagnose import active_units
 from pyro_vae.errors import UserError
+from pyro_vae.runs import sweep
 from pyro_vae.runs.grid import cells
 from pyro_vae.runs.options import Train
 from pyro_vae.runs.preview import commands, preview
@@ -88,6 +90,22 @@ def test_a_cell_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert run_cell(piece) == {"failed": ""}
     found = [swept(tmp_path / name, seed=[0]).scored[0] for name in ("whole", "cut")]
     assert found[0].test.log_px.tolist() == found[1].test.log_px.tolist()
+
+
+def test_a_cell_has_its_share_of_the_threads_and_gives_them_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = cells([SMALL])
+    seen: list[int] = []
+
+    def fails(*_: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise UserError("a mistake")
+
+    monkeypatch.setattr(sweep, "bring_to_its_end", fails)
+    torch.set_num_threads(4)
+    assert run_cell(as_piece(cell, tmp_path, 0, 2)) == {"failed": "a mistake"}
+    assert seen == [2] and torch.get_num_threads() == 4
 
 
 def test_a_folder_of_another_experiment_is_told_before_anything_is_trained(tmp_path: Path) -> None:
