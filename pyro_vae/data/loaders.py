@@ -41,6 +41,8 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
+    # whether a batch is the whole set, in its own order
+    whole = False
     # what a user is told of where the images are, where that is unusual
     note = ""
 
@@ -152,6 +154,19 @@ class Resident(Source):
             n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()
         }
         return self.x.index_select(0, rows), fields
+
+
+class Whole(Resident):
+    """All rows in each batch, in their own order: what ``SVI.step(x)`` is given."""
+
+    whole = True
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        return torch.arange(self.num_images, device=self.x.device)
+
+    def drawn(self, seed: int) -> Batch:
+        """All rows."""
+        return self.part(slice(None))
 
 
 class Hosted(Resident):
@@ -401,7 +416,7 @@ def refuse_repeats(data: Any) -> None:
 def make_source(
     data: Any,
     fields: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     what: str = "x",
     part: Part = (0, 1),
@@ -415,11 +430,17 @@ def make_source(
         missing: whether a NaN may mark what is missing, which the programs then are to be checked
             for.
     """
-    if isinstance(data, DataLoader | Dataset):
-        return Streamed(data, batch_size, device, part, fields)
+    streamed = isinstance(data, DataLoader | Dataset)
+    if batch_size is None and (streamed or part[1] > 1):
+        raise UserError(
+            "batch_size=None gives the programs all rows at once, which takes a tensor or array, "
+            "and one process: give that, or a number of images"
+        )
+    if streamed:
+        return Streamed(data, cast(int, batch_size), device, part, fields)
     x = as_images(data, what, missing=missing)
-    source = Resident if has_room(x, device) else Hosted
-    return source(x, as_fields(fields, len(x)), batch_size, device, part)
+    source = Whole if batch_size is None else Resident if has_room(x, device) else Hosted
+    return source(x, as_fields(fields, len(x)), batch_size or len(x), device, part)
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:

@@ -5,6 +5,7 @@ figures.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -130,7 +131,8 @@ class PyroELBO(Objective):
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
-        observed, kl = _sum(models, True), _sum(guides, False) - _sum(models, False)
+        observed = _sum(models, True, len(x))
+        kl = _sum(guides, False, len(x)) - _sum(models, False, len(x))
         observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
         return Estimate(loss, observed, kl, scale)
 
@@ -219,33 +221,36 @@ class _Kept(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _sum(traces: list[poutine.Trace], observed: bool) -> Any:
+def _sum(traces: list[poutine.Trace], observed: bool, batch_size: int) -> Any:
     """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that
-    are drawn.
+    are drawn; where a plate takes some of its batch, they count for all of it.
     """
     total: Any = 0.0
     for trace in map(prune_subsample_sites, traces):
         trace.compute_log_prob(lambda name, site: site["is_observed"] == observed)
         for site in trace.nodes.values():
             if "unscaled_log_prob" in site and site["is_observed"] == observed:
-                total = (
-                    total
-                    + scale_and_mask(
-                        detach_provenance(site["unscaled_log_prob"]), mask=site["mask"]
-                    ).sum()
-                )
+                log_prob = detach_provenance(site["unscaled_log_prob"])
+                taken = math.prod(_ratios(site, lambda size: size != batch_size))
+                total = total + scale_and_mask(log_prob, taken, site["mask"]).sum()
     return total
 
 
 def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
     """Full size over batch size of a data plate that subsamples, 1 where none does."""
-    frames = [frame for site in model.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    ratios = [
-        f.full_size / f.size
-        for f in frames
-        if f.size == batch_size and f.full_size not in (None, f.size)
-    ]
+    sites = model.nodes.values()
+    ratios = [ratio for s in sites for ratio in _ratios(s, lambda size: size == batch_size)]
     return ratios[0] if ratios else 1.0
+
+
+def _ratios(site: Any, of: Callable[[int], bool]) -> list[float]:
+    """Full size over size of each of a site's plates that subsample, if its size is one of
+    those.
+    """
+    frames = site.get("cond_indep_stack", ())
+    return [
+        f.full_size / f.size for f in frames if of(f.size) and f.full_size not in (None, f.size)
+    ]
 
 
 def _enumerated(trace: poutine.Trace) -> bool:
@@ -268,8 +273,8 @@ def _one_more_run(
             return reconstruction(terms), sampled_kl(terms)
         guide = plain_draw(pair.guide, x, fields)
         model = plain_draw(poutine.replay(pair.model, trace=guide), x, fields)
-    latent = _sum([guide], False) - _sum([model], False)
-    return torch.as_tensor(_sum([model], True)), torch.as_tensor(latent)
+    latent = _sum([guide], False, len(x)) - _sum([model], False, len(x))
+    return torch.as_tensor(_sum([model], True, len(x))), torch.as_tensor(latent)
 
 
 def _marked(model: Program, summed: Collection[str]) -> Any:

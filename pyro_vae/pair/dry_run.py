@@ -25,21 +25,29 @@ from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
-from pyro_vae.pair.unscored import unscored
+from pyro_vae.pair.unscored import Unscored, unscored
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
 
 
-def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Structure:
-    """The structure that dry runs on 5 and on 4 images agree upon; a ``UserError`` where they show
-    a mistake.
+def understand(
+    pair: Pair,
+    probe: Callable[[int], tuple[Tensor, Fields]],
+    whole: tuple[Tensor, Fields] | None = None,
+) -> Structure:
+    """The structure that dry runs on 5 and on 4 images agree upon, or that of the ``whole`` set
+    where they fail; a ``UserError`` where they show a mistake.
     """
     batches = probe(5), probe(4), probe(5)
     try:
         runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
     except UserError as error:
+        if whole is not None:
+            pair.store.forget_new()
+            run = trace_pair(pair, *whole)
+            return _read_structure(pair, run, run, f"{_AT_ONCE.format(len(whole[0]))}: {error}")
         told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
         if told or not (why := of_batches(pair, probe)):
             raise
@@ -56,7 +64,13 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     return structure
 
 
-def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
+_AT_ONCE = (
+    "the programs take all {} rows of x at once (batch_size=None), and they fail on a few of them, "
+    "so log p(x) of one row is not defined"
+)
+
+
+def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "") -> Structure:
     num_images = len(large[2])
     (model, guide), (model_at_four, guide_at_four) = (
         tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
@@ -67,7 +81,11 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         {name: node for name, node in sites.items() if not node["is_observed"]}
         for sites in (guide, guide_at_four)
     )
-    found = unscored(model, guide, (model_at_four, guide_at_four), num_images)
+    found = (
+        Unscored(at_once, loose=frozenset((*model, *guide)))
+        if at_once
+        else unscored(model, guide, (model_at_four, guide_at_four), num_images)
+    )
     model_plates, guide_plates = (
         _data_plates(role, sites, at_four, num_images, found.loose)
         for role, sites, at_four in (

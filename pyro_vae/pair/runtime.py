@@ -20,7 +20,7 @@ from pyro_vae.pair.dry_run import understand
 from pyro_vae.pair.known import KNOWN, Known, like, parts_of, weakly
 from pyro_vae.pair.layouts import run
 from pyro_vae.pair.module_state import modules_called
-from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score
+from pyro_vae.pair.nodes import Draw, Fields, Score, copies, plain_draw, plain_score
 from pyro_vae.pair.parameter_store import ParameterStore, PyrosStore, dry_run
 from pyro_vae.pair.program import Program, validation
 from pyro_vae.pair.structure import Structure
@@ -153,30 +153,31 @@ class Pair:
                 return tensor.dtype
         return None
 
-    def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
+    def cast(self, x: Tensor, fields: Fields | None = None, *, at_once: bool = False) -> Tensor:
         """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
         where they have none.
 
         Whole numbers that are no grey levels (int32, int64: the numbers of words) stay what they
-        are where both programs run on them, which is found out where the fields are at hand.
+        are where both programs run on them, which is found out where the fields are at hand, on a
+        few images, or ``at_once``.
         """
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = self._why_not_whole(x, fields)
+                self._known.whole[key] = self._why_not_whole(x, fields, at_once)
             if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
         return as_float(x) if dtype is None else x.to(dtype)
 
-    def _why_not_whole(self, x: Tensor, fields: Fields) -> str:
+    def _why_not_whole(self, x: Tensor, fields: Fields, at_once: bool) -> str:
         """Nothing where both programs run on whole numbers as they are, and the model draws images
         so.
         """
         try:
             self.store.before = frozenset(self.store.parameters)
             with self.probing():
-                few = probe(x, fields, PROBE_IMAGES)
+                few = copies(x, fields) if at_once else probe(x, fields, PROBE_IMAGES)
                 trace_pair(self, *few)[0].compute_log_prob()
                 plain_draw(self.model, *few)
         except Exception as error:  # whatever a program raises on numbers of another kind
@@ -242,20 +243,24 @@ class Pair:
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
+    def structure(
+        self, x: Tensor, fields: Fields, *, scored: bool = True, at_once: bool = False
+    ) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
 
         Args:
             scored: whether its sites are to be read by image; a pair of which that can't be done
                 is refused then, though it trains.
+            at_once: whether a pair that can't run on a few images may be read on all of these.
         """
         key = like(x, fields)
         if key not in self._known.structures:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    found = understand(self, lambda size: probe(x, fields, size))
+                    whole = copies(x, fields) if at_once else None
+                    found = understand(self, lambda size: probe(x, fields, size), whole)
                 self.store.refuse_left()
                 self._known.structures[key] = found
             except UserError as error:

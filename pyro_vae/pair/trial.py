@@ -151,8 +151,9 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
             return (
                 f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
                 f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
-                "batches have other images. Make one parameter for the whole set and take its "
-                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
+                "batches have other images. Train it by fit(…, batch_size=None), which makes "
+                "no batches, or make one parameter for the whole set and take its rows by the "
+                "field `index`, or use pyro_vae.guides.PerDatum"
             )
     return ""
 
@@ -219,8 +220,8 @@ def _hints(program: Program, fields: Fields, error: Exception) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            ". fit makes the batches: write the plate for all rows that the program gets "
-            "(subsample_size=None)"
+            " (fit makes the batches: write the plate for all rows that the program gets, "
+            "subsample_size=None, or train it by fit(…, batch_size=None), which makes none)"
         )
     found = [
         f"field {name!r} has the value {int(value.min())}"

@@ -62,7 +62,7 @@ def fit(
     x_train: Any,
     objective: str | ELBO = "TraceMeanField_ELBO",
     num_epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     learning_rate: float = 1e-3,
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
@@ -98,7 +98,8 @@ def fit(
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
-        batch_size: images a step.
+        batch_size: images a step; None gives each step all rows in their order, as ``SVI.step(x)``
+            does, which serves programs that take rows of their own or have a parameter for each.
         learning_rate: that of the optimiser, at its highest.
         optimizer: a name or call, ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a function of
             the list of parameters that returns an optimiser.
@@ -192,7 +193,7 @@ def _fit(
     with own_randomness(seed, place), pair.active():
         images, rows = _first_batch(source, observe, pair)
         _check_data(pair, source, observe, images, rows)
-        structure = pair.structure(images, rows, scored=False)
+        structure = pair.structure(images, rows, scored=False, at_once=source.whole)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
             check_choice("latent site of kl_weight", name, structure.latents)
@@ -274,8 +275,9 @@ def _words(value: Any) -> str:
 def _first_batch(
     source: Source, observe: Observation | None, pair: Pair
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = taken(*next(source.in_order()), slice(5))
-    return pair.cast(observe(x) if observe is not None else x, named), named
+    x, named = taken(*next(source.in_order()), slice(None if source.whole else 5))
+    seen = pair.cast(observe(x) if observe is not None else x, named, at_once=source.whole)
+    return seen, named
 
 
 def _check_data(
@@ -292,8 +294,8 @@ def _check_data(
             )
     if isinstance(source, Resident):
         observed_support.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or not isinstance(source, Resident):
+    structure = pair.structure(x, fields, scored=False, at_once=source.whole)
+    if source.whole or structure.subsampling or not isinstance(source, Resident):
         return
     if observe is None:
         observed_support.check_support_of_set(pair, source.num_images, source.part)

@@ -37,6 +37,7 @@ class FitOptions(Settings):
 
     num_epochs: int = option(10, least=1)
     num_steps: int | None = option(None, least=1)
+    batch_size: int | None = option(128, least=1)
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
     binarize: str | Observation | None = None
     x_valid: Any = None
