@@ -9,12 +9,14 @@ from abc import ABC, abstractmethod
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
+from traceback import format_exception_only
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pyro_vae import models
 from pyro_vae.choices import lookup, registry
 from pyro_vae.choices.lookup import members, resolve
 from pyro_vae.choices.registry import build
@@ -324,6 +326,9 @@ def test_unknown_names() -> None:
         "prior", "MeanField", **CONTEXT
     )
     assert "did you mean 'guide'" in refusal("guid", "MeanField")
+    with pytest.raises(AttributeError) as misspelt:
+        models.Gausian  # noqa: B018
+    assert "Did you mean: 'Gaussian'" in "".join(format_exception_only(misspelt.value))
 
 
 def test_case_does_not_matter_to_a_member() -> None:

@@ -16,6 +16,7 @@ from pyro_vae.analysis.mutual_information import Information
 from pyro_vae.analysis.representation import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
 from pyro_vae.analysis.sbc import SBC
 from pyro_vae.evaluation.ais import AnnealedMarginal
+from pyro_vae.evaluation.bdmc import BDMC
 from tests.support.exact import ppca
 
 NUMBER = 200
@@ -48,6 +49,13 @@ def annealed(number: int, acceptance: float) -> AnnealedMarginal:
     return AnnealedMarginal(
         **given(), acceptance=some(number, acceptance, 0.6), step_size=torch.ones(NUMBER)
     )
+
+
+def bounds(gap: float) -> BDMC:
+    """Two bounds of each image so far apart, which differ among the images."""
+    lower = torch.linspace(-95, -85, NUMBER, dtype=torch.float64)
+    kept = {"acceptance": torch.ones(NUMBER), "x": torch.zeros(NUMBER, 2), "num_samples": 8}
+    return BDMC(lower_px=lower, upper_px=lower + gap, **kept)
 
 
 def restored(number: int, acceptance: float) -> Restored:
@@ -118,6 +126,7 @@ CASES: dict[str, tuple[str, Any, Any]] = {  # key words, what is just not told, 
         LogMarginal(**given(num_samples=2, curve={})),
         LogMarginal(**given(num_samples=1, curve={})),
     ),
+    "bounds that cross": ("the two bounds cross", bounds(0.001), bounds(-0.001)),
     "acceptance": ("HMC accepts", annealed(NUMBER, 0.21), annealed(NUMBER, 0.19)),
     "acceptance in 1% of the images": ("HMC accepts", annealed(2, 0.1), annealed(3, 0.1)),
     "a restoration's": ("hardly move", restored(NUMBER, 0.051), restored(NUMBER, 0.049)),

@@ -231,11 +231,16 @@ def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
         return dict(values)
     if net.args:
         raise UserError(f"{label}: write the arguments within net={net}")
-    known, is_open = _net_arguments(net.name)
-    if not is_open:
-        _refuse_unknown(f"net {net}", net.kwargs, known)
+    refuse_unknown_of_net(f"net {net}", net.name, net.kwargs)
     _refuse_twice(label, net.kwargs, values)
     return {**values, **net.kwargs, "net": net.name}
+
+
+def refuse_unknown_of_net(label: str, net: Any, written: Iterable[str]) -> None:
+    """A ``UserError`` for an argument that the network, a name or a class, does not take."""
+    known, is_open = _net_arguments(net)
+    if not is_open:
+        _refuse_unknown(label, written, known)
 
 
 def _refuse_unknown(label: str, written: Iterable[str], known: Iterable[str]) -> None:

@@ -164,10 +164,6 @@ class Whole(Resident):
     def _order(self, seed: int, epoch: int) -> Tensor:
         return torch.arange(self.num_images, device=self.x.device)
 
-    def drawn(self, seed: int) -> Batch:
-        """All rows."""
-        return self.part(slice(None))
-
 
 class Hosted(Resident):
     """The whole set in the host's memory, where the device's does not have room: the batches are

@@ -55,6 +55,15 @@ class BDMC(Estimate):
         "gap_px", "Paired by image: much smaller than the others'.", standard_error
     )
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What changes how the number is to be read."""
+        crossed = (
+            f"the two bounds cross by {-self.gap:.3f} nats (± {self.se_gap:.3f}): both are estimates; "
+            "use more images or chains",
+        )
+        return super().warnings + crossed * (self.gap < 0)
+
     def headline(self) -> list[str]:
         """Both bounds and their gap."""
         name, said = quantity(self.protocol), self.protocol

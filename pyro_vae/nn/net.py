@@ -221,6 +221,7 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
             "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is "
             "already built"
         )
+    registry.refuse_unknown_of_net(f"net {part.__name__}", part, own)
     sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
     built: Net = getattr(part, direction)(*sizes, **own)
     return built

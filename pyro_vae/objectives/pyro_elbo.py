@@ -5,7 +5,6 @@ figures.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -127,7 +126,7 @@ class PyroELBO(Objective):
             -1 if at_once else -self.num_particles
         )  # before these Pyro may have run the pair to guess its plates
         models, guides = model.traces[runs:], guide.traces[runs:]
-        scale = _plate_scale(models[-1], len(x))
+        scale = max(_subsampled(site, len(x))[0] for site in models[-1].nodes.values())
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
@@ -231,26 +230,20 @@ def _sum(traces: list[poutine.Trace], observed: bool, batch_size: int) -> Any:
         for site in trace.nodes.values():
             if "unscaled_log_prob" in site and site["is_observed"] == observed:
                 log_prob = detach_provenance(site["unscaled_log_prob"])
-                taken = math.prod(_ratios(site, lambda size: size != batch_size))
-                total = total + scale_and_mask(log_prob, taken, site["mask"]).sum()
+                whole = _subsampled(site, batch_size)[1]
+                total = total + scale_and_mask(log_prob, whole, site["mask"]).sum()
     return total
 
 
-def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
-    """Full size over batch size of a data plate that subsamples, 1 where none does."""
-    sites = model.nodes.values()
-    ratios = [ratio for s in sites for ratio in _ratios(s, lambda size: size == batch_size)]
-    return ratios[0] if ratios else 1.0
-
-
-def _ratios(site: Any, of: Callable[[int], bool]) -> list[float]:
-    """Full size over size of each of a site's plates that subsample, if its size is one of
-    those.
+def _subsampled(site: Any, batch_size: int) -> tuple[float, float]:
+    """Full size over size of a site's plates that subsample: that of the batch, and those that take
+    some of it.
     """
-    frames = site.get("cond_indep_stack", ())
-    return [
-        f.full_size / f.size for f in frames if of(f.size) and f.full_size not in (None, f.size)
-    ]
+    scales = [1.0, 1.0]
+    for frame in site.get("cond_indep_stack", ()):
+        if frame.full_size not in (None, frame.size):
+            scales[frame.size != batch_size] *= frame.full_size / frame.size
+    return scales[0], scales[1]
 
 
 def _enumerated(trace: poutine.Trace) -> bool:

@@ -155,7 +155,9 @@ class Loop:
 
     def call_back(self, end: EpochEnd) -> None:
         """The callbacks; then what they may have changed, and what is done now and then."""
-        stops = [number for number, callback in enumerate(self.callbacks, 1) if callback(end)]
+        # a truth value alone ends it: `requires_grad_` returns its module
+        found = [(number, callback(end)) for number, callback in enumerate(self.callbacks, 1)]
+        stops = [n for n, ended in found if f"{ended}" in ("True", "tensor(True)")]
         wanted = stops[0] if stops else 0, int(self.memory.due), int(self.checks.due)
         stop, remember, check = self.group.largest(*wanted)
         if stop:
