@@ -51,8 +51,8 @@ _waiting: Waiting | None = None
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a `Stopped`, at once or where `postponed` says; a
-    second one ends the process.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a `Stopped`, at once or where `postponed` says;
+    a second one ends the process.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield

@@ -1,5 +1,6 @@
-"""One road for every choice of a part: read (`pyro_vae.choices.specs`), found (`pyro_vae.choices.lookup`), its
-arguments checked against the part's signature, and built, with what it leaves open filled by name.
+"""One road for every choice of a part: read (`pyro_vae.choices.specs`), found
+(`pyro_vae.choices.lookup`), its arguments checked against the part's signature, and built, with
+what it leaves open filled by name.
 """
 
 from __future__ import annotations

@@ -130,7 +130,9 @@ def _installed() -> list[Path]:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other code."""
+    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other
+    code.
+    """
     before = sys.pycache_prefix, sys.dont_write_bytecode
     with tempfile.TemporaryDirectory() as nothing:
         sys.pycache_prefix, sys.dont_write_bytecode = nothing, True

@@ -227,8 +227,8 @@ def _file_labels(files: list[File]) -> list[str] | None:
 
 
 def _in_colour(files: list[File]) -> bool:
-    """Whether the set is of colour images; palettes of greys are what the others are, and grey among
-    themselves.
+    """Whether the set is of colour images; palettes of greys are what the others are, and grey
+    among themselves.
     """
     return next((found for file, _ in files if (found := _is_colour(file)) is not None), False)
 

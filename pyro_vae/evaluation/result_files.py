@@ -55,7 +55,8 @@ def _parts(ll: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_estimate(path: Path, of: str) -> Any:
-    """The estimate that `save_estimate` wrote, or None where there is no file or it is ``of`` something else.
+    """The estimate that `save_estimate` wrote, or None where there is no file or it is ``of``
+    something else.
 
     Raises:
         UserError: the file is damaged.

@@ -22,7 +22,8 @@ from pyro_vae.pair.terms import SiteTerms
 
 NUM_IMAGES = 5
 EVERY, OTHERS = (0, 1, 2, 3, 4), ((0, 1, 1, 1, 1), (3, 3, 3, 3, 4))
-"""Rows of five images; in the others one of them keeps its place, and all others are another image."""
+"""Rows of five images; in the others one of them keeps its place, and all others are another image.
+"""
 
 
 class Independence(NamedTuple):

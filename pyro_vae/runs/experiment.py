@@ -69,8 +69,8 @@ class Experiment:
 
     @property
     def fields_train(self) -> dict[str, Any]:
-        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those of
-        them that are kept.
+        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those
+        of them that are kept.
         """
         found = self._fields(self.data.train_labels, self.train_rows)
         number = self.options.labels
@@ -136,8 +136,8 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
-        words for the protocol.
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every
+        call), and words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.

@@ -57,8 +57,8 @@ class Settings:
     "Cyclical(cycles=4, ramp=0.5)"; by default it has its full value from the start.
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient: a larger gradient is scaled down to it; by default gradients
-    are not changed.
+    """The largest norm of the gradient: a larger gradient is scaled down to it; by default
+    gradients are not changed.
     """
     freeze: str | None = None
     """What is not trained: model, guide, or a pattern of parameters' names, such as
@@ -67,8 +67,8 @@ class Settings:
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain Pyro
-    (off). auto compiles if the number of steps is worth it.
+    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain
+    Pyro (off). auto compiles if the number of steps is worth it.
     """
     on_divergence: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is NaN or infinite: stop and say where, or skip and count the step.
