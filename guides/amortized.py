@@ -1,4 +1,4 @@
-"""The amortized guide: one network gives every image its own variational parameters."""
+"""Amortized guides: one network gives every image its variational parameters."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A guide of a hierarchy that infers each layer from the one below."""
+"""Bottom-up guide of a hierarchy: each layer is inferred from the one below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An inference model of images whose classes are given."""
+"""Class-conditional guide: the encoder of a CVAE."""
 
 from __future__ import annotations
 

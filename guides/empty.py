@@ -1,4 +1,4 @@
-"""The guide of a model without latents to sample."""
+"""The empty guide, for a model without latents to draw."""
 
 from typing import Any, ClassVar
 

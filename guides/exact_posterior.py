@@ -1,4 +1,4 @@
-"""The guide of a model that knows its own posterior."""
+"""The exact posterior as a guide."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""The Gaussian guide with every covariance."""
+"""Gaussian guide with a full covariance."""
 
 from typing import Any
 

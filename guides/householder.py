@@ -1,4 +1,4 @@
-"""The Householder flow."""
+"""Householder flow guide."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The inverse autoregressive flow."""
+"""Inverse autoregressive flow (IAF) guide."""
 
 import warnings
 from typing import Any

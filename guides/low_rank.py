@@ -1,4 +1,4 @@
-"""The Gaussian guide with a few directions of correlation."""
+"""Gaussian guide with a low-rank covariance."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The textbook guide: independent Gaussians."""
+"""Mean-field Gaussian guide: independent Gaussians."""
 
 from typing import Any
 

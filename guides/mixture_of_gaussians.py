@@ -1,4 +1,4 @@
-"""The mixture guide."""
+"""Mixture-of-Gaussians guide."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The neural spline flow."""
+"""Neural spline flow (NSF) guide."""
 
 from typing import Any
 

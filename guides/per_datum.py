@@ -1,4 +1,4 @@
-"""The textbook's guide without a network."""
+"""Non-amortized guide: a table of variational parameters, one row for each image."""
 
 from typing import Any, ClassVar
 

@@ -1,4 +1,4 @@
-"""The planar flow."""
+"""Planar flow guide."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The point mass of the plain autoencoder."""
+"""Point-mass guide: the deterministic autoencoder."""
 
 from typing import Any
 

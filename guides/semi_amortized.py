@@ -1,4 +1,4 @@
-"""The guide that starts at a network's guess and climbs."""
+"""Semi-amortized guide: a network's output, refined by gradient steps."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar

@@ -1,4 +1,4 @@
-"""An inference model of images whose classes are known for a few."""
+"""Semi-supervised guide (M2): q(y | x) and q(z | x, y)."""
 
 from __future__ import annotations
 

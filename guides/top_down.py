@@ -1,6 +1,4 @@
-"""A guide of a hierarchy that infers the top layer first, and each lower one from image and model
-together.
-"""
+"""Top-down guide of a hierarchy: the ladder VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The likelihood of binary pixels."""
+"""Bernoulli likelihood, for binary pixels."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The likelihood of grey levels that count."""
+"""Binomial likelihood, for grey levels as counts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The likelihood of grey levels without an order."""
+"""Categorical likelihood, for grey levels without an order."""
 
 from typing import Any
 

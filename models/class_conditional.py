@@ -1,4 +1,4 @@
-"""A generative model of images whose classes are given."""
+"""Class-conditional generative model: a CVAE."""
 
 from __future__ import annotations
 

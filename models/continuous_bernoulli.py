@@ -1,4 +1,4 @@
-"""The likelihood of pixels in the unit interval."""
+"""Continuous Bernoulli likelihood, for pixels in [0, 1]."""
 
 import math
 from typing import Any

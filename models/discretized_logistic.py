@@ -1,4 +1,4 @@
-"""The likelihood of grey levels as rounded real values; neither torch nor Pyro has such a law."""
+"""Discretized logistic likelihood, for ordered grey levels; neither torch nor Pyro has it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow prior."""
+"""Normalizing-flow prior."""
 
 from pyro import distributions as dist
 from torch import Tensor

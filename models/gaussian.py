@@ -1,6 +1,4 @@
-"""Likelihoods of real-valued pixels with a location and a scale: what they share, and the
-Gaussian.
-"""
+"""Gaussian likelihood, and the base class of location-scale likelihoods."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The mixture of Gaussians: the baseline that a VAE on real pixels has to beat, and the way to it
-by EM.
-"""
+"""Gaussian mixture model, with EM: an exact baseline for real pixels."""
 
 from __future__ import annotations
 

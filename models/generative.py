@@ -1,4 +1,4 @@
-"""The generative model of a variational auto-encoder."""
+"""The generative model of a VAE: a prior and a likelihood."""
 
 import inspect
 from collections.abc import Mapping

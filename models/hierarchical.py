@@ -1,4 +1,4 @@
-"""A generative model with several layers of latents."""
+"""Hierarchical generative model: several layers of latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: the VAE that is solved exactly."""
+"""Probabilistic PCA: the linear VAE, solved exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mixture prior."""
+"""Mixture-of-Gaussians prior."""
 
 import torch
 from pyro import distributions as dist

@@ -1,4 +1,4 @@
-"""The likelihood of counts that vary more than a Poisson's."""
+"""Negative binomial likelihood, for overdispersed counts."""
 
 from typing import Any
 

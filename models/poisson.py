@@ -1,6 +1,4 @@
-"""Likelihoods of counts: what they share, a positive rate, a row's size and more zeros than the law
-has; and the Poisson's.
-"""
+"""Poisson likelihood, and the base class of likelihoods of counts (offset, zero inflation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A generative model of images whose classes are known for a few."""
+"""Semi-supervised generative model (M2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The textbook prior."""
+"""Standard normal prior."""
 
 import torch
 from pyro import distributions as dist

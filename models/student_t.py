@@ -1,4 +1,4 @@
-"""The heavy-tailed likelihood of real-valued pixels."""
+"""Student-t likelihood, for real pixels with outliers."""
 
 import math
 from typing import Any

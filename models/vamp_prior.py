@@ -1,4 +1,4 @@
-"""The variational mixture of posteriors."""
+"""VampPrior: variational mixture of posteriors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and names in printed lines, and results that print themselves."""
+"""Formatting of numbers and names, and the base classes of results that print themselves."""
 
 from __future__ import annotations
 

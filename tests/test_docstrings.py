@@ -58,6 +58,21 @@ def missing(part: Any) -> Iterator[str]:
         yield "Returns"
 
 
+SOURCES = [
+    *[f"models.{name}" for name in models.__all__],
+    *[f"guides.{name}" for name in guides.__all__ if name != "Empty"],
+    *("objectives.IWAE", "objectives.DReG", "fit", "log_marginal", "ais", "bdmc", "refine"),
+    *("impute", "denoise", "diagnose", "sbc_ranks", "compare", "LogMarginal"),
+]
+
+
+@pytest.mark.parametrize("public", SOURCES)
+def test_a_docstring_names_its_source(public: str) -> None:
+    module, name = PUBLIC[public]
+    said = sections(inspect.cleandoc(getattr(module, name).__doc__))["Reference"]
+    assert re.search(r"\b(19|20)\d\d\b", said)
+
+
 @pytest.mark.parametrize("public", PUBLIC)
 def test_a_docstring_names_each_argument_and_the_result(public: str) -> None:
     module, name = PUBLIC[public]

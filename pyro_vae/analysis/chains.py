@@ -1,4 +1,4 @@
-"""Chains of x and z that leave p(x, z | y) invariant: their moves, and what they leave."""
+"""Markov chains of (x, z) that leave p(x, z | y) invariant: their moves and their averages."""
 
 from __future__ import annotations
 

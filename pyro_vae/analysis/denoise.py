@@ -1,4 +1,4 @@
-"""Clean images, drawn given noisy ones."""
+"""Denoising: draws of clean images given noisy ones."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def _active(parts: list[_Visit], num_draws: int) -> ActiveUnits:
     return ActiveUnits(variances, num_draws)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # One batch
 
 
@@ -203,7 +203,7 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
 
 
 def _scalars(fn: Any) -> Any:
-    """The distribution of a site's numbers one by one, where they are independent; None elsewhere."""
+    """The distribution of a site's numbers one by one if they are independent, else None."""
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn if fn.event_shape == () else None
@@ -223,7 +223,7 @@ def _units(rows: Tensor, num_draws: int) -> Tensor:
     return by_draw(rows.reshape(len(rows), -1), num_draws).double().cpu()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

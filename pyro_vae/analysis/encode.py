@@ -141,7 +141,7 @@ def _mean(node: Any, shares: Tensor | None, at: Geometry) -> Tensor:
 
 
 def mean_of(fn: Any) -> Tensor:
-    """The distribution's mean, batch and event shape; the average of 100 draws where it has none."""
+    """The distribution's mean, batch and event shape, or the average of 100 draws."""
     try:
         mean: Tensor = fn.mean
     except NotImplementedError:
@@ -157,7 +157,7 @@ def mean_of(fn: Any) -> Tensor:
 
 
 class _AtMeans(Messenger):
-    """Every latent sample statement returns the mean of its distribution; a discrete one is drawn."""
+    """Each latent sample statement returns its distribution's mean; a discrete one is drawn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Missing pixels, drawn given those that are seen."""
+"""Imputation: draws of missing pixels given the observed ones."""
 
 from __future__ import annotations
 

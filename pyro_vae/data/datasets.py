@@ -469,7 +469,7 @@ def random_split(
     )
 
 
-# ----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # named sets
 
 
@@ -495,7 +495,7 @@ def mnist(source: Source) -> ImageData:
 
 
 def mnist5k(source: Source) -> ImageData:
-    """5000 of MNIST's digits, 28x28, 8 bits, without a download (extra: mnist5k), split at random."""
+    """5000 digits of MNIST, 28x28, 8 bits, no download (extra: mnist5k), split at random."""
     images, labels = read_mnist5k()
     return random_split(
         "mnist5k", images, labels, seed=source.seed, test_fraction=source.test_fraction

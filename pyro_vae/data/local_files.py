@@ -187,7 +187,7 @@ File = tuple[Path, str | None]
 
 
 def _image_files(folder: Path) -> list[File]:
-    """Image files in the natural order of their names, each with its class, the subfolder's name."""
+    """Image files in the natural order of their names, each with its class (subfolder)."""
     loose = _images_in(folder)
     subfolders = [sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     filled = {

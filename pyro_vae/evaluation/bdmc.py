@@ -1,6 +1,4 @@
-"""Bidirectional Monte Carlo: log p(x) from below and from above, on images of the model's own
-(Grosse et al. 2015).
-"""
+"""Bidirectional Monte Carlo (BDMC): bounds of log p(x) from both sides on simulated images."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which model gives the same images more log p(x): paired differences with their standard errors,
-and stacking weights.
-"""
+"""Model comparison: paired differences of log p(x) with standard errors, and stacking weights."""
 
 from __future__ import annotations
 
@@ -161,7 +159,7 @@ def _row(name: str, result: LogMarginal, difference: float, error: float, weight
     return Row(name, *figures, difference, error, z, weight, high, tuple(result.warnings))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # What can't be compared
 
 
@@ -233,7 +231,7 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, LogMarginal]) -> list[st
     return notes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")

@@ -1,6 +1,4 @@
-"""log p(x) by importance sampling: IW-K with its protocol, two error bars, a bias estimate and
-diagnostics.
-"""
+"""Importance sampling: ``log_marginal``, with two error bars, a bias estimate and diagnostics."""
 
 from __future__ import annotations
 

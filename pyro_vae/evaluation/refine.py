@@ -1,6 +1,4 @@
-"""What amortization costs: the guide's parameters freed for each image, and the two gaps (Cremer et
-al. 2018).
-"""
+"""Amortization and approximation gap, by refining the variational parameters of each image."""
 
 from __future__ import annotations
 

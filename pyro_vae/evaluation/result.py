@@ -1,6 +1,4 @@
-"""What an estimator of log p(x) returns: figures of each image, a headline, and the protocol behind
-them.
-"""
+"""The result of an estimator of log p(x): `LogMarginal`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An estimate as a file: its figures of each image and its protocol, in a .npz without pickle."""
+"""Result files: an estimate's figures and protocol in a .npz file without pickle."""
 
 from __future__ import annotations
 

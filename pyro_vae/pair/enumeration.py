@@ -1,4 +1,4 @@
-"""Discrete latents at all their values, by Pyro's enumeration.
+"""Exact enumeration of discrete latents, by Pyro's enumeration.
 
 Those that the guide lacks are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those that it
     has

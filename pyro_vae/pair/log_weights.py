@@ -1,6 +1,4 @@
-"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands
-on.
-"""
+"""Log densities and log importance weights of any pair, as tensors."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class PairReport(Printed):
             )
         if s.own_draws_only:
             lines.append(
-                f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
+                f"scored only at their own last draw: {', '.join(s.own_draws_only)} (no STL, "
                 "DReG, AIS)"
             )
         if s.not_held:

@@ -1,6 +1,4 @@
-"""Named fields beside x (labels, masks, weights) against the programs' signatures: each is one that
-a program takes, or is refused.
-"""
+"""The signatures of the programs, and the named fields that they take."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the options of a training to its objects: data, what is observed of them, model and guide."""
+"""The objects of an experiment, built from its options: data, observation, model and guide."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Experiment:
         return {"y": torch.where(kept, found["y"], -1)}
 
     def accuracy(self, split: str, number: int | None) -> dict[str, float]:
-        """The share of `images` that the guide's q(y | x) gives their own class, where it has one."""
+        """The accuracy of the guide's q(y | x) on `images`, if it has one."""
         classify, y = hook(self.guide, "classify"), self.fields(split, number).get("y")
         if classify is None or y is None:
             return {}

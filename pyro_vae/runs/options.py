@@ -1,5 +1,4 @@
-"""What the command line and a configuration file can say: one dataclass a command, its types and
-ranges checked.
+"""The options of the commands and of configuration files: one dataclass for each command.
 
 Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
 line's help.
@@ -278,7 +277,7 @@ class Evaluate(Scoring):
     """The seed of the draws."""
 
     def check(self) -> None:
-        """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
+        """Raise a ``UserError`` for a wrong type or range, or an option of another method."""
         check_fields(self)
         for name, methods in OF_METHODS.items():
             if getattr(self, name) is not None and self.method not in methods:
@@ -510,7 +509,7 @@ class Bench(Options):
     """Print the results as one JSON object; the tables go to stderr."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Configuration files
 
 

@@ -1,4 +1,4 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
+"""The run folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
 evaluations/, pictures.
 """
 
@@ -330,7 +330,7 @@ class Unwritten(Run):
 
 
 class Recorder(Checkpoints):
-    """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
+    """The callback of a run: it writes epochs to metrics.jsonl, and checkpoints."""
 
     def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
         super().__init__(run.checkpoints, minutes, metadata)

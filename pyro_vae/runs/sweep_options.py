@@ -1,6 +1,4 @@
-"""What `pyro-vae sweep` can say: the options of `train`, each with several values, and how its
-cells are run.
-"""
+"""The options of `pyro-vae sweep`: those of `train`, each with several values."""
 
 from __future__ import annotations
 

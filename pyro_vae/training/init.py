@@ -1,4 +1,4 @@
-"""A training that begins with the parameters of another pair, wherever name and shape are the same."""
+"""Initialisation from another pair's parameters, where name and shape are the same."""
 
 from __future__ import annotations
 

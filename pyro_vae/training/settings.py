@@ -1,5 +1,4 @@
-"""The options of a training that are numbers and words: one dataclass, which `fit` and the command
-line both read.
+"""Training settings that are numbers and words: one dataclass for `fit` and the command line.
 
 Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
 line's help.
