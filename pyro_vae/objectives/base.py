@@ -206,7 +206,8 @@ class Scaled(Messenger):
 
 class Loss(nn.Module):
     """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
-    place. ``site_weights`` are further factors of it, of latent sites by their names.
+    place. ``site_weights`` are further factors of it, of latent sites by their names; ``rounded`` says
+    that training steps have bfloat16 products.
 
     Args:
         objective: what is maximised.
@@ -223,6 +224,7 @@ class Loss(nn.Module):
                 setattr(self, program.role, program.owner)
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
         self.site_weights: Mapping[str, float] = {}
+        self.rounded = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs'

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed
-from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Observation
@@ -81,6 +81,7 @@ def fit(
     on_divergence: str = "stop",
     init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
+    precision: str = "float32",
     **fields: Any,
 ) -> History:
     """Train a model and a guide by SVI; both are changed in place and left on ``device``.
@@ -131,6 +132,9 @@ def fit(
         resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
             other arguments as they were; on the CPU, in the same tier and with as many threads, bit
             for bit as if it had never been stopped.
+        precision: ``bfloat16`` rounds the factors and results of a step's products, as torch's
+            autocast does; draws, densities, sums and the optimiser stay in float32, and so does the
+            validation. ``history.note`` has the error on the first batch's ELBO.
         **fields: tensors with one row an image, passed to the programs that name them.
 
     Returns:
@@ -186,6 +190,9 @@ def _fit(
         "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
+    if options.precision != "float32":
+        need_float32(options.precision, pair.dtype)
+        loss.rounded, settings["precision"] = True, options.precision
     kl_weight, loss.site_weights = by_site(options.kl_weight)
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
