@@ -1,5 +1,5 @@
-"""State of the process that changes a number: autocast, the precision of products, and whose turn
-it is.
+"""Process-wide settings that change a number: autocast, matrix-product precision, one thread at a
+time.
 
 An evaluation sets autocast off and products to float32, and says in its protocol what it takes as
 it is: the default dtype, deterministic mode, the number of threads. A training takes all of it as

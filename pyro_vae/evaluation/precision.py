@@ -1,6 +1,4 @@
-"""The precision of matrix products in an evaluation: float32, or less where that is asked for, its
-error then measured.
-"""
+"""Matrix-product precision of an evaluation: float32, TF32 or bfloat16, with the measured error."""
 
 from __future__ import annotations
 

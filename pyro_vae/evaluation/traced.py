@@ -1,6 +1,4 @@
-"""Log weights tile by tile, and the target of annealing: the Pyro programs themselves, or tensor
-programs traced for this one evaluation, their encoder running once a tile of images.
-"""
+"""Log weights and annealing targets as traced graphs, or by the Pyro programs themselves."""
 
 from __future__ import annotations
 

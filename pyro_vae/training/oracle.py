@@ -1,6 +1,4 @@
-"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what
-was held, in words.
-"""
+"""The live oracle: a user's own pair is compared with stock Pyro and torch at its first batch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The training step: plain Pyro, ``backward`` and the optimiser; or all of it traced once, and
-replayed or compiled.
+"""The training step: the Pyro programs, ``backward`` and the optimiser, run eagerly or as one
+traced graph.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> Non
     assert [each.fp32_precision for each in SETTINGS] == before
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
