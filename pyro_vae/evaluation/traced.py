@@ -100,7 +100,8 @@ class TracedWeights:
                     tolerance=tolerance,
                     floor=1.0,
                 )
-                self.precision.rewrite(program.graph)
+                with self.precision.rounding(x.device):
+                    program = trace(log_weights(fast_log_prob.log_prob), arguments)
                 tolerance = _ROUGHLY
             keep_freed_memory()
             split = SplitProgram(program, arguments, self.tier)

@@ -202,7 +202,7 @@ class Loss(nn.Module):
     """The loss module of an objective and a pair: −bound of one batch, in nats summed over it.
 
     ``kl_weight`` is a 0-dim buffer: change it in place. ``site_weights`` are further factors of it
-    by latent site.
+    by latent site. ``rounded``: training steps have bfloat16 products.
 
     Args:
         objective: what is maximised.
@@ -219,6 +219,7 @@ class Loss(nn.Module):
                 setattr(self, program.role, program.owner)
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
         self.site_weights: Mapping[str, float] = {}
+        self.rounded = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs'

@@ -116,7 +116,8 @@ class Train(Settings, Experiment, Options):
         "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
-        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",
+        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile "
+        "precision",
         "evaluation": "num_samples eval_images",
         "run": "out config resume checkpoint_minutes pictures trust json quiet",
     }

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed
-from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Observation
@@ -81,6 +81,7 @@ def fit(
     on_divergence: str = "stop",
     init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
+    precision: str = "float32",
     **fields: Any,
 ) -> History:
     """Train a model and a guide by stochastic variational inference (SVI).
@@ -137,6 +138,9 @@ def fit(
         resume: a ``TrainingState``, or a folder of ``Checkpoints``: continue that training. All
             other arguments must be as they were. On the CPU, with the same tier and number of
             threads, the result is bit for bit that of a training without a stop.
+        precision: ``bfloat16`` rounds the factors and results of a step's products, as torch's
+            autocast does; draws, densities, sums, the optimiser and the validation stay in float32.
+            ``history.note`` has the error on the first batch's ELBO.
         **fields: tensors with one row for each image, passed to the programs that name them.
 
     Returns:
@@ -198,6 +202,9 @@ def _fit(
         "on_divergence": options.on_divergence,
         "processes": group.size,
     }  # fmt: skip
+    if options.precision != "float32":
+        need_float32(options.precision, pair.dtype)
+        loss.rounded, settings["precision"] = True, options.precision
     kl_weight, loss.site_weights = by_site(options.kl_weight)
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)

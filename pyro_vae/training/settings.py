@@ -69,6 +69,10 @@ class Settings:
     """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain
     Pyro (off). auto compiles if the number of steps is worth it.
     """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """The numbers that a training step multiplies; sums and the optimiser are in float32. The error
+    on the ELBO of the first batch is in the note on the training step.
+    """
     on_divergence: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is NaN or infinite: stop and say where, or skip and count the step.
     """
