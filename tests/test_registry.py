@@ -8,8 +8,8 @@ import sys
 from abc import ABC, abstractmethod
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from types import ModuleType
 from traceback import format_exception_only
+from types import ModuleType
 from typing import Any
 
 import pytest
