@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pyro_vae import distributed
-from pyro_vae.choices import lookup, registry
+from pyro_vae.choices import lookup
 from pyro_vae.cli import bench, sweep
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
@@ -31,7 +31,6 @@ from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import Finished, train_run, write_pictures
-from pyro_vae.training import checkpoint_files
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
 """Columns of `list` where standard output is no terminal, and of its texts beside the names in a
@@ -79,25 +78,17 @@ def audit(options: Audit) -> None:
     """Write a script into the run that checks log weights by stock Pyro, and the source that it
     needs.
     """
-    from pyro_vae.runs.audit import NUM_IMAGES, write_audit
+    from pyro_vae.runs.audit import write_audit
 
     run = run_folder.open_run(options.run)
-    with registry.recorded() as calls:
-        experiment, _ = trained(run, options.data, options.data_root, _say, trust=options.trust)
-    number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
-    x, _ = experiment.images("test", number)
-    weights = checkpoint_files.newest(run.checkpoints).path
-    pair = experiment.model, experiment.guide
-    found = write_audit(
-        run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed
-    )
+    script, copies = run_folder.shown(run.folder / "audit.py"), write_audit(run, options, _say)
     print(
-        f"{run_folder.shown(found.script)} uses torch, pyro and copies of the pair's source. "
+        f"{script} uses torch, pyro and copies of the pair's source. "
         "Compare the copies with the originals:"
     )
-    for copy, original in found.copies.items():
+    for copy, original in copies.items():
         print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
-    print(f"run it, with this package or without: python {run_folder.shown(found.script)}")
+    print(f"run it, with this package or without: python {script}")
 
 
 @execute.register
