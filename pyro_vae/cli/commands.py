@@ -25,12 +25,13 @@ from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs import listing, parts, run_folder
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
+from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Runs, Sample, Train
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
-from pyro_vae.runs.train import Finished, train_run, write_pictures
+from pyro_vae.runs.train import train_run, write_pictures
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
 """Columns of `list` where standard output is no terminal, and of its texts beside the names in a
@@ -52,10 +53,7 @@ def execute(command: Any) -> None:
 def train(options: Train) -> None:
     """Train, evaluate, and leave a run behind."""
 
-    def show(found: Finished) -> None:
-        _print_result(found.run, found.figures, found.headline, options.json)
-
-    train_run(options, _say, show)
+    train_run(options, _say, partial(_print_result, options.json))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,7 +68,7 @@ def evaluate(options: Evaluate) -> None:
         run = run_folder.open_run(options.run)
         found = evaluate_run(run, options, _say)
     if found is not None:
-        _print_result(run, found.figures, found.headline, options.json)
+        _print_result(options.json, run, found)
 
 
 @execute.register
@@ -162,10 +160,7 @@ def plot(options: Plot) -> None:
     path = (
         _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
     )
-    experiments = [
-        trained(run, options.data, options.data_root, _say, trust=options.trust)[0]
-        for run in opened
-    ]
+    experiments = [trained(run, options, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
@@ -175,10 +170,7 @@ def plot(options: Plot) -> None:
         print(run_folder.shown(each))
 
 
-@execute.register(Sweep)
-def sweep_runs(options: Any) -> None:
-    """Train the cells of a grid, and rank them."""
-    sweep.run(options)
+execute.register(Sweep, sweep.run)
 
 
 @execute.register
@@ -265,11 +257,11 @@ def _picture_file(out: Path) -> Path:
     return path
 
 
-def _print_result(run: Run, result: dict[str, Any], headline: str, as_json: bool) -> None:
+def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
     if as_json:
-        print(json.dumps(run_folder.finite({**result, "run": str(run)}), ensure_ascii=False))
+        print(json.dumps(run_folder.finite({**found.figures, "run": str(run)}), ensure_ascii=False))
     else:
-        print(headline)
+        print(found.headline)
         print(f"run: {run}", flush=True)
 
 

@@ -62,8 +62,7 @@ def write_audit(run: Run, options: Audit, tell: Callable[[str], None]) -> dict[P
             latents, or without this engine.
     """
     with registry.recorded() as calls:
-        place = options.data, options.data_root
-        experiment, _ = trained(run, *place, tell, trust=options.trust)
+        experiment, _ = trained(run, options, tell)
     number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
     x, fields = experiment.images("test", number)[0], experiment.fields("test", number)
     model, guide, folder = experiment.model, experiment.guide, run.folder
