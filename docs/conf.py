@@ -36,6 +36,7 @@ myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Reference", "References")]
 autosummary_generate = True
 autodoc_typehints = "none"  # in the signature's own words: the docstrings give shapes and units
 autodoc_member_order = "bysource"
@@ -50,7 +51,7 @@ html_css_files = ["wide.css"]
 
 
 def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """The docstrings' own signs, `(N, *event)` and `p(x | z)`, are not marks of reStructuredText."""
+    """Escape `(N, *event)` and `p(x | z)`, which are no marks of reStructuredText."""
     parts = re.split(r"(`+[^`]*`+)", "\n".join(lines))
     parts[::2] = [re.sub(r"(?<![*\w])\*(?=\w)|\|", r"\\\g<0>", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")

@@ -1,4 +1,4 @@
-"""Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended.
+"""Variational auto-encoders as plain Pyro programs, and their log p(x) with error bars.
 
 The public names are those of `__init__.pyi`. Each is loaded when it is first used, so that the
 command line starts without torch.

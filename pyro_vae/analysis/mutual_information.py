@@ -1,5 +1,5 @@
-"""How much a latent says about its image: KL(q(z | x) ‖ p(z)), averaged, is mutual information +
-KL(q(z) ‖ p(z)).
+"""Mutual information of image and latent, and the marginal KL: the two parts of E KL(q(z | x) ‖
+p(z)).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Classes as a further input of an encoder."""
+"""Class embedding: the class as a further input of an encoder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Runs of a pair held against each other: whether all sites have the same log densities, and the
-layout that has those of repetition.
-"""
+"""Comparison of runs of a pair: the same log densities at all sites, and the cheapest layout."""
 
 from __future__ import annotations
 

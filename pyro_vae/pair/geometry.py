@@ -1,4 +1,4 @@
-"""How a pair is run: where its plates are, how it draws and how sites are scored."""
+"""How a pair is run: the dimensions of its plates, its draws, its scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is known of two programs, for as long as both live."""
+"""Cache of what is known of two programs, for as long as both exist."""
 
 from __future__ import annotations
 

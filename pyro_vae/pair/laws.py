@@ -1,4 +1,4 @@
-"""The distributions of sites: what is inside them, and their names in a sentence."""
+"""The distributions of sites: their base distributions, and their names in a sentence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands
-on.
-"""
+"""Log densities and log importance weights of any pair, as tensors."""
 
 from __future__ import annotations
 
@@ -32,13 +30,24 @@ def log_densities(
     num_particles: int = 1,
     **fields: Any,
 ) -> SiteTerms:
-    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K,
-    B)``, in nats.
+    """The log densities of every site at draws of the guide, each ``(K, B)``, in nats.
 
-    The modules run in eval mode; gradients flow where they are enabled.
+    They are unscaled, so that log p(x, z) is their sum. Modules run in eval mode. Gradients flow
+    where they are enabled.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``SiteTerms``: by site name ``observed`` (log p(x | …)), ``prior`` (log p(z | …)) and
+        ``guide`` (log q(z | …)), each with ``log_prob``, ``(K, B)``, and ``value``.
 
     Raises:
-        UserError: the pair is no pair (which site, which plate, which shapes, what to change).
+        UserError: the two programs do not fit together: which site, which plate, which shapes, and
+            what to change.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False):
@@ -54,15 +63,29 @@ def log_weights(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> Tensor:
-    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016,
-    equation 8).
+    """log importance weights log p(x, z_k) − log q(z_k | x), z_k ~ q(z | x), in nats.
+
+    Example::
+
+        log_w = pv.log_weights(model, guide, x, num_particles=100)  # (100, B)
+        log_px = log_w.logsumexp(0) - math.log(100)  # L_K of each image
 
     Args:
-        ignore_scales: whether ``poutine.scale`` in the programs is without effect here.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        ignore_scales: whether to leave out ``poutine.scale`` in the programs.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``(K, B)``, in nats. Gradients flow where they are enabled.
 
     Raises:
-        UserError: as `log_densities`; and where these are not the log weights of each image's p(x):
-            a subsampling plate, a scaled site, a point mass, images that depend on each other.
+        UserError: as `log_densities`; or these are not the log weights of each image's p(x): a
+            subsampling plate, a scaled site, a point mass, images that depend on each other.
+
+    Reference:
+        Burda et al. 2016, equation 8.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False), without_scales(ignore_scales):

@@ -1,6 +1,4 @@
-"""``check_pair``: what the engine understands of a model and a guide, in words, before anything is
-trained.
-"""
+"""``check_pair``: a report on a model and a guide before anything is trained."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ LAYOUT_WORDS = {
 
 @dataclass(frozen=True)
 class PairReport(Printed):
-    """A sound pair, as understood."""
+    """What was found out about a pair that can be trained; ``print`` shows it in words."""
 
     structure: Structure
     layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
@@ -64,7 +62,7 @@ class PairReport(Printed):
             )
         if s.own_draws_only:
             lines.append(
-                f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
+                f"scored only at their own last draw: {', '.join(s.own_draws_only)} (no STL, "
                 "DReG, AIS)"
             )
         if s.not_held:
@@ -78,11 +76,26 @@ class PairReport(Printed):
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:
-    """Run both programs on five images like ``x`` and tell what they are; nothing is trained or
-    changed.
+    """Check that a model and a guide fit together, before training. Nothing is trained or changed.
+
+    Both programs run on five images like ``x``.
+
+    Example::
+
+        print(pv.check_pair(model, guide, x))  # sites, plates, layout, warnings
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        A `PairReport`, which prints the sites, the plates, which KLs are closed, and what the pair
+        can't be used for.
 
     Raises:
-        UserError: where they are no pair: which site, which plate, both shapes, and what to change.
+        UserError: they do not fit together: which site, which plate, both shapes, and what to
+            change.
     """
     pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
     structure = pair.structure(images, named, scored=False)

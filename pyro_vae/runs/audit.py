@@ -1,5 +1,4 @@
-"""A check of a run's log weights that needs no trust in this package: a script for stock Pyro,
-written into the run.
+"""Audit: a script for stock Pyro that recomputes a run's log weights without this package.
 
 The script imports torch, pyro and copies of the source that the model and the guide are made of,
 nothing that evaluates.
@@ -153,7 +152,7 @@ def _alone(site: Site) -> Tensor:
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The pair as Python
 
 
@@ -232,7 +231,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
     return next(each for n in count(1) if (each := f"{name}{n if n > 1 else ''}") not in taken)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The source that it needs
 
 

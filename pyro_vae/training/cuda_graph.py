@@ -1,6 +1,4 @@
-"""A training step as one CUDA graph: gathering, binarization, gradients and optimiser, with no word
-from the host.
-"""
+"""Training steps as CUDA graphs: a step, its gradients and its update without work on the host."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Parts that start from the training data: a decoder's bias at their mean, a mixture's components
-at clusters of them.
-"""
+"""Data-dependent initialisation: a decoder's bias at the mean image, a mixture at k-means."""
 
 from __future__ import annotations
 

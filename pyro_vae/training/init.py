@@ -1,4 +1,4 @@
-"""A training that begins with the parameters of another pair, wherever name and shape are the same."""
+"""Initialisation from another pair's parameters, where name and shape are the same."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def begin(pair: Pair, init: Init) -> str:
             f"init: {of} has no parameter of the name and shape of one of this pair's "
             f"({', '.join(trained[:3])}, …): give one with a part in common"
         )
-    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a setting
+    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a
+    # setting
     owners = {name.rpartition(".")[0] for name in trained if name in held}
     with torch.no_grad():
         for name, tensor in held.items():

@@ -1,6 +1,4 @@
-"""Which training steps were not finite, remembered on the device: nothing is read until somebody
-asks.
-"""
+"""NaN guard: which training steps were not finite, remembered on the device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What costs time is done now and then: where it is a small part of the time since the last."""
+"""Rate limit: work that costs time is done only so often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the next steps of a training depend on: taken from it, and put back into it."""
+"""Snapshots of a training: parameters, optimiser, random numbers and position."""
 
 from __future__ import annotations
 
