@@ -103,11 +103,7 @@ def compare_runs(options: Compare) -> None:
         if found is None or number not in (None, found.num_images):
             held[str(run)] = evaluated(run, options, number, _say)
     result = compare({name: ll for name, ll in held.items() if ll is not None})
-    print(
-        json.dumps(run_folder.finite(result.to_dict()), ensure_ascii=False)
-        if options.json
-        else result
-    )
+    _print_json(result.to_dict()) if options.json else print(result)
 
 
 @execute.register
@@ -115,22 +111,15 @@ def sample(options: Sample) -> None:
     """Draw images into one picture."""
     find_device(options.device)
     run = run_folder.open_run(options.run)
-    path = _picture_file(options.out) if options.out is not None else run.folder / "samples.png"
+    path = _picture_file(options.out, run.folder / "samples.png")
     with run.code(options.trust):
         model, guide, held = run.load_pair(tell=_say)
     from pyro_vae.plots import pages as plotting
 
-    shape = tuple(held.metadata["event_shape"])
-    wanted = {
-        "guide": guide,
-        "device": options.device,
-        **_classes(model, options, held.metadata.get("num_classes")),
-    }
-    print(
-        run_folder.shown(
-            plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
-        )
-    )
+    shape, y = tuple(held.metadata["event_shape"]), held.metadata.get("num_classes")
+    wanted = {"guide": guide, "device": options.device, **_classes(model, options, y)}
+    drawn = plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
+    print(run_folder.shown(drawn))
 
 
 def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
@@ -143,11 +132,8 @@ def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, 
         return {}
     if options.y is not None and options.y >= num_classes:
         raise UserError(f"--y {options.y}: the classes are 0 to {num_classes - 1}")
-    return {
-        "y": torch.arange(options.number) % num_classes
-        if options.y is None
-        else torch.full((options.number,), options.y)
-    }
+    in_turn = torch.arange(options.number) % num_classes
+    return {"y": in_turn if options.y is None else torch.full_like(in_turn, options.y)}
 
 
 @execute.register
@@ -155,9 +141,7 @@ def plot(options: Plot) -> None:
     """Draw the run's pictures again, or those of several runs side by side."""
     device = find_device(options.device)
     opened = [run_folder.open_run(folder) for folder in (options.run, *options.beside)]
-    path = (
-        _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
-    )
+    path = _picture_file(options.out, opened[0].folder / "beside.png")
     experiments = [trained(run, options, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
@@ -176,7 +160,7 @@ def list_runs(options: Runs) -> None:
     """Show the runs of a folder."""
     rows = listing.chosen(listing.runs_of(options.folder), options.where, options.sort)
     if options.json:
-        print(json.dumps(run_folder.finite(rows), ensure_ascii=False, default=str))
+        _print_json(rows)
     elif options.csv:
         print(listing.whole_table(rows).to_csv(), end="")
     else:
@@ -214,7 +198,7 @@ def run_benchmarks(options: Bench) -> None:
     """Run the benchmarks of the checkout."""
     results = bench.run(options)
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        _print_json(results)
 
 
 # ------------------------------------------------------------------------------------------
@@ -245,19 +229,25 @@ def _side_by_side(
     return plotting.write_beside(path, subjects, options.pages or None)
 
 
-def _picture_file(out: Path) -> Path:
+def _picture_file(out: Path | None, default: Path) -> Path:
     """A new .png file's path, as given with ``--out``."""
-    path = out.expanduser()
-    if path.exists():
+    if out is None:
+        return default
+    if out.expanduser().exists():
         raise UserError(f"--out {out} exists already: give another name")
-    if path.suffix.lower() != ".png":
+    if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: a picture's name ends in .png")
-    return path
+    return out.expanduser()
+
+
+def _print_json(value: Any) -> None:
+    """On one line, with None for what is no finite number."""
+    print(json.dumps(run_folder.finite(value), ensure_ascii=False, default=str))
 
 
 def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
     if as_json:
-        print(json.dumps(run_folder.finite({**found.figures, "run": str(run)}), ensure_ascii=False))
+        _print_json({**found.figures, "run": str(run)})
     else:
         print(found.headline)
         print(f"run: {run}", flush=True)
