@@ -144,8 +144,8 @@ class GaussianMixture(PyroModule):
 
     @property
     def waits_for_data(self) -> bool:
-        """Whether a training is to call `start_from_data` first: not again, once it has, or
-        `fit_em` has run.
+        """Whether a training must call `start_from_data` first; False once it, or `fit_em`, has
+        run.
         """
         return not bool(self.started)
 

@@ -78,14 +78,14 @@ class Refinement(Estimate):
 
     @property
     def approximation_gap_px(self) -> Tensor:
-        """log p(x) − ELBO[q*], ``(N,)``, nats: the cost of the family. A lower bound, as log p(x)
+        """log p(x) − ELBO[q*], ``(N,)``, nats, the cost of the family; a lower bound, as log p(x)
         is one.
         """
         return self.log_px - self.elbo_refined_px
 
     @property
     def amortization_gap_px(self) -> Tensor:
-        """ELBO[q*] − ELBO[q], ``(N,)``, nats: the cost of using one network for all images."""
+        """ELBO[q*] − ELBO[q], ``(N,)``, nats, the cost of using one network for all images."""
         return self.elbo_refined_px - self.elbo_amortized_px
 
     approximation_gap = over_images(
