@@ -11,19 +11,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import distributions as dist
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.pair import (
-    every_value,
-    kl,  # noqa: F401  # the first registers closed forms
-    rescoring,
+from pyro_vae.pair import every_value, rescoring
+from pyro_vae.pair.kl import analytic_kl
+from pyro_vae.pair.nodes import (
+    ONE_KIND,
+    Fields,
+    is_discrete,
+    is_point_mass,
+    log_prob_of,
+    plate_size,
+    sample_nodes,
+    two_kinds,
 )
-from pyro_vae.pair.geometry import Geometry
-from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
-from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
-from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
 from pyro_vae.pair.unscored import unscored
 from pyro_vae.protocols import hook
@@ -88,7 +91,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
-    analytic, sampled = _analytic_kl(model, guide, latents)
+    analytic, sampled = analytic_kl(model, guide, latents)
     asked, enumerated = every_value.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
     dims = [
@@ -264,38 +267,3 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return torch.broadcast_shapes(batch, plates) == plates
     except RuntimeError:
         return False
-
-
-def _own_scale(node: Any) -> Tensor:
-    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
-    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
-    for frame in node["cond_indep_stack"]:
-        if frame.full_size not in (None, frame.size):
-            scale = scale * (frame.size / frame.full_size)
-    return scale
-
-
-def _analytic_kl(
-    model: Nodes, guide: Nodes, latents: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The rule by site: all latents before it in the model come before it in the guide, and a
-    closed form exists.
-
-    Then the model's conditional at this site is a function of values that the guide has drawn
-    already, and the inner expectation of the ELBO at this site is the KL divergence itself.
-    """
-    analytic, sampled, guide_order = [], {}, list(guide)
-    for position, name in enumerate(latents):
-        before = guide_order[: guide_order.index(name)]
-        if late := [other for other in latents[:position] if other not in before]:
-            sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
-            continue
-        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
-            sampled[name] = "poutine.scale of the model differs from that of the guide"
-            continue
-        try:
-            kl_divergence(guide[name]["fn"], model[name]["fn"])
-            analytic.append(name)
-        except NotImplementedError:
-            sampled[name] = NO_CLOSED_FORM
-    return tuple(analytic), sampled

@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
 from pyro_vae.pair import observed_support
-from pyro_vae.pair.independence import Independence, independence
+from pyro_vae.pair.comparison import Independence, independence
 from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair

@@ -16,8 +16,16 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
-from pyro_vae.pair.laws import innermost, law_of
-from pyro_vae.pair.nodes import Fields, copies, log_prob_of, masks_of, sample_nodes, taken
+from pyro_vae.pair.nodes import (
+    Fields,
+    copies,
+    innermost,
+    law_of,
+    log_prob_of,
+    masks_of,
+    sample_nodes,
+    taken,
+)
 from pyro_vae.pair.program import validation
 from pyro_vae.pair.trial import Nodes, trace_pair
 from pyro_vae.protocols import hook

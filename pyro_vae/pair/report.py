@@ -10,7 +10,7 @@ from typing import Any
 
 from pyro_vae.fields import argument_of
 from pyro_vae.formatting import Printed
-from pyro_vae.pair.independence import independence
+from pyro_vae.pair.comparison import independence
 from pyro_vae.pair.log_weights import prepare
 from pyro_vae.pair.observed_support import check_all_support
 from pyro_vae.pair.signatures import takes_fields

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.pair.laws import ONE_KIND, two_kinds
+from pyro_vae.pair.nodes import ONE_KIND, two_kinds
 
 Nodes = Mapping[str, Any]
 

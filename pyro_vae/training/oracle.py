@@ -25,7 +25,7 @@ from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
-from pyro_vae.pair.independence import Independence, independence
+from pyro_vae.pair.comparison import Independence, independence
 from pyro_vae.pair.log_weights import refuse_interacting
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
 from pyro_vae.pair.nodes import Fields, copies, taken
