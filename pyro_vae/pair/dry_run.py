@@ -20,6 +20,7 @@ from pyro_vae.pair.nodes import (
     Fields,
     is_discrete,
     is_point_mass,
+    latent_nodes,
     log_prob_of,
     plate_size,
     sample_nodes,
@@ -61,22 +62,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
 
 def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     num_images = len(large[2])
-    (model, guide), (model_at_four, guide_at_four) = (
-        tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
-    )
-    _check_names(pair, model, guide)
-    terms = [repr(name) for name, node in guide.items() if node["is_observed"]]
-    guide, guide_at_four = (
-        {name: node for name, node in sites.items() if not node["is_observed"]}
-        for sites in (guide, guide_at_four)
-    )
-    found = unscored(model, guide, (model_at_four, guide_at_four), num_images)
+    model, whole_guide = (dict(sample_nodes(trace)) for trace in large[:2])
+    _check_names(pair, model, whole_guide)
+    terms = [repr(name) for name, node in whole_guide.items() if node["is_observed"]]
+    guide, few = latent_nodes(large[1]), (dict(sample_nodes(small[0])), latent_nodes(small[1]))
+    found = unscored(model, guide, few, num_images)
     model_plates, guide_plates = (
         _data_plates(role, sites, at_four, num_images, found.loose)
-        for role, sites, at_four in (
-            ("model", model, model_at_four),
-            ("guide", guide, guide_at_four),
-        )
+        for role, sites, at_four in zip(("model", "guide"), (model, guide), few, strict=True)
     )
     check_latents(model, guide, model_plates, guide_plates)
     for name, node in model.items():
@@ -94,19 +87,11 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     analytic, sampled = analytic_kl(model, guide, latents)
     asked, enumerated = every_value.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
-    dims = [
-        f.dim
-        for node in (*model.values(), *guide.values())
-        for f in node["cond_indep_stack"]
-        if f.vectorized
-    ]
+    nodes = (*model.values(), *guide.values())
+    dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
     # of x and z: a factor may be in a plate of its own
     own = [
-        {
-            p[name].name: None
-            for name, node in sites.items()
-            if name in p and not isinstance(node["fn"], dist.Unit)
-        }
+        {p[n].name: None for n, node in sites.items() if n in p and not _is_factor(node)}
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
@@ -128,6 +113,10 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         unscored=found.why,
         shared=found.shared,
     )
+
+
+def _is_factor(node: Any) -> bool:
+    return isinstance(node["fn"], dist.Unit)
 
 
 def _data_plates(
@@ -166,24 +155,27 @@ def _data_plates(
                 "image with every other, so log p(x) of one image is not defined: sample the "
                 "site inside one of them"
             )
-        for dim, size in zip(
-            range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
-        ):
-            plate = next((f for f in plates if f.dim == dim), None)
-            if size != (1 if plate is None else plate_size(node, plate)):
-                stands = (
-                    "there is no plate"
-                    if plate is None
-                    else f"plate {plate.name!r} of {plate.size} is"
-                )
-                raise UserError(
-                    f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
-                    f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
-                    "images). Dimensions of one image must be event dimensions: write "
-                    "`.to_event(n)`, or put a plate there"
-                )
         found[name] = data[0]
+        _check_dims(role, node, data[0], num_images)
     return found
+
+
+def _check_dims(role: str, node: Any, data: Any, num_images: int) -> None:
+    """A ``UserError`` where a batch dimension of a site is that of no plate."""
+    plates = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
+    shape = node["fn"].batch_shape
+    for dim, size in zip(range(-len(shape), 0), shape, strict=True):
+        plate = plates.get(dim)
+        if size != (1 if plate is None else plate_size(node, plate)):
+            of = (
+                "there is no plate" if plate is None else f"plate {plate.name!r} of {plate.size} is"
+            )
+            raise UserError(
+                f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {of} "
+                f"(data plate: {data.name!r} at dimension {data.dim}, {num_images} "
+                "images). Dimensions of one image must be event dimensions: write "
+                "`.to_event(n)`, or put a plate there"
+            )
 
 
 def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:

@@ -17,13 +17,12 @@ from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.pair.comparison import PROBE_IMAGES, cheapest_layout, probe
 from pyro_vae.pair.dry_run import understand
-from pyro_vae.pair.known import KNOWN, Known, like, parts_of, weakly
 from pyro_vae.pair.layouts import run
 from pyro_vae.pair.module_state import modules_called
 from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score
 from pyro_vae.pair.parameter_store import PyrosStore, dry_run
 from pyro_vae.pair.program import Program, validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import KNOWN, Known, Structure, like, parts_of, weakly
 from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, why_not_whole
 from pyro_vae.rng import kept_randomness

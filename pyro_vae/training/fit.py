@@ -157,23 +157,10 @@ def _fit(
     decay: Schedule = registry.build("schedule", options.schedule)
     place = find_device(options.device)
     pair, group = Pair.of(model, guide).to(place), distributed.current()
-    observe, once = observations(options.binarize, x_train)
-    part = group.rank, group.size
-    source = make_source(
-        draw_once(x_train, once, seed, "train"),
-        fields,
-        options.batch_size,
-        place,
-        "x_train",
-        part,
-        missing=observe is None or isinstance(observe, Observation),
-    )
-    if options.x_valid is not None:
-        refuse_unseen(pair.guide.owner)
-    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    observe, observed, source, valid = _sources(pair, options, x_train, fields, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
-    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observe or once)
+    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
     kl_weight, loss.site_weights = by_site(options.kl_weight)
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
@@ -212,6 +199,29 @@ def _fit(
             tqdm.write("\n".join(filter(None, said)), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
+
+
+def _sources(
+    pair: Pair, options: FitOptions, x_train: Any, fields: dict[str, Any], place: torch.device
+) -> tuple[Observation | None, Observation | None, Source, Source | None]:
+    """What is applied at each visit, and what is applied at all; the training set and that of
+    validation.
+    """
+    observe, once = observations(options.binarize, x_train)
+    group, seed = distributed.current(), options.seed
+    source = make_source(
+        draw_once(x_train, once, seed, "train"),
+        fields,
+        options.batch_size,
+        place,
+        "x_train",
+        (group.rank, group.size),
+        missing=observe is None or isinstance(observe, Observation),
+    )
+    if options.x_valid is not None:
+        refuse_unseen(pair.guide.owner)
+    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    return observe, observe or once, source, valid
 
 
 def _settings(

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from pyro_vae.compile.trace import NotStageable, trace
 from pyro_vae.data.loaders import Resident
-from pyro_vae.training.cuda_graph import CapturedStep, Rows
 from pyro_vae.training.fit import fit
-from pyro_vae.training.select_step import select_step
+from pyro_vae.training.select_step import CapturedStep, Rows, select_step
 from pyro_vae.training.train_step import StagedStep, TrainStep
 from pyro_vae.training.updates import (
     Health,
