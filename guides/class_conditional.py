@@ -1,4 +1,4 @@
-"""An inference model of images whose classes are given."""
+"""Class-conditional guide: the encoder of a CVAE."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from pyro_vae.protocols import hook
 
 
 class ClassConditional(EncodesClass, AmortizedGuide):
-    """z ~ q(z | x, y), of the family of another guide, whose encoder sees the class y as a further
-    input (Sohn et al. 2015).
+    """z ~ q(z | x, y) for given classes y: another guide whose encoder sees y too (a CVAE's
+    encoder).
 
-    A learned embedding of y is laid beside the image as one more channel, or behind the pixels of a
-    flat one; the family is an amortized guide, given by its name and built here, or an instance
-    built for images of `joint_shape`.
+    A learned embedding of y is appended to the image as one more channel, or after the pixels of a
+    flat one. Labels are the named field ``y``.
 
     Args:
-        guide: the family: the name or a call of an amortized guide, or one built for images of
-            `joint_shape`.
-        num_classes: the number of classes.
+        guide: the family: the name or a call of an amortized guide, or one that is built for images
+            of `joint_shape`.
+        num_classes: the number of classes; labels are 0 … num_classes − 1.
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the encoder of the guide that is built here (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the encoder of the guide that is built here.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: no such guide, or one of other images; later, labels that are no classes.
+
+    Reference:
+        Sohn, Lee and Yan 2015, "Learning Structured Output Representation using Deep Conditional
+        Generative Models".
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An inference model of images whose classes are known for a few."""
+"""Semi-supervised guide (M2): q(y | x) and q(z | x, y)."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ NEVER = -1e4
 
 
 class SemiSupervised(EncodesClass, PyroModule):
-    """y ~ q(y | x), a network of its own; z ~ q(z | x, y), of the family of another guide (Kingma et
-    al. 2014, M2).
+    """y ~ q(y | x), z ~ q(z | x, y): the guide of M2, for images of which a few have a known class.
 
-    y is enumerated. In train mode q(y | x) is all at the known class where the field ``y`` has one,
-    whole numbers, −1 where it has none: there the sum has one value. In eval mode labels are not
-    used, so that log p(x) is of x alone.
+    q(y | x) has a network of its own; q(z | x, y) is of the family of another guide. y is
+    enumerated. In train mode q(y | x) has all its mass at the known class, where the field ``y``
+    has one; −1 is an unknown class. In eval mode labels are not used, so that log p(x) is of x
+    alone.
 
     Args:
-        guide: the family of q(z | x, y): an amortized guide, by its name.
+        guide: the family of q(z | x, y): the name of an amortized guide.
         num_classes: the number of classes.
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the networks: a name, a call or a class (`make_encoder`); a module that is ready is that
-            of q(z | x, y), and q(y | x) has an MLP.
-        **net_args: the networks' own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: both networks: a name, a call or a class. A module is that of q(z | x, y); q(y | x)
+            then has an MLP.
+        **net_args: arguments of the networks, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: no such guide; later, labels that are neither −1 nor classes.
+
+    Reference:
+        Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models".
     """
 
     slot: ClassVar[str] = "guide"

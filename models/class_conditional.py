@@ -1,4 +1,4 @@
-"""A generative model of images whose classes are given."""
+"""Class-conditional generative model: a CVAE."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot
 
 
 class ClassConditional(DecodesClass, GenerativeModel):
-    """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y)
-    (Sohn et al. 2015).
+    """z ~ p(z), x ~ p(x | z, y): the class y is given, and the number is log p(x | y) (CVAE).
 
-    The decoder receives z and the class's one-hot code: the likelihood is built for ``latent_dim +
-    num_classes`` inputs (the command line does so, and takes ``num_classes`` from the data). Labels
-    are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``; images of chosen classes are
-    ``model(None, size=n, y=labels)``.
+    The decoder gets z and the one-hot code of y, so build the likelihood for ``latent_dim +
+    num_classes`` inputs (the command line does so). Labels are the named field ``y``:
+    ``pv.fit(model, guide, x, y=labels)``. Images of chosen classes are ``model(None, size=n,
+    y=labels)``.
 
     Args:
         prior: p(z), event shape ``(latent_dim,)``.
         likelihood: p(x | z, y), which decodes ``(B, latent_dim + num_classes)``.
         num_classes: the number of classes; labels are 0 … num_classes − 1.
+
+    Raises:
+        UserError: a likelihood of another number of inputs; later, labels that are no classes.
+
+    Reference:
+        Sohn, Lee and Yan 2015, "Learning Structured Output Representation using Deep Conditional
+        Generative Models".
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A generative model of images whose classes are known for a few."""
+"""Semi-supervised generative model (M2)."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ SHARE = 0.1
 
 
 class SemiSupervised(DecodesClass, StartsFromData, PyroModule):
-    """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), the class y a latent of which some are known
-    (Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models").
+    """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), a class y that is known for some images.
 
-    Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 where
-    the class is not known. The guide of the same name is its ``encoder``: it has q(y | x), sums y
-    out where it is unknown, and sets it where it is known. In train mode the known classes are also
-    observed by q(y | x), at the site ``label``, α times each (their equation 9): a part of the
-    training's ``reconstruction``, and of no log p(x). ``alpha`` is α for one labelled image, and
-    0.1 · N / N_labelled of the training set where it is left out. The likelihood is built for
-    ``latent_dim + num_classes`` inputs (the command line does so). Images of chosen classes are
-    ``model(None, size=n, y=labels)``.
+    Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 for
+    an unknown class. The guide ``SemiSupervised`` is its ``encoder``: it has q(y | x), sums y out
+    where it is unknown, and sets it where it is known. In train mode q(y | x) also observes the
+    known classes, at the site ``label``, α times each. That term is part of the training's
+    ``reconstruction`` and of no log p(x). Images of chosen classes are ``model(None, size=n,
+    y=labels)``.
 
     Args:
         prior: p(z).
-        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs.
+        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs (the command line builds it
+            so).
         encoder: the guide, which has q(y | x).
         num_classes: the number of classes.
-        alpha: α for one labelled image; by default 0.1 · N / N_labelled.
+        alpha: α for one labelled image; by default 0.1 · N / N_labelled of the training set.
 
     Raises:
-        UserError: a likelihood of other inputs; a negative ``alpha``; labels, and an encoder
-            without q(y | x).
+        UserError: a likelihood of another number of inputs; a negative ``alpha``; labels, and an
+            encoder without q(y | x).
+
+    Reference:
+        Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models", equations 6 to
+        9.
     """
 
     slot: ClassVar[str] = "model"

@@ -1,4 +1,4 @@
-"""The variational mixture of posteriors."""
+"""VampPrior: variational mixture of posteriors."""
 
 from __future__ import annotations
 
@@ -42,26 +42,27 @@ class _EvenMixture(dist.MixtureSameFamily):
 
 
 class VampPrior(StartsFromData, Prior):
-    """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c.
+    """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c (VampPrior).
 
-    There are C = ``components`` of them (Tomczak & Welling 2018, equation 9).
-    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. Its parameters
-    are the guide's, not the model's: freezing or saving one leaves the other alone, and the density
-    depends on both. Pseudo-inputs have pixels in (0, 1), σ of what is learned, times the encoder's
-    ``input_scale``; the first `fit` puts them at training images. Each z is scored under every
-    component, at the price of ``components`` times the encoder's ``scoring_passes``: with an
-    autoregressive flow, which inverts each z under each component, take few of them; a warning says
-    so.
+    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. The encoder's
+    parameters are the guide's: freezing or saving one program leaves the other alone. Pseudo-inputs
+    have pixels in (0, 1), σ of what is learned, times the encoder's ``input_scale``; the first
+    `fit` puts them at training images. Each z is scored under every component, which costs C times
+    the encoder's ``scoring_passes``. An autoregressive flow inverts each z under each component:
+    take few of them there; a warning says so.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         encoder: the guide, with ``local`` and ``build`` (`pyro_vae.protocols.Local`).
         components: C, the number of pseudo-inputs.
 
     Raises:
-        UserError: the encoder gives no density at z of another image (a table, a point mass, a
+        UserError: the encoder has no density at a z of another image (a table, a point mass, a
             planar flow, a guide of images with classes).
+
+    Reference:
+        Tomczak and Welling 2018, "VAE with a VampPrior", equation 9.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended.
+"""Variational auto-encoders as plain Pyro programs, and their log p(x) with error bars.
 
 The names below are loaded when they are first used, so that the command line starts without torch.
 """

@@ -1,6 +1,4 @@
-"""Several processes at one piece of work (torchrun): what they divide, what they add up, and what
-the first one does alone.
-"""
+"""Several processes (torchrun): how they divide work, add up results, and agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a part may have beside its Pyro program: five protocols of optional hooks.
+"""Protocols of parts: the optional hooks that a part may have besides its Pyro program.
 
 A part has the hooks that it needs and inherits nothing for them. `Local` and `DataStart` are two
 methods that belong together, and are asked for by ``isinstance``; of the others each stands alone,

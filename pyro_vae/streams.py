@@ -1,4 +1,4 @@
-"""Standard output and error as accessories: lost, closed, full or not UTF-8, they end no work."""
+"""Standard output and error: a closed, full or non-UTF-8 stream ends no work."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ EVALUATE = [
     "--quiet",
 ]
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # How the images are divided
 
 
@@ -162,7 +162,7 @@ def test_every_process_reduces_the_same_list() -> None:
     assert parameters[1].grad is not None and torch.equal(parameters[1].detach(), torch.ones(2))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Child processes
 
 
@@ -242,7 +242,7 @@ def exit_codes(folder: Path) -> list[int]:
     return [int(code) for code in re.findall(r"exitcode  *: (-?\d+)", (folder / "err").read_text())]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The laws of a training and of an evaluation, in two processes that each run `child` below
 
 
@@ -493,7 +493,7 @@ def test_what_is_not_finite_in_one_process_ends_or_skips_the_step_in_both(
     assert all(bool(value.isfinite().all()) for value in first["skip"]["state"].values())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The command line under torchrun
 
 

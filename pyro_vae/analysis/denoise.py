@@ -1,4 +1,4 @@
-"""Clean images, drawn given noisy ones."""
+"""Denoising: draws of clean images given noisy ones."""
 
 from __future__ import annotations
 
@@ -39,28 +39,36 @@ def denoise(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Restored:
-    """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an
-    image.
+    """Draw clean images given noisy ones, x ~ p(x | y) for a known noise p(y | x), by
+    Metropolis-within-Gibbs.
 
-    The guide never sees y: x itself is drawn along with z. Each step moves z as `impute` does; then
-    each pixel proposes x'_d ~ p(x_d | z), accepted with min(1,
-    p(y_d | x'_d) / p(y_d | x_d)). The chains' law is p(x | y) in the limit of many steps, for every
-    guide and every noise, and `Restored.mean` is E[x | y]; with ``gibbs``, without the test of z',
-    only if the guide is the model's posterior. Noise that is narrow beside p(x | z) takes more
-    steps.
+    K = ``num_samples`` chains run at each image. x itself is drawn along with z, and the guide
+    never sees y. A step moves z as `impute` does. Then each pixel proposes x'_d ~ p(x_d | z),
+    accepted with probability min(1, p(y_d | x'_d) / p(y_d | x_d)). The chains converge to p(x | y)
+    for every guide and every noise; with ``gibbs``, which leaves out the test of z', only if the
+    guide is the model's posterior. Noise that is narrow compared with p(x | z) needs more steps.
 
     Args:
-        noisy: y, images ``(N, *event_shape)``; they need not lie where x does.
-        noise: from x to p(y | x), a distribution whose log_prob has one number a pixel (no
-            ``to_event``):
-            ``lambda x: dist.Normal(x, 0.3)``, ``lambda x: dist.Bernoulli(0.9 * x + 0.05)``.
-        num_steps: of a chain; averages leave out the first half.
+        model, guide: Pyro programs, as `fit` takes them.
+        noisy: y, images ``(N, *event_shape)``. They may have values that x can't have.
+        noise: a function from x to p(y | x), a distribution whose log_prob has one number for each
+            pixel (no ``to_event``): ``lambda x: dist.Normal(x, 0.3)``.
+        num_samples: K, chains for each image.
+        num_steps: steps of each chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
-        **fields: what the programs take beside x, N rows.
+        seed: seed of the chains.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        `Restored`, as of `impute`; ``mean`` is E[x | y].
 
     Raises:
-        UserError: a noise of another shape, or that can't have made y; a pair for which there is no
-            such chain (`restore` lists the reasons).
+        UserError: a noise of another shape, or one that can't have made y; a pair for which there
+            is no such chain, as in `impute`.
+
+    Reference:
+        Mattei and Frellsen 2018, section 3.3, for the moves of z.
     """
     if not callable(noise):
         raise UserError(

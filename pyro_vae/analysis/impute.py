@@ -1,4 +1,4 @@
-"""Missing pixels, drawn given those that are seen."""
+"""Imputation: draws of missing pixels given the observed ones."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def impute(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Restored:
-    """Draw x_mis ~ p(x_mis | x_obs), K = ``num_samples`` chains an image (Mattei & Frellsen 2018).
+    """Draw missing pixels given the observed ones: x_mis ~ p(x_mis | x_obs), by
+    Metropolis-within-Gibbs.
 
-    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, then a shift of z by
-    the difference of two more such draws, tests each against the model, and draws x_mis ~ p(x_mis |
-    z). With the test (``metropolis``) the chains' law is p(x_mis
-    | x_obs) itself in the limit of many steps, for every guide; without it (``gibbs``: Rezende et
-    al. 2014) only if the guide is the model's posterior. Missing pixels start at a draw of p(x).
+    K = ``num_samples`` chains run at each image. A step proposes z' ~ q(z | x) with x completed by
+    the present x_mis, then a shift of z by the difference of two more such draws; it accepts or
+    rejects each, and then draws x_mis ~ p(x_mis | z). With this test (``metropolis``) the chains
+    converge to p(x_mis | x_obs) for every guide. Without it (``gibbs``) they do so only if the
+    guide is the model's posterior. Missing pixels start at a draw of p(x).
 
     Example::
 
@@ -42,16 +43,28 @@ def impute(
         found.mean, found.sd, found.se  # E[x | seen pixels], each (N, *event_shape)
 
     Args:
-        x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
-        missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one
-            mask for all images); by default where x is NaN, or the field ``mask`` is False.
-        num_steps: of a chain; averages leave out the first half.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``. Values of missing pixels are not read, and may be NaN.
+        missing: bool, True where a pixel is missing, of x's shape or one that broadcasts to it; by
+            default where x is NaN, or where the field ``mask`` is False.
+        num_samples: K, chains for each image.
+        num_steps: steps of each chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
-        **fields: what the programs take beside x, N rows.
+        seed: seed of the chains.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        `Restored`: the chains' last states ``samples``, ``(K, N, *event_shape)``; ``mean``, ``sd``
+        and ``se`` (its Monte Carlo error), each ``(N, *event_shape)``; the acceptance rates.
 
     Raises:
-        UserError: a mask of another type or shape; a pair for which there is no such chain
-            (`restore` lists the reasons).
+        UserError: a mask of another type or shape; a pair for which there is no such chain, such as
+            one without a latent, or whose pixels depend on each other given z.
+
+    Reference:
+        Mattei and Frellsen 2018, "Leveraging the Exact Likelihood of Deep Latent Variable Models",
+        section 3.3; for ``gibbs`` Rezende et al. 2014, appendix F.
     """
     seen, unseen = _pixels(x, missing)
 

@@ -1,5 +1,5 @@
-"""One road for every choice of a part: read (`pyro_vae.choices.specs`), found (`pyro_vae.choices.lookup`), its
-arguments checked against the part's signature, and built, with what it leaves open filled by name.
+"""The registry: a choice is parsed (`specs`), found (`lookup`), its arguments are checked, and the
+part is built.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""How a choice is written: ``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine`` or
-``path/to/file.py:Mine``, read without evaluating anything.
+"""The grammar of a choice: ``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine``,
+``file.py:Mine``.
 """
 
 from __future__ import annotations

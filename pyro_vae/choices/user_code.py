@@ -1,4 +1,4 @@
-"""The user's own modules and files, imported by the name of what is wanted from them.
+"""Import of the user's own modules and files.
 
 The code of a stored run (`of_run`) is run where this user has trained with it, or trusts it.
 """
@@ -130,7 +130,9 @@ def _installed() -> list[Path]:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other code."""
+    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other
+    code.
+    """
     before = sys.pycache_prefix, sys.dont_write_bytecode
     with tempfile.TemporaryDirectory() as nothing:
         sys.pycache_prefix, sys.dont_write_bytecode = nothing, True
@@ -204,7 +206,7 @@ def _located(place: str) -> Path:
 
 
 def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
-    """A ``UserError`` for a stored run's code that this user has neither trained with nor trusts."""
+    """A ``UserError`` for a run's code that this user has not trained with and does not trust."""
     stored = _stored.get()
     if stored is None:
         return

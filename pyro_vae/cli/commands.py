@@ -1,6 +1,4 @@
-"""What each command does, once its options are read and checked: the part of the command line that
-needs torch.
-"""
+"""The commands themselves, after their options are read and checked; this part imports torch."""
 
 from __future__ import annotations
 
@@ -45,7 +43,7 @@ def execute(command: Any) -> None:
     raise TypeError(f"no such command: {type(command).__name__}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # train
 
 
@@ -59,7 +57,7 @@ def train(options: Train) -> None:
     train_run(options, _say, show)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # evaluate, audit, compare, sample, plot, list
 
 
@@ -236,7 +234,7 @@ def run_benchmarks(options: Bench) -> None:
         print(json.dumps(results, ensure_ascii=False))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # What they share
 
 

@@ -1,5 +1,5 @@
-"""The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which
-needs torch.
+"""The entry point of the command line: it reads and checks the options, and calls
+`pyro_vae.cli.commands`.
 
 Exit codes: 0 done; 2 a mistake of the user's, in one line; 1 a failure;
 130 and 143 stopped by SIGINT and SIGTERM.

@@ -1,7 +1,7 @@
-"""Stored files → images (rows) → batches.
+"""Data sets: stored files → images (rows) → batches.
 
 `load` reads a data set; `observe` turns its images into what a model sees, such as binary pixels.
-Both are loaded when they are first used, as the names of `pyro_vae` are.
+Both are imported at first use, as the names of `pyro_vae` are.
 """
 
 from __future__ import annotations

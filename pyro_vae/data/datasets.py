@@ -1,5 +1,5 @@
-"""Image data as stored: named sets, `.npz` and `.npy` files, folders of images; each with its split
-and SHA-256.
+"""Data sets as stored: named sets, `.npz` and `.npy` files, tables, folders of images; each with
+its split and SHA-256.
 
 `load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds
 them. What a model observes of them (binarized, dequantized, scaled) is the subject of
@@ -40,20 +40,20 @@ from pyro_vae.formatting import Printed
 
 @dataclass(frozen=True, eq=False)
 class ImageData(Printed):
-    """Images as stored, in their two parts.
+    """A data set as stored: training and test images, and their labels.
 
     Attributes:
-        name: the set's name, or the name of the file or folder that it came from.
-        train: (N, C, H, W), or (N, D) for flat data; uint8 levels 0 … levels − 1, or float32
-            values.
-        test: the same for the test set.
-        train_labels: (N,) int64, or None.
+        name: the set's name, or the name of the file or folder.
+        train: training images ``(N, C, H, W)``, or ``(N, D)`` for flat data; uint8 levels 0 …
+            levels − 1, or float32 values.
+        test: the test images, of the same kind.
+        train_labels: ``(N,)`` int64, or None.
         test_labels: the same for the test set.
         levels: 256 for 8-bit data, 17 for the digits, 2 for binary data, None for floats.
         split: where the division into train and test comes from, in words.
         sha256: hexadecimal digest of train, then test; see `sha256`.
-        classes: the names of the classes 0, 1, …, where the labels were names; else None.
-        table: whether these are the rows of a table, which no picture shows.
+        classes: the names of the classes 0, 1, …, if the labels were names; else None.
+        table: whether these are rows of a table, which can't be drawn as pictures.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ImageData(Printed):
 
     @property
     def one(self) -> str:
-        """What one of them is called: an image, or a row."""
+        """What one row is called, "image" or "row"."""
         return one_of(self.train)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class ImageData(Printed):
 
     @property
     def event_shape(self) -> torch.Size:
-        """The shape of one image: (C, H, W), or (D,)."""
+        """The shape of one image, (C, H, W) or (D,)."""
         return self.train.shape[1:]
 
     @property
@@ -96,7 +96,7 @@ class ImageData(Printed):
         return max(float(part.nan_to_num().max()) for part in (self.train, self.test))
 
     def with_levels(self, levels: int) -> ImageData:
-        """The same whole numbers, of which ``levels`` are possible.
+        """The same whole numbers with another number of possible levels.
 
         Raises:
             UserError: they are floats, or one of them is larger.
@@ -115,12 +115,14 @@ class ImageData(Printed):
         return replace(self, levels=levels)
 
     def validation_split(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of `train` to fit on and rows to hold out: two sorted int64 tensors, disjoint,
-        together all rows.
+        """Split the rows of `train` into rows to fit on and rows for validation.
 
         Args:
-            fraction: part of the rows held out, in (0, 1); at least one row is left on either side.
-            seed: of the random choice; the same seed holds out the same rows.
+            fraction: the share of validation rows, in (0, 1); each part has at least one row.
+            seed: of the random choice; the same seed gives the same rows.
+
+        Returns:
+            Two sorted int64 tensors, disjoint, together all rows.
 
         Raises:
             UserError: `fraction` is not in (0, 1).
@@ -156,37 +158,44 @@ def load(
     label: str | None = None,
     missing: str | None = None,
 ) -> ImageData:
-    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, a `.csv` or
-    `.tsv` table, or a folder of images.
+    """Load a data set: by its name, from a `.npz` or `.npy` file, a `.csv` or `.tsv` table, or a
+    folder of images.
 
     - `.npz`: `images` (with `labels`, optional), split at random; or `train` and `test` (with
       `train_labels` and `test_labels`, optional). `.npy`: one array, as `images`.
-    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) where only the last axis has 1, 3 or 4 entries,
-      or flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or
-      1, are binary; floats stay floats.
-    - Table: a column a feature; all columns are numbers, but for `label`.
+    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) if only the last axis has 1, 3 or 4 entries, or
+      flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or 1,
+      are binary; floats stay floats.
+    - Table: a column is a feature; all columns are numbers, except `label`.
     - Folder: images of one size, each frame of a file one image; subfolders are classes and give
       the labels; `train/` and `test/` give the split.
     - Labels: whole numbers are kept, names are numbered in natural order (`ImageData.classes`).
 
+    Example::
+
+        digits = pv.data.load("digits")  # 1797 images of 8 × 8, included
+        digits.train.shape, digits.levels
+
     Args:
-        name_or_path: a name wins over a file or folder called the same (write `./digits` for that);
-            a loader of another
-            package is named as any part is: an entry point, `module:Name` or `file.py:Name`.
-        data_root: the folder in which named sets have, or receive, their files; by default
-            `$PYRO_VAE_DATA`, else `data` in the current folder. Nothing is written into it if the
-            files are there.
-        seed: of the random split, where the set has no split of its own.
-        test_fraction: part of the images in the test set of a random split, in (0, 1).
-        download: whether a named set whose files are absent may be downloaded.
+        name_or_path: a name (`pyro-vae list data` prints them) or a path. A name wins over a file
+            or folder of that name (write `./digits` for it). A loader of another package: an entry
+            point, `module:Name` or `file.py:Name`.
+        data_root: the folder for the files of named sets; by default `$PYRO_VAE_DATA`, else `data`
+            in the current folder. Nothing is written if the files are there.
+        seed: of the random split of a set without a split.
+        test_fraction: the share of test images in a random split, in (0, 1).
+        download: whether the files of a named set may be downloaded.
         images_key: the array of a `.npz` file that has the images, if it is not called `images`.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`; by default all but `label`.
         label: the array of a `.npz` file, or the column of a table, that has the labels.
-        missing: ``"nan"``, where a NaN or an empty field of a table marks what is missing.
+        missing: ``"nan"`` if a NaN, or an empty field of a table, marks a missing value.
+
+    Returns:
+        An `ImageData`.
 
     Raises:
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
-            line names it.
+            sentence names the file.
     """
     source = Source(_root(data_root), seed, test_fraction, download, missing is not None)
     found = _read(
@@ -460,7 +469,7 @@ def random_split(
     )
 
 
-# ----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # named sets
 
 
@@ -486,7 +495,7 @@ def mnist(source: Source) -> ImageData:
 
 
 def mnist5k(source: Source) -> ImageData:
-    """5000 of MNIST's digits, 28x28, 8 bits, without a download (extra: mnist5k), split at random."""
+    """5000 digits of MNIST, 28x28, 8 bits, no download (extra: mnist5k), split at random."""
     images, labels = read_mnist5k()
     return random_split(
         "mnist5k", images, labels, seed=source.seed, test_fraction=source.test_fraction

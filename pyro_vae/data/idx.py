@@ -1,4 +1,4 @@
-"""MNIST's four IDX files, placed by hand or downloaded by torchvision, as arrays."""
+"""MNIST's IDX files: read, or downloaded by torchvision."""
 
 import gzip
 import http.client

@@ -1,6 +1,4 @@
-"""Where batches come from: a tensor that lies on the device, or a Dataset or DataLoader that
-streams.
-"""
+"""Batches: from a tensor on the device, or from a Dataset or DataLoader that streams."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class Source(ABC):
 
     @abstractmethod
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """One pass in the order that (seed, epoch) alone decide, less its first ``skip`` batches."""
+        """One pass, its order given by (seed, epoch), without its first ``skip`` batches."""
 
     @abstractmethod
     def in_order(self) -> Iterator[Batch]:

@@ -187,7 +187,7 @@ File = tuple[Path, str | None]
 
 
 def _image_files(folder: Path) -> list[File]:
-    """Image files in the natural order of their names, each with its class, the subfolder's name."""
+    """Image files in the natural order of their names, each with its class (subfolder)."""
     loose = _images_in(folder)
     subfolders = [sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     filled = {
@@ -227,8 +227,8 @@ def _file_labels(files: list[File]) -> list[str] | None:
 
 
 def _in_colour(files: list[File]) -> bool:
-    """Whether the set is of colour images; palettes of greys are what the others are, and grey among
-    themselves.
+    """Whether the set is of colour images; palettes of greys are what the others are, and grey
+    among themselves.
     """
     return next((found for file, _ in files if (found := _is_colour(file)) is not None), False)
 

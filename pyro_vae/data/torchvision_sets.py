@@ -1,6 +1,4 @@
-"""What torchvision downloads and unpacks: its import, the sentence for files that are not to be
-had, and CIFAR-10.
-"""
+"""Data sets that torchvision downloads: its import, and the error if the files are absent."""
 
 import http.client
 import tempfile

@@ -1,5 +1,5 @@
-"""Annealed importance sampling on one tile of images: the schedule, the weights, forward and
-reverse.
+"""Annealed importance sampling of one tile of images: the schedule, and the weights in both
+directions.
 """
 
 from __future__ import annotations

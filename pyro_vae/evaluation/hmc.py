@@ -1,6 +1,4 @@
-"""Hamiltonian Monte Carlo along an annealing path: many chains at many images, one step size an
-image.
-"""
+"""Hamiltonian Monte Carlo (HMC) for AIS: many chains at many images, one step size for each image."""
 
 from __future__ import annotations
 

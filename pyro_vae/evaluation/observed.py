@@ -1,4 +1,4 @@
-"""The observed sites of a model in one run: which values are scored, and what moves them."""
+"""The observed sites of a model in one run: what is scored, and what only conditions it."""
 
 from __future__ import annotations
 

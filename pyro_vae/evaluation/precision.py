@@ -1,32 +1,17 @@
-"""The precision of matrix products in an evaluation: float32, or less where that is asked for, its
-error then measured.
-"""
+"""Matrix-product precision of an evaluation: float32, TF32 or bfloat16, with the measured error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from pyro_vae.ambient import exact
+from pyro_vae.ambient import exact, need_float32, products_rounded
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_choice
-
-_aten = torch.ops.aten
-PRODUCTS: dict[Any, tuple[Any, int, int | None]] = {
-    _aten.mm.default: (_aten.mm.default, 0, None),
-    _aten.addmm.default: (_aten.mm.default, 1, 0),
-    _aten.bmm.default: (_aten.bmm.default, 0, None),
-    _aten.baddbmm.default: (_aten.bmm.default, 1, 0),
-    _aten.convolution.default: (_aten.convolution.default, 0, 2),
-}
-"""The operations that cost: the same without a bias, where its two factors stand, and its bias
-(None: there is none).
-"""
 
 IMAGES, DRAWS = 16, 1000
 """On which the error is measured."""
@@ -43,8 +28,9 @@ class Precision:
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """Raise a ``UserError`` where there is no such arithmetic."""
 
-    def rewrite(self, module: fx.GraphModule) -> None:
-        """Change a traced program."""
+    def rounding(self, place: torch.device) -> AbstractContextManager[None]:
+        """What is traced inside has products of this precision."""
+        return nullcontext()
 
     def running(self) -> AbstractContextManager[None]:
         """Products as they are named here (torch's default are TF32 convolutions on CUDA), the
@@ -63,7 +49,7 @@ class TF32(Precision):
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """A CUDA device and float32 parameters."""
-        _need_float32("tf32", dtype)
+        need_float32("tf32", dtype)
         if place.type != "cuda":
             raise UserError(
                 f"precision='tf32' is for CUDA devices, but this device is {place.type}: use "
@@ -73,8 +59,8 @@ class TF32(Precision):
 
 @dataclass(frozen=True)
 class BFloat16(Precision):
-    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more;
-    all else, the sums over pixels above all, in float32.
+    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more, as
+    torch's autocast has them; all else, the sums over pixels above all, in float32.
     """
 
     words: str = "bfloat16 products, float32 sums"
@@ -82,42 +68,11 @@ class BFloat16(Precision):
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """float32 parameters."""
-        _need_float32("bfloat16", dtype)
+        need_float32("bfloat16", dtype)
 
-    def rewrite(self, module: fx.GraphModule) -> None:
-        """Round the two factors of each product, and go on in float32 from its result; a bias is
-        added there.
-        """
-        graph, rounded = module.graph, {}
-
-        def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
-            return graph.call_function(_aten._to_copy.default, (node,), {"dtype": dtype})
-
-        for node in list(graph.nodes):
-            if node.op != "call_function" or node.target not in PRODUCTS:
-                continue
-            plain, first, bias_at = PRODUCTS[node.target]
-            arguments = list(node.args)
-            bias = None if bias_at is None else arguments[bias_at]
-            with graph.inserting_before(node):
-                for position in (first, first + 1):
-                    factor = arguments[position]
-                    if factor not in rounded:
-                        rounded[factor] = cast(factor, torch.bfloat16)
-                    arguments[position] = rounded[factor]
-                if bias_at == 0:
-                    del arguments[0]
-                elif bias_at is not None:
-                    arguments[bias_at] = None
-                result = cast(graph.call_function(plain, tuple(arguments)), torch.float32)
-                if bias is not None:
-                    if bias_at:  # a convolution's: one number a channel
-                        ones = [1] * (node.meta["val"].dim() - 2)
-                        bias = graph.call_function(_aten.view.default, (bias, [-1, *ones]))
-                    result = graph.call_function(_aten.add.Tensor, (result, bias))
-            node.replace_all_uses_with(result)
-            graph.erase_node(node)
-        module.recompile()
+    def rounding(self, place: torch.device) -> AbstractContextManager[None]:
+        """As a training step of `fit` has them."""
+        return products_rounded(place.type)
 
 
 FLOAT32 = Precision()
@@ -127,15 +82,6 @@ PRECISIONS: Mapping[str, Precision] = {"float32": FLOAT32, "tf32": TF32(), "bflo
 def find_precision(name: str) -> Precision:
     """The precision of that name; a ``UserError`` lists the known ones."""
     return PRECISIONS[check_choice("precision", name, PRECISIONS)]
-
-
-def _need_float32(name: str, dtype: torch.dtype) -> None:
-    if dtype != torch.float32:
-        raise UserError(
-            f"precision={name!r} rounds float32 products, but these parameters are "
-            f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
-            "precision out"
-        )
 
 
 def measure_error(

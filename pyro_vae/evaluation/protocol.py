@@ -1,5 +1,5 @@
-"""What a number is: the data that its observed sites score, what they are conditioned on, its kind,
-and the digests of all.
+"""The protocol of a number: data, quantity (joint or conditional), kind (mass or density),
+versions.
 """
 
 from __future__ import annotations

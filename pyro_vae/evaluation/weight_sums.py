@@ -1,6 +1,4 @@
-"""Streaming sums of importance weights: what K draws leave behind, in memory that does not grow
-with K.
-"""
+"""Streaming sums of importance weights, in memory that does not grow with K; k̂ and the jackknife."""
 
 from __future__ import annotations
 

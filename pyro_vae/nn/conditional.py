@@ -1,5 +1,5 @@
-"""Conditional densities: context in, distribution out. Prior, likelihood and encoder are this one
-idea.
+"""Conditional distributions: context in, distribution out; the base classes of priors and
+likelihoods.
 """
 
 from __future__ import annotations

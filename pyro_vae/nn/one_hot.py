@@ -1,4 +1,4 @@
-"""Class labels as a program's input: the field ``y``, checked and written as one-hot codes."""
+"""One-hot class labels: the field ``y``, checked and encoded."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Pyro's own ELBOs as objectives: Pyro's code makes the loss, and the same run's traces the other
-figures.
-"""
+"""Pyro's own ELBO classes as objectives: Pyro's code gives the loss and the gradient."""
 
 from __future__ import annotations
 

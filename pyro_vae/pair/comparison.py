@@ -1,5 +1,5 @@
-"""Runs of a pair held against each other: whether all sites have the same log densities, the layout
-that has those of repetition, and whether the images of a batch are scored independently.
+"""Comparison of runs of a pair: the same log densities at all sites, the cheapest layout, and whether
+the images of a batch are independent, so that log p(x) of one image is defined.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def cheapest_layout(pair: Pair, x: Tensor, fields: Fields, values: dict[str, int
 
 NUM_IMAGES = 5
 EVERY, OTHERS = (0, 1, 2, 3, 4), ((0, 1, 1, 1, 1), (3, 3, 3, 3, 4))
-"""Rows of five images; in the others one of them keeps its place, and all others are another image."""
+"""Rows of five images; in the others one of them keeps its place, and all others are another image.
+"""
 
 
 class Independence(NamedTuple):
@@ -139,7 +140,7 @@ def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:
 def _at_rows(
     drawn: poutine.Trace, rows: Sequence[int], at: Geometry, *, scored: bool
 ) -> poutine.Trace:
-    """The same draws for a batch of these rows; without a density where they can't be scored again."""
+    """The same draws for a batch of these rows; no density if they can't be scored again."""
     moved = drawn.copy()
     for name, node in latent_nodes(drawn).items():
         value = node["value"]

@@ -1,5 +1,5 @@
-"""The dry run read aloud: what a pair is, or one sentence on why it can't be one, before anything
-is trained.
+"""The dry run: a pair is run on a few images before anything else, and a bad one is refused in a
+sentence.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
 
 
 def _check_values(node: Any, num_images: int) -> None:
-    """The value that the model observes, or that the guide drew, against the model's distribution."""
+    """Check what the model observes, or the guide drew, against the model's distribution."""
     fn, value, name = node["fn"], node["value"], node["name"]
     split = max(value.dim() - fn.event_dim, 0)
     batch, event = value.shape[:split], value.shape[split:]

@@ -1,5 +1,5 @@
-"""Sites at all their values: those of the guide that ask for it by ``infer={…}``, and those of the
-model that the guide lacks.
+"""Enumerated sites: those of the guide that ask for it by ``infer={…}``, and those of the model
+without a guide.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""KL divergences of latent sites in closed form; and forms that neither torch nor Pyro registers
-(correlated Gaussians against independent ones), or that torch writes so that they can't be traced
-(classes).
-"""
+"""KL divergences in closed form, also those that neither torch nor Pyro registers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel: unscaled log densities of every site, (K, B), for K draws of the guide at each of B
+"""Layouts of many draws: unscaled log densities of every site, (K, B), for K draws at each of B
 images.
 """
 

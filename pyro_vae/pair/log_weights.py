@@ -1,6 +1,4 @@
-"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands
-on.
-"""
+"""Log densities and log importance weights of any pair, as tensors."""
 
 from __future__ import annotations
 
@@ -36,13 +34,24 @@ def log_densities(
     num_particles: int = 1,
     **fields: Any,
 ) -> SiteTerms:
-    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K,
-    B)``, in nats.
+    """The log densities of every site at draws of the guide, each ``(K, B)``, in nats.
 
-    The modules run in eval mode; gradients flow where they are enabled.
+    They are unscaled, so that log p(x, z) is their sum. Modules run in eval mode. Gradients flow
+    where they are enabled.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``SiteTerms``: by site name ``observed`` (log p(x | …)), ``prior`` (log p(z | …)) and
+        ``guide`` (log q(z | …)), each with ``log_prob``, ``(K, B)``, and ``value``.
 
     Raises:
-        UserError: the pair is no pair (which site, which plate, which shapes, what to change).
+        UserError: the two programs do not fit together: which site, which plate, which shapes, and
+            what to change.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False):
@@ -58,15 +67,29 @@ def log_weights(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> Tensor:
-    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016,
-    equation 8).
+    """log importance weights log p(x, z_k) − log q(z_k | x), z_k ~ q(z | x), in nats.
+
+    Example::
+
+        log_w = pv.log_weights(model, guide, x, num_particles=100)  # (100, B)
+        log_px = log_w.logsumexp(0) - math.log(100)  # L_K of each image
 
     Args:
-        ignore_scales: whether ``poutine.scale`` in the programs is without effect here.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        ignore_scales: whether to leave out ``poutine.scale`` in the programs.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``(K, B)``, in nats. Gradients flow where they are enabled.
 
     Raises:
-        UserError: as `log_densities`; and where these are not the log weights of each image's p(x):
-            a subsampling plate, a scaled site, a point mass, images that depend on each other.
+        UserError: as `log_densities`; or these are not the log weights of each image's p(x): a
+            subsampling plate, a scaled site, a point mass, images that depend on each other.
+
+    Reference:
+        Burda et al. 2016, equation 8.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False), without_scales(ignore_scales):
@@ -160,7 +183,7 @@ LAYOUT_WORDS = {
 
 @dataclass(frozen=True)
 class PairReport(Printed):
-    """A sound pair, as understood."""
+    """What was found out about a pair that can be trained; ``print`` shows it in words."""
 
     structure: Structure
     layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
@@ -197,7 +220,7 @@ class PairReport(Printed):
             )
         if s.own_draws_only:
             lines.append(
-                f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
+                f"scored only at their own last draw: {', '.join(s.own_draws_only)} (no STL, "
                 "DReG, AIS)"
             )
         if s.not_held:
@@ -211,11 +234,26 @@ class PairReport(Printed):
 def check_pair(
     model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
 ) -> PairReport:
-    """Run both programs on five images like ``x`` and tell what they are; nothing is trained or
-    changed.
+    """Check that a model and a guide fit together, before training. Nothing is trained or changed.
+
+    Both programs run on five images like ``x``.
+
+    Example::
+
+        print(pv.check_pair(model, guide, x))  # sites, plates, layout, warnings
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        A `PairReport`, which prints the sites, the plates, which KLs are closed, and what the pair
+        can't be used for.
 
     Raises:
-        UserError: where they are no pair: which site, which plate, both shapes, and what to change.
+        UserError: they do not fit together: which site, which plate, both shapes, and what to
+            change.
     """
     pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
     structure = pair.structure(images, named, scored=False)

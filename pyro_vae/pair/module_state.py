@@ -1,4 +1,4 @@
-"""Modules while programs run: which are called, and what they keep (buffers, counters, averages)."""
+"""The state of modules in a run: which are called, and their buffers (counters, averages)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches and the sites of a trace: taken, copied, drawn, and read as Pyro has them."""
+"""Batches, and the sites of a trace: copied, drawn and read."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def masks_of(node: Any) -> list[tuple[Tensor | bool, int]]:
 
 
 def plate_size(node: Any, frame: Any) -> int:
-    """A plate's size; where it has none (``pyro.plate("data")`` is of −1), that of its site there."""
+    """A plate's size; without one (``pyro.plate("data")`` has −1) that of its site."""
     batch = node["fn"].batch_shape
     return int(
         frame.size if frame.size >= 0 else batch[frame.dim] if len(batch) >= -frame.dim else 1

@@ -1,6 +1,4 @@
-"""The support of what the model observes, at all images of a set, and what the programs say
-themselves against the fields.
-"""
+"""The support of the observed sites, checked at all images of a set."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""One adapter for every program: a PyroModule, an nn.Module, a bound method, a function or a
-closure.
-"""
+"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function or a partial."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ class Program:
         return self.call(x, **{**placed, **given})
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The fields that the program receives; a ``UserError`` where a required one was not given."""
+        """The fields that the program gets; a ``UserError`` if a required one was not given."""
         if (names := tuple(fields)) not in self._selected:
             given = {name: argument_of(name) for name in names}
             at_hand = {*given.values()}
@@ -196,7 +194,7 @@ def _referred(
 
 
 class WithoutScales(Messenger):
-    """Inside, no site has a scale, whatever ``poutine.scale`` a program is in: its plain densities."""
+    """Inside: no ``poutine.scale`` has an effect; the plain densities."""
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = 1.0

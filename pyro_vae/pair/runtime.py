@@ -1,5 +1,5 @@
-"""A pair of programs, understood once: its parameters, its plates, its sites, its analytic KLs, its
-layout for many draws.
+"""The `Pair`: a model and a guide with their parameters, plates, sites, closed KLs, and the layout
+for many draws.
 """
 
 from __future__ import annotations
@@ -30,7 +30,19 @@ from pyro_vae.tensors import as_float
 
 
 class Pair:
-    """The engine's view of a model and its guide, in whatever form they are written."""
+    """A model and its guide, as the engine runs them. Get one by `Pair.of`.
+
+    Any form of Pyro program will do. The pair knows the parameters, the modules and the structure
+    (sites, plates, closed KLs) of the two.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        store: where ``pyro.param`` statements find their parameters; by default a store of the
+            pair's own.
+
+    Raises:
+        UserError: the guide is an autoguide of Pyro, which has one latent for all images.
+    """
 
     def __init__(
         self,
@@ -53,10 +65,9 @@ class Pair:
 
     @staticmethod
     def of(model: Callable[..., Any], guide: Callable[..., Any]) -> Pair:
-        """The pair of these two: what is known of it, and its parameters, live as long as both
-        programs.
+        """The pair of these two programs, always the same one while both exist.
 
-        Programs are known by identity, methods by their object and their function.
+        Programs are compared by identity; bound methods by their object and their function.
         """
         parts = parts_of(model), parts_of(guide)
         key = tuple(tuple(map(id, each)) for each in parts)
@@ -84,13 +95,11 @@ class Pair:
 
     @property
     def was_run(self) -> bool:
-        """Whether the programs have run, so that what they make and meet is known."""
+        """Whether the programs have run, so that their parameters and modules are known."""
         return bool(self._known.structures)
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
-        """The program that was first seen to use this parameter, and its name there: ``("model",
-        "net.weight")``.
-        """
+        """The program that uses this parameter, and its name there: ``("model", "net.weight")``."""
         if (seen := self.seen(parameter)) is not None:
             return seen
         for program in (self.guide, self.model):
@@ -101,7 +110,7 @@ class Pair:
         return "captured", f"tensor of shape {tuple(parameter.shape)}"
 
     def seen(self, parameter: Tensor) -> tuple[str, str] | None:
-        """The program that was seen to use this parameter, and its name there."""
+        """The program that used this parameter in a run, and its name there; None if none did."""
         return next((name for name, each in self._known.names.items() if each is parameter), None)
 
     def to(self, device: torch.device) -> Pair:
@@ -114,8 +123,8 @@ class Pair:
         return self
 
     def tensors(self) -> list[Tensor]:
-        """All that training changes: every parameter and buffer of the modules, and the private
-        parameters.
+        """All tensors that training changes: parameters and buffers of the modules, and the pair's
+        own parameters.
         """
         found: dict[int, Tensor] = {}
         for module in self.modules:
@@ -129,12 +138,12 @@ class Pair:
         return [*found.values(), *self.store.parameters.values()]
 
     def buffers(self) -> list[Tensor]:
-        """Those of the modules."""
+        """The buffers of the modules."""
         return [buffer for module in self.modules for buffer in module.buffers(recurse=False)]
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """That of the programs' real parameters, where they have any."""
+        """The dtype of the programs' real parameters, or None."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
@@ -157,11 +166,10 @@ class Pair:
 
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
-        """The private store, validation off (a dry run has validated), modules in the mode asked
-        for; all restored after.
+        """Inside: the pair's own parameter store, no validation, modules in the mode asked for.
 
-        Eval mode is float32 arithmetic, whatever the caller has set; one thread at a time is in
-        here.
+        All is restored afterwards. Eval mode uses float32 arithmetic, whatever the caller has set.
+        One thread at a time can be inside.
         """
         with turn(), exact() if training is False else nullcontext():
             outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
@@ -196,8 +204,19 @@ class Pair:
         *,
         every_value: bool = False,
     ) -> SiteTerms:
-        """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
+        """The log densities of every site at ``num_particles`` draws for each image; call it inside
+        `active`.
+
+        Args:
+            x: a batch of images ``(B, *event_shape)``.
+            fields: named arguments, one row for each image.
+            num_particles: K.
+            layout: how the K draws are run; by default the cheapest that is right.
+            score, draw: how sites are scored and how the guide draws.
+            every_value: whether sites that the guide asks to enumerate take all their values.
+
+        Returns:
+            The terms of each site, ``(K, B)``, nats.
         """
         structure = self.structure(x, fields)
         values = structure.enumerated if every_value else {}
@@ -242,9 +261,7 @@ class Pair:
         return found
 
     def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
-        """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
-        repetition.
-        """
+        """The cheapest layout for many draws whose values agree with those of plain repetition."""
         values = self.structure(x, fields).enumerated if every_value else {}
         key = like(x, fields), bool(values)
         if key not in self._known.layouts:
@@ -253,8 +270,8 @@ class Pair:
 
     @contextmanager
     def measuring(self, place: torch.device, seed: int | None = None) -> Iterator[None]:
-        """Eval mode, no gradients, no new parameters; the caller's random state is kept, and begins
-        anew at the ``seed``.
+        """Inside: eval mode, no gradients, no new parameters, random numbers from ``seed``; all
+        restored afterwards.
         """
         with self.active(training=False, may_create=False), kept_randomness(place), torch.no_grad():
             if seed is not None:
@@ -263,8 +280,8 @@ class Pair:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """Eval mode, no gradients, the random state untouched; modules that a closure hides are
-        found, and in eval mode.
+        """Inside: eval mode, no gradients, an unchanged random state; modules that a closure hides
+        are found.
         """
 
         def meet(module: nn.Module) -> None:
@@ -285,7 +302,7 @@ class Pair:
             yield
 
     def note_parameters(self, program: Program) -> None:
-        """Name the parameters that the store has seen since the last call as ``program``'s."""
+        """Name the parameters that the store has seen since the last call after ``program``."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
             if (

@@ -1,4 +1,4 @@
-"""What is known of a pair after its dry run."""
+"""The structure of a pair, as its dry run found it."""
 
 from __future__ import annotations
 

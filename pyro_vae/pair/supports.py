@@ -1,6 +1,4 @@
-"""Where one program puts probability and the other none: what the draws of a proposal can't show by
-themselves.
-"""
+"""Supports of guide and prior: where one has probability and the other has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both programs run once on a few images; whatever one raises becomes one sentence."""
+"""Trial run of both programs on a few images; what they raise becomes one sentence."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Pairs that Pyro trains and that have no log p(x) of one image: why, and which of their sites are
-not of one image.
-"""
+"""Pairs that can be trained but have no log p(x) of one image, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ways through the latent space, and where each latent site lies under the prior."""
+"""Paths through the latent space, and the position of a latent under its prior."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A check of a run's log weights that needs no trust in this package: a script for stock Pyro,
-written into the run.
+"""Audit: a script for stock Pyro that recomputes a run's log weights without this package.
 
 The script imports torch, pyro and copies of the source that the model and the guide are made of,
 nothing that evaluates.
@@ -219,7 +218,7 @@ def _alone(site: Site) -> Tensor:
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The pair as Python
 
 
@@ -233,7 +232,7 @@ class _Writer:
         self._statements: list[str] = []
 
     def statements(self, objects: Mapping[str, Any]) -> list[str]:
-        """An assignment for each of the objects, and before it for those that several of them hold."""
+        """An assignment for each of the objects, and before it for those that several share."""
         used: dict[int, list[str]] = {}
         for value in objects.values():
             self._count(value, used)
@@ -310,7 +309,7 @@ class _Writer:
         return name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The source that it needs
 
 

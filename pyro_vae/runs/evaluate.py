@@ -1,4 +1,4 @@
-"""A run's evaluations: its trained pair scored, and what is found kept in its folder."""
+"""Evaluation of a run: its pair is scored, and the result is stored in its folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the options of a training to its objects: data, what is observed of them, model and guide."""
+"""The objects of an experiment, built from its options: data, observation, model and guide."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Experiment:
 
     @property
     def fields_train(self) -> dict[str, Any]:
-        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those of
-        them that are kept.
+        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those
+        of them that are kept.
         """
         found = self._fields(self.data.train_labels, self.train_rows)
         number = self.options.labels
@@ -80,7 +80,7 @@ class Experiment:
         return {"y": torch.where(kept, found["y"], -1)}
 
     def accuracy(self, split: str, number: int | None) -> dict[str, float]:
-        """The share of `images` that the guide's q(y | x) gives their own class, where it has one."""
+        """The accuracy of the guide's q(y | x) on `images`, if it has one."""
         classify, y = hook(self.guide, "classify"), self.fields(split, number).get("y")
         if classify is None or y is None:
             return {}
@@ -136,8 +136,8 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
-        words for the protocol.
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every
+        call), and words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.

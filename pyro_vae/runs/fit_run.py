@@ -1,6 +1,4 @@
-"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped
-without a loss.
-"""
+"""The training of a run, new or resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's own code in the options of a training."""
+"""The user's own code among the options of a training."""
 
 from __future__ import annotations
 

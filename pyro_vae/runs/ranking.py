@@ -1,4 +1,4 @@
-"""Trained cells in an order: by log p(x) of the same test images, each difference with two errors.
+"""The ranking of a sweep's cells by log p(x) of the same test images, with two errors.
 
 Two errors, as two questions are asked. *Over images*: are these trained models different? The
 images' differences, averaged over the seeds, have a standard error (the seeds are what they are).

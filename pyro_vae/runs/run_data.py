@@ -1,4 +1,4 @@
-"""The data of a run, wherever they are now: known by their SHA-256, not by their place."""
+"""The data of a run, found again and recognised by their SHA-256."""
 
 from __future__ import annotations
 

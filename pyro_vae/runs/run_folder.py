@@ -1,4 +1,4 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
+"""The run folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
 evaluations/, pictures.
 """
 
@@ -330,7 +330,7 @@ class Unwritten(Run):
 
 
 class Recorder(Checkpoints):
-    """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
+    """The callback of a run: it writes epochs to metrics.jsonl, and checkpoints."""
 
     def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
         super().__init__(run.checkpoints, minutes, metadata)
@@ -455,16 +455,23 @@ def open_run(folder: str | Path) -> Run:
 def load(
     run_folder: str | Path, checkpoint: str = "last", *, trust: bool = False
 ) -> tuple[Any, Any]:
-    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml,
-    then filled.
+    """Load the trained model and guide of a run folder, in eval mode, on the CPU.
 
-    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one
-    is damaged or lacks its SHA-256, the one before it is taken, with a warning. ``trust``: run the
-    code of parts given as ``file.py:Name`` or ``module:Name`` that you have not trained with.
+    They are built from its config.toml, and their parameters are read from a checkpoint.
+
+    Args:
+        run_folder: the folder of ``pyro-vae train``.
+        checkpoint: ``last``; or ``best``, that of the highest validation ELBO. If the last one is
+            damaged or has no SHA-256, the one before it is used, with a warning.
+        trust: whether to run code of parts given as ``file.py:Name`` or ``module:Name`` that you
+            have not trained with on this machine.
+
+    Returns:
+        ``(model, guide)``.
 
     Raises:
-        UserError: such code without ``trust``; no run there, or its configuration or checkpoint is missing, damaged or does not
-            fit.
+        UserError: such code without ``trust``; no run there; its configuration or checkpoint is
+            missing or damaged, or the two do not fit together.
     """
     run = open_run(run_folder)
     with run.code(trust):

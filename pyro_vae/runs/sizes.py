@@ -1,4 +1,4 @@
-"""Sizes that no memory holds, refused before they are begun."""
+"""Size limits: what can't fit into memory is refused before it is begun."""
 
 from __future__ import annotations
 

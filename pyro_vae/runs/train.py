@@ -1,6 +1,4 @@
-"""A run from its beginning, or from its last checkpoint, to its number: trained, recorded, scored,
-and stopped without a loss.
-"""
+"""Training of a run, new or resumed, and its evaluation at the end."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Where a training stopped being finite: the very step, and the site or the gradient at which it
-begins.
-"""
+"""Search for the step and the site at which a training diverged (became NaN or infinite)."""
 
 from __future__ import annotations
 
@@ -23,18 +21,16 @@ if TYPE_CHECKING:
 
 
 class Diverged(RuntimeError):
-    """The loss, a gradient or a parameter became NaN or infinite; model and guide are as they were
-    before that step.
+    """The loss, a gradient or a parameter became NaN or infinite. `fit` raises it.
 
-    ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where
-    it begins, in words), and ``state``, from which a training can be resumed.
+    Model and guide are as they were before that step.
 
     Args:
         message: the sentence.
         step: the step, counted from 1; None where it could not be found.
         learning_rate: that of the step.
-        site: where it begins, in words.
-        state: the `TrainingState` before that step, from which a training can go on.
+        site: the site or gradient that is not finite first, in words.
+        state: the `TrainingState` before that step, for ``fit(…, resume=state)``.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
-"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built,
-then the loop runs.
+"""``fit``: stochastic variational inference (SVI) of a pair. It checks the arguments, builds the
+training, and runs its loop.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyro.infer import ELBO
 from tqdm import tqdm
 
 from pyro_vae import distributed
-from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Source, make_source
 from pyro_vae.data.transforms import Observation
@@ -79,65 +79,81 @@ def fit(
     on_divergence: str = "stop",
     init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
+    precision: str = "float32",
     **fields: Any,
 ) -> History:
-    """Train a model and a guide by SVI; both are changed in place and left on ``device``.
+    """Train a model and a guide by stochastic variational inference (SVI).
 
-    Where torch.distributed is initialised (under torchrun), every process calls this with the same
-    arguments: R of them take ``batch_size`` images each, and the gradient is that of one process
-    with R times as many.
+    Both are changed in place, and stay on ``device``. Under torch.distributed (torchrun) every one
+    of R processes makes the same call and takes ``batch_size`` images a step; the gradient is that
+    of one process with R times as many.
+
+    Example::
+
+        history = pv.fit(model, guide, x, num_epochs=2, batch_size=6, progress=False)
+        history.train[-1].elbo  # nats per image
 
     Args:
         model, guide: Pyro programs of ``x``, ``(B, *event_shape)``, and of the named fields that
-            their signatures have.
+            their signatures have. Each is a PyroModule, a bound method, or a function.
         x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader,
             which streams.
         objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
-        num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
-        batch_size: images a step.
-        learning_rate: that of the optimiser, at its highest.
-        optimizer: a name or call, ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a function of
-            the list of parameters that returns an optimiser.
+        num_epochs, num_steps: the length of the training; ``num_steps`` wins where it is given.
+        batch_size: images in one step.
+        learning_rate: the largest learning rate of the schedule.
+        optimizer: a name or call, such as ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a
+            function of the list of parameters that returns an optimiser.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
-            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``; by site as ``{"z1":
-            1.0, "z2": 0.5}``, the others' being 1.
+            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``. ``{"z1": 1.0, "z2":
+            0.5}`` gives weights by site; the others' are 1.
         grad_clip: the largest norm of the gradient of the mean loss per image.
-        callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
+        callbacks: called with an ``EpochEnd`` after each epoch; returning True ends the training.
             ``Checkpoints`` is one.
-        freeze: ``"model"``, ``"guide"``, or a pattern of names as `pyro_vae.parameters` has them,
-            such as ``"model.likelihood.*"``: these parameters stay as they are.
-        binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``),
-            ``threshold``, ``none``; or an ``Observation``. A validation set is drawn once.
-        x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each
-            epoch.
-        seed: of the noise, the order and the binarization. The caller's random state is left as it
-            was.
+        freeze: ``"model"``, ``"guide"``, or a pattern of names of `parameters`, such as
+            ``"model.likelihood.*"``: these parameters do not change.
+        binarize: ``dynamic`` (new binary pixels at each visit), ``static`` (drawn once),
+            ``threshold``, ``none``; or an ``Observation``, such as ``pv.data.observe(…).observe``.
+            A validation set is drawn once.
+        x_valid: validation images, or a dict with ``x`` and the named fields; their ELBO is
+            measured after each epoch.
+        seed: of the noise, the order of the images and the binarization. The caller's random state
+            is unchanged.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
-        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace
-            them once, and are your word that Python decides nothing in them (docs/tracing.md);
-            ``auto`` traces parts of this package, and no other's.
+        compile: ``off`` runs the programs eagerly at each step. ``graph`` and ``inductor`` trace
+            them once; with programs of your own you thereby say that no Python value changes
+            between steps (docs/tracing.md). ``auto`` traces the parts of this package only.
         progress: whether steps and figures are shown on stderr.
-        on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
-            (the device is then read at each step).
-        init: whose parameters to begin with, where name and shape are the same: a folder of a run
-            or of ``Checkpoints``, a file of `save_parameters`, a pair, or a mapping such as
-            `parameters` returns. ``history.init`` says which are fresh.
-        resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
-            other arguments as they were; on the CPU, in the same tier and with as many threads, bit
-            for bit as if it had never been stopped.
-        **fields: tensors with one row an image, passed to the programs that name them.
+        on_divergence: ``stop``, or ``skip``: a step that is not finite is undone and counted (the
+            device is then read at each step).
+        init: initial values for the parameters, where name and shape are the same: a run folder, a
+            folder of ``Checkpoints``, a file of `save_parameters`, a pair, or a mapping such as
+            `parameters` returns. ``history.init`` lists the parameters that were not in it.
+        resume: a ``TrainingState``, or a folder of ``Checkpoints``: continue that training. All
+            other arguments must be as they were. On the CPU, with the same tier and number of
+            threads, the result is bit for bit that of a training without a stop.
+        precision: ``bfloat16`` rounds the factors and results of a step's products, as torch's
+            autocast does; draws, densities, sums, the optimiser and the validation stay in float32.
+            ``history.note`` has the error on the first batch's ELBO.
+        **fields: tensors with one row for each image, passed to the programs that name them.
 
     Returns:
-        One record an epoch, nats per image: ``history.train`` and ``history.valid``.
+        A `History`: ``history.train`` and ``history.valid`` have one record for each epoch, in nats
+        per image.
 
     Raises:
-        UserError: what can't be trained, in one sentence, before anything is.
-        Diverged: something is not finite; it names the step and the site, and the parameters are
-            those of the step before.
+        UserError: the pair, the data or an option can't be trained with; raised before the first
+            step.
+        Diverged: something is not finite. The error names the step and the site; the parameters are
+            those before that step.
+
+    Reference:
+        Hoffman et al. 2013, "Stochastic Variational Inference"; Kingma and Welling 2014,
+        "Auto-Encoding Variational Bayes" (AEVB), algorithm 1.
     """
     options = FitOptions.of(locals())
     with turn(), torch.enable_grad(), casts_anew():
@@ -161,6 +177,9 @@ def _fit(
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
     settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
+    if options.precision != "float32":
+        need_float32(options.precision, pair.dtype)
+        loss.rounded, settings["precision"] = True, options.precision
     kl_weight, loss.site_weights = by_site(options.kl_weight)
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)

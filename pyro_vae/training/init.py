@@ -1,5 +1,5 @@
-"""How a training begins: from its data (a decoder's bias, a mixture's components), or with the
-parameters of another pair, wherever name and shape are the same.
+"""Initialisation: from the data (a decoder's bias at the mean image, a mixture at k-means), and from
+another pair's parameters, where name and shape are the same.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ def begin(pair: Pair, init: Init) -> str:
             f"init: {of} has no parameter of the name and shape of one of this pair's "
             f"({', '.join(trained[:3])}, …): give one with a part in common"
         )
-    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a setting
+    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a
+    # setting
     owners = {name.rpartition(".")[0] for name in trained if name in held}
     with torch.no_grad():
         for name, tensor in held.items():

@@ -1,6 +1,4 @@
-"""The training loop: batches, steps and records; a training between two steps is a
-`TrainingState`.
-"""
+"""The training loop: batches, steps and records."""
 
 from __future__ import annotations
 

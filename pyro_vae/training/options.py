@@ -1,6 +1,4 @@
-"""The options of ``fit``: one dataclass that checks their ranges, and what is made of its data
-arguments.
-"""
+"""The options of ``fit``: ranges are checked, data and validation data are prepared."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what
-was held, in words.
-"""
+"""The live oracle: a user's own pair is compared with stock Pyro and torch at its first batch."""
 
 from __future__ import annotations
 
@@ -76,6 +74,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             found = [_held_loss(pair, loss.objective, structure, seen, fields, stepper.parameters)]
             if step := _held_step(stepper, x, fields):
                 found.append(step)
+            notes += _rounding(stepper, *batch)
     words = (
         f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
     )
@@ -85,6 +84,22 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             "log p(x) of one image",
         )
     return words, *notes
+
+
+def _rounding(stepper: Stepper, x: Tensor, fields: Fields) -> tuple[str, ...]:
+    """The error on the batch's ELBO of a step whose products are rounded, in the same noise."""
+    loss = stepper.loss
+    if not loss.rounded:
+        return ()
+    elbos = []
+    for loss.rounded in (False, True):
+        pyro.set_rng_seed(0)
+        with torch.no_grad():
+            _, reconstruction, kl = stepper.step.mean_loss(*copies(x, fields))[0].tolist()
+        elbos.append((reconstruction - kl) / len(x))
+    return (
+        f"bfloat16 products: {elbos[1] - elbos[0]:+.1g} nats an image on the first batch's ELBO",
+    )
 
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:

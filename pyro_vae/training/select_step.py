@@ -1,4 +1,4 @@
-"""Which form of the training step is used, and one line that says why."""
+"""Selection of the training step's form (eager, graph, compiled), with the reason."""
 
 from __future__ import annotations
 

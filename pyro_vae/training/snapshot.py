@@ -1,4 +1,4 @@
-"""Parts of a training's state: how far it is, a pair's tensors and an optimiser's, put back."""
+"""Parts of a training's state: its position, a pair's tensors and an optimiser's, put back."""
 
 from __future__ import annotations
 

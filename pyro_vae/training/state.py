@@ -1,6 +1,4 @@
-"""A training between two steps: all that its rest depends on, taken from it, put back into it, and
-held by a checkpoint.
-"""
+"""The state of a training between two steps: taken, saved, loaded and restored."""
 
 from __future__ import annotations
 
@@ -32,8 +30,9 @@ from pyro_vae.training.snapshot import (
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training between two steps, as ``fit(…, resume=state)`` takes it up again; plain values and
-    tensors alone.
+    """The complete state of a training between two steps, for ``fit(…, resume=state)``.
+
+    It consists of plain values and tensors only.
 
     Args:
         position: how far it is.
@@ -41,9 +40,9 @@ class TrainingState:
         optimizer: the optimiser's state_dict.
         random: torch's random numbers, by device.
         history: the records so far, as plain values.
-        callbacks: (class name, state) of those that have a state.
-        settings: those of `fit`, in words.
-        place: where and how the steps ran.
+        callbacks: (class name, state) of the callbacks that have a state.
+        settings: the arguments of `fit`, as text.
+        place: device, tier and threads of the steps.
     """
 
     position: Position
@@ -101,22 +100,20 @@ class TrainingState:
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """The number of steps that are done."""
         return self.position.step
 
     @property
     def epochs(self) -> int:
-        """Whole epochs that are done."""
+        """The number of whole epochs that are done."""
         return len(self.history["train"])
 
     def copy(self) -> TrainingState:
-        """The same with tensors of its own."""
+        """A copy with tensors of its own."""
         return mapped(self, torch.clone)
 
     def to_checkpoint(self, metadata: Mapping[str, Any]) -> Checkpoint:
-        """As sections of a checkpoint, its tensors on the CPU: ``model`` and ``guide`` first, which
-        are all that `load` needs.
-        """
+        """The state as sections of a checkpoint, with its tensors on the CPU."""
         parts = dict(vars(self))
         sections = {**parts.pop("tensors"), **{n: parts.pop(n) for n in ("optimizer", "random")}}
         rest = {**parts, "position": asdict(self.position)}
@@ -131,10 +128,10 @@ class TrainingState:
 
     @staticmethod
     def from_checkpoint(held: Checkpoint, name: str) -> TrainingState:
-        """The state in a checkpoint; ``name`` is the file's, for the error.
+        """The state in a checkpoint; ``name`` is the file's name, for the error.
 
         Raises:
-            UserError: there is none in it.
+            UserError: the checkpoint has no such state.
         """
         rest = held.sections.get("training")
         if rest is None:
@@ -161,17 +158,22 @@ class TrainingState:
         return state
 
     def save(self, path: str | Path) -> None:
-        """Write it into one file, atomically, with its SHA-256 beside it."""
+        """Write the state into one file, atomically; its SHA-256 goes into a second file."""
         checkpoint_files.save(Path(path), self.to_checkpoint({}))
 
     @staticmethod
     def load(path: str | Path) -> TrainingState:
-        """Read what `save` wrote, or the newest sound checkpoint of a folder that ``Checkpoints``
-        keeps.
+        """Read a file of `save`, or the newest undamaged checkpoint of a folder of ``Checkpoints``.
+
+        Args:
+            path: the file or the folder.
+
+        Returns:
+            The state.
 
         Raises:
-            UserError: nothing there, damaged, of a newer version, or without the state of a
-                training.
+            UserError: there is no such file, or it is damaged, of a newer version, or has no state
+                of a training.
         """
         if Path(path).is_dir():
             found = checkpoint_files.newest(Path(path))

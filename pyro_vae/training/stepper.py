@@ -1,6 +1,4 @@
-"""What is trained, by which optimiser and in which form: found at the start, and anew where a
-callback (un)freezes.
-"""
+"""The stepper: it selects what is trained, the optimiser, and the form of the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From gradients to parameters: the norm, what is not finite, clipping, and the optimiser."""
+"""Parameter updates: gradient norm, finiteness, clipping, and the optimiser."""
 
 from __future__ import annotations
 
