@@ -18,12 +18,12 @@ from pyro_vae.evaluation.compare import compare as compare
 from pyro_vae.evaluation.importance import log_marginal as log_marginal
 from pyro_vae.evaluation.refine import refine as refine
 from pyro_vae.evaluation.result import LogMarginal as LogMarginal
+from pyro_vae.pair.log_weights import check_pair as check_pair
 from pyro_vae.pair.log_weights import log_densities as log_densities
 from pyro_vae.pair.log_weights import log_weights as log_weights
 from pyro_vae.pair.parameters import load_parameters as load_parameters
 from pyro_vae.pair.parameters import parameters as parameters
 from pyro_vae.pair.parameters import save_parameters as save_parameters
-from pyro_vae.pair.report import check_pair as check_pair
 from pyro_vae.pair.runtime import Pair as Pair
 from pyro_vae.runs.run_folder import load as load
 from pyro_vae.runs.sweep import sweep as sweep
