@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.choices import lookup, registry
+from pyro_vae.choices.specs import Choice
 from pyro_vae.errors import UserError
 from pyro_vae.nn.missing import check_missing
 from pyro_vae.validation import check_choice, check_number
@@ -200,6 +201,8 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
     """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, beside ``args``."""
+    if isinstance(net, str) and "(" not in net:  # its arguments are looked at as those of a call
+        net, args = Choice(net, (), dict(args)), {}
     rest = registry.unpack_net("net", {**args, "net": net})
     return rest.pop("net"), rest
 
@@ -221,7 +224,6 @@ def _built(direction: str, net: NetSpec, args: Mapping[str, Any], inputs: Any, o
             "'MLP(hidden=(200,))', a subclass of pyro_vae.nn.Net, or an nn.Module that is "
             "already built"
         )
-    registry.refuse_unknown_of_net(f"net {part.__name__}", part, own)
     sizes = (inputs, outputs[0]) if direction == "encoder" else (inputs[0], outputs)
     built: Net = getattr(part, direction)(*sizes, **own)
     return built

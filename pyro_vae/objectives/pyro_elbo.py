@@ -12,11 +12,9 @@ from weakref import WeakSet
 import pyro
 import torch
 from pyro import infer, poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -24,7 +22,7 @@ from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, Scaled, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.module_state import statistics_kept
-from pyro_vae.pair.nodes import Fields, plain_draw
+from pyro_vae.pair.nodes import Fields, log_prob_of, masked, plain_draw, sample_nodes
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
@@ -112,8 +110,12 @@ class PyroELBO(Objective):
         """Pyro's loss of one batch, and the figures of its traces."""
         structure = pair.structure(x, fields, scored=False)
         weight = Scaled(dict.fromkeys(structure.latents, kl_weight))
+        traces: tuple[list[poutine.Trace], ...] = [], []
         programs = _marked(pair.model, structure.summed), pair.guide
-        model, guide = (_Recorded(program, x, fields, weight) for program in programs)
+        model, guide = (
+            _recorded(each, x, fields, weight, kept)
+            for each, kept in zip(programs, traces, strict=True)
+        )
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(
@@ -123,15 +125,13 @@ class PyroELBO(Objective):
         runs = (
             -1 if at_once else -self.num_particles
         )  # before these Pyro may have run the pair to guess its plates
-        models, guides = model.traces[runs:], guide.traces[runs:]
+        models, guides = (each[runs:] for each in traces)
         scale = max(_subsampled(site, len(x))[0] for site in models[-1].nodes.values())
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
-        observed = _sum(models, True, len(x))
-        kl = _sum(guides, False, len(x)) - _sum(models, False, len(x))
-        observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
-        return Estimate(loss, observed, kl, scale)
+        totals = (total / draws for total in _figures(models, guides, len(x)))
+        return Estimate(loss, *(torch.as_tensor(each, device=x.device) for each in totals), scale)
 
     @contextmanager
     def _checking(self, pair: Pair) -> Iterator[None]:
@@ -175,18 +175,18 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
     return PyroELBO(kind(num_particles=objective.num_particles))
 
 
-class _Recorded:
+def _recorded(
+    program: Any, x: Tensor, fields: Fields, weight: Messenger, traces: list[poutine.Trace]
+) -> Callable[[], Any]:
     """A program on one batch, as Pyro's ELBOs call it; each of its runs leaves a trace."""
 
-    def __init__(self, program: Any, x: Tensor, fields: Fields, weight: Messenger) -> None:
-        self.program, self.x, self.fields, self.weight = program, x, fields, weight
-        self.traces: list[poutine.Trace] = []
-
-    def __call__(self) -> Any:
-        with self.weight, poutine.trace() as tracer:
-            result = self.program(self.x, self.fields)
-        self.traces.append(tracer.trace)
+    def run() -> Any:
+        with weight, poutine.trace() as tracer:
+            result = program(x, fields)
+        traces.append(tracer.trace)
         return result
+
+    return run
 
 
 def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:
@@ -218,19 +218,24 @@ class _Kept(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _sum(traces: list[poutine.Trace], observed: bool, batch_size: int) -> Any:
-    """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that
-    are drawn; where a plate takes some of its batch, they count for all of it.
+def _figures(
+    models: list[poutine.Trace], guides: list[poutine.Trace], batch_size: int
+) -> tuple[Any, Any]:
+    """(reconstruction, KL): Σ of the log densities, masked and unscaled, of the sites that are
+    observed, and of those that are drawn; where a plate takes some of its batch, they count for
+    all of it.
     """
-    total: Any = 0.0
-    for trace in map(prune_subsample_sites, traces):
-        trace.compute_log_prob(lambda name, site: site["is_observed"] == observed)
-        for site in trace.nodes.values():
-            if "unscaled_log_prob" in site and site["is_observed"] == observed:
-                log_prob = detach_provenance(site["unscaled_log_prob"])
-                whole = _subsampled(site, batch_size)[1]
-                total = total + scale_and_mask(log_prob, whole, site["mask"]).sum()
-    return total
+
+    def total(traces: list[poutine.Trace], observed: bool) -> Any:
+        nodes = [node for trace in traces for _, node in sample_nodes(trace)]
+        return sum(
+            _subsampled(node, batch_size)[1]
+            * masked(detach_provenance(log_prob_of(node)), node["mask"]).sum()
+            for node in nodes
+            if node["is_observed"] == observed
+        )
+
+    return total(models, True), total(guides, False) - total(models, False)
 
 
 def _subsampled(site: Any, batch_size: int) -> tuple[float, float]:
@@ -264,8 +269,8 @@ def _one_more_run(
             return reconstruction(terms), sampled_kl(terms)
         guide = plain_draw(pair.guide, x, fields)
         model = plain_draw(poutine.replay(pair.model, trace=guide), x, fields)
-    latent = _sum([guide], False, len(x)) - _sum([model], False, len(x))
-    return torch.as_tensor(_sum([model], True, len(x))), torch.as_tensor(latent)
+    observed, latent = _figures([model], [guide], len(x))
+    return torch.as_tensor(observed), torch.as_tensor(latent)
 
 
 def _marked(model: Program, summed: Collection[str]) -> Any:

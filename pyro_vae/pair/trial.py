@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
-from pyro_vae.pair.laws import ONE_KIND, two_kinds
-from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import ONE_KIND, Fields, plain_draw, sample_nodes, two_kinds
 from pyro_vae.pair.program import Program, validation
 
 if TYPE_CHECKING:
@@ -97,6 +95,20 @@ def _trace(
     return trace
 
 
+def why_not_whole(pair: Pair, x: Tensor, fields: Fields) -> str:
+    """Nothing where both programs run on whole numbers as they are, and the model draws images so."""
+    try:
+        pair.store.before = frozenset(pair.store.parameters)
+        with pair.probing():
+            trace_pair(pair, x, fields)[0].compute_log_prob()
+            plain_draw(pair.model, x, fields)
+    except Exception as error:  # whatever a program raises on numbers of another kind
+        return " ".join((str(error) or repr(error)).splitlines()[:2])
+    finally:
+        pair.store.forget_new()
+    return ""
+
+
 def refuse_broken_parameters(pair: Pair) -> None:
     """Where a dry run fails, a parameter that is not finite explains more than what it led to."""
     owned = [
@@ -158,29 +170,20 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
     return ""
 
 
-class _Plates(Messenger):
-    """The sizes of the plates that a program makes, those before a failure as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, str] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self.sizes.setdefault(msg["fn"].size, msg["name"])
-
-
 def of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
     """A sentence where programs that fail on a few images take another kind of batch: one on its
     side, or one of many.
     """
-    (x, fields), plates = probe(5), _Plates()
-    for program in (pair.guide, pair.model):
-        with suppress(Exception), plates:
-            program(x, fields)
-    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+    x, fields = probe(5)
+    with poutine.trace() as tracer:  # with the plates before a failure as well
+        for program in (pair.model, pair.guide):
+            with suppress(Exception):
+                program(x, fields)
+    made = {n["name"]: n["fn"] for n in tracer.trace.nodes.values() if n["type"] == "sample"}
+    plates = {fn.size: name for name, fn in made.items() if isinstance(fn, _Subsample)}
+    if x.dim() > 1 and x.shape[1] in plates and len(x) not in plates:
         return (
-            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            f"plate {plates[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
             "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
             "let the programs transpose it back; otherwise: "
         )
