@@ -11,7 +11,6 @@ from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import check_latent_dim
 from pyro_vae.nn.flows import check_depth
 from pyro_vae.validation import check_whole
 
@@ -53,8 +52,7 @@ class IAF(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_latent_dim(latent_dim)
-        check_depth("IAF", depth)
+        check_depth("IAF", depth, latent_dim)
         check_whole("IAF(width={!r})", width, "units a layer")
         check_whole("IAF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)

@@ -6,7 +6,6 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
-from pyro_vae.nn.conditional import check_latent_dim
 from pyro_vae.nn.flows import check_depth, pushed_forward, spline_transform
 from pyro_vae.validation import check_whole
 
@@ -46,8 +45,7 @@ class NSF(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_latent_dim(latent_dim)
-        check_depth("NSF", depth)
+        check_depth("NSF", depth, latent_dim)
         check_whole("NSF(bins={!r})", bins, "pieces")
         check_whole("NSF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)

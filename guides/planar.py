@@ -7,7 +7,6 @@ from pyro.distributions.transforms.planar import ConditionedPlanar
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
-from pyro_vae.nn.conditional import check_latent_dim
 from pyro_vae.nn.flows import check_depth
 
 
@@ -42,8 +41,7 @@ class Planar(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_latent_dim(latent_dim)
-        check_depth("Planar", depth)
+        check_depth("Planar", depth, latent_dim)
         super().__init__(
             event_shape, latent_dim, 2 * latent_dim + depth * (1 + 2 * latent_dim), net, **net_args
         )

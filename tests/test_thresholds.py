@@ -51,13 +51,6 @@ def annealed(number: int, acceptance: float) -> AnnealedMarginal:
     )
 
 
-def bounds(gap: float) -> BDMC:
-    """Two bounds of each image so far apart, which differ among the images."""
-    lower = torch.linspace(-95, -85, NUMBER, dtype=torch.float64)
-    kept = {"acceptance": torch.ones(NUMBER), "x": torch.zeros(NUMBER, 2), "num_samples": 8}
-    return BDMC(lower_px=lower, upper_px=lower + gap, **kept)
-
-
 def restored(number: int, acceptance: float) -> Restored:
     """Chains whose proposals are accepted so often in so many of the images."""
     x = torch.zeros(NUMBER, 2)
@@ -126,7 +119,6 @@ CASES: dict[str, tuple[str, Any, Any]] = {  # key words, what is just not told, 
         LogMarginal(**given(num_samples=2, curve={})),
         LogMarginal(**given(num_samples=1, curve={})),
     ),
-    "bounds that cross": ("the two bounds cross", bounds(0.001), bounds(-0.001)),
     "acceptance": ("HMC accepts", annealed(NUMBER, 0.21), annealed(NUMBER, 0.19)),
     "acceptance in 1% of the images": ("HMC accepts", annealed(2, 0.1), annealed(3, 0.1)),
     "a restoration's": ("hardly move", restored(NUMBER, 0.051), restored(NUMBER, 0.049)),
@@ -156,6 +148,14 @@ def test_a_result_says_it_on_one_side_alone(name: str) -> None:
     words, below, above = CASES[name]
     assert not any(words in text for text in below.warnings)
     assert any(words in text for text in above.warnings)
+
+
+def test_bounds_that_cross_are_told_in_their_line() -> None:
+    lower = torch.linspace(-95, -85, NUMBER, dtype=torch.float64)
+    kept: dict[str, Any] = {"acceptance": torch.ones(NUMBER), "x": torch.zeros(NUMBER, 2)}
+    kept |= {"num_samples": 8, "protocol": {"num_steps": 10}}
+    below, above = (BDMC(lower_px=lower, upper_px=lower + g, **kept) for g in (-0.001, 0.001))
+    assert "the bounds cross" in str(below) and "the bounds cross" not in str(above)
 
 
 def test_high_khat_is_above_seven_tenths_of_those_that_have_one() -> None:

@@ -358,16 +358,14 @@ class Streamed(Source):
 def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of ``size``; the last may be smaller."""
     held: list[Batch] = []
-    there = 0
     for batch in batches:
         held.append(batch)
-        there += len(batch[0])
-        while there >= size:
+        while sum(len(x) for x, _ in held) >= size:
             taken, rest = _divided(held, size)
             yield taken
-            held, there = [rest], there - size
-    if there:
-        yield _divided(held, there)[0]
+            held = [rest]
+    if any(len(x) for x, _ in held):
+        yield _divided(held, size)[0]
 
 
 def _divided(batches: list[Batch], size: int) -> tuple[Batch, Batch]:
@@ -427,8 +425,7 @@ def make_source(
     streamed = isinstance(data, DataLoader | Dataset)
     if batch_size is None and (streamed or part[1] > 1):
         raise UserError(
-            "batch_size=None gives the programs all rows at once, which takes a tensor or array, "
-            "and one process: give that, or a number of images"
+            "batch_size=None, all rows at once, takes a tensor or array and one process: give a number"
         )
     if streamed:
         return Streamed(data, cast(int, batch_size), device, part, fields)

@@ -61,15 +61,6 @@ class BDMC(Estimate):
         "gap_px", "Paired by image, and so much smaller than the others'.", standard_error
     )
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What changes how the number is to be read."""
-        crossed = (
-            f"the two bounds cross by {-self.gap:.3f} nats (± {self.se_gap:.3f}): both are estimates; "
-            "use more images or chains",
-        )
-        return super().warnings + crossed * (self.gap < 0)
-
     def headline(self) -> list[str]:
         """Both bounds and their gap."""
         name, said = quantity(self.protocol), self.protocol
@@ -77,6 +68,7 @@ class BDMC(Estimate):
         line += f"T = {said['num_steps']}, {self.num_samples} chains, N = {self.num_images} "
         line += f"simulated images)  gap {figure(self.gap, 3)} ±{self.se_gap:.3f}  "
         line += f"images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
+        line += "  the bounds cross: use more images or chains" * (self.gap < 0)
         of_data = "whose true z is known: on real data there is no upper bound"
         return [line, f"  about the model's own images, {of_data}"]
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.choices import lookup, registry
-from pyro_vae.choices.specs import Choice
 from pyro_vae.errors import UserError
 from pyro_vae.nn.missing import check_missing
 from pyro_vae.validation import check_choice, check_number
@@ -202,7 +201,7 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
     """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, beside ``args``."""
     if isinstance(net, str) and "(" not in net:  # its arguments are looked at as those of a call
-        net, args = Choice(net, (), dict(args)), {}
+        net, args = registry.Choice(net, (), dict(args)), {}
     rest = registry.unpack_net("net", {**args, "net": net})
     return rest.pop("net"), rest
 

@@ -51,7 +51,8 @@ def understand(
         if whole:
             pair.store.forget_new()
             run = trace_pair(pair, *probe(whole))
-            return _read_structure(pair, run, run, f"{_AT_ONCE.format(whole)}: {error}")
+            why = f"the programs take all {whole} rows of x at once, so one row has no log p(x)"
+            return _read_structure(pair, run, run, f"{why}. On a few: {error}")
         told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
         if told or not (why := of_batches(pair, probe)):
             raise
@@ -66,12 +67,6 @@ def understand(
         at, why = replace(structure.geometry, in_place=True), "a program writes into its batch"
         return replace(structure, geometry=at, not_held=f"{why} (as by x.mul_)")
     return structure
-
-
-_AT_ONCE = (
-    "the programs take all {} rows of x at once (batch_size=None), and they fail on a few of them, "
-    "so log p(x) of one row is not defined"
-)
 
 
 def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "") -> Structure:

@@ -30,9 +30,6 @@ _OF_A_NAN = (
     "dist.NanMaskedNormal or a mask in the model, x.nan_to_num() in the guide"
 )
 
-MANY = 64
-"""Images at which a pair is tried that fails on a few."""
-
 
 def refuse_autoguide(guide: Callable[..., Any]) -> None:
     """AutoGuides hold one set of parameters for the data plate that they first saw."""
@@ -171,9 +168,7 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
 
 
 def of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
-    """A sentence where programs that fail on a few images take another kind of batch: one on its
-    side, or one of many.
-    """
+    """A sentence where programs that fail on a few images take a batch on its side."""
     x, fields = probe(5)
     with poutine.trace() as tracer:  # with the plates before a failure as well
         for program in (pair.model, pair.guide):
@@ -185,13 +180,7 @@ def of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str
         return (
             f"plate {plates[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
             "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
-            "let the programs transpose it back; otherwise: "
-        )
-    with suppress(UserError):
-        trace_pair(pair, *probe(MANY))
-        return (
-            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
-            "own: let them make of each row what is that row's; on few, "
+            "let the programs transpose it back, or train it by fit(…, batch_size=None); otherwise: "
         )
     return ""
 
@@ -223,8 +212,8 @@ def _hints(program: Program, fields: Fields, error: Exception) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            " (fit makes the batches: write the plate for all rows that the program gets, "
-            "subsample_size=None, or train it by fit(…, batch_size=None), which makes none)"
+            " (train it by fit(…, batch_size=None), or write the plate for all rows that the "
+            "program gets, as fit makes the batches)"
         )
     found = [
         f"field {name!r} has the value {int(value.min())}"
