@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# no module has the name of a public function: once imported, it would stand in the function's place
+# no module has the name of a public function: once imported, it would replace the function
 _HOME = {
     "fit": "training.fit",
     "Diverged": "training.divergence",

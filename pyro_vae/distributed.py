@@ -27,8 +27,8 @@ noticed at once.
 """
 
 STEP_WAIT = timedelta(minutes=15)
-"""For gradients: over NCCL the others of a process that died are told by this time alone. It covers
-a compiler's time, and a checkpoint's.
+"""For gradients: over NCCL the others of a process that died notice it by this time alone. It
+covers a compiler's time, and a checkpoint's.
 """
 
 _of_small_values: Any = None
@@ -113,7 +113,7 @@ class Several(Alone):
         return mix(seed, self.rank) % 2**32 if self.rank else seed
 
     def begin_step(self, seed: int, step: int, device: torch.device) -> None:
-        """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's
+        """The noise is a function of (seed, rank, step): a checkpoint need not have every process's
         generators.
         """
         set_generators(mix(seed, self.rank, step), device)
@@ -157,8 +157,8 @@ class Several(Alone):
         return found
 
     def once(self, work: Callable[[], Result]) -> Result:
-        """Done by the first process, and told to the others; where it fails there, the others are
-        told by its absence.
+        """Done by the first process and sent to the others. If it fails there, the others notice that
+        nothing comes.
         """
         held = [work() if self.first else None]
         with _noticing():

@@ -41,7 +41,7 @@ _stored: ContextVar[_Stored | None] = ContextVar("_stored", default=None)
 
 @contextmanager
 def of_run(folder: Path, trusted: bool, code: Mapping[str, str]) -> Iterator[None]:
-    """Inside, files are looked for beside the run too, and code is run that is known, or trusted.
+    """Inside, files are looked for next to the run too, and code is run that is known, or trusted.
 
     Args:
         folder: the run's.
@@ -130,7 +130,7 @@ def _installed() -> list[Path]:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other
+    """What is imported inside is compiled from its source: a ``.pyc`` next to it may be of other
     code.
     """
     before = sys.pycache_prefix, sys.dont_write_bytecode
@@ -173,7 +173,7 @@ def _load_file(place: str) -> Any:
 
 
 class _Read(SourceLoader):
-    """A file as it was read; a ``.pyc`` beside it, which may be of other code, is left alone."""
+    """A file as it was read; a ``.pyc`` next to it, which may be of other code, is left alone."""
 
     def __init__(self, name: str, path: Path, source: bytes) -> None:
         self.name, self.path, self.source = name, path, source

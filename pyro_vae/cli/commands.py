@@ -32,7 +32,7 @@ from pyro_vae.runs.train import Finished, train_run, write_pictures
 from pyro_vae.training import checkpoint_files
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
-"""Columns of `list` where standard output is no terminal, and of its texts beside the names in a
+"""Columns of `list` where standard output is no terminal, and of its texts besides the names in a
 terminal however narrow.
 """
 

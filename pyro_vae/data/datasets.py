@@ -1,7 +1,7 @@
 """Data sets as stored: named sets, `.npz` and `.npy` files, tables, folders of images; each with
 its split and SHA-256.
 
-`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds
+`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source has
 them. What a model observes of them (binarized, dequantized, scaled) is the subject of
 `pyro_vae.data.transforms`.
 

@@ -59,8 +59,8 @@ class TF32(Precision):
 
 @dataclass(frozen=True)
 class BFloat16(Precision):
-    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more, as
-    torch's autocast has them; all else, the sums over pixels above all, in float32.
+    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more,
+    as torch's autocast has them; all else, the sums over pixels above all, in float32.
     """
 
     words: str = "bfloat16 products, float32 sums"

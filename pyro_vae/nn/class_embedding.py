@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ClassEmbedding(nn.Linear):
-    """A learned embedding of the class's code, laid beside the image as one more channel, or behind
+    """A learned embedding of the class's code, appended to the image as one more channel, or behind
     the pixels of a flat one.
     """
 

@@ -28,7 +28,7 @@ class Geometry:
     particle_dim: int = -2  # left of all plates
     score: Score = plain_score
     draw: Draw = plain_draw
-    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
+    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide does not have
     # the guide's sites to run at all their values, each with how many it has
     enumerated: Mapping[str, int] = field(default_factory=dict)
     in_place: bool = (

@@ -32,7 +32,7 @@ class Independence(NamedTuple):
     site: str = (
         ""  # at which the density of an image depends on the other images of its batch, in words
     )
-    unchecked: str = ""  # why that can't be told
+    unchecked: str = ""  # why that can't be known
 
 
 def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:

@@ -48,8 +48,8 @@ KNOWN: dict[Any, Known] = {}  # by the parts' identities, until one of the parts
 
 
 def parts_of(call: Callable[..., Any]) -> tuple[Any, ...]:
-    """What makes a program this one: an object and its function for a method, which is made anew at
-    each access.
+    """What makes a program this one: an object and its function for a method, which is made again
+    at each access.
     """
     return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
 

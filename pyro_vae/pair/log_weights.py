@@ -126,7 +126,7 @@ def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
 
 def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
     """Raise where an image's density depends on the other images of its batch; else whether that
-    could be told.
+    could be known.
     """
     found = independence(pair, x, fields)
     if found.site:

@@ -16,10 +16,10 @@ from pyro_vae.pair.structure import Structure
 from pyro_vae.pair.supports import support_notes
 
 LAYOUT_WORDS = {
-    "plate": "an outer plate of draws: the guide's network runs once for each image",
-    "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
+    "plate": "an outer plate; the guide's network runs once for each image",
+    "rows": "an outer plate around the guide, and flattened rows in the model; the guide's "
     "network runs once for each image",
-    "repeat": "each image repeated: the guide's network runs once for each draw",
+    "repeat": "each image is repeated; the guide's network runs once for each draw",
 }
 
 
@@ -46,7 +46,7 @@ class PairReport(Printed):
                 else []
             ),
             *s.words(),
-            *([f"many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
+            *([f"layout of many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
         ]
         if self.fields:
             lines.append(f"fields: {', '.join(self.fields)}")

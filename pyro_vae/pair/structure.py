@@ -13,7 +13,7 @@ NO_CLOSED_FORM = "no closed form is registered for its two distributions"
 
 @dataclass(frozen=True)
 class Structure:
-    """Sites, plates and closed forms of a pair, as a dry run on a few images told."""
+    """Sites, plates and closed forms of a pair, as a dry run on a few images showed."""
 
     observed: tuple[str, ...]
     latents: tuple[str, ...]  # in the model's order
@@ -26,7 +26,7 @@ class Structure:
     subsampling: bool
     # latents that the guide scores at its own last draw alone, as a planar flow does
     own_draws_only: tuple[str, ...] = ()
-    # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
+    # why log q of a given z can't be taken with the guide's parameters kept constant, if it can't
     not_held: str = ""
     # what sites of the guide ask of their objective that is not served here, and which one of
     # Pyro's serves it
@@ -39,7 +39,8 @@ class Structure:
     unscored: str = ""
     # latents of the whole set, outside the plate of images
     shared: tuple[str, ...] = ()
-    # discrete sites that the guide lacks, which are summed out, and how many values each has
+    # discrete sites that the guide does not have, which are summed out, and how many values each
+    # has
     summed: dict[str, int] = field(default_factory=dict)
 
     @cached_property

@@ -114,7 +114,7 @@ def write_audit(
     fields: Mapping[str, Any],
     seed: int,
 ) -> Audit:
-    """Write ``audit.py``, and what it needs beside the checkpoint, into a run's folder.
+    """Write ``audit.py``, and what it needs besides the checkpoint, into a run's folder.
 
     Args:
         weights: the checkpoint that model and guide were loaded from.

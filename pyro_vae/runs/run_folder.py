@@ -123,7 +123,7 @@ class Run:
     # ---- writing
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold the folder's lock inside; a ``UserError`` where another process does."""
+        """Inside: this process has the folder's lock; a ``UserError`` if another process has it."""
         return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
@@ -177,7 +177,7 @@ class Run:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to
+        """Write exactly these epochs to metrics.jsonl; its other lines are moved to
         metrics.jsonl.superseded.
         """
         lines = [json.dumps(finite(row)).encode() for row in rows]
@@ -206,7 +206,7 @@ class Run:
         ):
             path.unlink(missing_ok=True)
         for folder in reversed(self.made):
-            with suppress(OSError):  # not empty: it has come to hold something of someone else's
+            with suppress(OSError):  # not empty: it has got something of someone else's
                 folder.rmdir()
 
     # ---- reading
@@ -243,7 +243,7 @@ class Run:
         return [row for row in rows if isinstance(row, dict)]
 
     def results(self) -> dict[str, Any]:
-        """What results.json holds; a ``UserError`` where that can't be read."""
+        """The contents of results.json; a ``UserError`` where that can't be read."""
         try:
             held = json.loads(self.results_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -310,7 +310,7 @@ class Unwritten(Run):
     """A run as all but the first of several processes have it: read, and never written to."""
 
     def held(self) -> AbstractContextManager[None]:
-        """The first process holds it."""
+        """The first process has it."""
         return nullcontext()
 
     def begin(self, options: Train, device: torch.device) -> None:
@@ -504,7 +504,7 @@ def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
 
 
 def shown(path: Path) -> str:
-    """The path relative to the current folder where it lies in it, else as it is."""
+    """The path relative to the current folder where it is in it, else as it is."""
     with suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return str(path)

@@ -28,7 +28,7 @@ def start_from_data(pair: Pair, source: Source, observe: Observation | None, see
 
 
 class TrainingImages:
-    """The images that are trained on, and none of those held out, as the model will see them; read
+    """The images that are trained on, and no validation images, as the model will see them; read
     when they are asked for.
     """
 

@@ -34,7 +34,7 @@ def begin(pair: Pair, init: Init) -> str:
             f"init: {of} has no parameter of the name and shape of one of this pair's "
             f"({', '.join(trained[:3])}, …): give one with a part in common"
         )
-    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a
+    # a buffer besides parameters is what they were trained with (BatchNorm's); one alone is a
     # setting
     owners = {name.rpartition(".")[0] for name in trained if name in held}
     with torch.no_grad():

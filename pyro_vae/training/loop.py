@@ -168,7 +168,7 @@ class Loop:
             self.stepper.recheck(mix(self.options.seed, end.train.epoch))
             self.checks.done(begun)
 
-    # ---- what a checkpoint holds
+    # ---- what a checkpoint has
 
     def state(self) -> TrainingState:
         """All that the rest depends on, its tensors the living ones. Reads the device; what is not
@@ -183,7 +183,7 @@ class Loop:
         return Snapshot.take(self.loss.pair, self.stepper.update.optim, self.at, copy=copy)
 
     def as_state(self, snapshot: Snapshot) -> TrainingState:
-        """A snapshot with all that a resumed training is told besides."""
+        """A snapshot, with what a resumed training needs besides."""
         history, states = history_state(self.history), callback_states(self.callbacks)
         return TrainingState(snapshot, history, states, self.settings, self.place)
 

@@ -60,10 +60,10 @@ def select_step(
         * objective.num_particles
     )
     seconds = total_steps * (_SECONDS_PER_NODE * step.num_nodes + flops / _FLOPS_PER_SECOND)
-    why = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
+    why = f"about {seconds:.0f} s of training" if compile == "auto" else "as asked for"
     note = f"traced graph, replayed ({why})"
     if compile == "auto" and seconds <= WORTH_COMPILING:
-        note = f"traced graph, replayed ({why}: less than compiling is worth)"
+        note = f"traced graph, replayed ({why}: too short for compiling to pay)"
     elif compile != "graph":
         try:
             compiled = StagedStep(eager, "inductor")
