@@ -28,10 +28,9 @@ from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
 from pyro_vae.tensors import as_images
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 from pyro_vae.validation import check_count
 
 BETAS = (0.9, 0.95)

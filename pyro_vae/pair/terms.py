@@ -47,8 +47,9 @@ class SiteTerms:
 
     ``observed`` has log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
     name, in nats. A discrete site that is not in the guide is in none of them: the others'
-    densities are those with that site summed out. A site of the guide that is enumerated makes each draw V rows, one a value: K is
-    then V · ``num_particles``, and the rows of one draw are weighted by `shares`.
+    densities are those with that site summed out. A site of the guide that is enumerated makes each
+    draw V rows, one a value: K is then V · ``num_particles``, and the rows of one draw are weighted
+    by `shares`.
     """
 
     num_particles: int
