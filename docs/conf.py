@@ -35,12 +35,17 @@ myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
+smartquotes = False  # options and messages are shown as they are typed: --resume, 'z'
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # a list of attributes, not a paragraph for each
 napoleon_custom_sections = [("Reference", "References")]
 autosummary_generate = True
 autodoc_typehints = "none"  # in the signature's own words: the docstrings give shapes and units
 autodoc_member_order = "bysource"
-autodoc_default_options = {"show-inheritance": True}
+autodoc_default_options = {
+    "show-inheritance": True,
+    "exclude-members": "figures, columns, hidden",  # how results print themselves
+}
 default_role = "code"
 
 html_theme = "furo"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,13 +10,11 @@ from pyro import distributions as dist
 from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 
-from pyro_vae.choices import registry, specs
-from pyro_vae.errors import UserError
-from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
-from pyro_vae.nn.one_hot import NUM_CLASSES, OneHot
+from pyro_vae.nn.one_hot import NUM_CLASSES, EncodesClass
+from pyro_vae.protocols import hook
 
 
-class ClassConditional(AmortizedGuide):
+class ClassConditional(EncodesClass, AmortizedGuide):
     """z ~ q(z | x, y) for given classes y: another guide whose encoder sees y too (a CVAE's
     encoder).
 
@@ -52,43 +50,13 @@ class ClassConditional(AmortizedGuide):
     ) -> None:
         super().__init__(event_shape, latent_dim, 0, net=None)
         self.event_shape = torch.Size(event_shape)
-        joint = joint_shape(event_shape, num_classes)
-        shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
-        self.classes = OneHot(num_classes)
-        self.embedding = ClassEmbedding(event_shape, num_classes)
-        if isinstance(guide, str):  # written as its own, so that a misspelt one is refused
-            read = specs.parse(guide)
-            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
-        self.guide = registry.build("guide", guide, **shapes, net=net, **net_args)
-        if not isinstance(self.guide, AmortizedGuide):
-            raise UserError(
-                f"ClassConditional(guide={type(self.guide).__name__}): expected a guide that "
-                "computes q(z | x) by local(x) and build(η), such as MeanField"
-            )
-        self.scoring_passes = self.guide.scoring_passes
+        self.build_family(guide, num_classes, event_shape, latent_dim, net, net_args)
+        self.scoring_passes = hook(self.guide, "scoring_passes")
 
     @property
     def amortized(self) -> bool:  # type: ignore[override]
         """Whether images that it was not fitted on have a q(z | x, y)."""
-        return bool(self.guide.amortized)
-
-    @staticmethod
-    def context_of(
-        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: the inner guide sees larger
-        images, by the network that is written here.
-        """
-        if argument != "guide" or "event_shape" not in context:
-            return context
-        shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
-        net = {k: v for k, v in values.items() if k not in ("guide", "num_classes")}
-        return {**context, **net, "event_shape": shape}
-
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are no classes of this guide."""
-        if "y" in fields:
-            self.classes.check(fields["y"])
+        return bool(hook(self.guide, "amortized"))
 
     def joint(self, x: Tensor, y: Tensor | None) -> Tensor:
         """Images ``(B, *event_shape)`` with their classes' embeddings, ``(B, *joint_shape)``."""
@@ -105,7 +73,7 @@ class ClassConditional(AmortizedGuide):
 
     def start(self, x: Tensor, y: Tensor | None = None, **fields: Any) -> Tensor:
         """The inner guide's η at which `refine` begins, ``(B, num_params)``."""
-        eta: Tensor = self.guide.start(self.joint(x, y), **fields)
+        eta: Tensor = (hook(self.guide, "start") or self.guide.local)(self.joint(x, y), **fields)
         return eta
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import pyro
@@ -11,18 +10,14 @@ from pyro import distributions as dist
 from pyro.nn import PyroModule
 from torch import Tensor
 
-from pyro_vae.choices import registry, specs
-from pyro_vae.errors import UserError
 from pyro_vae.nn import make_encoder
-from pyro_vae.nn.class_embedding import ClassEmbedding, joint_shape
-from pyro_vae.nn.one_hot import NUM_CLASSES, OneHot, is_known
-from pyro_vae.protocols import Local
+from pyro_vae.nn.one_hot import NUM_CLASSES, EncodesClass, is_known
 
 NEVER = -1e4
 """A log probability whose exponential is 0, and which is finite, so that no gradient is NaN."""
 
 
-class SemiSupervised(PyroModule):
+class SemiSupervised(EncodesClass, PyroModule):
     """y ~ q(y | x), z ~ q(z | x, y): the guide of M2, for images of which a few have a known class.
 
     q(y | x) has a network of its own; q(z | x, y) is of the family of another guide. y is
@@ -47,6 +42,7 @@ class SemiSupervised(PyroModule):
     """
 
     slot: ClassVar[str] = "guide"
+    unknown: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -59,38 +55,9 @@ class SemiSupervised(PyroModule):
         **net_args: Any,
     ) -> None:
         super().__init__()
-        joint = joint_shape(event_shape, num_classes)
-        shapes: dict[str, Any] = {"event_shape": joint, "latent_dim": latent_dim}
-        self.classes = OneHot(num_classes)
-        self.embedding = ClassEmbedding(event_shape, num_classes)
-        if isinstance(guide, str):  # the networks' arguments are its own: a misspelt one is refused
-            read = specs.parse(guide)
-            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
-        self.guide = registry.build("guide", guide, **shapes, net=net)
+        self.build_family(guide, num_classes, event_shape, latent_dim, net, net_args)
         own = net if isinstance(net, str | type) else "MLP"  # a module that is ready is one network
         self.classifier = make_encoder(own, event_shape, num_classes, **net_args)
-        if not isinstance(self.guide, Local):
-            raise UserError(
-                f"SemiSupervised(guide={type(self.guide).__name__}): expected a guide that "
-                "computes q(z | x) by local(x) and build(η), such as MeanField"
-            )
-
-    @staticmethod
-    def context_of(
-        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """What the registry fills an argument's open arguments from: the inner guide sees larger
-        images.
-        """
-        if argument != "guide" or "event_shape" not in context:
-            return context
-        shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
-        return {**context, "event_shape": shape}
-
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are neither −1 nor classes of this guide."""
-        if "y" in fields:
-            self.classes.check(fields["y"], unknown=True)
 
     def classify(self, x: Tensor) -> Tensor:
         """log q(y | x) of each class, ``(B, num_classes)``, for images ``(B, *event_shape)``."""

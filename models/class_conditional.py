@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,11 +42,6 @@ class ClassConditional(DecodesClass, GenerativeModel):
         super().__init__(prior, likelihood)
         self.classes = OneHot(num_classes)
         self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
-
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are no classes of this model."""
-        if "y" in fields:
-            self.classes.check(fields["y"])
 
     def decoded(self, y: Tensor | None = None, **fields: Any) -> Tensor:
         """z and the class's code, ``(B, latent_dim + num_classes)``."""

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import number_of_images
+from pyro_vae.nn.conditional import StartsFromData, number_of_images
 from pyro_vae.nn.missing import check_missing, of_seen
 from pyro_vae.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001
@@ -30,7 +30,7 @@ NUMBERS = 4_000_000
 """Of one block of EM: images × components × pixels."""
 
 
-class GaussianMixture(PyroModule):
+class GaussianMixture(StartsFromData, PyroModule):
     """c ~ Categorical(π), x | c ~ N(μ_c, Σ_c): a mixture of Gaussians, its log p(x) exact.
 
     It is the baseline that a VAE on real pixels has to beat. The guide is ``Empty``: the site
@@ -56,7 +56,6 @@ class GaussianMixture(PyroModule):
     kind: ClassVar[str] = "density"
     observes: ClassVar[str] = "real"
     fitting_guides: ClassVar[tuple[str, ...]] = ("Empty",)
-    started: Tensor
 
     def __init__(
         self,
@@ -141,13 +140,6 @@ class GaussianMixture(PyroModule):
         return self.log_joint(x).softmax(-1)
 
     # ---- starting, and EM
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether a training is to call `start_from_data` first: not again, once it has, or
-        `fit_em` has run.
-        """
-        return not bool(self.started)
 
     def start_from_data(self, data: TrainingImages) -> None:
         """`start_from` the images that are trained on."""

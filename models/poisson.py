@@ -14,7 +14,7 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
 from pyro_vae.validation import check_choice
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 GATE = -2.0
 """The logit of a zero that is none of the law's, at the start: 12%."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
@@ -13,17 +12,21 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import ConditionalDistribution
+from pyro_vae.nn.conditional import (
+    ConditionalDistribution,
+    StartsFromData,
+    number_of_images,
+)
 from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot, is_known
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 SHARE = 0.1
 
 
-class SemiSupervised(DecodesClass, PyroModule):
+class SemiSupervised(DecodesClass, StartsFromData, PyroModule):
     """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), a class y that is known for some images.
 
     Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 for
@@ -51,10 +54,10 @@ class SemiSupervised(DecodesClass, PyroModule):
     """
 
     slot: ClassVar[str] = "model"
+    unknown: ClassVar[bool] = True
     fitting_guides: ClassVar[tuple[str, ...]] = ("SemiSupervised",)
 
     weight: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -74,16 +77,6 @@ class SemiSupervised(DecodesClass, PyroModule):
         self.register_buffer("started", torch.tensor(alpha is not None))
         self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
 
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are neither −1 nor classes of this model."""
-        if "y" in fields:
-            self.classes.check(fields["y"], unknown=True)
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether α is still to come from the training set."""
-        return not bool(self.started)
-
     @torch.no_grad()
     def start_from_data(self, data: TrainingImages) -> None:
         """α = 0.1 · N / N_labelled."""
@@ -99,12 +92,7 @@ class SemiSupervised(DecodesClass, PyroModule):
         """Observe ``x`` ``(B, *event_shape)``, in training with the classes ``y`` ``(B,)`` that are
         known; or generate ``size`` images, of the classes ``y`` if they are given.
         """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x), or "
-                "model(None, size=n)"
-            )
+        num_images = number_of_images(x, size)
         (encoder,) = self._encoder
         classify = hook(encoder, "classify")
         if classify is None and x is not None and y is not None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pyro import distributions as dist
 from pyro_vae.models.gaussian import LocationScale
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.nn.conditional import number_or_word
 from pyro_vae.nn.net import NetSpec
@@ -37,6 +37,8 @@ class StudentT(LocationScale):
         Takahashi et al. 2018, "Student-t Variational Autoencoder for Robust Density Estimation".
     """
 
+    log_df: Tensor
+
     def __init__(
         self,
         event_shape: tuple[int, ...],
@@ -50,10 +52,8 @@ class StudentT(LocationScale):
     ) -> None:
         fixed = number_or_word("df of StudentT", df, ["learned"], "ν")
         super().__init__(event_shape, latent_dim, scale, mean, min_scale, net, **net_args)
-        if fixed is not None:
-            self.register_buffer("log_df", torch.tensor(fixed).log())
-        else:  # tails that still have a variance, and are seen to be heavy
-            self.log_df = nn.Parameter(torch.tensor(4.0).log())
+        # tails that still have a variance, and are seen to be heavy
+        self.log_of("df", fixed, start=4.0)
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:
         """t_ν(μ, σ)."""

@@ -27,7 +27,7 @@ _HOME = {
     "compare": "evaluation.compare",
     "diagnose": "analysis.diagnose",
     "sbc_ranks": "analysis.sbc",
-    "check_pair": "pair.report",
+    "check_pair": "pair.log_weights",
     "parameters": "pair.parameters",
     "save_parameters": "pair.parameters",
     "load_parameters": "pair.parameters",
@@ -90,9 +90,8 @@ if TYPE_CHECKING:
     from pyro_vae.evaluation.importance import log_marginal
     from pyro_vae.evaluation.refine import refine
     from pyro_vae.evaluation.result import LogMarginal
-    from pyro_vae.pair.log_weights import log_densities, log_weights
+    from pyro_vae.pair.log_weights import check_pair, log_densities, log_weights
     from pyro_vae.pair.parameters import load_parameters, parameters, save_parameters
-    from pyro_vae.pair.report import check_pair
     from pyro_vae.pair.runtime import Pair
     from pyro_vae.runs.run_folder import load
     from pyro_vae.runs.sweep import sweep

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
     from torch import Tensor
 
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 
 class Part(Protocol):

@@ -34,8 +34,7 @@ from pyro_vae.evaluation.result_files import load_estimate
 from pyro_vae.runs import run_folder
 from pyro_vae.runs.run_lock import hold
 from pyro_vae.training import checkpoint_files
-from pyro_vae.training.nan_guard import Health
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 
 CPU = torch.device("cpu")
 IMAGES, PIXELS, BATCH = 101, 12, 8

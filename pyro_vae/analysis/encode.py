@@ -18,12 +18,12 @@ from torch import Tensor
 from pyro_vae.analysis.latents import join, steps_as_one
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.layouts import posterior_weights, trace_model
 from pyro_vae.pair.nodes import Fields, copies, latent_nodes, plain_draw, sample_nodes
 from pyro_vae.pair.observed_support import check_support_of_set
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.structure import Geometry
 from pyro_vae.validation import check_choice, check_count
 
 AVERAGED_DRAWS = 100

@@ -19,11 +19,11 @@ from pyro_vae.analysis.latents import Given, join, steps_as_one
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.fields import arguments, as_fields
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.nodes import latent_nodes, plain_draw, plate_size, sample_nodes
 from pyro_vae.pair.parameter_store import ParameterStore
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.structure import Geometry, Known
 from pyro_vae.tensors import as_images, slices
 from pyro_vae.validation import check_count
 
@@ -133,7 +133,7 @@ class Generation:
         x: Any = None,
     ) -> None:
         self.size, self.place, self.conditioned = size, find_device(device), x is not None
-        pair = Pair.of(model, guide) if guide else Pair(model, _no_guide, _FittedElsewhere())
+        pair = Pair.of(model, guide) if guide else Pair(model, _no_guide, Known(_FittedElsewhere()))
         self.pair = pair.to(self.place)
         self.takes_size = pair.model.wants("size")
         self.fields = {n: value.to(self.place) for n, value in as_fields(fields, size).items()}

@@ -54,7 +54,7 @@ class Information(Result):
 
     @property
     def ceiling(self) -> float:
-        """log N: what N images can tell apart."""
+        """log N, the largest mutual information that N images can show."""
         return log(self.num_images)
 
     @property

@@ -69,7 +69,7 @@ class ImageData(Printed):
 
     @property
     def one(self) -> str:
-        """What one of them is called: an image, or a row."""
+        """What one row is called, "image" or "row"."""
         return one_of(self.train)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class ImageData(Printed):
 
     @property
     def event_shape(self) -> torch.Size:
-        """The shape of one image: (C, H, W), or (D,)."""
+        """The shape of one image, (C, H, W) or (D,)."""
         return self.train.shape[1:]
 
     @property

@@ -54,11 +54,11 @@ class BDMC(Estimate):
 
     lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
     upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
-    gap = over_images("gap_px", "Upper minus lower: the two errors together.")
+    gap = over_images("gap_px", "Upper minus lower, the two errors together.")
     se_lower = over_images("lower_px", number=standard_error)
     se_upper = over_images("upper_px", number=standard_error)
     se_gap = over_images(
-        "gap_px", "Paired by image: much smaller than the others'.", standard_error
+        "gap_px", "Paired by image, and so much smaller than the others'.", standard_error
     )
 
     def headline(self) -> list[str]:

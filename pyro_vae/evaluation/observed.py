@@ -12,11 +12,10 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_vae.data.loaders import Batch
-from pyro_vae.pair.geometry import Geometry
-from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.layouts import trace_model
-from pyro_vae.pair.nodes import masks_of, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import innermost, masks_of, plain_draw, sample_nodes
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Geometry
 
 X = "x"
 """The name of a program's first argument, whatever the program calls it."""

@@ -28,10 +28,9 @@ from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
 from pyro_vae.tensors import as_images
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 from pyro_vae.validation import check_count
 
 BETAS = (0.9, 0.95)
@@ -78,14 +77,14 @@ class Refinement(Estimate):
 
     @property
     def approximation_gap_px(self) -> Tensor:
-        """log p(x) − ELBO[q*], ``(N,)``, nats: the cost of the family. A lower bound, as log p(x)
+        """log p(x) − ELBO[q*], ``(N,)``, nats, the cost of the family; a lower bound, as log p(x)
         is one.
         """
         return self.log_px - self.elbo_refined_px
 
     @property
     def amortization_gap_px(self) -> Tensor:
-        """ELBO[q*] − ELBO[q], ``(N,)``, nats: the cost of using one network for all images."""
+        """ELBO[q*] − ELBO[q], ``(N,)``, nats, the cost of using one network for all images."""
         return self.elbo_refined_px - self.elbo_amortized_px
 
     approximation_gap = over_images(

@@ -82,30 +82,38 @@ class LogMarginal(Estimate):
     num_samples: int
     bits_offset: float | None = None
 
-    mean = over_images("log_px", "mean L_K: its expectation is at most the set's mean log p(x).")
-    se_total = over_images("log_px", "Of the mean, with the set as a sample.", standard_error)
-    elbo = over_images("elbo_px", "The mean log weight: the ELBO where the guide is the proposal.")
-    debiased = over_images("debiased_px", "Jackknifed (Nowozin 2018): nearer, and **not** a bound.")
+    mean = over_images("log_px", "Mean L_K, whose expectation is at most the set's mean log p(x).")
+    se_total = over_images(
+        "log_px",
+        "Standard error of the mean over images, Monte Carlo error included.",
+        standard_error,
+    )
+    elbo = over_images(
+        "elbo_px", "The mean log weight, which is the ELBO if the guide is the proposal."
+    )
+    debiased = over_images(
+        "debiased_px", "Jackknifed mean (Nowozin 2018), with less bias, and no bound."
+    )
     median_ess = over_images("ess", "Median of the effective sample sizes.", torch.median)
 
     @property
     def exact(self) -> bool:
-        """Whether no latent was drawn: log p(x) itself, without a Monte Carlo error."""
+        """Whether no latent was drawn, so that the number has no Monte Carlo error."""
         return self.protocol.get("estimator") == EXACT
 
     @property
     def se_mc(self) -> float:
-        """Monte Carlo standard error of the mean over these N images: √(Σ se²) / N."""
+        """Monte Carlo standard error of the mean over these N images, √(Σ se²) / N."""
         return float(self.se.square().sum().sqrt() / self.num_images)
 
     @property
     def bias(self) -> float:
-        """Estimated bias of the mean, −Σ se² / 2N, in nats: the number is so far below log p(x)."""
+        """Estimated bias of the mean, −Σ se² / 2N, in nats, by which the number is too low."""
         return float(-self.se.square().mean() / 2)
 
     @property
     def lower95(self) -> float:
-        """A 95% lower bound of the set's mean log p(x): mean L_K − log(20)/N.
+        """A 95% lower bound of the set's mean log p(x), computed as mean L_K − log(20)/N.
 
         It follows from Markov's inequality, and so needs no finite variance of the weights.
         """
@@ -119,9 +127,7 @@ class LogMarginal(Estimate):
 
     @property
     def bits_per_dim(self) -> float | None:
-        """−mean / (D log 2) + ``bits_offset``: bits for each of D dimensions; None without
-        ``bits_offset``.
-        """
+        """Bits per dimension, −mean / (D log 2) + ``bits_offset``; None without ``bits_offset``."""
         dims = self.protocol.get("num_dims")
         if self.bits_offset is None or not dims or self.protocol.get("factors"):
             return None
@@ -129,8 +135,8 @@ class LogMarginal(Estimate):
 
     @property
     def sound(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Whether the interval of each image can be trusted, ``(N,)`` bool: k̂ < 0.5 and ESS ≥ 300,
-        or exact.
+        """Whether each image's interval can be trusted, ``(N,)`` bool (k̂ < 0.5 and ESS ≥ 300, or
+        exact).
         """
         return (((self.khat < SOUND_KHAT) & (self.ess >= SOUND_ESS)) | self.exact).cpu().numpy()
 

@@ -82,18 +82,15 @@ class Trace_ELBO(Objective):
         particle.
         """
         terms = terms.expected()
-        value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
-        surrogate: Any = 0.0  # what is differentiated
-        for name in terms.model_order:
-            if name in terms.observed:
-                term = scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
-            else:
-                term = kl_weight * scaled_sum(terms.prior[name].log_prob, terms.prior[name].scale)
-            value, surrogate = value + term.detach().double(), surrogate + term
-        for site in terms.guide.values():
-            term = kl_weight * scaled_sum(site.log_prob, site.scale)
-            value, surrogate = value - term.detach().double(), surrogate - term
-        surrogate = (surrogate + _score_surrogate(terms, kl_weight)) / terms.num_particles
+        model = terms.observed | terms.prior
+        sums = {
+            name: scaled_sum(model[name].log_prob, model[name].scale) for name in terms.model_order
+        }
+        bound = [each if n in terms.observed else kl_weight * each for n, each in sums.items()]
+        bound += [-kl_weight * scaled_sum(s.log_prob, s.scale) for s in terms.guide.values()]
+        # the ELBO, whose sites are added in float64, as Pyro adds Python's floats
+        value: Any = sum(term.detach().double() for term in bound)
+        surrogate = (sum(bound) + _score_surrogate(terms, kl_weight)) / terms.num_particles
         loss = -(
             (value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach())
         )

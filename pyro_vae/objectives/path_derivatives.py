@@ -13,9 +13,8 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path, times
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, share, weighted
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.rescoring import held_draw
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.terms import Site, SiteTerms
 
 

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.pair.laws import innermost
+from pyro_vae.pair.nodes import innermost
 
 
 def enumerated(

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.enumeration import num_values
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.layouts import every_value, trace_model
 from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
 from pyro_vae.pair.program import validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.trial import failure
 
 if TYPE_CHECKING:

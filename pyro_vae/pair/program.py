@@ -33,21 +33,7 @@ class Program:
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
-        if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
-            raise UserError(
-                f"the {role} must be callable (a PyroModule, a method or a function), got "
-                f"{type(call).__name__}"
-            )
-        if inspect.isclass(call):
-            raise UserError(
-                f"the {role} is the class {call.__name__}, not an instance of it: call it with "
-                "its arguments first"
-            )
-        if getattr(type(call), "forward", None) is nn.Module.forward:
-            raise UserError(
-                f"the {role} is a {type(call).__name__}, a module without a forward: give the "
-                "method that is the program, as in fit(vae.model, vae.guide, x)"
-            )
+        _refuse_other(role, call)
         self.role, self.call = role, call
         inner = _unwrapped(call)
         owner = (
@@ -132,6 +118,25 @@ class Program:
     def wants(self, field: str) -> bool:
         """Whether the signature names this field itself."""
         return field in self.field_names
+
+
+def _refuse_other(role: str, call: Any) -> None:
+    """A ``UserError`` for what is no program."""
+    if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
+        raise UserError(
+            f"the {role} must be callable (a PyroModule, a method or a function), got "
+            f"{type(call).__name__}"
+        )
+    if inspect.isclass(call):
+        raise UserError(
+            f"the {role} is the class {call.__name__}, not an instance of it: call it with "
+            "its arguments first"
+        )
+    if getattr(type(call), "forward", None) is nn.Module.forward:
+        raise UserError(
+            f"the {role} is a {type(call).__name__}, a module without a forward: give the "
+            "method that is the program, as in fit(vae.model, vae.guide, x)"
+        )
 
 
 def handled(call: Callable[..., Any]) -> tuple[Any, ...]:

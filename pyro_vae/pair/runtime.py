@@ -17,15 +17,14 @@ from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.pair.comparison import PROBE_IMAGES, cheapest_layout, probe
 from pyro_vae.pair.dry_run import understand
-from pyro_vae.pair.known import KNOWN, Known, like, parts_of, weakly
 from pyro_vae.pair.layouts import run
 from pyro_vae.pair.module_state import modules_called
 from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score
-from pyro_vae.pair.parameter_store import ParameterStore, PyrosStore, dry_run
+from pyro_vae.pair.parameter_store import PyrosStore, dry_run
 from pyro_vae.pair.program import Program, validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import KNOWN, Known, Structure, like, parts_of, weakly
 from pyro_vae.pair.terms import SiteTerms
-from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, trace_pair
+from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, why_not_whole
 from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
 
@@ -49,16 +48,18 @@ class Pair:
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        store: ParameterStore | None = None,
+        known: Known | None = None,
     ) -> None:
         refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
         self.guide.take_places(self.model)
         self.model.take_places(self.guide)
-        self._use(Known() if store is None else Known(store))
-        self._met: list[
-            tuple[nn.Module, bool]
-        ] = []  # modules found on a run, with the mode that they had
+        self._known = known or Known()
+        self.store, self._known.pair = self._known.store, weakref.ref(self)
+        for module in (*self.model.modules, *self.guide.modules):
+            self._known.modules.setdefault(id(module), module)
+        # modules found on a run, with the mode that they had
+        self._met: list[tuple[nn.Module, bool]] = []
         self._training: bool | None = None
         self._device: torch.device | None = None
 
@@ -70,24 +71,12 @@ class Pair:
         """
         parts = parts_of(model), parts_of(guide)
         key = tuple(tuple(map(id, each)) for each in parts)
-        known = KNOWN.get(key)
-        pair = None if known is None else known.pair()
-        if pair is None:
-            pair = Pair(model, guide)
-            if known is None:
-                known = KNOWN[key] = pair._known
-                known.parts = tuple(
-                    weakly(part, lambda _: KNOWN.pop(key, None)) for part in (*parts[0], *parts[1])
-                )
-            pair._use(known)
+        if (known := KNOWN.get(key)) is not None:
+            return known.pair() or Pair(model, guide, known)
+        pair = Pair(model, guide)
+        KNOWN[key], gone = pair._known, lambda _: KNOWN.pop(key, None)
+        pair._known.parts = tuple(weakly(part, gone) for part in (*parts[0], *parts[1]))
         return pair
-
-    def _use(self, known: Known) -> None:
-        self._known, self.store = known, known.store
-        known.pair = weakref.ref(self)
-        for program in (self.model, self.guide):
-            for module in program.modules:
-                known.modules.setdefault(id(module), module)
 
     @property
     def in_pyros_store(self) -> Pair:
@@ -95,9 +84,7 @@ class Pair:
         if self._known.in_pyros_store is None:
             self._known.in_pyros_store = Known(PyrosStore())
         known = self._known.in_pyros_store
-        pair = known.pair() or Pair(self.model.call, self.guide.call, known.store)
-        pair._use(known)
-        return pair
+        return known.pair() or Pair(self.model.call, self.guide.call, known)
 
     # ---- its parts
 
@@ -115,10 +102,8 @@ class Pair:
         """The program that uses this parameter, and its name there: ``("model", "net.weight")``."""
         if (seen := self.seen(parameter)) is not None:
             return seen
-        for program in (
-            self.guide,
-            self.model,
-        ):  # one that only training reaches, or an unconstrained PyroParam
+        for program in (self.guide, self.model):
+            # one that only training reaches, or an unconstrained PyroParam
             for name, own in program.owner.named_parameters() if program.owner is not None else ():
                 if own is parameter:
                     return program.role, name
@@ -147,6 +132,11 @@ class Pair:
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the modules, each once, and the private ones."""
+        found = {id(p): p for module in self.modules for p in module.parameters(recurse=False)}
+        return [*found.values(), *self.store.parameters.values()]
+
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules."""
         return [buffer for module in self.modules for buffer in module.buffers(recurse=False)]
@@ -154,13 +144,7 @@ class Pair:
     @property
     def dtype(self) -> torch.dtype | None:
         """The dtype of the programs' real parameters, or None."""
-        own = (
-            parameter for module in self.modules for parameter in module.parameters(recurse=False)
-        )
-        for tensor in (*own, *self.store.parameters.values()):
-            if tensor.is_floating_point():
-                return tensor.dtype
-        return None
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
         """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
@@ -172,27 +156,11 @@ class Pair:
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = self._why_not_whole(x, fields)
+                self._known.whole[key] = why_not_whole(self, *probe(x, fields, PROBE_IMAGES))
             if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
         return as_float(x) if dtype is None else x.to(dtype)
-
-    def _why_not_whole(self, x: Tensor, fields: Fields) -> str:
-        """Nothing where both programs run on whole numbers as they are, and the model draws images
-        so.
-        """
-        try:
-            self.store.before = frozenset(self.store.parameters)
-            with self.probing():
-                few = probe(x, fields, PROBE_IMAGES)
-                trace_pair(self, *few)[0].compute_log_prob()
-                plain_draw(self.model, *few)
-        except Exception as error:  # whatever a program raises on numbers of another kind
-            return " ".join((str(error) or repr(error)).splitlines()[:2])
-        finally:
-            self.store.forget_new()
-        return ""
 
     # ---- running it
 

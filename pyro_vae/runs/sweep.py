@@ -47,7 +47,7 @@ class Sweep(Printed):
 
     @property
     def rankings(self) -> list[Ranking]:
-        """A ranking for each quantity, kind and data set: what can't be compared is in separate
+        """A ranking for each quantity, kind and data set; what can't be compared is in separate
         ones.
         """
         return rank(self.scored)

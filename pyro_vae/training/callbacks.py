@@ -8,6 +8,7 @@ tensors are the living ones, to be written at once or copied.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -94,3 +95,22 @@ class EarlyStopping:
         """Continue from that state."""
         self.best = None if state["best"] is None else Record(**state["best"])
         self._state = list(state["tensors"])
+
+
+@dataclass
+class Occasional:
+    """Something that costs time: done where it is at most a part of the time since the last."""
+
+    share: int
+    since: float = field(default_factory=time.perf_counter)
+    cost: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is worth its time again."""
+        return time.perf_counter() - self.since > self.share * self.cost
+
+    def done(self, begun: float) -> None:
+        """It has been done, from ``begun`` until now."""
+        self.since = time.perf_counter()
+        self.cost = self.since - begun

@@ -14,9 +14,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.files import sweep
 from pyro_vae.signals import Stopped, Waiting
 from pyro_vae.training import checkpoint_files, snapshot
-from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.callbacks import EpochEnd, Occasional
 from pyro_vae.training.checkpoint import Checkpoint
-from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.state import TrainingState
 
 SHARE = 50

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.loaders import Batch
 from pyro_vae.objectives import Loss
-from pyro_vae.pair.laws import innermost
+from pyro_vae.pair.nodes import innermost
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.terms import Site
 
@@ -67,7 +67,7 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
     """
     with loop.loss.pair.active(training=True):
         while loop.at.step < reached:
-            before = loop.snapshot()
+            before = loop.taken().copy()
             for batch in loop.steps(loop.stepper.step):
                 (first_bad, _), step = loop.stepper.health.read(), loop.at.step
                 if first_bad is not None or not all_finite(loop.stepper.parameters):
@@ -83,7 +83,7 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
                     return what, step, site
                 if step >= reached:
                     return None
-                before = loop.snapshot()
+                before = loop.taken().copy()
             loop.at.begin_epoch(loop.at.epoch + 1)
     return None
 

@@ -12,34 +12,32 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed
 from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
-from pyro_vae.data.loaders import Resident, Source, make_source
+from pyro_vae.data.loaders import Source, make_source
 from pyro_vae.data.transforms import Observation
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.pair import observed_support
-from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.data_init import start_from_data
 from pyro_vae.training.divergence import Diverged
 from pyro_vae.training.history import History
-from pyro_vae.training.init import Init, begin
+from pyro_vae.training.init import Init, begin, start_from_data
 from pyro_vae.training.kl_warmup import Warmup, make_warmup
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import OptimizerSpec
 from pyro_vae.training.options import (
     FitOptions,
     check_callbacks,
+    check_data,
     draw_once,
+    first_batch,
     observations,
     refuse_unseen,
     validation_source,
@@ -175,33 +173,10 @@ def _fit(
     decay: Schedule = registry.build("schedule", options.schedule)
     place = find_device(options.device)
     pair, group = Pair.of(model, guide).to(place), distributed.current()
-    observe, once = observations(options.binarize, x_train)
-    part = group.rank, group.size
-    source = make_source(
-        draw_once(x_train, once, seed, "train"),
-        fields,
-        options.batch_size,
-        place,
-        "x_train",
-        part,
-        missing=observe is None or isinstance(observe, Observation),
-    )
-    if options.x_valid is not None:
-        refuse_unseen(pair.guide.owner)
-    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    observe, observed, source, valid = _sources(pair, options, x_train, fields, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
-    settings = {
-        "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": _words(goal), "optimizer": _words(options.optimizer),
-        "learning_rate": options.learning_rate,
-        "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
-        "grad_clip": options.grad_clip, "freeze": options.freeze,
-        "binarize": _words(observe or once), "seed": seed,
-        "x_valid": valid.num_images if valid is not None else 0,
-        "on_divergence": options.on_divergence,
-        "processes": group.size,
-    }  # fmt: skip
+    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
     if options.precision != "float32":
         need_float32(options.precision, pair.dtype)
         loss.rounded, settings["precision"] = True, options.precision
@@ -209,8 +184,8 @@ def _fit(
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
     with own_randomness(seed, place), pair.active():
-        images, rows = _first_batch(source, observe, pair)
-        _check_data(pair, source, observe, images, rows)
+        images, rows = first_batch(source, observe, pair)
+        check_data(pair, source, observe, images, rows)
         structure = pair.structure(images, rows, scored=False)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
@@ -220,7 +195,7 @@ def _fit(
         started = "" if begun is not None or options.init is None else begin(pair, options.init)
         group.broadcast(pair.tensors())
         if valid is not None:
-            _check_data(pair, valid, None, *_first_batch(valid, None, pair))
+            check_data(pair, valid, None, *first_batch(valid, None, pair))
         if (
             begun is not None and options.compile == "auto"
         ):  # the tier that it ran in, for the same bits
@@ -234,12 +209,58 @@ def _fit(
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
-            lines = [f"training step: {history.note}", *structure.words()]
-            lines += [f"init: {history.init}"] if history.init else []
-            lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
-            tqdm.write("\n".join(lines), file=sys.stderr)
+            said = [
+                f"training step: {history.note}",
+                *structure.words(),
+                f"init: {history.init}" * bool(history.init),
+                f"resumed {history.resumed[-1]}" if begun is not None else "",
+            ]
+            tqdm.write("\n".join(filter(None, said)), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
+
+
+def _sources(
+    pair: Pair, options: FitOptions, x_train: Any, fields: dict[str, Any], place: torch.device
+) -> tuple[Observation | None, Observation | None, Source, Source | None]:
+    """What is applied at each visit, and what is applied at all; the training set and that of
+    validation.
+    """
+    observe, once = observations(options.binarize, x_train)
+    group, seed = distributed.current(), options.seed
+    source = make_source(
+        draw_once(x_train, once, seed, "train"),
+        fields,
+        options.batch_size,
+        place,
+        "x_train",
+        (group.rank, group.size),
+        missing=observe is None or isinstance(observe, Observation),
+    )
+    if options.x_valid is not None:
+        refuse_unseen(pair.guide.owner)
+    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    return observe, observe or once, source, valid
+
+
+def _settings(
+    options: FitOptions,
+    source: Source,
+    valid: Source | None,
+    num_steps: int,
+    *parts: Any,
+) -> dict[str, Any]:
+    """What a training that goes on must have in common with the one that was stopped, in words."""
+    goal, decay, warmup, observe = map(_words, parts)
+    return {
+        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
+        "objective": goal, "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
+        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": observe, "seed": options.seed,
+        "x_valid": valid.num_images if valid is not None else 0,
+        "on_divergence": options.on_divergence, "processes": distributed.current().size,
+    }  # fmt: skip
 
 
 def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
@@ -268,7 +289,7 @@ def _take_up(
     goes on.
     """
     begun.restore_callbacks(callbacks)
-    at = begun.snapshot.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
+    at = begun.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
     stepper.health.begin(at.step, at.skipped)
     history = begun.records()
     history.compile, history.note = new.compile, new.note
@@ -288,39 +309,3 @@ def _words(value: Any) -> str:
     return (
         words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
     )
-
-
-def _first_batch(
-    source: Source, observe: Observation | None, pair: Pair
-) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = taken(*next(source.in_order()), slice(5))
-    return pair.cast(observe(x) if observe is not None else x, named), named
-
-
-def _check_data(
-    pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
-) -> None:
-    """What the dry run shows on five images, and the support of the observed site on all of
-    them.
-    """
-    for program in (pair.model, pair.guide):
-        if program.wants("index") and "index" not in fields:
-            raise UserError(
-                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
-                "give its Dataset instead"
-            )
-    if isinstance(source, Resident):
-        observed_support.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or not isinstance(source, Resident):
-        return
-    if observe is None:
-        observed_support.check_support_of_set(pair, source.num_images, source.part)
-    elif source.x.is_floating_point() and len(
-        missing := source.x.isnan().flatten(1).any(1).nonzero()
-    ):
-        first = max(0, int(missing[0]) - 4)
-        few, named = source.part(slice(first, first + 5))
-        observed_support.check_support_of_set(
-            pair, len(few), lambda rows: (observe(few), named), first
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,18 @@ from torch import Tensor
 
 from pyro_vae.ambient import unusual
 from pyro_vae.errors import UserError
+from pyro_vae.pair.runtime import Pair
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.history import History, Record
-from pyro_vae.training.snapshot import PROGRAMS, Position, Snapshot, mapped
+from pyro_vae.training.snapshot import (
+    PROGRAMS,
+    Position,
+    mapped,
+    restore_optimizer,
+    restore_tensors,
+    tensors_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,23 +35,73 @@ class TrainingState:
     It consists of plain values and tensors only.
 
     Args:
-        snapshot: parameters, optimiser, random numbers and position.
+        position: how far it is.
+        tensors: ``model`` and ``guide`` as their state_dicts, ``other`` for the rest.
+        optimizer: the optimiser's state_dict.
+        random: torch's random numbers, by device.
         history: the records so far, as plain values.
         callbacks: (class name, state) of the callbacks that have a state.
         settings: the arguments of `fit`, as text.
         place: device, tier and threads of the steps.
     """
 
-    snapshot: Snapshot
+    position: Position
+    tensors: Mapping[str, Mapping[str, Any]]
+    optimizer: Mapping[str, Any]
+    random: Mapping[str, Tensor]
     history: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Sequence[Any]] = ()  # (class name, state_dict) of those that have a state
     settings: Mapping[str, Any] = field(default_factory=dict)  # of `fit`, in words, to be compared
     place: Mapping[str, Any] = field(default_factory=dict)  # where and how the steps ran
 
+    @staticmethod
+    def take(
+        pair: Pair,
+        optimizer: torch.optim.Optimizer,
+        position: Position,
+        history: History,
+        callbacks: Sequence[Any],
+        *about: Mapping[str, Any],
+    ) -> TrainingState:
+        """The present state, its tensors the living ones; ``about`` are settings and place."""
+        random = {"cpu": torch.get_rng_state()}
+        if position.sums.is_cuda:
+            random["cuda"] = torch.cuda.get_rng_state(position.sums.device)
+        held = asdict(history)
+        return TrainingState(
+            replace(position),
+            tensors_of(pair),
+            optimizer.state_dict(),
+            random,
+            {**held, "resumed": list(held["resumed"])},
+            [
+                [type(c).__name__, c.state_dict()]
+                for c in callbacks
+                if hasattr(c, "load_state_dict")
+            ],
+            *about,
+        )
+
+    def restore(
+        self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> Position:
+        """Put tensors and random numbers back, on ``device``, and give the position.
+
+        Raises:
+            UserError: the tensors are not the pair's, or the optimiser's state is not such an
+                optimiser's.
+        """
+        restore_tensors(pair, self.tensors)
+        restore_optimizer(optimizer, self.optimizer)
+        torch.set_rng_state(self.random["cpu"])
+        if device.type == "cuda" and "cuda" in self.random:
+            torch.cuda.set_rng_state(self.random["cuda"].cpu(), device)
+        return replace(self.position, sums=self.position.sums.to(device, copy=True))
+
     @property
     def step(self) -> int:
         """The number of steps that are done."""
-        return self.snapshot.position.step
+        return self.position.step
 
     @property
     def epochs(self) -> int:
@@ -56,18 +114,9 @@ class TrainingState:
 
     def to_checkpoint(self, metadata: Mapping[str, Any]) -> Checkpoint:
         """The state as sections of a checkpoint, with its tensors on the CPU."""
-        sections = {
-            **self.snapshot.tensors,
-            "optimizer": self.snapshot.optimizer,
-            "random": self.snapshot.random,
-        }
-        rest = {
-            "position": asdict(self.snapshot.position),
-            "history": self.history,
-            "callbacks": self.callbacks,
-            "settings": self.settings,
-            "place": self.place,
-        }
+        parts = dict(vars(self))
+        sections = {**parts.pop("tensors"), **{n: parts.pop(n) for n in ("optimizer", "random")}}
+        rest = {**parts, "position": asdict(self.position)}
         moved: dict[tuple[Any, ...], Tensor] = {}  # one copy of what several names share
         return mapped(
             Checkpoint(
@@ -97,15 +146,10 @@ class TrainingState:
                 type(n) is int for n in (position.step, position.seen)
             ):
                 raise TypeError("position")
-            tensors = {
-                role: held.sections[role] for role in (*PROGRAMS, "other") if role in held.sections
-            }
-            snapshot = Snapshot(
-                position, tensors, held.sections["optimizer"], held.sections["random"]
-            )
-            state = TrainingState(
-                snapshot, rest["history"], rest["callbacks"], rest["settings"], rest["place"]
-            )
+            tensors = {n: held.sections[n] for n in (*PROGRAMS, "other") if n in held.sections}
+            own: dict[str, Any] = {n: held.sections[n] for n in ("optimizer", "random")}
+            own |= {n: rest[n] for n in ("history", "callbacks", "settings", "place")}
+            state = TrainingState(position, tensors, **own)
             state.records()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -179,21 +223,6 @@ class TrainingState:
             )
         for callback, (_, state) in zip(stateful, self.callbacks, strict=True):
             callback.load_state_dict(state)
-
-
-def callback_states(callbacks: Sequence[Any]) -> list[list[Any]]:
-    """(class name, state) of the callbacks that have ``state_dict`` and ``load_state_dict``."""
-    return [
-        [type(each).__name__, each.state_dict()]
-        for each in callbacks
-        if hasattr(each, "load_state_dict")
-    ]
-
-
-def history_state(history: History) -> dict[str, Any]:
-    """The history as plain values."""
-    held = asdict(history)
-    return {**held, "resumed": list(held["resumed"])}
 
 
 def this_place(device: torch.device, tier: str) -> dict[str, Any]:

@@ -18,12 +18,11 @@ from pyro_vae.pair.nodes import copies, taken
 from pyro_vae.pair.parameters import tensors_of
 from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.options import FitOptions
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 
 
 class Stepper:
@@ -103,15 +102,7 @@ class Stepper:
                 ) from None
 
     def _signature(self) -> list[tuple[int, bool]]:
-        return [(id(p), p.requires_grad) for p in parameters_of(self.loss.pair)]
-
-
-def parameters_of(pair: Pair) -> list[nn.Parameter]:
-    """Every parameter of the modules that the programs are known to run, and of ``pyro.param``
-    statements.
-    """
-    found = {id(p): p for module in pair.modules for p in module.parameters(recurse=False)}
-    return [*found.values(), *pair.store.parameters.values()]
+        return [(id(p), p.requires_grad) for p in self.loss.pair.parameters()]
 
 
 def trainable(
@@ -131,7 +122,7 @@ def trainable(
     with pair.probing(), torch.enable_grad():
         value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
     reached = leaves(value)
-    every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
+    every = {id(p): p for p in (*reached, *pair.parameters()) if p.requires_grad}
     frozen = {id(p) for p in frozen_by(pair, freeze, [*every.values()])}
     kept = {i: p for i, p in every.items() if i not in frozen}
     if not any(id(p) in kept for p in reached):
