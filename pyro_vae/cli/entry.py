@@ -67,10 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (OSError, MemoryError) as failure:
-        return _end(_told(failure), FAILED)
-    except RuntimeError as failure:
-        if not is_out_of_memory(failure):
+    except (OSError, MemoryError, RuntimeError) as failure:
+        if isinstance(failure, RuntimeError) and not is_out_of_memory(failure):
             raise
         return _end(_told(failure), FAILED)
     except Stopped as stopped:

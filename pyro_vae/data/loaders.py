@@ -239,7 +239,9 @@ class Streamed(Source):
     @property
     def num_batches(self) -> int:
         """Batches in one pass."""
-        return len(self._given) if self._given is not None else len(self._bounds())
+        if self._given is not None:
+            return len(self._given)
+        return len(_bounds(self.num_images, self.batch_size, self.part))
 
     def counted(self, number: int) -> tuple[str, ...]:
         """A note where this is not the number of images in the set.
@@ -257,16 +259,14 @@ class Streamed(Source):
             return ()
         return (f"{number} images came from the loader, but {self._name} has {there}",)
 
-    def _bounds(self) -> list[slice]:
-        return _bounds(self.num_images, self.batch_size, self.part)
-
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
         if self._given is not None:
             yield from islice(self._passed(self._given), skip, None)
             return
         order = permutation(self.num_images, mix(seed, epoch)).tolist()
-        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]])
+        bounds = _bounds(self.num_images, self.batch_size, self.part)
+        yield from self._indexed([order[rows] for rows in bounds[skip:]])
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order, in batches of ``batch_size``, whatever those of a DataLoader are: the

@@ -294,6 +294,12 @@ class Evaluate(Scoring):
         if self.method == "bdmc" and self.split != "test":
             raise UserError("--method bdmc simulates its own images: leave --split out")
 
+    @classmethod
+    def like(cls, options: Train | Compare, run: Path, **own: Any) -> Evaluate:
+        """Of this run, with the options of another command and ``own`` ones."""
+        names = ("num_samples", "seed", "data_root", "device", "compile", "quiet", "trust")
+        return cls(run, **{**{name: getattr(options, name) for name in names}, **own})
+
 
 OF_METHODS: dict[str, tuple[str, ...]] = {
     "proposal": ("iw",),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.compile.trace import NotStageable
 from pyro_vae.data.loaders import Source
 from pyro_vae.data.transforms import Observation
-from pyro_vae.distributed import Alone
+from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.nodes import copies, taken
@@ -35,7 +35,7 @@ class Stepper:
         observe: Observation | None,
         options: FitOptions,
         total_steps: int,
-        group: Alone,
+        group: Group,
     ) -> None:
         self.loss, self.observe, self.options, self.group = loss, observe, options, group
         self.health = Health.on(loss.kl_weight.device, skip=options.on_divergence == "skip")
