@@ -142,8 +142,8 @@ def by_hand(
 def train_both(
     x: Tensor, y: Tensor, draw: Observation | None, asked: SemiSupervised, seed: int
 ) -> Iterator[tuple[str, Any, Callable[[], Any]]]:
-    """(name, q(y | x) as logits, its training) of the parts and `fit`, and of the loop by hand: from
-    the same weights, on the same batches, in the same noise.
+    """(name, q(y | x) as logits, its training) of the parts and `fit`, and of the loop by hand:
+    from the same weights, on the same batches, in the same noise.
     """
     torch.manual_seed(seed)
     model, guide, plain = pair(x.shape[1], asked, asked.alpha)

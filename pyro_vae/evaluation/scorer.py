@@ -38,7 +38,7 @@ Fields = Mapping[str, Tensor]
 
 @dataclass
 class Scorer:
-    """Scores tiles of images; where the device's memory does not hold one run of the model, the
+    """Scores tiles of images; where the device's memory is too small for one run of the model, the
     next ones are half as large.
     """
 
@@ -97,7 +97,7 @@ class Scorer:
                         "one image and one draw of this model don't fit into the memory: use "
                         f"another device or a smaller model ({first_line(error)})"
                     ) from error
-            # outside the handler, whose traceback holds on to the tensors of the run that failed
+            # outside the handler, whose traceback keeps the tensors of the run that failed
             self._halve()
 
     def _halve(self) -> None:

@@ -36,7 +36,7 @@ _FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 2e13}
 _TOLERANCE = (
     1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
 )
-_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and told besides
+_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and reported besides
 
 
 class EagerWeights:
@@ -52,7 +52,7 @@ class EagerWeights:
 
 class TracedWeights:
     """The kernel as a tensor program for each number of draws; ``others`` is a tile of other rows
-    to hold it against.
+    to compare it with.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class TracedWeights:
         return lambda k: tile(k)()[0]
 
     def prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
-        """Trace the log weights of ``k`` draws, split and compile them, and hold them against the
+        """Trace the log weights of ``k`` draws, split and compile them, and compare them with the
         eager kernel.
 
         Raises:
@@ -140,7 +140,7 @@ def make_weights(
         pair.layout(*first, every_value=every)
     flops = 2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples
     seconds = flops / _FLOPS_PER_SECOND.get(first[0].device.type, 1e11)
-    note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
+    note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of computing"
     tiers = (
         ["inductor"]
         if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING)
@@ -206,7 +206,7 @@ class Target:
 
 
 class TracedTarget(Target):
-    """Traced once for tiles of one size, and split at u; held against the programs on these and
+    """Traced once for tiles of one size, and split at u; compared with the programs on these and
     other rows.
 
     Raises:

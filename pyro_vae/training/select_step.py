@@ -171,10 +171,10 @@ def select_step(
     )
     per_node, per_second = _SPEEDS.get(batches[0][0].device.type, _SPEEDS["cpu"])
     seconds = total_steps * (per_node * step.num_nodes + flops / per_second)
-    why = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
+    why = f"about {seconds:.0f} s of training" if compile == "auto" else "as asked for"
     note = f"traced graph, replayed ({why})"
     if compile == "auto" and seconds <= WORTH_COMPILING:
-        note = f"traced graph, replayed ({why}: less than compiling is worth)"
+        note = f"traced graph, replayed ({why}: too short for compiling to pay)"
     elif compile != "graph":
         try:
             compiled = StagedStep(eager, "inductor")

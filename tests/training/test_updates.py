@@ -243,7 +243,7 @@ def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
     eager, _, _ = step_of("MLP")
     optim = torch.optim.Adam(eager.parameters, fused=True)
     step, why = chosen(eager, optim, "auto")
-    assert step.tier == "graph" and "less than compiling is worth" in why
+    assert step.tier == "graph" and "too short for compiling to pay" in why
 
 
 def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
