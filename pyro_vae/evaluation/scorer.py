@@ -60,19 +60,6 @@ class Scorer:
         """The figures of these images, the first of which is the set's number ``start``."""
         return self._within_memory(lambda: self._score(start, images, fields))
 
-    def estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        """log p(x) of a few images, ``(B,)``, in the present random state."""
-        return self._within_memory(lambda: self._estimate(images, fields, num_samples))
-
-    def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        found = []
-        for rows in slices(len(images), self.tile):
-            draw = self._draw(*taken(images, fields, rows))
-            number = rows.stop - rows.start
-            sums, _ = _stream(draw, images.device, number, num_samples, self.chunk, self.strata)
-            found.append(sums.log_px)
-        return torch.cat(found)
-
     def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
         scored = []
         for rows in slices(len(images), self.tile):
