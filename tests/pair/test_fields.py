@@ -201,6 +201,9 @@ def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
         pv.fit(*vae(), X, fields={"shade": X > 0}, **QUICK)
     with pytest.raises(UserError, match="False in the field mask"):  # which marks x
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)
+    with pytest.raises(UserError, match=r"fields=\{'seed': …\}") as told:
+        pv.fit(*vae(), X, seed=torch.arange(300), **QUICK)
+    assert len(str(told.value)) < 200 and "\n" not in str(told.value)
 
 
 def test_a_constant_is_that_of_its_own_call() -> None:
