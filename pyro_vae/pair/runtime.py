@@ -210,7 +210,7 @@ class Pair:
         Args:
             x: a batch of images ``(B, *event_shape)``.
             fields: named arguments, one row for each image.
-            num_particles: K.
+            num_particles: K, the number of draws for each image.
             layout: how the K draws are run; by default the cheapest that is right.
             score, draw: how sites are scored and how the guide draws.
             every_value: whether sites that the guide asks to enumerate take all their values.
