@@ -53,8 +53,8 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Pyro's, computed from the logit: through λ, which float32 holds within 1e-7 of 0 and 1, the
-    mass at l = 30 is 0.5.
+    """Pyro's, computed from the logit: through λ, which float32 rounds to within 1e-7 of 0 and 1,
+    the mass at l = 30 is 0.5.
     """
 
     @property
@@ -85,7 +85,7 @@ class _ContinuousBernoulli(dist.ContinuousBernoulli):
 
 
 NEAR = 0.1
-"""Below it the series in (l/2)², whose error is 1e-13, stand in for 0/0."""
+"""Below it the series in (l/2)², whose error is 1e-13, replace 0/0."""
 
 
 def _mean(logits: Tensor) -> Tensor:

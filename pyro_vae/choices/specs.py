@@ -8,6 +8,7 @@ import ast
 import keyword
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,8 +48,8 @@ def parse(spec: str) -> Choice:
     return _Reader(spec.strip()).choice()
 
 
-# a colon is no part of the grammar but in strings and references, so one pass over the text tells
-# them apart
+# a colon is no part of the grammar but in strings and references, so one pass over the text
+# separates them
 _TOKENS = re.compile(
     r"""(?P<refused>'{3}|"{3}|\#)
     | (?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
@@ -162,6 +163,15 @@ class _Reader:
         if isinstance(node.value, int) and node.value.bit_length() > 64:
             raise self.refusal("the number is too large", self._position(node))
         return node.value
+
+
+def within(value: Any) -> Iterator[Any]:
+    """A choice, or a value in one, and all that is written in it."""
+    yield value
+    if isinstance(value, Choice):
+        value = (*value.args, *value.kwargs.values())
+    for each in value if isinstance(value, list | tuple) else ():
+        yield from within(each)
 
 
 def _is_reference(text: str) -> bool:

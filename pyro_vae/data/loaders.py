@@ -39,7 +39,7 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
-    # what a user is told of where the images are, where that is unusual
+    # what the user is told about where the images are, where that is unusual
     note = ""
 
     @property
@@ -77,7 +77,7 @@ class Source(ABC):
 
 GATHERED = 2**20
 """Bytes of images that one gather brings together: several small batches, which then are slices of
-what lies in the cache.
+what is in the cache.
 """
 
 
@@ -185,7 +185,7 @@ ROOM = 0.7
 
 
 def has_room(x: Tensor, device: torch.device) -> bool:
-    """Whether the device has memory for all of the images beside the work on them."""
+    """Whether the device has memory for all of the images besides the work on them."""
     if device.type != "cuda" or x.device == device:
         return True
     free, _ = torch.cuda.mem_get_info(device)
@@ -239,7 +239,9 @@ class Streamed(Source):
     @property
     def num_batches(self) -> int:
         """Batches in one pass."""
-        return len(self._given) if self._given is not None else len(self._bounds())
+        if self._given is not None:
+            return len(self._given)
+        return len(_bounds(self.num_images, self.batch_size, self.part))
 
     def counted(self, number: int) -> tuple[str, ...]:
         """A note where this is not the number of images in the set.
@@ -257,16 +259,14 @@ class Streamed(Source):
             return ()
         return (f"{number} images came from the loader, but {self._name} has {there}",)
 
-    def _bounds(self) -> list[slice]:
-        return _bounds(self.num_images, self.batch_size, self.part)
-
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
         if self._given is not None:
             yield from islice(self._passed(self._given), skip, None)
             return
         order = permutation(self.num_images, mix(seed, epoch)).tolist()
-        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]])
+        bounds = _bounds(self.num_images, self.batch_size, self.part)
+        yield from self._indexed([order[rows] for rows in bounds[skip:]])
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order, in batches of ``batch_size``, whatever those of a DataLoader are: the

@@ -6,7 +6,6 @@ words, draws a test set once from a seed of its own, and leaves torch's global r
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +26,7 @@ all whole numbers from 0.
 
 
 @dataclass(frozen=True)
-class Observation(ABC):
+class Observation:
     """A map from stored images to what the model observes of them, (B, *event) → (B, *event)
     float32.
 
@@ -43,20 +42,21 @@ class Observation(ABC):
     levels: int | None
 
     fresh: ClassVar[bool] = False
+    words: ClassVar[str]
 
     @property
-    @abstractmethod
-    def protocol(self) -> str: ...
+    def protocol(self) -> str:
+        return self.words.format(levels=self.levels, top=(self.levels or 0) - 1)
 
     @property
     def bits_offset(self) -> float | None:
         return None
 
-    @abstractmethod
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Observe a batch on its own device; noise comes from `generator`, else from torch's global
-        one.
+        one. Where a class says nothing else: the stored number as a float.
         """
+        return batch.to(torch.float32)
 
     def expected(self, batch: Tensor) -> Tensor:
         """The mean of what is observed of each image, float32: itself where nothing is drawn."""
@@ -96,22 +96,19 @@ def _grey(batch: Tensor, levels: int | None) -> Tensor:
 
 
 def _of(binary: Tensor, batch: Tensor) -> Tensor:
-    """The pixels as float32; NaN, which floats alone may hold, where the batch has it."""
+    """The pixels as float32; NaN, which floats alone may have, where the batch has it."""
     pixels = binary.to(torch.float32)
     return pixels.masked_fill(batch.isnan(), torch.nan) if batch.is_floating_point() else pixels
 
 
 @dataclass(frozen=True)
 class Dynamic(Observation):
-    """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are
-    the probability.
+    """x ~ Bernoulli(grey level), drawn again at each visit (Salakhutdinov & Murray 2008); floats
+    are the probability.
     """
 
     fresh: ClassVar[bool] = True
-
-    @property
-    def protocol(self) -> str:
-        return "dynamic binarization"
+    words: ClassVar[str] = "dynamic binarization"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _of(_uniform(batch, generator) < _grey(batch, self.levels), batch)
@@ -124,9 +121,7 @@ class Dynamic(Observation):
 class Threshold(Observation):
     """x = 1 where the grey level is above 1/2, else 0."""
 
-    @property
-    def protocol(self) -> str:
-        return "binarized at the threshold 1/2"
+    words: ClassVar[str] = "binarized at the threshold 1/2"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _of(_grey(batch, self.levels) > 0.5, batch)
@@ -152,28 +147,18 @@ class Grey(Observation):
 class Levels(Observation):
     """x = the stored integer level as a float, for likelihoods that are masses over the levels."""
 
-    @property
-    def protocol(self) -> str:
-        return f"integer levels 0 to {(self.levels or 0) - 1}"
+    words: ClassVar[str] = "integer levels 0 to {top}"
 
     @property
     def bits_offset(self) -> float | None:
         return 0.0
-
-    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return batch.to(torch.float32)
 
 
 @dataclass(frozen=True)
 class Counts(Observation):
     """x = the stored whole number as a float, for likelihoods that have no largest value."""
 
-    @property
-    def protocol(self) -> str:
-        return "whole numbers as stored"
-
-    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return batch.to(torch.float32)
+    words: ClassVar[str] = "whole numbers as stored"
 
 
 @dataclass(frozen=True)
@@ -193,9 +178,7 @@ class Dequantize(Observation):
     u to 256).
     """
 
-    @property
-    def protocol(self) -> str:
-        return f"uniform dequantization, {self.levels} levels"
+    words: ClassVar[str] = "uniform dequantization, {levels} levels"
 
     @property
     def bits_offset(self) -> float | None:
@@ -293,6 +276,8 @@ def observe(
         )
     observation = _choose(data, mode, observes)
     once = not observation.fresh or mode == "static"
+    # levels are what a stored number is divided by, so they are part of what x is
+    divided = data.levels is not None and not isinstance(observation, Counts)
     x_test = observation.fixed(data.test, seed, "test")
     return Observed(
         x_train=observation.fixed(data.train, seed, "train") if once else data.train,
@@ -302,7 +287,7 @@ def observe(
             "data": data.name,
             "split": data.split,
             "observation": _words(observation, mode, observes, seed),
-            **_levels_in_words(data.levels, observation),
+            **({"levels": str(data.levels)} if divided else {}),
             "data_sha256": data.sha256,
             "sha256": sha256(x_test),
         },
@@ -310,12 +295,6 @@ def observe(
         bits_offset=observation.bits_offset,
         seed=seed,
     )
-
-
-def _levels_in_words(levels: int | None, observation: Observation) -> dict[str, str]:
-    """Levels are what a stored number is divided by, so they are part of what x is."""
-    stored = levels is None or isinstance(observation, Counts)
-    return {} if stored else {"levels": str(levels)}
 
 
 def _choose(data: ImageData, mode: str, observes: str) -> Observation:

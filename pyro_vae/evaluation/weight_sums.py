@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.distributed import Alone
+from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.tiling import stops
 
@@ -251,7 +251,7 @@ class Gathered:
         sums_of_curve = torch.stack([curve[stop] for stop in self.stops]).tolist()
         self._tiles.append((start, list(columns), stacked, sums_of_curve))
 
-    def gather(self, group: Alone) -> None:
+    def gather(self, group: Group) -> None:
         """The tiles of all processes, in the images' order: sums then have the bits that one
         process gives them.
         """

@@ -130,7 +130,7 @@ def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
 
 def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
     """Raise where an image's density depends on the other images of its batch; else whether that
-    could be told.
+    could be known.
     """
     found = independence(pair, x, fields)
     if found.site:
@@ -174,10 +174,10 @@ def refuse_subsampling(structure: Structure) -> None:
 
 
 LAYOUT_WORDS = {
-    "plate": "an outer plate of draws: the guide's network runs once for each image",
+    "plate": "an outer plate; the guide's network runs once for each image",
     "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
     "network runs once for each image",
-    "repeat": "each image repeated: the guide's network runs once for each draw",
+    "repeat": "each image is repeated; the guide's network runs once for each draw",
 }
 
 
@@ -199,7 +199,7 @@ class PairReport(Printed):
                 0
             ],
             **dict.fromkeys(s.words(), True),
-            f"many draws: {LAYOUT_WORDS.get(self.layout)}": self.layout,
+            f"layout of many draws: {LAYOUT_WORDS.get(self.layout)}": self.layout,
             f"fields: {', '.join(self.fields)}": self.fields,
             f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
             "score-function gradients)": s.score_function,

@@ -95,7 +95,7 @@ def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
     """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by
     ``pyro.module``.
 
-    Those that a closure hides are met too, and one that only holds others, whose own mode a program
+    Those that a closure hides are met too, and one that only has others, whose own mode a program
     may ask for.
     """
     handle, register = register_module_forward_pre_hook(lambda module, _: meet(module)), pyro.module

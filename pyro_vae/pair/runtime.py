@@ -34,7 +34,11 @@ class Pair:
     """A model and its guide, as the engine runs them. Get one by `Pair.of`.
 
     Any form of Pyro program will do. The pair knows the parameters, the modules and the structure
-    (sites, plates, closed KLs) of the two. ``known`` is what is known of them already.
+    (sites, plates, closed KLs) of the two.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        known: what is known of them, with their parameter store; by default nothing.
     """
 
     def __init__(
@@ -280,13 +284,8 @@ class Pair:
                 self._met.append((module, module.training))
                 module.training = False
 
-        with (
-            dry_run(),
-            self.active(training=False),
-            torch.random.fork_rng(),
-            torch.no_grad(),
-            modules_called(meet),
-        ):
+        active = self.active(training=False)
+        with dry_run(), active, torch.random.fork_rng(), torch.no_grad(), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:

@@ -63,6 +63,11 @@ OF_THE_PAIR = (
 """The options without which a checkpoint's tensors mean something else, or are another run's."""
 
 
+def _inside(name: str) -> Any:
+    """The path of that name in a run's folder."""
+    return property(lambda run: run.folder / name)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's folder. ``made`` are the folders that were made for it, the outermost first."""
@@ -70,35 +75,12 @@ class Run:
     folder: Path
     made: tuple[Path, ...] = field(default=(), repr=False)
 
-    @property
-    def config_file(self) -> Path:
-        """All options as they were given."""
-        return self.folder / "config.toml"
-
-    @property
-    def environment_file(self) -> Path:
-        """Versions and machine."""
-        return self.folder / "environment.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One line an epoch."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def results_file(self) -> Path:
-        """How the training went, and every evaluation."""
-        return self.folder / "results.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the trained tensors are."""
-        return self.folder / "checkpoints"
-
-    @property
-    def per_image_file(self) -> Path:
-        """The latest evaluation's figures by image."""
-        return self.folder / "per_image.csv"
+    config_file = _inside("config.toml")  # all options as they were given
+    environment_file = _inside("environment.json")  # versions and machine
+    metrics_file = _inside("metrics.jsonl")  # one line an epoch
+    results_file = _inside("results.json")  # how the training went, and every evaluation
+    checkpoints = _inside("checkpoints")  # where the trained tensors are
+    per_image_file = _inside("per_image.csv")  # the latest evaluation's figures by image
 
     def estimate_file(self, method: str, split: str) -> Path:
         """The latest estimate of its kind, for `pyro-vae compare`."""
@@ -108,14 +90,13 @@ class Run:
         """The SHA-256 of the checkpoint that `load` takes; where none is sound, of the last one."""
         try:
             newest = checkpoint_files.newest(self.checkpoints)
-            path = newest.path
-            if newest.note:
-                tell(newest.note)
         except checkpoint_files.Damaged:
             if not (found := checkpoint_files.complete(self.checkpoints)):
                 raise
-            path = found[-1]
-        return checkpoint_files.digest_of(path)
+            return checkpoint_files.digest_of(found[-1])
+        if newest.note:
+            tell(newest.note)
+        return checkpoint_files.digest_of(newest.path)
 
     def __str__(self) -> str:
         return shown(self.folder)
@@ -123,7 +104,7 @@ class Run:
     # ---- writing
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold the folder's lock inside; a ``UserError`` where another process does."""
+        """Inside: this process has the folder's lock; a ``UserError`` if another process has it."""
         return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
@@ -143,25 +124,19 @@ class Run:
         """
         code: Any = {}
         with suppress(OSError, ValueError, AttributeError):
-            code = json.loads(self.environment_file.read_text(encoding="utf-8")).get("code")
+            code = _read_json(self.environment_file).get("code")
         return user_code.of_run(self.folder, trusted, code if isinstance(code, dict) else {})
 
     def resumed(self, device: torch.device) -> None:
         """Add where and by which command the run goes on to environment.json."""
         try:
-            held = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            held = _read_json(self.environment_file)
             before = list(held.get("resumed", []))
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-            TypeError,
-        ):  # only a record of what was: never in the way
+        except (OSError, ValueError, AttributeError, TypeError):  # a mere record: never in the way
             set_aside(self.environment_file, why="damaged")
             held, before = {}, []
-        _write_json(
-            self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]}
-        )
+        now = environment(device, sys.argv)
+        _write_json(self.environment_file, {**held, "resumed": [*before, now]})
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""
@@ -170,14 +145,12 @@ class Run:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch to metrics.jsonl."""
-        with (
-            writing(self.metrics_file),
-            open(self.metrics_file, "a", encoding="utf-8") as file,
-        ):
+        path = self.metrics_file
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to
+        """Write exactly these epochs to metrics.jsonl; its other lines are moved to
         metrics.jsonl.superseded.
         """
         lines = [json.dumps(finite(row)).encode() for row in rows]
@@ -198,15 +171,11 @@ class Run:
         """Take back what `create` and `begin` made, for a training that was refused; nothing else
         is touched.
         """
-        for path in (
-            self.config_file,
-            self.environment_file,
-            self.folder / LOCK,
-            self.folder / HOLDER,
-        ):
+        own = self.config_file, self.environment_file, self.folder / LOCK, self.folder / HOLDER
+        for path in own:
             path.unlink(missing_ok=True)
         for folder in reversed(self.made):
-            with suppress(OSError):  # not empty: it has come to hold something of someone else's
+            with suppress(OSError):  # not empty: something of someone else's is in it
                 folder.rmdir()
 
     # ---- reading
@@ -243,9 +212,9 @@ class Run:
         return [row for row in rows if isinstance(row, dict)]
 
     def results(self) -> dict[str, Any]:
-        """What results.json holds; a ``UserError`` where that can't be read."""
+        """The contents of results.json; a ``UserError`` where that can't be read."""
         try:
-            held = json.loads(self.results_file.read_text(encoding="utf-8"))
+            held = _read_json(self.results_file)
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
@@ -275,15 +244,15 @@ class Run:
             tell(found.note)
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
-        sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
-        if not (sound and isinstance(shape, list)) or type(num_data) is not int or num_data < 1:
+        sizes = [*shape, num_data] if isinstance(shape, list) else [0]
+        if not all(type(size) is int and size > 0 for size in sizes):
             raise UserError(
                 f"{path}: not a checkpoint of a run (the shape of its images is missing)"
             )
         known = {
             name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
         }
-        model, guide = build_pair(self.options(), list(shape or ()), num_data, **known)
+        model, guide = build_pair(self.options(), sizes[:-1], sizes[-1], **known)
         checkpoint.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 
@@ -310,23 +279,12 @@ class Unwritten(Run):
     """A run as all but the first of several processes have it: read, and never written to."""
 
     def held(self) -> AbstractContextManager[None]:
-        """The first process holds it."""
+        """The first process has it."""
         return nullcontext()
 
-    def begin(self, options: Train, device: torch.device) -> None:
-        """Nothing, as for all that follows."""
+    def _nothing(self, *args: Any, **named: Any) -> None: ...
 
-    def resumed(self, device: torch.device) -> None: ...
-
-    def sweep(self) -> None: ...
-
-    def add_row(self, row: Mapping[str, Any]) -> None: ...
-
-    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
-
-    def add_result(self, **entries: Any) -> None: ...
-
-    def discard(self) -> None: ...
+    begin = resumed = sweep = add_row = write_rows = add_result = discard = _nothing
 
 
 class Recorder(Checkpoints):
@@ -504,7 +462,7 @@ def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
 
 
 def shown(path: Path) -> str:
-    """The path relative to the current folder where it lies in it, else as it is."""
+    """The path relative to the current folder where it is in it, else as it is."""
     with suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return str(path)
@@ -548,6 +506,10 @@ def _without_folders(word: str) -> str:
     return re.sub(
         r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word
     )
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, held: Mapping[str, Any]) -> None:

@@ -135,7 +135,7 @@ def sweep(
 
 
 def planned(grid: Any, options: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a grid file, or of what it would hold."""
+    """The cells of a grid file, or of what it would have."""
     tables = (
         read_grid(Path(grid))
         if isinstance(grid, str | Path)
@@ -195,7 +195,7 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
     images, from where it is.
     """
     from pyro_vae.runs import run_folder
-    from pyro_vae.runs.evaluate import keep_estimate, outcome
+    from pyro_vae.runs.evaluate import keep, outcome
     from pyro_vae.runs.run_data import trained
     from pyro_vae.runs.train import is_complete, train_run
 
@@ -210,24 +210,13 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
     done = not options.valid_fraction or run.estimate_file("iw", "valid").is_file()
     if not scored or (counted and done):
         return
-    experiment, steps = trained(run, None, options.data_root, _unheard)
+    own = {"num_images": options.eval_images, "quiet": True}
+    evaluation = Evaluate.like(options, folder, split="valid", **own)
+    experiment, steps = trained(run, evaluation, _unheard)
     if not counted:
         run.add_result(active_units=_active_units(experiment, options.device))
-    if done:
-        return
-    evaluation = Evaluate(
-        folder,
-        split="valid",
-        num_samples=options.num_samples,
-        num_images=options.eval_images,
-        seed=options.seed,
-        device=options.device,
-        compile=options.compile,
-        quiet=True,
-    )
-    if (found := outcome(experiment, evaluation, steps)) is not None:
-        keep_estimate(run, found)
-        run.add_result(evaluations=[{"split": "valid", **found.figures}])
+    if not done and (found := outcome(experiment, evaluation, steps)) is not None:
+        keep(run, found)
 
 
 MOST_DIAGNOSED = 500
@@ -250,7 +239,7 @@ def _active_units(experiment: Any, device: str) -> list[int] | None:
 
 
 def _unheard(line: str) -> None:
-    """What a run tells on its way; a sweep tells how each cell ends."""
+    """What a run says on its way; a sweep says how each cell ends."""
 
 
 def score_of(outcome: Outcome) -> Scored | None:

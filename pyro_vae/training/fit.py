@@ -266,7 +266,7 @@ def _take_up(
     stepper: Stepper,
     callbacks: Sequence[Any],
 ) -> tuple[History, Position]:
-    """Put a stopped training's state into what has been built afresh, and say in one line where it
+    """Put a stopped training's state into what has been built again, and say in one line where it
     goes on.
     """
     begun.restore_callbacks(callbacks)

@@ -167,7 +167,7 @@ class Loop:
             self.stepper.recheck(mix(self.options.seed, end.train.epoch))
             self.checks.done(begun)
 
-    # ---- what a checkpoint holds
+    # ---- what a checkpoint has
 
     def state(self) -> TrainingState:
         """All that the rest depends on, its tensors the living ones. Reads the device; what is not

@@ -32,7 +32,7 @@ from pyro_vae.validation import check_choice
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(Settings):
-    """All that ``fit`` takes beside the programs and the data; its docstring says what each is.
+    """All that ``fit`` takes besides the programs and the data; its docstring says what each is.
 
     Raises:
         UserError: one is out of its range.

@@ -44,14 +44,14 @@ another order.
 
 
 def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
-    """Hold the training step against `pyro.infer` and torch's unfused optimiser; what is changed is
+    """Compare the training step with `pyro.infer` and torch's unfused optimiser; what is changed is
     put back.
 
     Args:
         batch: of images as they are stored, with their fields.
 
     Returns:
-        What was held and what was not, and what is to be said of the pair, a sentence each.
+        What was compared and what was not, and what is to be said of the pair, a sentence each.
 
     Raises:
         UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
@@ -117,7 +117,7 @@ def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
 def check_scores(
     pair: Pair, x: Tensor, fields: Fields, *, supports: bool = True
 ) -> tuple[str, tuple[str, ...]]:
-    """Hold the log weights of the first images against stock Pyro's, and each image's against
+    """Compare the log weights of the first images with stock Pyro's, and each image's against
     another batch's.
 
     Args:
@@ -125,7 +125,7 @@ def check_scores(
             from.
 
     Returns:
-        What was held, for the protocol; and warnings.
+        What was compared, for the protocol; and warnings.
 
     Raises:
         UserError: images depend on each other; the guide draws where the prior has no density; the
@@ -160,7 +160,7 @@ def _held_loss(
     if not objective.stageable:
         return "loss and gradient are its own"
     ours, theirs = _counterparts(objective, structure)
-    # a hook is the user's, and may count; beside sums Pyro has another score-function estimator
+    # a hook is the user's, and may count; besides sums Pyro has another score-function estimator
     other = isinstance(theirs, infer.TraceEnum_ELBO) and structure.score_function
     watched = [] if other or any(map(hooked, parameters)) else list(parameters)
     one = torch.ones((), dtype=pair.dtype, device=x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,34 +20,21 @@ WARM_UPS = 3
 """Runs on a side stream before a graph is captured, as torch asks for."""
 
 
-Capture = Callable[[Callable[[], Tensor], torch.device], Callable[[], Tensor]]
-"""(step, device) -> a function that does the step again, with no word from the host."""
-
-
-class Rows(Source):
+class Rows(Resident):
     """A resident source whose shuffled batches are row numbers, for a step that gathers its images
     itself.
     """
 
     def __init__(self, source: Resident) -> None:
-        self.source, self.batch_size, self.num_images = source, source.batch_size, source.num_images
-
-    @property
-    def num_batches(self) -> int:
-        """Batches in one pass."""
-        return self.source.num_batches
+        vars(self).update(vars(source))
 
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The rows of each batch in the place of its images."""
-        return ((rows, {}) for rows in self.source.rows(seed, epoch, skip))
-
-    def in_order(self) -> Iterator[Batch]:
-        """Images, as the source has them."""
-        return self.source.in_order()
+        return ((rows, {}) for rows in self.rows(seed, epoch, skip))
 
     def images(self, batch: Batch) -> Batch:
         """The images of these rows."""
-        return self.source.take(batch[0])
+        return self.take(batch[0])
 
 
 class CapturedStep(TrainStep):
@@ -57,36 +45,44 @@ class CapturedStep(TrainStep):
     it. Noise goes on from replay to replay, as torch's generator is part of the capture.
     """
 
-    def __init__(
-        self,
-        inner: StagedStep,
-        rows: Rows,
-        capture: Capture | None = None,
-    ) -> None:
+    def __init__(self, inner: StagedStep, rows: Rows) -> None:
         super().__init__(inner.loss, inner.parameters, inner.update, inner.observe)
         self.tier, self.inner, self.source = inner.tier, inner, rows
-        self._rows = next(rows.shuffled(0, 0))[0].clone()
+        first = next(rows.shuffled(0, 0))[0]
         with self.undone():
             try:
-                self._replay = (capture or capture_on_cuda)(
-                    lambda: inner(*rows.images((self._rows, {}))), self._rows.device
-                )
+                self._replay = captured(lambda rows: inner(*self.source.images((rows, {}))), first)
             except Exception as error:
                 raise NotStageable(f"no CUDA graph ({first_line(error)})") from error
+        self._shape = first.shape
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """One replay; rows of another size take the inner step."""
-        if x.shape != self._rows.shape:
+        if x.shape != self._shape:
             return self.inner(*self.source.images((x, {})))
-        self._rows.copy_(x)
-        return self._replay()
+        sums: Tensor = self._replay(x)
+        return sums
 
     def check(self, *batches: Batch) -> None:
         """Of the step that was captured."""
         self.inner.check(*batches)
 
 
-def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def captured(function: Callable[[Tensor], Any], argument: Tensor) -> Callable[[Tensor], Any]:
+    """The function of a tensor of this shape as one graph, into which the tensor is copied; each
+    call writes over the results of the last one.
+    """
+    given = argument.clone()
+    replay = CAPTURES[given.device.type](lambda: function(given), given.device)
+
+    def run(argument: Tensor) -> Any:
+        given.copy_(argument)
+        return replay()
+
+    return run
+
+
+def capture_on_cuda(step: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
     """Warm up on a side stream, then capture; the function that is given replays.
 
     Streams and graphs belong to the current device, so that ``device`` is made the current one: a
@@ -109,7 +105,7 @@ def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callabl
             torch.rand((), device=device)
             raise
 
-    def replay() -> Tensor:
+    def replay() -> Any:
         with torch.cuda.device(device):
             graph.replay()
         return output
@@ -117,11 +113,20 @@ def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callabl
     return replay
 
 
+CAPTURES = {"cuda": capture_on_cuda}
+"""By the kind of device: (step, device) -> a function that does the step again, with no word from
+the host.
+"""
+
+
 WORTH_COMPILING = 90.0
 """Estimated seconds of training from which inductor's compile time (about 15 s, cold) is worth a
 fifth of them.
 """
-_SECONDS_PER_NODE, _FLOPS_PER_SECOND = 6e-6, 2e11
+_SPEEDS = {"cpu": (6e-6, 2e11), "cuda": (2e-6, 2e13)}
+"""Seconds for an operation, and operations on numbers a second. CUDA's are reckoned, and were not
+measured.
+"""
 
 PURE = ("torch.nn.", "pyro.", "zuko.", "pyro_vae.")
 """Packages in whose modules Python decides nothing between steps."""
@@ -164,11 +169,12 @@ def select_step(
         * len(batches[0][0])
         * objective.num_particles
     )
-    seconds = total_steps * (_SECONDS_PER_NODE * step.num_nodes + flops / _FLOPS_PER_SECOND)
-    why = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
+    per_node, per_second = _SPEEDS.get(batches[0][0].device.type, _SPEEDS["cpu"])
+    seconds = total_steps * (per_node * step.num_nodes + flops / per_second)
+    why = f"about {seconds:.0f} s of training" if compile == "auto" else "as asked for"
     note = f"traced graph, replayed ({why})"
     if compile == "auto" and seconds <= WORTH_COMPILING:
-        note = f"traced graph, replayed ({why}: less than compiling is worth)"
+        note = f"traced graph, replayed ({why}: too short for compiling to pay)"
     elif compile != "graph":
         try:
             compiled = StagedStep(eager, "inductor")
@@ -184,7 +190,7 @@ def select_step(
 
 def _captured(step: StagedStep, source: Source, note: str) -> tuple[TrainStep, Source, str]:
     """The step as a CUDA graph, where it can be one."""
-    if not (step.adam and isinstance(source, Resident) and source.x.device.type == "cuda"):
+    if not (step.adam and isinstance(source, Resident) and source.x.device.type in CAPTURES):
         return step, source, note
     if step.host_reads:
         return step, source, f"{note}; no CUDA graph (the host reads in {step.host_reads[0]})"

@@ -61,7 +61,7 @@ def restore_tensors(pair: Pair, sections: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds
+    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step has
     on to those.
 
     Its rate and other numbers are its own: those that it was made with today.

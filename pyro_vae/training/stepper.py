@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_vae.compile.trace import NotStageable
 from pyro_vae.data.loaders import Source
 from pyro_vae.data.transforms import Observation
-from pyro_vae.distributed import Alone
+from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.nodes import copies, taken
@@ -35,7 +35,7 @@ class Stepper:
         observe: Observation | None,
         options: FitOptions,
         total_steps: int,
-        group: Alone,
+        group: Group,
     ) -> None:
         self.loss, self.observe, self.options, self.group = loss, observe, options, group
         self.health = Health.on(loss.kl_weight.device, skip=options.on_divergence == "skip")
@@ -77,7 +77,7 @@ class Stepper:
         self._seen = self._signature()
 
     def follow(self) -> bool:
-        """Find everything anew where a parameter was frozen, freed or replaced since; whether it
+        """Find everything again where a parameter was frozen, freed or replaced since; whether it
         was.
         """
         changed = self._signature() != self._seen
@@ -86,7 +86,7 @@ class Stepper:
         return changed
 
     def recheck(self, seed: int) -> None:
-        """Hold a staged step against the programs as they are now, on rows drawn anew.
+        """Compare a staged step with the programs as they are now, on rows drawn again.
 
         Raises:
             UserError: a Python value that the programs read has changed since they were traced.

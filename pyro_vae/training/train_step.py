@@ -32,7 +32,7 @@ from pyro_vae.training.updates import (
 _MOST_SHAPES = 4
 
 MOST_PARAMETERS = 1_000_000
-"""Above it the optimiser's kernel beside a compiled program is quicker than inside
+"""Above it the optimiser's kernel outside a compiled program is quicker than inside
 (benchmarks/training_step.py: conv).
 """
 
@@ -94,7 +94,7 @@ class TrainStep:
         return estimate.figures(), estimate.loss / (estimate.plate_scale * len(x))
 
     def check(self, *batches: Batch) -> None:
-        """Nothing: this is what a staged step is held against."""
+        """Nothing: this is what a staged step is compared with."""
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -134,7 +134,7 @@ class StagedStep(TrainStep):
 
     Traced once for each shape of a batch, and replayed; in the tier ``inductor`` compiled for the
     first shape. Adam and AdamW are inside. Any other optimiser, or one that waits for an
-    all-reduce, steps beside the program of the gradients.
+    all-reduce, steps outside the program of the gradients.
     """
 
     def __init__(self, eager: TrainStep, tier: str) -> None:
@@ -210,7 +210,7 @@ class StagedStep(TrainStep):
         return sums, None if self.inside else [next(given) if each else None for each in reached]
 
     def check(self, *batches: Batch) -> None:
-        """Hold the step against eager Pyro and torch's own optimiser, in its plain form, on each
+        """Compare the step with eager Pyro and torch's own optimiser, in its plain form, on each
         batch; all is put back.
 
         Adam begins from second moments of one and takes a large step: from zeros the step is the
@@ -259,7 +259,7 @@ class StagedStep(TrainStep):
 
 @contextmanager
 def buffers_in_place(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A buffer that a program assigns anew inside is the same tensor with new values on leaving: a
+    """A buffer that a program assigns again inside is the same tensor with new values on leaving: a
     traced step's state.
     """
     before = [
