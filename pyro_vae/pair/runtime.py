@@ -37,8 +37,8 @@ class Pair:
 
     Args:
         model, guide: Pyro programs, as `fit` takes them.
-        store: where ``pyro.param`` statements find their parameters; by default a store of the
-            pair's own.
+        known: what is known of the two programs, with their parameter store; by default nothing,
+            and an empty store of the pair's own.
 
     Raises:
         UserError: the guide is an autoguide of Pyro, which has one latent for all images.
