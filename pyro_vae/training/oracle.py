@@ -89,15 +89,13 @@ def _rounding(stepper: Stepper, x: Tensor, fields: Fields) -> tuple[str, ...]:
     loss = stepper.loss
     if not loss.rounded:
         return ()
-    elbos = []
+    found = []
     for loss.rounded in (False, True):
         pyro.set_rng_seed(0)
-        with torch.no_grad():
-            _, reconstruction, kl = stepper.step.mean_loss(*copies(x, fields))[0].tolist()
-        elbos.append((reconstruction - kl) / len(x))
-    return (
-        f"bfloat16 products: {elbos[1] - elbos[0]:+.1g} nats an image on the first batch's ELBO",
-    )
+        found.append(stepper.step.mean_loss(*copies(x, fields))[0] / len(x))
+    _, reconstruction, kl = (found[1] - found[0]).tolist()
+    error = reconstruction - kl
+    return (f"bfloat16 products: {error:+.1g} nats an image on the first batch's ELBO",)
 
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:

@@ -48,6 +48,7 @@ class TrainStep:
     """
 
     tier = "off"
+    together = 1  # the steps that one call of `run` takes best
     apply: Apply | None = None  # a quicker form of the optimiser's step
 
     def __init__(
@@ -70,6 +71,17 @@ class TrainStep:
         if gradients is not None:
             self.update(sums, gradients, self.apply)
         return sums
+
+    def run(self, batches: Sequence[Batch], schedules: Sequence[tuple[float, float]]) -> Tensor:
+        """A step on each batch, at its factor of the learning rate and its KL weight; their sums
+        together.
+        """
+        total: Any = 0.0
+        for batch, (rate, weight) in zip(batches, schedules, strict=True):
+            self.update.set_rate(rate)
+            self.loss.kl_weight.fill_(weight)
+            total = total + self(*batch)
+        return total
 
     def gradients(self, x: Tensor, fields: Mapping[str, Tensor]) -> Gradients:
         """The sums, and each parameter's gradient of the mean loss of an image: None where the step
@@ -108,13 +120,8 @@ class TrainStep:
             if isinstance(each, Tensor)
         ]
         pair, device = self.loss.pair, self.update.rate.device
-        tensors = [
-            *pair.tensors(),
-            *self.parameters,
-            *state,
-            *self.update.health.tensors,
-            self.update.rate,
-        ]
+        scalars = self.update.rate, self.loss.kl_weight, *self.update.health.tensors
+        tensors = [*pair.tensors(), *self.parameters, *state, *scalars]
         buffers = [(module._buffers, dict(module._buffers)) for module in pair.modules]
         try:
             with (
