@@ -46,9 +46,9 @@ class SemiSupervised:
     six passes end near 50%."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the parameters, the noise and the choice of the labels."""
-    epochs: int = 2
+    epochs: int = 8
     """Passes over the training set."""
-    batch_size: int = 200
+    batch_size: int = 100
     """Images a step."""
     learning_rate: float = 1e-3
     """Adam's at its highest, at the first step."""

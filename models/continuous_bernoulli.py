@@ -1,18 +1,18 @@
 """Continuous Bernoulli likelihood, for pixels in [0, 1]."""
 
 import math
-from typing import Any
 
 import torch
 from pyro import distributions as dist
+from pyro_vae.models.bernoulli import Bernoulli
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec
+from pyro_vae.nn.conditional import INNER
 from pyro_vae.nn.special import solve
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(Bernoulli):
     """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1].
 
     Args:
@@ -32,15 +32,6 @@ class ContinuousBernoulli(Likelihood):
 
     kind = "density"
     observes = "unit"
-
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        latent_dim: int,
-        net: NetSpec = "MLP",
-        **net_args: Any,
-    ) -> None:
-        super().__init__(event_shape, latent_dim, 1, net, **net_args)
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributed
+from pyro_vae.ambient import exact
 from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Batch, Resident
 from pyro_vae.evaluation.precision import (
@@ -108,7 +109,7 @@ def log_marginal(
     setup = Setup(model, guide, seed, device, progress and group.first, ignore_scales)
     setup.notes += (drawn.warning,) if drawn.warning else ()
     found = Gathered(num_samples)
-    with setup.running(), arithmetic.running():
+    with setup.running(), exact(arithmetic.products):
         tile = tile_sizes(num_samples, setup.rows)[1]
         setup.begin(x, fields, lambda _: tile, drawn.check, drawn.draws_from_guide)
         work = _Draws.of(setup, drawn, num_samples)
@@ -181,9 +182,9 @@ class _Draws:
         if not precision.reduced:
             return self.setup.dtype_name
         plain, few = self.scorer("graph", FLOAT32), self._some(IMAGES)
-        with FLOAT32.running():
-            exact = plain.score(0, *few)
-        error = error_in_words(_log_px(scorer.score(0, *few)) - _log_px(exact), self.num_samples)
+        with exact(FLOAT32.products):
+            own = _log_px(plain.score(0, *few))
+        error = error_in_words(_log_px(scorer.score(0, *few)) - own, self.num_samples)
         return f"{precision.words} ({error})"
 
     def _some(self, number: int) -> Batch:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.ambient import exact, need_float32, products_rounded
+from pyro_vae.ambient import need_float32, products_rounded
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_choice
 
@@ -22,7 +22,7 @@ class Precision:
 
     name: str = "float32"
     words: str = "float32"
-    products: str = "ieee"  # of float32 numbers: 10 bits of mantissa in ``tf32``
+    products: str = "ieee"  # of float32 numbers (`ambient.exact`): 10 bits of mantissa in tf32
     rounded: bool = False  # to bfloat16's 8 bits, as torch's autocast does and `fit` in its steps
 
     @property
@@ -43,12 +43,6 @@ class Precision:
     def rounding(self, place: torch.device) -> AbstractContextManager[None]:
         """What is traced inside has products of this precision."""
         return products_rounded(place.type) if self.rounded else nullcontext()
-
-    def running(self) -> AbstractContextManager[None]:
-        """Products as they are named here (torch's default are TF32 convolutions on CUDA), the
-        settings put back on leaving.
-        """
-        return exact(self.products)
 
 
 FLOAT32 = Precision()

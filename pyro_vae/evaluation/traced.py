@@ -8,9 +8,8 @@ from functools import cache
 from torch import Tensor
 
 from pyro_vae.compile.partition import SplitProgram
-from pyro_vae.compile.trace import NotStageable, TensorFunction, agree, check_tier, trace
+from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
 from pyro_vae.data.loaders import Batch
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
@@ -42,12 +41,17 @@ _ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and r
 class EagerWeights:
     """The Pyro programs themselves, for every tile of draws."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, precision: Precision = FLOAT32) -> None:
+        self.kernel, self.precision = kernel, precision
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The kernel's log weights."""
-        return lambda k: self.kernel(x, fields, k, plain_score)
+
+        def draw(k: int) -> Tensor:
+            with self.precision.rounding(x.device):
+                return self.kernel(x, fields, k, plain_score)
+
+        return draw
 
 
 class TracedWeights:
@@ -130,12 +134,7 @@ def make_weights(
     check_tier(compile)
     kernel = proposal.kernel(pair)
     if compile == "off":
-        if precision.reduced:
-            raise UserError(
-                "compile='off' runs the programs as they are, in float32: leave compile out "
-                f"for {precision.words}"
-            )
-        return EagerWeights(kernel), AS_ASKED
+        return EagerWeights(kernel, precision), AS_ASKED
     for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
         pair.layout(*first, every_value=every)
     flops = 2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples
@@ -153,11 +152,7 @@ def make_weights(
             return weights, f"{STAGED[tier]} ({note})"
         except NotStageable as reason:
             note = str(reason)
-    if precision.reduced:
-        raise UserError(
-            f"{precision.words} need a program that can be traced ({note}): use precision='float32'"
-        )
-    return EagerWeights(kernel), f"eager Pyro ({note})"
+    return EagerWeights(kernel, precision), f"eager Pyro ({note})"
 
 
 def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
@@ -239,13 +234,10 @@ class TracedTarget(Target):
     def tile(self, x: Tensor, fields: Fields) -> TileTarget:
         """The programs' bodies on these images, each as a CUDA graph where there can be one."""
         calls = [part.tile(x, *fields.values()) for part in self.parts]
-        if self.replays:
-            calls = [_copied(captured(call, self.u)) for call in calls]
+        if self.replays:  # whose results the next call writes over
+            runs = [captured(call, self.u) for call in calls]
+            calls = [lambda u, run=run: [each.clone() for each in run(u)] for run in runs]
         return TileTarget(*calls)
-
-
-def _copied(call: TensorFunction) -> TensorFunction:
-    return lambda u: [each.clone() for each in call(u)]
 
 
 def make_target(

@@ -130,8 +130,9 @@ class PyroELBO(Objective):
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
-        totals = (total / draws for total in _figures(models, guides, len(x)))
-        return Estimate(loss, *(torch.as_tensor(each, device=x.device) for each in totals), scale)
+        observed, kl = _figures(models, guides, len(x))
+        observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
+        return Estimate(loss, observed, kl, scale)
 
     @contextmanager
     def _checking(self, pair: Pair) -> Iterator[None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,14 @@ from pyro_vae.objectives import Loss
 from pyro_vae.protocols import Part
 from pyro_vae.training.train_step import StagedStep, TrainStep
 
+TOGETHER = 20
+"""Steps of one launch, so that the host is no bound of a small one."""
+
 WARM_UPS = 3
 """Runs on a side stream before a graph is captured, as torch asks for."""
+
+
+Found = TypeVar("Found")
 
 
 class Rows(Resident):
@@ -38,20 +44,23 @@ class Rows(Resident):
 
 
 class CapturedStep(TrainStep):
-    """A step on batches of one size as one CUDA graph: called with rows, it gathers their images in
-    the graph.
+    """Steps on batches of one size as CUDA graphs, of one step and of several: called with rows,
+    they gather their images in the graph.
 
-    The host copies the rows, the rate and the KL weight to where the graph reads them, and replays
+    The host copies the rows, the rates and the KL weights to where a graph reads them, and replays
     it. Noise goes on from replay to replay, as torch's generator is part of the capture.
     """
 
     def __init__(self, inner: StagedStep, rows: Rows) -> None:
         super().__init__(inner.loss, inner.parameters, inner.update, inner.observe)
         self.tier, self.inner, self.source = inner.tier, inner, rows
+        self.together = max(1, min(TOGETHER, rows.num_images // rows.batch_size))
         first = next(rows.shuffled(0, 0))[0]
+        schedules = torch.ones(self.together, 2, dtype=torch.float64, device=first.device)
         with self.undone():
             try:
-                self._replay = captured(lambda rows: inner(*self.source.images((rows, {}))), first)
+                self._step = captured(lambda rows: inner(*self.source.images((rows, {}))), first)
+                self._steps = captured(self._several, first.expand(self.together, -1), schedules)
             except Exception as error:
                 raise NotStageable(f"no CUDA graph ({first_line(error)})") from error
         self._shape = first.shape
@@ -60,23 +69,42 @@ class CapturedStep(TrainStep):
         """One replay; rows of another size take the inner step."""
         if x.shape != self._shape:
             return self.inner(*self.source.images((x, {})))
-        sums: Tensor = self._replay(x)
-        return sums
+        return self._step(x)
+
+    def run(self, batches: Sequence[Batch], schedules: Sequence[tuple[float, float]]) -> Tensor:
+        """One replay for as many full batches as there are in its graph."""
+        rows = [x for x, _ in batches if x.shape == self._shape]
+        if not 1 < self.together == len(rows):
+            return super().run(batches, schedules)
+        self.update.set_rate(schedules[-1][0])
+        return self._steps(torch.stack(rows), torch.tensor(schedules, dtype=torch.float64))
+
+    def _several(self, rows: Tensor, schedules: Tensor) -> Tensor:
+        total: Any = 0.0
+        initial = self.update.optim.param_groups[0]["initial_lr"]
+        for own, (rate, weight) in zip(rows, schedules, strict=True):
+            self.update.rate.copy_(initial * rate)
+            self.loss.kl_weight.copy_(weight)
+            total = total + self.inner(*self.source.images((own, {})))
+        return total
 
     def check(self, *batches: Batch) -> None:
         """Of the step that was captured."""
         self.inner.check(*batches)
 
 
-def captured(function: Callable[[Tensor], Any], argument: Tensor) -> Callable[[Tensor], Any]:
-    """The function of a tensor of this shape as one graph, into which the tensor is copied; each
+def captured(function: Callable[..., Found], *arguments: Tensor) -> Callable[..., Found]:
+    """The function of tensors of these shapes as one graph, into which the tensors are copied; each
     call writes over the results of the last one.
     """
-    given = argument.clone()
-    replay = CAPTURES[given.device.type](lambda: function(given), given.device)
+    given = [argument.contiguous().clone() for argument in arguments]
+    replay: Callable[[], Found] = CAPTURES[given[0].device.type](
+        lambda: function(*given), given[0].device
+    )
 
-    def run(argument: Tensor) -> Any:
-        given.copy_(argument)
+    def run(*arguments: Tensor) -> Found:
+        for place, argument in zip(given, arguments, strict=True):
+            place.copy_(argument, non_blocking=True)
         return replay()
 
     return run
@@ -196,7 +224,9 @@ def _captured(step: StagedStep, source: Source, note: str) -> tuple[TrainStep, S
         return step, source, f"{note}; no CUDA graph (the host reads in {step.host_reads[0]})"
     try:  # all of the optimiser's numbers are tensors
         rows = Rows(source)
-        return CapturedStep(step, rows), rows, f"{note}, captured as one CUDA graph"
+        captured_step = CapturedStep(step, rows)
+        said = f"captured as a CUDA graph, {captured_step.together} steps a launch"
+        return captured_step, rows, f"{note}, {said}"
     except NotStageable as reason:
         return step, source, f"{note}; {reason}"
 

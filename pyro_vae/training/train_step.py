@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.objectives import Loss
 from pyro_vae.rng import kept_randomness
 from pyro_vae.training.updates import (
+    PLAIN,
     Apply,
     Update,
     adam_state,
@@ -48,6 +48,7 @@ class TrainStep:
     """
 
     tier = "off"
+    together = 1  # the steps that one call of `run` takes best
     apply: Apply | None = None  # a quicker form of the optimiser's step
 
     def __init__(
@@ -70,6 +71,17 @@ class TrainStep:
         if gradients is not None:
             self.update(sums, gradients, self.apply)
         return sums
+
+    def run(self, batches: Sequence[Batch], schedules: Sequence[tuple[float, float]]) -> Tensor:
+        """A step on each batch, at its factor of the learning rate and its KL weight; their sums
+        together.
+        """
+        total: Any = 0.0
+        for batch, (rate, weight) in zip(batches, schedules, strict=True):
+            self.update.set_rate(rate)
+            self.loss.kl_weight.fill_(weight)
+            total = total + self(*batch)
+        return total
 
     def gradients(self, x: Tensor, fields: Mapping[str, Tensor]) -> Gradients:
         """The sums, and each parameter's gradient of the mean loss of an image: None where the step
@@ -108,13 +120,8 @@ class TrainStep:
             if isinstance(each, Tensor)
         ]
         pair, device = self.loss.pair, self.update.rate.device
-        tensors = [
-            *pair.tensors(),
-            *self.parameters,
-            *state,
-            *self.update.health.tensors,
-            self.update.rate,
-        ]
+        scalars = self.update.rate, self.loss.kl_weight, *self.update.health.tensors
+        tensors = [*pair.tensors(), *self.parameters, *state, *scalars]
         buffers = [(module._buffers, dict(module._buffers)) for module in pair.modules]
         try:
             with (
@@ -220,12 +227,10 @@ class StagedStep(TrainStep):
         Raises:
             NotStageable: they differ, and by how much.
         """
-        plain, rate, names = copy(self.update.optim), 100.0, list(batches[0][1])
-        form = {"initial_lr": rate, "fused": False, "foreach": False}
-        plain.param_groups = [{**group, **form} for group in plain.param_groups]
-        update = Update(plain, self.parameters, self.update.health, self.update.grad_clip)
-        eager = TrainStep(self.loss, self.parameters, update, self.observe)
-        states = [plain.state[parameter] for parameter in self.parameters] if self.adam else []
+        rate, names = 100.0, list(batches[0][1])
+        plain = self.update.like({**PLAIN, "initial_lr": rate})
+        eager = TrainStep(self.loss, self.parameters, plain, self.observe)
+        states = [plain.optim.state[p] for p in self.parameters] if self.adam else []
         buffers = [each for each in self.loss.pair.buffers() if each.is_floating_point()]
 
         def outcome(step: TrainStep) -> TensorFunction:

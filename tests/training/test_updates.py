@@ -540,8 +540,17 @@ def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
 def test_a_captured_fit_is_the_replayed_one(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Warm-up, schedule, a validation set and a last small batch, by row numbers."""
-    options: dict[str, Any] = {"num_epochs": 3, "batch_size": 16, "kl_warmup": 2}
+    """Several steps a launch, each at its own rate and KL weight; a last small batch, and an epoch
+    that is cut short, take theirs one by one.
+    """
+    options: dict[str, Any] = {"num_steps": 13, "batch_size": 16, "kl_warmup": 2}
+    launches = list[int]()
+    several = CapturedStep._several
+    monkeypatch.setattr(
+        CapturedStep,
+        "_several",
+        lambda self, *given: launches.append(len(given[0])) or several(self, *given),
+    )
     found = []
     for capture in (False, True):
         if capture:
@@ -556,9 +565,10 @@ def test_a_captured_fit_is_the_replayed_one(
             progress=False,
             **options,
         )
-        assert ("captured as one CUDA graph" in history.note) == capture
+        assert ("captured as a CUDA graph, 4 steps a launch" in history.note) == capture
         found.append((history.train, history.valid))
     assert found[0] == found[1]
+    assert launches == [4] * (1 + 2)  # of the capture, and of two whole epochs
 
 
 def test_a_step_in_which_the_host_reads_is_not_captured() -> None:
