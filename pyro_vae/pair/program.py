@@ -1,4 +1,4 @@
-"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function or a partial."""
+"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function, a partial."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _trace(
 
 
 def why_not_whole(pair: Pair, x: Tensor, fields: Fields) -> str:
-    """Nothing where both programs run on whole numbers as they are, and the model draws images so."""
+    """Nothing if both programs run on whole numbers as they are, and the model draws them."""
     try:
         pair.store.before = frozenset(pair.store.parameters)
         with pair.probing():
