@@ -19,7 +19,6 @@ from pyro_vae.evaluation.digests import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.fields import as_fields
 from pyro_vae.pair.log_weights import refuse_unscorable
-from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
@@ -80,7 +79,8 @@ def to_inference_data(
             for name, value in drawn.items()
         }
         prior = prior_draws(pair, batch, named, num_draws)
-        observed = _observed(pair, batch, named)
+        scored = pair.run(batch, named).observed
+        observed = {name: site.rows() for name, site in scored.items()}
     rows = {name: value.flatten(0, 1) for name, value in posterior.items()}
     options |= {
         name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()
@@ -136,11 +136,6 @@ def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
             f"{str(ll.protocol.get('sha256', 'unknown'))[:12]}…): give the same tensor; its "
             "first num_images images are used"
         )
-
-
-def _observed(pair: Pair, x: Tensor, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    terms = pair.run(x, fields)
-    return {name: site.rows() for name, site in terms.observed.items()}
 
 
 class _Naming:
