@@ -149,8 +149,11 @@ class Loop:
     def call_back(self, end: EpochEnd) -> None:
         """The callbacks; then what they may have changed, and what is done now and then."""
         # a truth value alone ends it: `requires_grad_` returns its module
-        true = ("True", "tensor(True)")
-        stops = [n for n, each in enumerate(self.callbacks, 1) if str(each(end)) in true]
+        stops = [
+            n
+            for n, each in enumerate(self.callbacks, 1)
+            if str(each(end)) in ("True", "tensor(True)")
+        ]
         wanted = stops[0] if stops else 0, int(self.memory.due), int(self.checks.due)
         stop, remember, check = self.group.largest(*wanted)
         if stop:
