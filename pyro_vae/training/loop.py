@@ -152,7 +152,7 @@ class Loop:
         stops = [
             n
             for n, each in enumerate(self.callbacks, 1)
-            if str(each(end)) in ("True", "tensor(True)")
+            if str(each(end)).startswith(("True", "tensor(True"))
         ]
         wanted = stops[0] if stops else 0, int(self.memory.due), int(self.checks.due)
         stop, remember, check = self.group.largest(*wanted)
