@@ -47,7 +47,7 @@ class SemiSupervised:
     six passes end near 50%."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the parameters, the noise and the choice of the labels."""
-    epochs: int = 8
+    epochs: int = 3
     """Passes over the training set."""
     batch_size: int = 100
     """Images a step."""
@@ -55,7 +55,7 @@ class SemiSupervised:
     """Adam's at its highest, at the first step."""
     hidden: int = 128
     """Width of the one hidden layer of each network."""
-    latent_dim: int = 50
+    latent_dim: int = 48
     """Dimensions of z."""
     out: Path = RESULTS
     """Where the JSON goes."""
