@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,11 +38,7 @@ class Pair:
 
     Args:
         model, guide: Pyro programs, as `fit` takes them.
-        known: what is known of the two programs, with their parameter store; by default nothing,
-            and an empty store of the pair's own.
-
-    Raises:
-        UserError: the guide is an autoguide of Pyro, which has one latent for all images.
+        known: what is known of them, with their parameter store; by default nothing.
     """
 
     def __init__(
@@ -81,9 +78,7 @@ class Pair:
     @property
     def in_pyros_store(self) -> Pair:
         """The same programs with Pyro's own parameter store, as stock SVI runs them."""
-        if self._known.in_pyros_store is None:
-            self._known.in_pyros_store = Known(PyrosStore())
-        known = self._known.in_pyros_store
+        known = self._known.in_pyros_store = self._known.in_pyros_store or Known(PyrosStore())
         return known.pair() or Pair(self.model.call, self.guide.call, known)
 
     # ---- its parts
@@ -126,10 +121,8 @@ class Pair:
         """All tensors that training changes: parameters and buffers of the modules, and the pair's
         own parameters.
         """
-        found: dict[int, Tensor] = {}
-        for module in self.modules:
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                found.setdefault(id(tensor), tensor)
+        own = ((m.parameters(recurse=False), m.buffers(recurse=False)) for m in self.modules)
+        found = {id(tensor): tensor for each in own for tensor in chain(*each)}
         return [*found.values(), *self.store.parameters.values()]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -146,17 +139,19 @@ class Pair:
         """The dtype of the programs' real parameters, or None."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
-    def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
+    def cast(self, x: Tensor, fields: Fields | None = None, *, at_once: bool = False) -> Tensor:
         """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
         where they have none.
 
         Whole numbers that are no grey levels (int32, int64: the numbers of words) stay what they
-        are where both programs run on them, which is found out where the fields are at hand.
+        are where both programs run on them, which is found out where the fields are at hand, on a
+        few images, or ``at_once``.
         """
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = why_not_whole(self, *probe(x, fields, PROBE_IMAGES))
+                few = probe(x, fields, len(x) if at_once else PROBE_IMAGES)
+                self._known.whole[key] = why_not_whole(self, *few)
             if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
@@ -210,7 +205,7 @@ class Pair:
         Args:
             x: a batch of images ``(B, *event_shape)``.
             fields: named arguments, one row for each image.
-            num_particles: K.
+            num_particles: K, the number of draws for each image.
             layout: how the K draws are run; by default the cheapest that is right.
             score, draw: how sites are scored and how the guide draws.
             every_value: whether sites that the guide asks to enumerate take all their values.
@@ -229,32 +224,34 @@ class Pair:
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
+    def structure(
+        self, x: Tensor, fields: Fields, *, scored: bool = True, at_once: bool = False
+    ) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
 
         Args:
             scored: whether its sites are to be read by image; a pair of which that can't be done
                 is refused then, though it trains.
+            at_once: whether a pair that can't run on a few images may be read on all of these.
         """
         key = like(x, fields)
         if key not in self._known.structures:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    found = understand(self, lambda size: probe(x, fields, size))
+                    found = understand(self, lambda size: probe(x, fields, size), len(x) * at_once)
                 self.store.refuse_left()
                 self._known.structures[key] = found
             except UserError as error:
                 self.store.forget_new()
                 refuse_broken_parameters(self)
-                whole = [
-                    why for (shape, _), why in self._known.whole.items() if shape == x.shape[1:]
-                ]
+                kinds = self._known.whole.items()
+                whole = next((why for (shape, _), why in kinds if shape == x.shape[1:]), "")
                 self._known.whole.clear()  # what is not understood may be otherwise after a fit
-                if not any(whole) or str(error) == whole[0]:
+                if whole in ("", str(error)):
                     raise
-                raise UserError(f"{error}; and on whole numbers, as given: {whole[0]}") from error
+                raise UserError(f"{error}; and on whole numbers, as given: {whole}") from error
         found = self._known.structures[key]
         if scored and found.unscored:
             raise UserError(found.unscored)
@@ -292,22 +289,16 @@ class Pair:
                 self._met.append((module, module.training))
                 module.training = False
 
-        with (
-            dry_run(),
-            self.active(training=False),
-            torch.random.fork_rng(),
-            torch.no_grad(),
-            modules_called(meet),
-        ):
+        active = self.active(training=False)
+        with dry_run(), active, torch.random.fork_rng(), torch.no_grad(), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:
         """Name the parameters that the store has seen since the last call after ``program``."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
-            if (
-                self.seen(parameter) is None
-            ):  # a guide may run its model: the other's module alone has it
+            # a guide may run its model: the other's module alone has it
+            if self.seen(parameter) is None:
                 whose = other if other.owns(parameter) and not program.owns(parameter) else program
                 self._known.names[whose.role, name] = parameter
         self.store.seen.clear()

@@ -41,6 +41,7 @@ from pyro_vae.training.options import (
     observations,
     refuse_unseen,
     validation_source,
+    words_of,
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
@@ -60,7 +61,7 @@ def fit(
     x_train: Any,
     objective: str | ELBO = "TraceMeanField_ELBO",
     num_epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     learning_rate: float = 1e-3,
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
@@ -102,7 +103,9 @@ def fit(
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length of the training; ``num_steps`` wins where it is given.
-        batch_size: images in one step.
+        batch_size: images in one step; None gives each step all rows in their order, as
+            ``SVI.step(x)`` does. This serves programs that take rows of their own, or have a
+            parameter for each row.
         learning_rate: the largest learning rate of the schedule.
         optimizer: a name or call, such as ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a
             function of the list of parameters that returns an optimiser.
@@ -176,7 +179,7 @@ def _fit(
     observe, observed, source, valid = _sources(pair, options, x_train, fields, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
-    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
+    settings = words_of(options, source, valid, total_steps, goal, decay, warmup, observed)
     if options.precision != "float32":
         need_float32(options.precision, pair.dtype)
         loss.rounded, settings["precision"] = True, options.precision
@@ -186,7 +189,7 @@ def _fit(
     with own_randomness(seed, place), pair.active():
         images, rows = first_batch(source, observe, pair)
         check_data(pair, source, observe, images, rows)
-        structure = pair.structure(images, rows, scored=False)
+        structure = pair.structure(images, rows, scored=False, at_once=source.whole)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
             check_choice("latent site of kl_weight", name, structure.latents)
@@ -243,26 +246,6 @@ def _sources(
     return observe, observe or once, source, valid
 
 
-def _settings(
-    options: FitOptions,
-    source: Source,
-    valid: Source | None,
-    num_steps: int,
-    *parts: Any,
-) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped, in words."""
-    goal, decay, warmup, observe = map(_words, parts)
-    return {
-        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": goal, "optimizer": _words(options.optimizer),
-        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
-        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
-        "binarize": observe, "seed": options.seed,
-        "x_valid": valid.num_images if valid is not None else 0,
-        "on_divergence": options.on_divergence, "processes": distributed.current().size,
-    }  # fmt: skip
-
-
 def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
     """The stopped training that is to go on, which had these settings."""
     begun = TrainingState.load(resume) if isinstance(resume, str | Path) else resume
@@ -301,11 +284,3 @@ def _take_up(
         line += f"; {changed}"
     history.resumed = (*history.resumed, line)
     return history, at
-
-
-def _words(value: Any) -> str:
-    """A choice in words that are the same in another process."""
-    words = value if isinstance(value, str) else repr(value)
-    return (
-        words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
-    )

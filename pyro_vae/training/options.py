@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae import distributed
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
 from pyro_vae.errors import UserError
@@ -39,6 +40,7 @@ class FitOptions(Settings):
 
     num_epochs: int = option(10, least=1)
     num_steps: int | None = option(None, least=1)
+    batch_size: int | None = option(128, least=1)  # type: ignore[assignment]  # None: all rows
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
     binarize: str | Observation | None = None
     x_valid: Any = None
@@ -165,8 +167,9 @@ def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], 
 def first_batch(
     source: Source, observe: Observation | None, pair: Pair
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = taken(*next(source.in_order()), slice(5))
-    return pair.cast(observe(x) if observe is not None else x, named), named
+    x, named = taken(*next(source.in_order()), slice(None if source.whole else 5))
+    seen = observe(x) if observe is not None else x
+    return pair.cast(seen, named, at_once=source.whole), named
 
 
 def check_data(
@@ -183,8 +186,8 @@ def check_data(
             )
     if isinstance(source, Resident):
         observed_support.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or not isinstance(source, Resident):
+    structure = pair.structure(x, fields, scored=False, at_once=source.whole)
+    if source.whole or structure.subsampling or not isinstance(source, Resident):
         return
     if observe is None:
         observed_support.check_support_of_set(pair, source.num_images, source.part)
@@ -196,3 +199,31 @@ def check_data(
         observed_support.check_support_of_set(
             pair, len(few), lambda rows: (observe(few), named), first
         )
+
+
+def words_of(
+    options: FitOptions,
+    source: Source,
+    valid: Source | None,
+    num_steps: int,
+    *parts: Any,
+) -> dict[str, Any]:
+    """What a training that goes on must have in common with the one that was stopped, in words."""
+    goal, decay, warmup, observe = map(_words, parts)
+    return {
+        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
+        "objective": goal, "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
+        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": observe, "seed": options.seed,
+        "x_valid": valid.num_images if valid is not None else 0,
+        "on_divergence": options.on_divergence, "processes": distributed.current().size,
+    }  # fmt: skip
+
+
+def _words(value: Any) -> str:
+    """A choice in words that are the same in another process."""
+    words = value if isinstance(value, str) else repr(value)
+    return (
+        words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
+    )

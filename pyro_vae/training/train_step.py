@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.objectives import Loss
 from pyro_vae.rng import kept_randomness
 from pyro_vae.training.updates import (
+    PLAIN,
     Apply,
     Update,
     adam_state,
@@ -227,12 +227,10 @@ class StagedStep(TrainStep):
         Raises:
             NotStageable: they differ, and by how much.
         """
-        plain, rate, names = copy(self.update.optim), 100.0, list(batches[0][1])
-        form = {"initial_lr": rate, "fused": False, "foreach": False}
-        plain.param_groups = [{**group, **form} for group in plain.param_groups]
-        update = Update(plain, self.parameters, self.update.health, self.update.grad_clip)
-        eager = TrainStep(self.loss, self.parameters, update, self.observe)
-        states = [plain.state[parameter] for parameter in self.parameters] if self.adam else []
+        rate, names = 100.0, list(batches[0][1])
+        plain = self.update.like({**PLAIN, "initial_lr": rate})
+        eager = TrainStep(self.loss, self.parameters, plain, self.observe)
+        states = [plain.optim.state[p] for p in self.parameters] if self.adam else []
         buffers = [each for each in self.loss.pair.buffers() if each.is_floating_point()]
 
         def outcome(step: TrainStep) -> TensorFunction:
