@@ -17,7 +17,7 @@ from benchmarks.reproduce.tables import Published, Row, Table
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
-from pyro_vae.runs.options import plain
+from pyro_vae.runs.config_file import plain
 from pyro_vae.runs.run_folder import finite
 
 FIGURES = ("mean", "se_mc", "se_total", "bias", "elbo", "high_khat")

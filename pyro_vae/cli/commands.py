@@ -22,10 +22,11 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs import listing, parts, run_folder
+from pyro_vae.runs.command_options import Audit, Compare, Evaluate, List, Plot, Runs, Sample
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Runs, Sample, Train
+from pyro_vae.runs.options import Bench, Train
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep

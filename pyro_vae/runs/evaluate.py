@@ -16,9 +16,9 @@ from pyro_vae.errors import first_line
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.runs import evaluation_methods, run_folder
+from pyro_vae.runs.command_options import Compare, Evaluate
 from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Compare, Evaluate
 from pyro_vae.runs.provenance import provenance
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run

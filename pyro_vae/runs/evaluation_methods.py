@@ -16,8 +16,8 @@ from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.refine import refine
 from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.runs.command_options import Evaluate
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Evaluate
 
 SIMULATED = "simulated"
 """In the place of a split, where the images are the model's own."""

@@ -12,8 +12,9 @@ from pyro_vae.distributed import Lost
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.files import CantWrite
 from pyro_vae.memory import is_out_of_memory
+from pyro_vae.runs.config_file import plain, stored_names
 from pyro_vae.runs.experiment import Experiment, about_the_data, if_large
-from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
+from pyro_vae.runs.options import FREE_ON_RESUME
 from pyro_vae.runs.run_folder import Recorder, Run
 from pyro_vae.signals import Failure, Stopped, postponed
 from pyro_vae.training import checkpoint_files

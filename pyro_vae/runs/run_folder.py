@@ -25,14 +25,8 @@ from pyro_vae import distributed
 from pyro_vae.choices import specs, trust, user_code
 from pyro_vae.errors import UserError, did_you_mean, shortened
 from pyro_vae.files import is_scratch, set_aside, sweep, write_atomically, writing
-from pyro_vae.runs.options import (
-    FREE_ON_RESUME,
-    Train,
-    plain,
-    stored_names,
-    to_toml,
-    train_from,
-)
+from pyro_vae.runs.config_file import plain, stored_names, to_toml, train_from
+from pyro_vae.runs.options import FREE_ON_RESUME, Train
 from pyro_vae.runs.own_code import own_code
 from pyro_vae.runs.run_lock import HOLDER, LOCK, hold, in_use, is_held, keep
 from pyro_vae.training import checkpoint, checkpoint_files

@@ -25,8 +25,9 @@ from pyro_vae.choices import registry, specs
 from pyro_vae.cli.entry import parse
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
+from pyro_vae.runs.config_file import to_toml
 from pyro_vae.runs.experiment import build_pair
-from pyro_vae.runs.options import Train, to_toml
+from pyro_vae.runs.options import Train
 from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.state import TrainingState
 

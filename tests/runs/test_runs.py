@@ -18,8 +18,9 @@ import pyro_vae as pv
 from pyro_vae.cli.entry import main
 from pyro_vae.errors import UserError
 from pyro_vae.runs import run_folder
+from pyro_vae.runs.config_file import read_config, to_toml, train_from
 from pyro_vae.runs.experiment import build_pair, prepare
-from pyro_vae.runs.options import Train, read_config, to_toml, train_from
+from pyro_vae.runs.options import Train
 from pyro_vae.training import checkpoint_files
 
 SMALL = [

@@ -19,8 +19,9 @@ import pyro_vae as pv
 from pyro_vae.analysis.diagnose import active_units
 from pyro_vae.errors import UserError
 from pyro_vae.runs import sweep
+from pyro_vae.runs.command_options import Evaluate
 from pyro_vae.runs.grid import cells
-from pyro_vae.runs.options import Evaluate, Train
+from pyro_vae.runs.options import Train
 from pyro_vae.runs.preview import commands, preview
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import open_run
