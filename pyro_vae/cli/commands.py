@@ -27,8 +27,8 @@ from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Bench, Train
+from pyro_vae.runs.run import Run, finite, shown
 from pyro_vae.runs.run_data import trained
-from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import train_run, write_pictures
 
@@ -78,13 +78,13 @@ def audit(options: Audit) -> None:
     from pyro_vae.runs.audit import write_audit
 
     run = run_folder.open_run(options.run)
-    script, copies = run_folder.shown(run.folder / "audit.py"), write_audit(run, options, _say)
+    script, copies = shown(run.folder / "audit.py"), write_audit(run, options, _say)
     print(
         f"{script} uses torch, pyro and copies of the pair's source. "
         "Compare the copies with the originals:"
     )
     for copy, original in copies.items():
-        print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
+        print(f"  {shown(copy)}  {shown(original)}")
     print(f"run it, with this package or without: python {script}")
 
 
@@ -120,7 +120,7 @@ def sample(options: Sample) -> None:
     shape, y = tuple(held.metadata["event_shape"]), held.metadata.get("num_classes")
     wanted = {"guide": guide, "device": options.device, **_classes(model, options, y)}
     drawn = plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
-    print(run_folder.shown(drawn))
+    print(shown(drawn))
 
 
 def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
@@ -147,10 +147,10 @@ def plot(options: Plot) -> None:
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
-        print(run_folder.shown(_side_by_side(path, opened, experiments, options)))
+        print(shown(_side_by_side(path, opened, experiments, options)))
         return
     for each in write_pictures(opened[0], experiments[0], options.seed, options.pages):
-        print(run_folder.shown(each))
+        print(shown(each))
 
 
 execute.register(Sweep, sweep.run)
@@ -243,7 +243,7 @@ def _picture_file(out: Path | None, default: Path) -> Path:
 
 def _print_json(value: Any) -> None:
     """On one line, with None for what is no finite number."""
-    print(json.dumps(run_folder.finite(value), ensure_ascii=False, default=str))
+    print(json.dumps(finite(value), ensure_ascii=False, default=str))
 
 
 def _print_result(as_json: bool, run: Run, found: Outcome) -> None:

@@ -29,8 +29,8 @@ from pyro_vae.pair.terms import Site
 from pyro_vae.protocols import hook
 from pyro_vae.runs.audit_sources import Sources, copied_as
 from pyro_vae.runs.command_options import Audit
+from pyro_vae.runs.run import Run
 from pyro_vae.runs.run_data import trained
-from pyro_vae.runs.run_folder import Run
 from pyro_vae.training import checkpoint_files
 
 NUM_IMAGES, NUM_DRAWS = 20, 5

@@ -1,13 +1,19 @@
-"""Provenance of an evaluation: date, duration, versions."""
+"""Where, when and by what a training or an evaluation was made."""
 
 from __future__ import annotations
 
+import platform
+import re
 import subprocess
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import pyro_vae
 
@@ -43,3 +49,41 @@ def commit(folder: Path) -> str | None:
         )
         return done.stdout.strip()
     return None
+
+
+PACKAGES = (
+    "pyro-vae",
+    "torch",
+    "torchvision",
+    "pyro-ppl",
+    "numpy",
+    "arviz",
+    "matplotlib",
+    "scikit-learn",
+)
+
+
+def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
+    """Versions, machine and command; without the names of folders, users or hosts."""
+    versions = {}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "platform": platform.platform(),
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "command": [_without_folders(word) for word in command],
+    }
+
+
+def _without_folders(word: str) -> str:
+    """A word of the command line with absolute folders left out: ``--data=/home/me/x.npz`` is
+    ``--data=x.npz``.
+    """
+    return re.sub(
+        r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word
+    )

@@ -14,7 +14,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.runs.command_options import Scored
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
 from pyro_vae.runs.options import Train
-from pyro_vae.runs.run_folder import Run
+from pyro_vae.runs.run import Run
 
 OBSERVED_LEVELS = ("dynamic", "static", "threshold")
 """Binarizations under which a checkpoint's ``levels`` are not the stored ones."""
