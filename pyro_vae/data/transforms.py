@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.data.datasets import ImageData, sha256
+from pyro_vae.data.image_data import ImageData, sha256
 from pyro_vae.data.observations import (
     Counts,
     Dequantize,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.evaluation.hmc import Kernel, tune
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import even_tiles, padded, tiled

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae import distributed
 from pyro_vae.choices import registry
-from pyro_vae.data.loaders import Batch, Resident
+from pyro_vae.data.batches import Batch, Resident
 from pyro_vae.evaluation.precision import (
     DRAWS,
     FLOAT32,

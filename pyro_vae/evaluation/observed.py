@@ -11,7 +11,7 @@ from pyro import distributions as dist
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.pair.layouts import trace_model
 from pyro_vae.pair.nodes import innermost, masks_of, plain_draw, sample_nodes
 from pyro_vae.pair.runtime import Pair

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.evaluation.digests import Digest
 from pyro_vae.evaluation.observed import Observed, Run, X, differences, equal, is_factor, observed
 from pyro_vae.fields import is_constant

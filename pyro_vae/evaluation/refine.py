@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import turn
-from pyro_vae.data.loaders import Batch, Resident
+from pyro_vae.data.batches import Batch, Resident
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.digests import refuse_other_data
 from pyro_vae.evaluation.estimate import Estimate, over_images

@@ -8,7 +8,7 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
-from pyro_vae.data.loaders import Batch, Source
+from pyro_vae.data.batches import Batch, Source
 from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar

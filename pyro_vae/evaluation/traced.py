@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision

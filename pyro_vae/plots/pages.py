@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.analysis.generate import sample
-from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.image_data import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.plots.context import Subject

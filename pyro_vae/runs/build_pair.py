@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_vae.choices import lookup, registry, specs
-from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.image_data import ImageData
 from pyro_vae.data.labels import refuse_unfit
 from pyro_vae.errors import UserError
 from pyro_vae.protocols import hook

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import datasets as image_data
-from pyro_vae.data.datasets import ImageData, Likeness
+from pyro_vae.data.image_data import ImageData, Likeness
 from pyro_vae.data.labels import few_labels, refuse_unfit
 from pyro_vae.data.transforms import OBSERVES, Observed, doubts, observe
 from pyro_vae.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyro_vae.choices import lookup
 from pyro_vae.data import datasets
-from pyro_vae.data.datasets import ImageData, Likeness
+from pyro_vae.data.image_data import ImageData, Likeness
 from pyro_vae.errors import UserError
 from pyro_vae.runs.command_options import Scored
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored

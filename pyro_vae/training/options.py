@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pyro_vae.data.loaders import Resident, Source, make_source
+from pyro_vae.data.batches import Resident, Source
+from pyro_vae.data.loaders import make_source
 from pyro_vae.data.observations import Dynamic, Grey, Observation, Threshold
 from pyro_vae.data.transforms import few_levels
 from pyro_vae.errors import UserError

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.compile.trace import NotStageable
-from pyro_vae.data.loaders import Source
+from pyro_vae.data.batches import Source
 from pyro_vae.data.observations import Observation
 from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError, did_you_mean

@@ -13,7 +13,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae import guides, models
-from pyro_vae.data.datasets import ImageData, own_split
+from pyro_vae.data.image_data import ImageData, own_split
 from pyro_vae.data.transforms import Observed, observe
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
