@@ -174,8 +174,8 @@ def _whole(found: ImageData | _Stored, like: Likeness, missing: bool) -> ImageDa
     """All of a set, on the scale of another."""
     if isinstance(found, ImageData):
         tensors = {key: getattr(found, key) for key in PARTS}
-        arrays = {key: value.numpy() for key, value in tensors.items() if value is not None}
-        found = _Stored(found.name, arrays, found.table)
+        kept = {key: value.numpy() for key, value in tensors.items() if value is not None}
+        found = _Stored(found.name, kept, found.table)
     name, arrays, text = found
     parts = [arrays[key] for key in ("images", *PARTS[:2]) if key in arrays]
     labels = [arrays[key] for key in ("labels", *PARTS[2:]) if arrays.get(key) is not None]

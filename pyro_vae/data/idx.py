@@ -35,7 +35,9 @@ def read_idx_set(name: str, folder: str, root: Path, download: bool) -> IdxArray
     if None in files[::2]:
         packed = [f"{stem}.gz" for stem in stems]
         files = fetch(name, packed, root / folder / "raw", download, downloaded)
-    train, train_labels, test, test_labels = (file and _read_idx(file) for file in files)
+    train, train_labels, test, test_labels = (
+        None if file is None else _read_idx(file) for file in files
+    )
     assert train is not None and test is not None
     return train, test, train_labels, test_labels
 

@@ -150,7 +150,11 @@ def own_split(
         {"train_labels": len(pixels["train"]), "test_labels": len(pixels["test"])},
     )
     digest, split = sha256(*pixels.values()), "the set's own split"
-    return ImageData(name, *pixels.values(), *labels.values(), levels, split, digest, classes)
+    images, given = (
+        (pixels["train"], pixels["test"]),
+        (labels["train_labels"], labels["test_labels"]),
+    )
+    return ImageData(name, *images, *given, levels, split, digest, classes)
 
 
 def random_split(
@@ -178,10 +182,11 @@ def random_split(
         )
     found, classes = as_classes(name, {"labels": labels}, {"labels": len(pixels)})
     rows = random_rows(len(pixels), test_fraction, seed, "test fraction", least=2)
-    parts = [pixels[each] for each in rows]
-    given = [None if found["labels"] is None else found["labels"][each] for each in rows]
+    train, test = (pixels[each] for each in rows)
+    given = found["labels"]
+    y, test_y = (None if given is None else given[each] for each in rows)
     split = f"random split, seed {seed}, test fraction {test_fraction:g}"
-    return ImageData(name, *parts, *given, levels, split, sha256(*parts), classes)
+    return ImageData(name, train, test, y, test_y, levels, split, sha256(train, test), classes)
 
 
 @dataclass(frozen=True)

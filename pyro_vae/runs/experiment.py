@@ -165,7 +165,7 @@ class Experiment:
         options, dims = self.options, hook(self.model, "latent_dims")
         taken = taken_by_parts(options) | {"latent_dim"} if dims else taken_by_parts(options)
         names = [name for name in SAID if name in taken or name not in TAKEN]
-        said = {"kind": self.kind, "missing": options.missing and "left out (NaN)"}
+        said: dict[str, Any] = {"kind": self.kind, "missing": options.missing and "left out (NaN)"}
         said |= {name: getattr(options, name) for name in names}
         if dims:  # a hierarchy's, which may say them itself
             said["latent_dim"] = tuple(dims)
