@@ -149,12 +149,10 @@ def own_split(
         {"train_labels": train_labels, "test_labels": test_labels},
         {"train_labels": len(pixels["train"]), "test_labels": len(pixels["test"])},
     )
-    digest, split = sha256(*pixels.values()), "the set's own split"
-    images, given = (
-        (pixels["train"], pixels["test"]),
-        (labels["train_labels"], labels["test_labels"]),
-    )
-    return ImageData(name, *images, *given, levels, split, digest, classes)
+    train, test = pixels.values()
+    y, test_y = labels.values()
+    split, digest = "the set's own split", sha256(train, test)
+    return ImageData(name, train, test, y, test_y, levels, split, digest, classes)
 
 
 def random_split(
