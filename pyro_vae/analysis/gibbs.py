@@ -130,7 +130,7 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
 
 
 def _whole(sites: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """The first site that holds whole images."""
+    """The first site that has whole images."""
     for value in sites.values():
         if value.numel() == shape.numel():
             return value.reshape(shape)

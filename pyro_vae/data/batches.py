@@ -30,7 +30,7 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
-    # what a user is told of where the images are, where that is unusual
+    # what the user is told about where the images are, where that is unusual
     note = ""
 
     @property
@@ -68,7 +68,7 @@ class Source(ABC):
 
 GATHERED = 2**20
 """Bytes of images that one gather brings together: several small batches, which then are slices of
-what lies in the cache.
+what is in the cache.
 """
 
 

@@ -28,7 +28,7 @@ ROOM = 0.7
 
 
 def has_room(x: Tensor, device: torch.device) -> bool:
-    """Whether the device has memory for all of the images beside the work on them."""
+    """Whether the device has memory for all of the images besides the work on them."""
     if device.type != "cuda" or x.device == device:
         return True
     free, _ = torch.cuda.mem_get_info(device)

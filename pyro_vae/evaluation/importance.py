@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle
 from math import prod
@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributed
+from pyro_vae.ambient import exact
 from pyro_vae.choices import registry
 from pyro_vae.data.batches import Batch, Resident
 from pyro_vae.evaluation.precision import (
-    DRAWS,
     FLOAT32,
     IMAGES,
     Precision,
+    error_in_words,
     find_precision,
-    measure_error,
 )
 from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.result import EXACT, LogMarginal
@@ -28,7 +28,7 @@ from pyro_vae.evaluation.scorer import Scorer
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.traced import Weights, make_weights
-from pyro_vae.evaluation.weight_sums import Gathered
+from pyro_vae.evaluation.weight_sums import Curve, Gathered, ImageSums
 from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import permutation
@@ -109,7 +109,7 @@ def log_marginal(
     setup = Setup(model, guide, seed, device, progress and group.first, ignore_scales)
     setup.notes += (drawn.warning,) if drawn.warning else ()
     found = Gathered(num_samples)
-    with setup.running(), arithmetic.running():
+    with setup.running(), exact(arithmetic.products):
         tile = tile_sizes(num_samples, setup.rows)[1]
         setup.begin(x, fields, lambda _: tile, drawn.check, drawn.draws_from_guide)
         work = _Draws.of(setup, drawn, num_samples)
@@ -181,14 +181,11 @@ class _Draws:
         """
         if not precision.reduced:
             return self.setup.dtype_name
-        plain = self.scorer("graph", FLOAT32)
-
-        def exact(x: Tensor, fields: Mapping[str, Tensor], k: int) -> Tensor:
-            with FLOAT32.running():
-                return plain.estimate(x, fields, k)
-
-        few, k = self._some(IMAGES), min(self.num_samples, DRAWS)
-        return f"{precision.words} ({measure_error(exact, scorer.estimate, *few, k)})"
+        plain, few = self.scorer("graph", FLOAT32), self._some(IMAGES)
+        with exact(FLOAT32.products):
+            own = _log_px(plain.score(0, *few))
+        error = error_in_words(_log_px(scorer.score(0, *few)) - own, self.num_samples)
+        return f"{precision.words} ({error})"
 
     def _some(self, number: int) -> Batch:
         """A random few of the images; of a stream the first ones."""
@@ -197,3 +194,7 @@ class _Draws:
             rows = permutation(source.num_images, 0)[:number]
             return source.take(rows.to(source.x.device))
         return taken(*self.setup.first, slice(number))
+
+
+def _log_px(scored: Sequence[tuple[ImageSums, Curve]]) -> Tensor:
+    return torch.cat([sums.log_px for sums, _ in scored])

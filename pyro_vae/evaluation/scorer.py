@@ -38,7 +38,7 @@ Fields = Mapping[str, Tensor]
 
 @dataclass
 class Scorer:
-    """Scores tiles of images; where the device's memory does not hold one run of the model, the
+    """Scores tiles of images; where the device's memory is too small for one run of the model, the
     next ones are half as large.
     """
 
@@ -59,19 +59,6 @@ class Scorer:
     def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
         """The figures of these images, the first of which is the set's number ``start``."""
         return self._within_memory(lambda: self._score(start, images, fields))
-
-    def estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        """log p(x) of a few images, ``(B,)``, in the present random state."""
-        return self._within_memory(lambda: self._estimate(images, fields, num_samples))
-
-    def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        found = []
-        for rows in slices(len(images), self.tile):
-            draw = self._draw(*taken(images, fields, rows))
-            number = rows.stop - rows.start
-            sums, _ = _stream(draw, images.device, number, num_samples, self.chunk, self.strata)
-            found.append(sums.log_px)
-        return torch.cat(found)
 
     def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
         scored = []
@@ -110,7 +97,7 @@ class Scorer:
                         "one image and one draw of this model don't fit into the memory: use "
                         f"another device or a smaller model ({first_line(error)})"
                     ) from error
-            # outside the handler, whose traceback holds on to the tensors of the run that failed
+            # outside the handler, whose traceback keeps the tensors of the run that failed
             self._halve()
 
     def _halve(self) -> None:

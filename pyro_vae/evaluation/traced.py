@@ -10,7 +10,6 @@ from torch import Tensor
 from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
 from pyro_vae.data.batches import Batch
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
@@ -19,6 +18,7 @@ from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pair.nodes import Fields, Score, plain_score
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import kept_randomness
+from pyro_vae.training.select_step import CAPTURES, captured
 
 STAGED = {"inductor": "compiled by inductor", "graph": "traced graph, replayed"}
 AS_ASKED = "eager Pyro, as asked for"
@@ -30,27 +30,33 @@ Weights = Callable[[Tensor, Mapping[str, Tensor]], Draw]
 
 WORTH_COMPILING = 60.0
 """Estimated seconds of evaluation from which compiling is worth its time."""
-_FLOPS_PER_SECOND = 1e11
+_FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 2e13}
+"""CUDA's is reckoned, and was not measured."""
 _TOLERANCE = (
     1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
 )
-_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and told besides
+_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and reported besides
 
 
 class EagerWeights:
     """The Pyro programs themselves, for every tile of draws."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, precision: Precision = FLOAT32) -> None:
+        self.kernel, self.precision = kernel, precision
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The kernel's log weights."""
-        return lambda k: self.kernel(x, fields, k, plain_score)
+
+        def draw(k: int) -> Tensor:
+            with self.precision.rounding(x.device):
+                return self.kernel(x, fields, k, plain_score)
+
+        return draw
 
 
 class TracedWeights:
     """The kernel as a tensor program for each number of draws; ``others`` is a tile of other rows
-    to hold it against.
+    to compare it with.
     """
 
     def __init__(
@@ -71,7 +77,7 @@ class TracedWeights:
         return lambda k: tile(k)()[0]
 
     def prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
-        """Trace the log weights of ``k`` draws, split and compile them, and hold them against the
+        """Trace the log weights of ``k`` draws, split and compile them, and compare them with the
         eager kernel.
 
         Raises:
@@ -128,18 +134,12 @@ def make_weights(
     check_tier(compile)
     kernel = proposal.kernel(pair)
     if compile == "off":
-        if precision.reduced:
-            raise UserError(
-                "compile='off' runs the programs as they are, in float32: leave compile out "
-                f"for {precision.words}"
-            )
-        return EagerWeights(kernel), AS_ASKED
+        return EagerWeights(kernel, precision), AS_ASKED
     for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
         pair.layout(*first, every_value=every)
-    seconds = (
-        2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples / _FLOPS_PER_SECOND
-    )
-    note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of work"
+    flops = 2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples
+    seconds = flops / _FLOPS_PER_SECOND.get(first[0].device.type, 1e11)
+    note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of computing"
     tiers = (
         ["inductor"]
         if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING)
@@ -152,11 +152,7 @@ def make_weights(
             return weights, f"{STAGED[tier]} ({note})"
         except NotStageable as reason:
             note = str(reason)
-    if precision.reduced:
-        raise UserError(
-            f"{precision.words} need a program that can be traced ({note}): use precision='float32'"
-        )
-    return EagerWeights(kernel), f"eager Pyro ({note})"
+    return EagerWeights(kernel, precision), f"eager Pyro ({note})"
 
 
 def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
@@ -193,12 +189,10 @@ class Target:
     """
 
     def __init__(self, space: Unconstrained) -> None:
-        self.space, self.parts = space, list[SplitProgram]()
+        self.space = space
 
     def tile(self, x: Tensor, fields: Fields) -> TileTarget:
         """The target on these images."""
-        if self.parts:
-            return TileTarget(*(part.tile(x, *fields.values()) for part in self.parts))
 
         def terms(u: Tensor) -> Sequence[Tensor]:
             return self.space.differentiate(u, x, fields)
@@ -207,7 +201,7 @@ class Target:
 
 
 class TracedTarget(Target):
-    """Traced once for tiles of one size, and split at u; held against the programs on these and
+    """Traced once for tiles of one size, and split at u; compared with the programs on these and
     other rows.
 
     Raises:
@@ -216,7 +210,7 @@ class TracedTarget(Target):
 
     def __init__(self, space: Unconstrained, tier: str, first: Batch, others: Batch) -> None:
         super().__init__(space)
-        names = list(first[1])
+        names, self.parts = list(first[1]), list[SplitProgram]()
 
         def differentiate(u: Tensor, x: Tensor, *values: Tensor) -> list[Tensor]:
             return list(space.differentiate(u, x, dict(zip(names, values, strict=True))))
@@ -234,6 +228,16 @@ class TracedTarget(Target):
                     floor=1.0,
                 )
                 self.parts.append(part)
+        self.u = batches[0][0]
+        self.replays = not program.host_reads and self.u.device.type in CAPTURES
+
+    def tile(self, x: Tensor, fields: Fields) -> TileTarget:
+        """The programs' bodies on these images, each as a CUDA graph where there can be one."""
+        calls = [part.tile(x, *fields.values()) for part in self.parts]
+        if self.replays:  # whose results the next call writes over
+            runs = [captured(call, self.u) for call in calls]
+            calls = [lambda u, run=run: [each.clone() for each in run(u)] for run in runs]
+        return TileTarget(*calls)
 
 
 def make_target(

@@ -38,7 +38,7 @@ def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
-    """The first site that holds whole images, in the images' own shape, ``(N, *event_shape)``.
+    """The first site that has whole images, in the images' own shape, ``(N, *event_shape)``.
 
     Raises:
         DoesNotFit: no site has as many numbers as an image.

@@ -61,7 +61,7 @@ def manifold(subject: Subject) -> Figure:
     at = torch.arange(-3, 4) / 2
     places = torch.special.ndtr(
         at
-    ).numpy()  # where each z stands between the edges of the grid, from 0 to 1
+    ).numpy()  # where each z is between the edges of the grid, from 0 to 1
     names = [f"{z:g}".replace("-", "−") for z in at.tolist()]
     axes.set_xticks(places * width - 0.5, names)
     axes.set_yticks((1 - places) * height - 0.5, names)

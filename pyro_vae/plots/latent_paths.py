@@ -28,7 +28,7 @@ def arc(start: Tensor, end: Tensor, at: Tensor) -> Tensor:
     """(sin((1 − t) ω) a + sin(t ω) b) / sin ω, ω the angle between a and b, ``(n, D)`` (White 2016,
     equation 1).
 
-    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all lie on that
+    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all are on that
     sphere; it is the line where a and b are parallel, or one is 0.
     """
     t, lengths = at.to(start).unsqueeze(-1), start.norm() * end.norm()
@@ -43,7 +43,7 @@ class PriorLaw:
     """The marginal p(z_s) of one latent site."""
 
     discrete: bool
-    real: bool  # whether it lies on all of R^D
+    real: bool  # whether it is on all of R^D
     mean: Tensor  # event shape
     sd: Tensor
 

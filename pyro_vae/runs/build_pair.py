@@ -109,7 +109,7 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     read = specs.parse(choice)
     try:
         parameters = [*inspect.signature(lookup.resolve(slot, read.name)).parameters.values()]
-    except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
+    except (TypeError, ValueError):  # no signature, or nothing to call: the registry says which
         return set()
     names = {p.name for p in parameters if not (required and p.default is not p.empty)}
     if any(p.kind is p.VAR_KEYWORD for p in parameters) and not required:

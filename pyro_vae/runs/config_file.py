@@ -52,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds; a ``UserError`` where it can't be read."""
+    """The contents of a TOML file; a ``UserError`` where it can't be read."""
     try:
         return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:

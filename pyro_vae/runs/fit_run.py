@@ -33,7 +33,7 @@ from pyro_vae.training.state import TrainingState
 def last_state(
     run: Run, tell: Callable[[str], None]
 ) -> tuple[TrainingState | None, Mapping[str, Any]]:
-    """What the run's newest sound checkpoint holds and its metadata, or None where none was
+    """What the run's newest sound checkpoint has and its metadata, or None where none was
     written; ``tell`` hears which one is taken.
 
     Raises:
@@ -170,8 +170,8 @@ def if_large(experiment: Experiment) -> str:
 
 
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
-    """The pair's structure on a few test images, once it is sure that a checkpoint can hold the
-    pair.
+    """The pair's structure on a few test images, once it is sure that a checkpoint can store
+    the pair.
 
     Raises:
         UserError: a bad pair, or one with parameters that no ``state_dict`` has.
