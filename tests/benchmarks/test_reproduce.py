@@ -429,7 +429,7 @@ def test_a_stopped_cell_goes_on_where_it_was(tiny: Reproduce) -> None:
         def __call__(self, arguments: Sequence[str]) -> Finished:
             import signal
 
-            from pyro_vae.runs.recorder import Recorder
+            from pyro_vae.runs.fit_run import Recorder
 
             keep = Recorder.__call__
 

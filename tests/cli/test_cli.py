@@ -25,8 +25,8 @@ from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.command_table import COMMANDS
 from pyro_vae.cli.entry import main, parse
 from pyro_vae.runs import run_folder
+from pyro_vae.runs.fit_run import Recorder
 from pyro_vae.runs.options import Train
-from pyro_vae.runs.recorder import Recorder
 
 TINY = [
     "--net",
