@@ -30,6 +30,8 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
+    # whether a batch is the whole set, in its own order
+    whole = False
     # what the user is told about where the images are, where that is unusual
     note = ""
 
@@ -141,6 +143,15 @@ class Resident(Source):
             n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()
         }
         return self.x.index_select(0, rows), fields
+
+
+class Whole(Resident):
+    """All rows in each batch, in their own order: what ``SVI.step(x)`` is given."""
+
+    whole = True
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        return torch.arange(self.num_images, device=self.x.device)
 
 
 class Hosted(Resident):

@@ -17,7 +17,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
-from pyro_vae.data.batches import Batch, Hosted, Part, Resident, Source, bounds_of
+from pyro_vae.data.batches import Batch, Hosted, Part, Resident, Source, Whole, bounds_of
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.fields import as_fields, constants, has_rows, merged
 from pyro_vae.rng import mix, permutation
@@ -190,16 +190,14 @@ class Streamed(Source):
 def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of ``size``; the last may be smaller."""
     held: list[Batch] = []
-    there = 0
     for batch in batches:
         held.append(batch)
-        there += len(batch[0])
-        while there >= size:
+        while sum(len(x) for x, _ in held) >= size:
             taken, rest = _divided(held, size)
             yield taken
-            held, there = [rest], there - size
-    if there:
-        yield _divided(held, there)[0]
+            held = [rest]
+    if any(len(x) for x, _ in held):
+        yield _divided(held, size)[0]
 
 
 def _divided(batches: list[Batch], size: int) -> tuple[Batch, Batch]:
@@ -242,7 +240,7 @@ def refuse_repeats(data: Any) -> None:
 def make_source(
     data: Any,
     fields: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     what: str = "x",
     part: Part = (0, 1),
@@ -256,8 +254,13 @@ def make_source(
         missing: whether a NaN may mark what is missing, which the programs then are to be checked
             for.
     """
-    if isinstance(data, DataLoader | Dataset):
-        return Streamed(data, batch_size, device, part, fields)
+    streamed = isinstance(data, DataLoader | Dataset)
+    if batch_size is None and (streamed or part[1] > 1):
+        raise UserError(
+            "batch_size=None, all rows at once, takes a tensor or array and one process: give a number"
+        )
+    if streamed:
+        return Streamed(data, cast(int, batch_size), device, part, fields)
     x = as_images(data, what, missing=missing)
-    source = Resident if has_room(x, device) else Hosted
-    return source(x, as_fields(fields, len(x)), batch_size, device, part)
+    source = Whole if batch_size is None else Resident if has_room(x, device) else Hosted
+    return source(x, as_fields(fields, len(x)), batch_size or len(x), device, part)

@@ -27,7 +27,7 @@ def log_prob(fn: dist.TorchDistribution, value: Tensor) -> Tensor:
 
 
 def _bernoulli(base: dist.Bernoulli, value: Tensor, num_event: int) -> Tensor:
-    """Σ x·l − relu(l) − log1p(e^−|l|), with one logarithm for up to 112 pixels: Σ log a = log Π a."""
+    """Σ x·l − relu(l) − log1p(e^−|l|), one logarithm for up to 112 pixels, as Σ log a = log Π a."""
     logits = base.logits
     shape = torch.broadcast_shapes(logits.shape, value.shape)
     flat = logits.expand(shape).flatten(-num_event)

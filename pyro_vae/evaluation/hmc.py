@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo (HMC) for AIS: many chains at many images, one step size for each image."""
+"""Hamiltonian Monte Carlo (HMC) for AIS: many chains at many images, a step size for each image."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -197,16 +198,18 @@ def quiet(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def side_by_side(cells: Sequence[Sequence[Figure | None]], names: Sequence[str]) -> Figure:
-    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above, None
-    leaves a place empty.
-    """
-    drawn = [[None if figure is None else _rendered(figure) for figure in row] for row in cells]
-    widths = [
-        max((cell.shape[1] for cell in column if cell is not None), default=DPI)
-        for column in zip(*drawn, strict=True)
-    ]
-    heights = [max((cell.shape[0] for cell in row if cell is not None), default=0) for row in drawn]
+def told(text: str) -> Figure:
+    """A sentence in the place of a picture."""
+    figure = Figure(figsize=(3, 1), dpi=DPI)
+    figure.text(0.5, 0.5, fill(text, 45), ha="center", va="center", fontsize=8)
+    return figure
+
+
+def side_by_side(cells: Sequence[Sequence[Figure]], names: Sequence[str]) -> Figure:
+    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above."""
+    drawn = [[_rendered(figure) for figure in row] for row in cells]
+    widths = [max(cell.shape[1] for cell in column) for column in zip(*drawn, strict=True)]
+    heights = [max(cell.shape[0] for cell in row) for row in drawn]
     gap, head = DPI // 8, round(0.3 * DPI)
     canvas = np.full(
         (head + sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1), 3),
@@ -217,9 +220,8 @@ def side_by_side(cells: Sequence[Sequence[Figure | None]], names: Sequence[str])
     for row, height in zip(drawn, heights, strict=True):
         left = 0
         for cell, width in zip(row, widths, strict=True):
-            if cell is not None:
-                start = left + (width - cell.shape[1]) // 2
-                canvas[top : top + cell.shape[0], start : start + cell.shape[1]] = cell
+            start = left + (width - cell.shape[1]) // 2
+            canvas[top : top + cell.shape[0], start : start + cell.shape[1]] = cell
             left += width + gap
         top += height + gap
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)

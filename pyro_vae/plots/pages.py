@@ -18,7 +18,7 @@ from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.curves import curves
-from pyro_vae.plots.figures import samples_figure, save, side_by_side
+from pyro_vae.plots.figures import samples_figure, save, side_by_side, told
 from pyro_vae.plots.image_pages import classes, reconstructions, samples
 from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, value_range
 from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
@@ -92,10 +92,12 @@ def write_pictures(
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in chosen:
-        figure = _drawn(name, subject, asked_for=pages is not None)
-        if figure is not None:
+        figure = _drawn(name, subject)
+        if isinstance(figure, Figure):
             save(figure, folder / f"{name}.png")
             written.append(folder / f"{name}.png")
+        elif pages is not None:
+            raise figure
     return written
 
 
@@ -111,10 +113,12 @@ def write_beside(
     """
     rows = []
     for name in _known(pages):
-        row = [_drawn(name, subject, asked_for=False) for subject in subjects.values()]
-        if not any(row) and pages is not None:
-            _drawn(name, next(iter(subjects.values())), asked_for=True)  # says why
-        rows += [row] if any(row) else []
+        row = [_drawn(name, subject) for subject in subjects.values()]
+        reasons = [each for each in row if isinstance(each, DoesNotFit)]
+        if len(reasons) < len(row):
+            rows.append([each if isinstance(each, Figure) else told(str(each)) for each in row])
+        elif pages is not None:
+            raise reasons[0]
     path.parent.mkdir(parents=True, exist_ok=True)
     save(side_by_side(rows, list(subjects)), path)
     return path
@@ -152,12 +156,11 @@ OF_ANY_DATA = ("curves", "latent")
 """The pages that show no image."""
 
 
-def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
+def _drawn(name: str, subject: Subject) -> Figure | DoesNotFit:
+    """The page, or why there is none."""
     try:
         if subject.table and name not in OF_ANY_DATA:
             raise DoesNotFit(f"{subject.name} is a table: its rows are not images")
         return PAGES[name](subject)
     except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
-        if asked_for:
-            raise DoesNotFit(f"no page {name!r}: {str(reason).splitlines()[0]}") from None
-        return None
+        return DoesNotFit(f"no page {name!r}: {str(reason).splitlines()[0]}")

@@ -71,7 +71,7 @@ def denoising(subject: Subject) -> Figure:
     rows = [("test image", x), ("noisy", y), ("mean", found.mean)]
     rows += [(f"draw {k + 1}", found.decoded[k]) for k in range(DRAWS)]
     errors = rms(y - x), rms(found.mean - x)
-    title = f"Noise taken off by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
+    title = f"Denoising by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
     title += f"RMS error of a pixel: {errors[0]:.3f} before, {errors[1]:.3f} after\n"
     return rows_figure(rows, subject.values, title + _how(found))
 

@@ -62,7 +62,7 @@ def fit(
     x_train: Any,
     objective: str | ELBO = "TraceMeanField_ELBO",
     num_epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     learning_rate: float = 1e-3,
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
@@ -104,7 +104,9 @@ def fit(
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length of the training; ``num_steps`` wins where it is given.
-        batch_size: images in one step.
+        batch_size: images in one step; None gives each step all rows in their order, as
+            ``SVI.step(x)`` does. This serves programs that take rows of their own, or have a
+            parameter for each row.
         learning_rate: the largest learning rate of the schedule.
         optimizer: a name or call, such as ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a
             function of the list of parameters that returns an optimiser.
@@ -188,7 +190,7 @@ def _fit(
     with own_randomness(seed, place), pair.active():
         images, rows = first_batch(source, observe, pair)
         check_data(pair, source, observe, images, rows)
-        structure = pair.structure(images, rows, scored=False)
+        structure = pair.structure(images, rows, scored=False, at_once=source.whole)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
             check_choice("latent site of kl_weight", name, structure.latents)
