@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import Independent
 
 from pyro_vae.analysis.encode import mean_of
-from pyro_vae.analysis.latents import Given, is_periodic
+from pyro_vae.analysis.latents import Given, is_periodic, is_real
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
 from pyro_vae.pair.layouts import draw_alone
@@ -200,14 +200,8 @@ def _is_free(guide: Site, prior: Site | None) -> bool:
     """Whether a latent has any real value, and no two values of it are one (as angles are)."""
     if prior is None or not guide.value.is_floating_point():
         return False
-    real = constraints.real, constraints.real_vector
-    for site in (guide, prior):
-        support = site.fn.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        if support not in real or is_periodic(site.fn, guide.value):
-            return False
-    return True
+    fns = guide.fn, prior.fn
+    return all(is_real(fn) and not is_periodic(fn, guide.value) for fn in fns)
 
 
 def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.pair.nodes import Fields
@@ -102,6 +103,14 @@ def steps_as_one(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(names) > 1 and len({found[name].shape for name in names.values()}) == 1:
             joined[stem] = torch.stack([left.pop(names[t]) for t in sorted(names)], 1)
     return joined | left
+
+
+def is_real(fn: Any) -> bool:
+    """Whether a distribution lies on all of R, or of R^D."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support in (constraints.real, constraints.real_vector)
 
 
 def is_periodic(fn: Any, value: Tensor) -> bool:

@@ -29,25 +29,11 @@ def curves(subject: Subject) -> Figure:
         ):
             points = [(row["epoch"], row[part][key]) for row in rows if row.get(part)]
             if points:
-                marker = "o" if len(points) < 15 else ""
-                axes.plot(
-                    *zip(*points, strict=True),
-                    color=colour,
-                    label=label,
-                    lw=1,
-                    marker=marker,
-                    ms=2.5,
-                )
-        axes.set_title(title, fontsize=9)
-        axes.set_xlabel("epoch", fontsize=8)
+                style = {"lw": 1, "ms": 2.5, "marker": "o" if len(points) < 15 else ""}
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         zoom(axes)
-        quiet(axes)
-    panels[0].set_ylabel("nats", fontsize=8)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside right center",
-        frameon=False,
-        fontsize=8,
-    )
+        quiet(axes, title, "epoch", "nats" if axes is panels[0] else "")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=8)
     return figure

@@ -71,6 +71,12 @@ def to_pixels(x: Tensor, values: tuple[float, float] = (0.0, 1.0)) -> Pixels:
     return scaled.reshape(len(x), *picture_shape(x.shape[1:])).permute(0, 2, 3, 1).numpy()
 
 
+def rgb(pixels: Pixels) -> NDArray[np.uint8]:
+    """``(H, W, 1 or 3)`` in [0, 1] as ``(H, W, 3)`` bytes: no colour map between."""
+    levels: NDArray[np.uint8] = np.rint(pixels * 255).astype(np.uint8)
+    return levels.repeat(3 // pixels.shape[2], axis=2)
+
+
 def tile(
     images: Pixels, columns: int, gap: int = 1, row_gap: int | None = None, background: float = 1.0
 ) -> Pixels:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_vae.analysis.encode import visit_images
+from pyro_vae.analysis.latents import is_real
 from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.plots.context import Subject
 
@@ -77,8 +77,4 @@ def _law(fn: Any, rows: Callable[..., Tensor]) -> PriorLaw:
         if bool(mean.isfinite().all()) and bool(variance.isfinite().all()):
             centers, spread = mean, variance.mean(0).cpu()
     sd = (centers.var(0).cpu() + spread).sqrt()
-    real = constraints.real, constraints.real_vector
-    support = fn.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return PriorLaw(discrete, support in real, centers.mean(0).cpu(), sd)
+    return PriorLaw(discrete, is_real(fn), centers.mean(0).cpu(), sd)

@@ -89,14 +89,8 @@ def write_pictures(
     """
     chosen = _known(pages)
     subject = subject_of(model, guide, observed, data, history_rows, seed, device)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in chosen:
-        figure = _drawn(name, subject, asked_for=pages is not None)
-        if figure is not None:
-            save(figure, folder / f"{name}.png")
-            written.append(folder / f"{name}.png")
-    return written
+    drawn = ((name, _drawn(name, subject, asked_for=pages is not None)) for name in chosen)
+    return [save(figure, folder / f"{name}.png") for name, figure in drawn if figure is not None]
 
 
 def write_beside(
@@ -115,9 +109,7 @@ def write_beside(
         if not any(row) and pages is not None:
             _drawn(name, next(iter(subjects.values())), asked_for=True)  # says why
         rows += [row] if any(row) else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(side_by_side(rows, list(subjects)), path)
-    return path
+    return save(side_by_side(rows, list(subjects)), path)
 
 
 def samples_picture(
@@ -134,10 +126,7 @@ def samples_picture(
     picture_shape(event_shape)
     options.setdefault("like", torch.zeros(1, *event_shape))
     images = image_site(sample(model, n, seed=seed, **options), event_shape)
-    figure = samples_figure(images, value_range(images))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    return path
+    return save(samples_figure(images, value_range(images)), path)
 
 
 def _known(pages: Sequence[str] | None) -> list[str]:
