@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent
 
 from pyro_vae.analysis.encode import mean_of
 from pyro_vae.analysis.latents import Given, is_periodic, is_real
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
+from pyro_vae.pair.laws import one_by_one
 from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.runtime import Pair
@@ -78,16 +78,22 @@ class Restored(Result):
         return [f"{line}acceptance {float(self.acceptance.mean()):.2f}"]
 
 
-Redraw = Callable[[Tensor, Callable[[], Tensor]], Tensor]
-"""``(x, draw)`` to x after a move that leaves p(x | z, y) invariant; ``draw()`` gives x ~ p(x | z),
-pixels independent.
+Redraw = Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
+"""``(known, x, draw)``, rows of chains, to x after a move that leaves p(x | z, y) invariant;
+``draw()`` gives x ~ p(x | z), pixels independent.
 """
 
 
 class Chains:
     """All chains at a batch of images, as rows: ``(K·B, *event_shape)``, chain by chain."""
 
-    def __init__(self, pair: Pair, x: Tensor, fields: Fields, redraw: Redraw) -> None:
+    def __init__(
+        self,
+        pair: Pair,
+        x: Tensor,
+        fields: Fields,
+        redraw: Callable[[Tensor, Callable[[], Tensor]], Tensor],
+    ) -> None:
         self.pair, self.x, self.fields, self.redraw = pair, x, fields, redraw
         first = pair.run(x, fields)
         self.site = image_site_of(first.observed, x)
@@ -100,18 +106,14 @@ class Chains:
         """All steps of all chains; what is found is on the CPU."""
         untested, burn_in = round(UNTESTED * num_steps), round(BURN_IN * num_steps)
         lead = (num_chains, len(self.x) // num_chains)
-        total = torch.zeros(*lead, *self.x.shape[1:], dtype=torch.float64, device=self.x.device)
-        squares, accepted = (
-            torch.zeros_like(total),
-            torch.zeros(lead, dtype=torch.float64, device=self.x.device),
-        )
+        zeros = self.x.new_zeros(*lead, *self.x.shape[1:], dtype=torch.float64)
+        total, squares, accepted = zeros, zeros, zeros.new_zeros(lead)
         for step in range(num_steps):
             moved = self.step(method, tested=step >= untested)
             if step >= burn_in:
                 states = self.x.reshape(total.shape).double()
-                total += states
-                squares += states.square()
-                accepted += moved.reshape(lead)
+                total, squares = total + states, squares + states.square()
+                accepted = accepted + moved.reshape(lead)
         kept = num_steps - burn_in
         means = total / kept
         mean = means.mean(0)
@@ -213,10 +215,7 @@ def image_site_of(observed: Mapping[str, Site], x: Tensor) -> str:
     for name, site in observed.items():
         value = site.value.expand(site.fn.batch_shape + site.fn.event_shape)
         if value.numel() == x.numel() and torch.equal(site.rows(value).reshape(x.shape), x):
-            law = site.fn
-            while isinstance(law, Independent):
-                law = law.base_dist
-            if law.event_shape:
+            if (law := one_by_one(site.fn)).event_shape:
                 raise UserError(
                     f"site {name!r}: the pixels of {type(law).__name__} depend on each other "
                     "given z, but only independent pixels can be drawn one by one: use a "

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.chains import Redraw, Restored
+from pyro_vae.analysis.chains import Restored
 from pyro_vae.analysis.gibbs import restore
 from pyro_vae.errors import UserError
 from pyro_vae.pair.program import validation
@@ -69,17 +70,8 @@ def denoise(
         )
     y = as_images(noisy, "noisy").cpu()
 
-    def start(drawn: Callable[[int], Tensor]) -> Tensor:
-        return _likeliest(noise, y, drawn)
-
-    def redraw(rows: slice, like: Tensor) -> Redraw:
-        own = y[rows].to(like.device, like.dtype if y.is_floating_point() else None)
-        own = own.repeat(len(like) // len(own), *(1 for _ in y.shape[1:]))
-        return lambda x, draw: _moved(noise, own, x, draw)
-
-    return restore(
-        model, guide, y.shape, start, redraw, fields, num_samples, num_steps, method, seed, device
-    )
+    first, chains = partial(_likeliest, noise, y), (num_samples, num_steps, method, seed, device)
+    return restore(model, guide, y, first, partial(_moved, noise), fields, *chains)
 
 
 def _log_noise(noise: Noise, y: Tensor, x: Tensor) -> Tensor:

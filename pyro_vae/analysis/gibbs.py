@@ -19,6 +19,7 @@ Metropolis–Hastings step whose proposal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,10 +28,10 @@ from torch import Tensor
 from pyro_vae.analysis.chains import Chains, Redraw, Restored
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.analysis.generate import sample
-from pyro_vae.analysis.latents import ROWS
+from pyro_vae.analysis.latents import ROWS, whole_images
 from pyro_vae.errors import UserError
 from pyro_vae.fields import as_fields
-from pyro_vae.pair.log_weights import refuse_unscorable
+from pyro_vae.pair.log_weights import refuse_own_draws, refuse_unscorable
 from pyro_vae.pair.nodes import Fields, repeated
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import check_seed, mix
@@ -48,9 +49,9 @@ draws x ~ p(x), others for each i.
 def restore(
     model: Callable[..., Any],
     guide: Callable[..., Any],
-    shape: torch.Size,
+    known: Tensor,
     start: Start,
-    redraw: Callable[[slice, Tensor], Redraw],
+    redraw: Redraw,
     fields: Mapping[str, Any],
     num_samples: int,
     num_steps: int,
@@ -61,10 +62,9 @@ def restore(
     """Run ``num_samples`` chains at each image.
 
     Args:
-        shape: of the images, ``(N, *event_shape)``.
+        known: y, or which pixels it lacks, ``(N, *event_shape)``.
         start: gives the first states.
-        redraw: gives the move of x for the images of these rows, chains at which are the rows of a
-            tensor of x's shape, chain by chain.
+        redraw: the move of x.
 
     Raises:
         UserError: no chain can be run with this pair, in one sentence: a point mass, a subsampling
@@ -75,22 +75,17 @@ def restore(
         check_count(name, value)
     check_seed(seed)
     check_choice("method", method, METHODS)
-    named = as_fields(fields, shape[0])
+    named, shape = as_fields(fields, len(known)), known.shape
 
     def drawn(stream: int) -> Tensor:
-        like, number = torch.zeros(1, *shape[1:]), num_samples * shape[0]
-        rows: dict[str, Any] = {
-            name: value.repeat(num_samples, *(1 for _ in value.shape[1:]))
-            for name, value in named.items()
-        }
-        own = mix(seed, 1, stream) % 2**32
-        sites = sample(
-            model, number, like, mean=False, guide=guide, device=device, seed=own, **rows
-        )
-        return _whole(sites, torch.Size((num_samples, *shape)))
+        own, (_, rows) = mix(seed, 1, stream) % 2**32, repeated(known, named, num_samples)
+        options: dict[str, Any] = {"guide": guide, "device": device, "seed": own, **rows}
+        like, number = torch.zeros(1, *shape[1:]), num_samples * len(known)
+        images = whole_images(sample(model, number, like, mean=False, **options), shape[1:])
+        return images.reshape(num_samples, *shape)
 
     states = start(drawn)
-    size, done = max(1, ROWS // num_samples), 0
+    size, done, real = max(1, ROWS // num_samples), 0, known.is_floating_point()
     parts: list[Restored] = []
     with visit_images(model, guide, states[0], size, device, seed, named) as (pair, batches):
         for images, own in batches:
@@ -98,15 +93,16 @@ def restore(
             done = rows.stop
             if not parts:
                 _refuse_unfit(pair, images, own, method)
-            x, repeated_fields = repeated(images, own, num_samples)
-            x = states[:, rows].flatten(0, 1).to(x)
-            chains = Chains(pair, x, repeated_fields, redraw(rows, x))
+            of_images = known[rows].to(images.device, images.dtype if real else None)
+            of_rows, more = repeated(of_images, own, num_samples)
+            x = states[:, rows].flatten(0, 1).to(images)
+            chains = Chains(pair, x, more, partial(redraw, of_rows))
             parts.append(chains.run(num_samples, num_steps, method))
 
     def joined(name: str, dim: int = 0) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=dim)
 
-    moments = joined("mean"), joined("sd"), joined("se"), joined("acceptance")
+    moments = map(joined, ("mean", "sd", "se", "acceptance"))
     return Restored(joined("samples", 1), joined("decoded", 1), *moments, method, num_steps)
 
 
@@ -118,23 +114,10 @@ def _refuse_unfit(pair: Pair, x: Tensor, fields: Fields, method: str) -> None:
             "the guide draws no latent site, but a chain needs a z: given z the pixels are "
             "independent"
         )
-    terms = pair.run(x, fields)
-    terms.log_weights()  # refuses scaled sites
-    for name, site in terms.guide.items():
-        if method == "metropolis" and name in structure.own_draws_only:
-            raise UserError(
-                f"the guide's site {name!r} can only score its own last draw "
-                f"({type(site.fn).__name__}, such as a planar flow), but the Metropolis test "
-                "scores others: use a guide whose log_prob takes any z, or method='gibbs'"
-            )
-
-
-def _whole(sites: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
-    """The first site that holds whole images."""
-    for value in sites.values():
-        if value.numel() == shape.numel():
-            return value.reshape(shape)
-    raise UserError(
-        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
-        f"{tuple(shape[2:])}: there are no pixels to redraw"
-    )
+    pair.run(x, fields).log_weights()  # refuses scaled sites
+    if method == "metropolis":
+        refuse_own_draws(
+            structure,
+            "the Metropolis test scores others: use a guide whose log_prob takes any z, or "
+            "method='gibbs'",
+        )

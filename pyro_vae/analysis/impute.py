@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.analysis.chains import Redraw, Restored
+from pyro_vae.analysis.chains import Restored
 from pyro_vae.analysis.gibbs import restore
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images, as_mask, as_tensor
@@ -59,24 +59,11 @@ def impute(
         images = drawn(0)
         return torch.where(unseen, images, seen.to(images))
 
-    def redraw(rows: slice, like: Tensor) -> Redraw:
-        own = unseen[rows].to(like.device)
-        own = own.repeat(len(like) // len(own), *(1 for _ in seen.shape[1:]))
-        return lambda x, draw: torch.where(own, draw(), x)
+    def redraw(unseen: Tensor, x: Tensor, draw: Callable[[], Tensor]) -> Tensor:
+        return torch.where(unseen, draw(), x)
 
-    return restore(
-        model,
-        guide,
-        seen.shape,
-        start,
-        redraw,
-        fields,
-        num_samples,
-        num_steps,
-        method,
-        seed,
-        device,
-    )
+    chains = num_samples, num_steps, method, seed, device
+    return restore(model, guide, unseen, start, redraw, fields, *chains)
 
 
 def _pixels(x: Any, missing: Any) -> tuple[Tensor, Tensor]:

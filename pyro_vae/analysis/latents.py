@@ -5,7 +5,7 @@ has.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import pi
+from math import pi, prod
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import Program
@@ -87,6 +88,21 @@ def join(parts: Iterable[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tenso
     """Batches of tensors by name, as one of each name."""
     listed = list(parts)
     return {name: torch.cat([part[name] for part in listed], dim) for name in listed[0]}
+
+
+def whole_images(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
+    """The first site that has whole images, in the images' own shape, ``(N, *event_shape)``.
+
+    Raises:
+        UserError: no site has as many numbers as an image.
+    """
+    for value in sites.values():
+        if value[0].numel() == prod(event_shape):
+            return value.reshape(len(value), *event_shape)
+    raise UserError(
+        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
+        f"{tuple(event_shape)}"
+    )
 
 
 def steps_as_one(found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -34,17 +34,31 @@ IMAGES, DRAWS = 16, 1000
 
 @dataclass(frozen=True)
 class Precision:
-    """float32, as the programs are written."""
+    """How products are made; all else, the sums over pixels above all, is float32."""
 
     words: str = "float32"
-    reduced: bool = False
     products: str = "ieee"
+    factors: torch.dtype | None = None  # to which the two factors of each product are rounded
+    only_on: str = ""  # the device that has it
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it is less than float32, so that its error is measured."""
+        return self.words != "float32"
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """Raise a ``UserError`` where there is no such arithmetic."""
-
-    def rewrite(self, module: fx.GraphModule) -> None:
-        """Change a traced program."""
+        if self.reduced and dtype != torch.float32:
+            raise UserError(
+                f"{self.words} are for float32 parameters, but these are "
+                f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
+                "precision out"
+            )
+        if self.only_on not in ("", place.type):
+            raise UserError(
+                f"{self.words} are for {self.only_on.upper()} devices, but this device is "
+                f"{place.type}: use precision='bfloat16', or 'float32'"
+            )
 
     def running(self) -> AbstractContextManager[None]:
         """Products as they are named here (torch's default are TF32 convolutions on CUDA), the
@@ -52,42 +66,12 @@ class Precision:
         """
         return exact(self.products)
 
-
-@dataclass(frozen=True)
-class TF32(Precision):
-    """CUDA's TensorFloat-32 products: 10 bits of mantissa, sums in float32."""
-
-    words: str = "TF32 products, float32 sums"
-    reduced: bool = True
-    products: str = "tf32"
-
-    def check(self, dtype: torch.dtype, place: torch.device) -> None:
-        """A CUDA device and float32 parameters."""
-        _need_float32("tf32", dtype)
-        if place.type != "cuda":
-            raise UserError(
-                f"precision='tf32' is for CUDA devices, but this device is {place.type}: use "
-                "bfloat16, or float32"
-            )
-
-
-@dataclass(frozen=True)
-class BFloat16(Precision):
-    """Products of bfloat16 numbers (8 bits of mantissa), summed in float32 and rounded once more;
-    all else, the sums over pixels above all, in float32.
-    """
-
-    words: str = "bfloat16 products, float32 sums"
-    reduced: bool = True
-
-    def check(self, dtype: torch.dtype, place: torch.device) -> None:
-        """float32 parameters."""
-        _need_float32("bfloat16", dtype)
-
     def rewrite(self, module: fx.GraphModule) -> None:
-        """Round the two factors of each product, and go on in float32 from its result; a bias is
-        added there.
+        """Round the two factors of each product of a traced program, and go on in float32 from its
+        result, which is rounded once more; a bias is added there.
         """
+        if self.factors is None:
+            return
         graph, rounded = module.graph, {}
 
         def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
@@ -101,9 +85,8 @@ class BFloat16(Precision):
             bias = None if bias_at is None else arguments[bias_at]
             with graph.inserting_before(node):
                 for position in (first, first + 1):
-                    factor = arguments[position]
-                    if factor not in rounded:
-                        rounded[factor] = cast(factor, torch.bfloat16)
+                    if (factor := arguments[position]) not in rounded:
+                        rounded[factor] = cast(factor, self.factors)
                     arguments[position] = rounded[factor]
                 if bias_at == 0:
                     del arguments[0]
@@ -121,21 +104,18 @@ class BFloat16(Precision):
 
 
 FLOAT32 = Precision()
-PRECISIONS: Mapping[str, Precision] = {"float32": FLOAT32, "tf32": TF32(), "bfloat16": BFloat16()}
+PRECISIONS: Mapping[str, Precision] = {
+    "float32": FLOAT32,
+    # CUDA's TensorFloat-32: 10 bits of mantissa
+    "tf32": Precision("TF32 products, float32 sums", "tf32", only_on="cuda"),
+    # 8 bits of mantissa
+    "bfloat16": Precision("bfloat16 products, float32 sums", factors=torch.bfloat16),
+}
 
 
 def find_precision(name: str) -> Precision:
     """The precision of that name; a ``UserError`` lists the known ones."""
     return PRECISIONS[check_choice("precision", name, PRECISIONS)]
-
-
-def _need_float32(name: str, dtype: torch.dtype) -> None:
-    if dtype != torch.float32:
-        raise UserError(
-            f"precision={name!r} rounds float32 products, but these parameters are "
-            f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
-            "precision out"
-        )
 
 
 def measure_error(

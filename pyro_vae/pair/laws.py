@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pyro import distributions as dist
+from torch.distributions import Independent
 
 ONE_KIND = "give both a discrete distribution, or both a continuous one (such as a relaxed one)"
 """What to do about a mass against a density."""
@@ -13,6 +14,13 @@ ONE_KIND = "give both a discrete distribution, or both a continuous one (such as
 def innermost(fn: Any) -> Any:
     """The distribution within its events, masks and transforms."""
     while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return fn
+
+
+def one_by_one(fn: Any) -> Any:
+    """The distribution within its events alone."""
+    while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil, isqrt, prod
+from math import ceil, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +33,6 @@ def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
         return shape[0], shape[1], shape[2]
     raise DoesNotFit(
         f"data of shape {shape} are no images: expected 1 or 3 channels, or a flat square"
-    )
-
-
-def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
-    """The first site that holds whole images, in the images' own shape, ``(N, *event_shape)``.
-
-    Raises:
-        DoesNotFit: no site has as many numbers as an image.
-    """
-    for value in sites.values():
-        if value[0].numel() == prod(event_shape):
-            return value.reshape(len(value), *event_shape)
-    raise DoesNotFit(
-        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
-        f"{tuple(event_shape)}"
     )
 
 

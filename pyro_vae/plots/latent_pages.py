@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.analysis.generate import decode
+from pyro_vae.analysis.latents import whole_images
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, scatter
-from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, tile, to_pixels
+from pyro_vae.plots.images import DoesNotFit, picture_shape, tile, to_pixels
 from pyro_vae.plots.latent_paths import PriorLaw, arc, line, prior_laws
 
 MANIFOLD_SIDE = 20  # AEVB, figure 4
@@ -142,7 +143,7 @@ def _decoded(subject: Subject, z: Tensor, fields: dict[str, Any] | None = None) 
     """The mean images at ``z``, ``(n, D)``."""
     given = {**subject.options, **(fields or {})}
     sites = decode(subject.model, subject.split(z), subject.x[:1], guide=subject.guide, **given)
-    return image_site(sites, subject.event_shape)
+    return whole_images(sites, subject.event_shape)
 
 
 def _repeated_label(subject: Subject, row: int, times: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae.analysis.generate import sample
+from pyro_vae.analysis.latents import whole_images
 from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
@@ -20,7 +21,7 @@ from pyro_vae.plots.context import Subject
 from pyro_vae.plots.curves import curves
 from pyro_vae.plots.figures import samples_figure, save, side_by_side
 from pyro_vae.plots.image_pages import classes, reconstructions, samples
-from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, value_range
+from pyro_vae.plots.images import DoesNotFit, picture_shape, value_range
 from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
 from pyro_vae.plots.restoration_pages import denoising, imputation
 
@@ -125,7 +126,7 @@ def samples_picture(
     """
     picture_shape(event_shape)
     options.setdefault("like", torch.zeros(1, *event_shape))
-    images = image_site(sample(model, n, seed=seed, **options), event_shape)
+    images = whole_images(sample(model, n, seed=seed, **options), event_shape)
     return save(samples_figure(images, value_range(images)), path)
 
 

@@ -12,7 +12,7 @@ import pyro_vae as pv
 from pyro_vae import guides, models
 from pyro_vae.ambient import SETTINGS
 from pyro_vae.compile import trace
-from pyro_vae.evaluation.precision import BFloat16, find_precision, measure_error
+from pyro_vae.evaluation.precision import Precision, find_precision, measure_error
 from pyro_vae.evaluation.traced import TracedWeights
 from pyro_vae.memory import is_out_of_memory
 
@@ -31,7 +31,7 @@ def images(size: int = 12) -> Tensor:
 def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
     weight, bias, x = torch.randn(5, 7), torch.randn(5), torch.randn(3, 7)
     program = trace.trace(lambda x: [torch.addmm(bias, x, weight.t()).exp().sum(-1)], [x])
-    BFloat16().rewrite(program.graph)
+    find_precision("bfloat16").rewrite(program.graph)
     product = (x.bfloat16() @ weight.bfloat16().t()).float() + bias
     assert torch.equal(program(x)[0], product.exp().sum(-1))
     kinds = {
@@ -46,7 +46,7 @@ def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
 def test_bfloat16_rounds_a_convolution_and_adds_its_bias_in_float32(biased: bool) -> None:
     layer, x = torch.nn.Conv2d(3, 4, 3, padding=1, bias=biased), torch.randn(2, 3, 8, 8)
     program = trace.trace(lambda x: [layer(x).flatten(1).sum(-1)], [x])
-    BFloat16().rewrite(program.graph)
+    find_precision("bfloat16").rewrite(program.graph)
     products = torch.nn.functional.conv2d(x.bfloat16(), layer.weight.bfloat16(), padding=1).float()
     expected = products + layer.bias.view(-1, 1, 1) if biased else products
     assert torch.equal(program(x)[0], expected.flatten(1).sum(-1))
@@ -72,9 +72,9 @@ def test_a_reduced_program_that_is_wrong_is_refused(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
-    rewrite = BFloat16.rewrite
+    rewrite = Precision.rewrite
 
-    def wrong(self: BFloat16, module: torch.fx.GraphModule) -> None:
+    def wrong(self: Precision, module: torch.fx.GraphModule) -> None:
         rewrite(self, module)
         (end,) = (node for node in module.graph.nodes if node.op == "output")
         (result,) = end.args[0]
@@ -82,7 +82,7 @@ def test_a_reduced_program_that_is_wrong_is_refused(
             end.args = ([module.graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
         module.recompile()
 
-    monkeypatch.setattr(BFloat16, "rewrite", wrong)
+    monkeypatch.setattr(Precision, "rewrite", wrong)
     with pytest.raises(
         pv.UserError, match=r"differs from the eager one .* use precision='float32'"
     ):
