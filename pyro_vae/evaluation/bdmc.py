@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
-from pyro_vae.evaluation.estimate import Estimate, over_images
+from pyro_vae.evaluation.estimate import Estimate, difference, over_images
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
@@ -41,11 +41,7 @@ class BDMC(Estimate):
     x: Tensor  # (N, *event_shape), the simulated images
     num_samples: int  # chains an image, each way
 
-    @property
-    def gap_px(self) -> Tensor:
-        """Upper minus lower, ``(N,)``."""
-        return self.upper_px - self.lower_px
-
+    gap_px = difference("upper_px", "lower_px", "Upper minus lower, ``(N,)``.")
     lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
     upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
     gap = over_images("gap_px", "Upper minus lower: the two errors together.")

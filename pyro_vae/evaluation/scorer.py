@@ -19,7 +19,7 @@ from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import padded, stops, tile_sizes
 from pyro_vae.evaluation.traced import Draw, make_weights
-from pyro_vae.evaluation.weight_sums import Curve, ImageSums, WeightSums, pareto_khat, tail_length
+from pyro_vae.evaluation.weight_sums import Curve, Figures, WeightSums, pareto_khat, tail_length
 from pyro_vae.memory import is_out_of_memory
 from pyro_vae.pair.nodes import Fields, taken
 from pyro_vae.rng import mix, set_generators
@@ -60,7 +60,7 @@ class Scorer:
         source.batch_size = self.rows if self.exact else tile_sizes(num_samples, self.rows)[1]
         self._within_memory(lambda: None)
 
-    def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
+    def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[Figures, Curve]]:
         """The figures of these images, the first of which is the set's number ``start``."""
         return self._within_memory(lambda: self._score(start, images, fields))
 
@@ -70,9 +70,9 @@ class Scorer:
 
     def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
         tiles = self._tiles(images, fields)
-        return torch.cat([self._stream(*tile, num_samples)[0].log_px for _, *tile in tiles])
+        return torch.cat([self._stream(*tile, num_samples)[0]["log_px"] for _, *tile in tiles])
 
-    def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[ImageSums, Curve]]:
+    def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[Figures, Curve]]:
         scored = []
         for first, draw, number in self._tiles(images, fields):
             # its own seed: the numbers are the same however the tiles are shared out among
@@ -88,7 +88,7 @@ class Scorer:
             tile = padded(*taken(images, fields, rows), self.tile, self.setup.pair)
             yield rows.start, self.weights(*tile), rows.stop - rows.start
 
-    def _stream(self, draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:
+    def _stream(self, draw: Draw, num_images: int, num_samples: int) -> tuple[Figures, Curve]:
         """All K draws of one tile of images, in chunks; rows that only fill the tile are dropped."""
         strata, curve = self.proposal.strata, {}
         sums = WeightSums(num_images, num_samples, self.setup.place, strata)
@@ -149,10 +149,11 @@ def _sizes(num_samples: int, chunk: int) -> list[int]:
     ]
 
 
-def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[ImageSums, Curve]:
+def _exact(draw: Draw, num_images: int, num_samples: int) -> tuple[Figures, Curve]:
     """All K weights of an image are log p(x) itself."""
     log_px = draw(1)[0, :num_images].double()
     none, draws = torch.zeros_like(log_px), torch.full_like(log_px, num_samples)
-    khat = pareto_khat(log_px.expand(tail_length(num_samples) + 1, -1), none)
-    sums = ImageSums(log_px, log_px, none, draws, 1.0 / draws, log_px, khat)
-    return sums, {stop: log_px.sum() for stop in stops(num_samples)}
+    found = dict.fromkeys(("log_px", "elbo_px", "debiased_px"), log_px)
+    found |= {"se": none, "ess": draws, "max_weight_share": 1.0 / draws}
+    found["khat"] = pareto_khat(log_px.expand(tail_length(num_samples) + 1, -1), none)
+    return found, {stop: log_px.sum() for stop in stops(num_samples)}
