@@ -32,8 +32,8 @@ _HOME = {
     "save_parameters": "pair.parameters",
     "load_parameters": "pair.parameters",
     "encode": "analysis.encode",
-    "impute": "analysis.impute",
-    "denoise": "analysis.denoise",
+    "impute": "analysis.restoration",
+    "denoise": "analysis.restoration",
     "reconstruct": "analysis.encode",
     "sample": "analysis.generate",
     "load": "runs.run_folder",
@@ -77,11 +77,10 @@ __all__ = [
 
 if TYPE_CHECKING:
     __version__: str
-    from pyro_vae.analysis.denoise import denoise
     from pyro_vae.analysis.diagnose import diagnose
     from pyro_vae.analysis.encode import encode, reconstruct
     from pyro_vae.analysis.generate import sample
-    from pyro_vae.analysis.impute import impute
+    from pyro_vae.analysis.restoration import denoise, impute
     from pyro_vae.analysis.sbc import sbc_ranks
     from pyro_vae.errors import UserError
     from pyro_vae.evaluation.ais import ais

@@ -25,20 +25,33 @@ ROWS = 4000
 
 
 class Given(Messenger):
-    """Latent sample statements return these values: ``(N, *event)``, laid along the data plate of
-    these dimensions; or without ``dims`` as they are.
+    """Latent sample statements return these values: as they are; laid along the data plate of these
+    ``dims``, ``(N, *other plates, *event)``; with a ``particle_dim`` too, entered outside the
+    plates, ``(K, B or 1, *other plates, *event)``.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], dims: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        dims: Mapping[str, int] | None = None,
+        particle_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.values, self.dims = values, dims
+        self.values, self.dims, self.particle_dim = values, dims, particle_dim
 
     def _pyro_sample(self, msg: Any) -> None:
-        if (name := msg["name"]) in self.values and not msg["done"]:
-            value = self.values[name]
-            if self.dims is not None:
-                value = value.movedim(0, value.dim() - msg["fn"].event_dim + self.dims[name])
-            msg["value"], msg["done"] = value, True
+        if (name := msg["name"]) not in self.values or msg["done"]:
+            return
+        value, fn = self.values[name], msg["fn"]
+        num_batch, event = len(fn.batch_shape), value.shape[value.dim() - fn.event_dim :]
+        if self.dims is not None and self.particle_dim is None:
+            value = value.movedim(0, value.dim() - fn.event_dim + self.dims[name])
+        elif self.dims is not None and self.particle_dim is not None:
+            places = num_batch + self.particle_dim, num_batch + self.dims[name]
+            others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
+            value = value.reshape(*value.shape[:2], *others, *event).movedim((0, 1), places)
+            value = value.expand(*fn.batch_shape, *event)
+        msg["value"], msg["done"] = value, True
 
 
 def by_draw(value: Tensor, num_draws: int) -> Tensor:

@@ -57,7 +57,7 @@ class AnnealedMarginal(LogMarginal):
 
     def headline(self) -> list[str]:
         """log p(x) with its two errors, its bias, and what is known of the chains."""
-        line = self._number(f"AIS, T = {self.protocol['num_steps']}, {self.num_samples} chains")
+        line = self.number(f"AIS, T = {self.protocol['num_steps']}, {self.num_samples} chains")
         line += f"  est. bias {figure(self.bias, 3)}  median ESS {self.median_ess:.1f}  "
         line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {figure(self.elbo)}"
         of_bounds = "real data have no such upper bound (bdmc: both, on simulated data)"

@@ -16,7 +16,6 @@ from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
 from pyro_vae.evaluation.estimate import Estimate, difference, over_images
 from pyro_vae.evaluation.setup import Setup
-from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import mix
@@ -100,8 +99,7 @@ def bdmc(
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
     setup = Setup(model, guide, seed, device, progress, ignore_scales)
     few = None if like is None else as_images(like, "like")
-    own, named = mix(seed, 0) % 2**32, as_fields(fields, size)
-    made = simulate(model, guide, size, few, setup.place, own, named)
+    made = simulate(model, guide, size, few, device, mix(seed, 0) % 2**32, fields)
     with setup.running():
         found = [
             _both_ways(tile, made.latents)

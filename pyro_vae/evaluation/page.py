@@ -4,6 +4,7 @@ are worst.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,17 +68,15 @@ def evaluation_figure(
     for name, images in (("x", x), ("reconstructions", reconstructions)):
         if images is not None and len(images) != ll.num_images:
             raise UserError(f"{name} are {len(images)} images, but log p(x) is of {ll.num_images}")
-    pictures = x is not None and _are_images(x)
-    figure = Figure(figsize=(10, 6.0 if pictures else 3.3), layout="constrained")
-    if pictures:
-        assert x is not None
-        rows = figure.add_gridspec(
-            2, 1, height_ratios=(3.0, 1.6 if reconstructions is None else 2.6)
-        )
-        upper = figure.add_subfigure(rows[0])
-        _worst(figure.add_subfigure(rows[1]), ll, x, reconstructions)
-    else:
-        upper = figure.add_subfigure(figure.add_gridspec()[0])
+    heights = [3.0]
+    with suppress(DoesNotFit):
+        if x is not None and picture_shape(tuple(x.shape[1:])):
+            heights.append(1.6 if reconstructions is None else 2.6)
+    size = 10, 6.0 if len(heights) > 1 else 3.3
+    figure = Figure(figsize=size, layout="constrained")
+    upper, *lower = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    if x is not None and lower:
+        _worst(lower[0], ll, x, reconstructions)
     curve, khat, ess = upper.subplots(1, 3, width_ratios=(1.0, 1.25, 1.0))
     _curve(curve, ll)
     _khat(khat, ll)
@@ -85,17 +84,9 @@ def evaluation_figure(
     rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(ll.sound)} of the images)"
     words = f"dotted: the interval of one image is sound where {rule}"
     upper.supxlabel(words, fontsize=8, color=GREY)
-    figure.suptitle(_title(ll), fontsize=10)
+    title = f"{ll.number(ll.label)}  est. bias {number(ll.bias, 3)}"
+    figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _title(ll: LogMarginal) -> str:
-    label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
-    return (
-        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {number(ll.mean)} nats ({label}, N "
-        f"= {ll.num_images}),  MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias "
-        f"{number(ll.bias, 3)}"
-    )
 
 
 def _curve(axes: Axes, ll: LogMarginal) -> None:
@@ -189,14 +180,6 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
     below = ", below them the means of $p(x|z)$" if reconstructions is not None else ""
     note = "  (red: the ± can't be read)" if not trusted[order.numpy()].all() else ""
     figure.suptitle(f"Lowest {quantity(ll.protocol)}{below}{note}", fontsize=9)
-
-
-def _are_images(x: Tensor) -> bool:
-    try:
-        picture_shape(tuple(x.shape[1:]))
-    except DoesNotFit:
-        return False
-    return True
 
 
 def _percent(chosen: NDArray[np.bool_]) -> str:

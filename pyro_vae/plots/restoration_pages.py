@@ -11,8 +11,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae.analysis.chains import Restored
-from pyro_vae.analysis.denoise import denoise
-from pyro_vae.analysis.impute import impute
+from pyro_vae.analysis.restoration import denoise, impute
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import rows_figure

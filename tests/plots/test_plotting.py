@@ -26,8 +26,7 @@ from pyro_vae.plots.images import (
     to_pixels,
     value_range,
 )
-from pyro_vae.plots.latent_pages import gaussian_grid
-from pyro_vae.plots.latent_paths import arc, line, prior_laws
+from pyro_vae.plots.latent_pages import arc, gaussian_grid, line, prior_laws
 from pyro_vae.plots.pages import PAGES, samples_picture, write_beside, write_pictures
 from pyro_vae.plots.restoration_pages import missing_half, noise_for
 
