@@ -129,10 +129,7 @@ def _both_ways(tile: Tile, latents: dict[str, Tensor]) -> Tensor:
     forward = tile.anneal(tile.draw(), tile.betas)
     start = tile.target.point(tile.space.locate(x, fields, truth))
     reverse = tile.anneal(start, tile.betas[::-1])
-    lower, upper = _log_mean(forward.log_weights), -_log_mean(reverse.log_weights)
-    acceptance = (forward.acceptance + reverse.acceptance) / 2
+    logs = (run.log_weights.logsumexp(0) for run in (forward, reverse))
+    means = [total - log(len(forward.log_weights)) for total in logs]
+    lower, upper, acceptance = means[0], -means[1], (forward.acceptance + reverse.acceptance) / 2
     return torch.stack((lower, upper, acceptance.double()))[:, : tile.num_images].cpu()
-
-
-def _log_mean(log_weights: Tensor) -> Tensor:
-    return log_weights.logsumexp(0) - log(len(log_weights))

@@ -11,11 +11,12 @@ from pyro import distributions as dist
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from pyro_vae.compile.trace import apart
 from pyro_vae.data.loaders import Batch
 from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.layouts import trace_model
-from pyro_vae.pair.nodes import masks_of, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import log_prob_of, masks_of, plain_draw, sample_nodes
 from pyro_vae.pair.runtime import Pair
 
 X = "x"
@@ -107,17 +108,9 @@ def differences(nodes: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str
     """
     found = {}
     for name, node in nodes.items():
-        a, b = (
-            scale_and_mask(
-                n["fn"].log_prob(n["value"], *n["args"], **n["kwargs"]), n["scale"], n["mask"]
-            )
-            for n in (node, others[name])
-        )
-        found[name] = float(
-            torch.where((a == b) | (a.isnan() & b.isnan()), 0.0, (a - b).abs())
-            .nan_to_num(torch.inf)
-            .max()
-        )
+        both = node, others[name]
+        a, b = (scale_and_mask(log_prob_of(n), n["scale"], n["mask"]) for n in both)
+        found[name] = apart(a, b)[0]
     return found
 
 
