@@ -104,8 +104,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def captured(on: Setting) -> Outcome:
-    """A training is one CUDA graph, with fresh noise at each replay, and its parameters are those of
-    the step that is not captured.
+    """A training is one CUDA graph, with fresh noise at each replay, and its parameters are those
+    of the step that is not captured.
     """
     from pyro_vae.compile.trace import NotStageable
     from pyro_vae.training import select_step

@@ -35,11 +35,17 @@ myst_enable_extensions = ["deflist", "colon_fence", "dollarmath"]
 myst_fence_as_directive = ["math"]
 myst_heading_anchors = 3
 
+smartquotes = False  # options and messages are shown as they are typed: --resume, 'z'
 napoleon_use_rtype = False
+napoleon_use_ivar = True  # a list of attributes, not a paragraph for each
+napoleon_custom_sections = [("Reference", "References")]
 autosummary_generate = True
 autodoc_typehints = "none"  # in the signature's own words: the docstrings give shapes and units
 autodoc_member_order = "bysource"
-autodoc_default_options = {"show-inheritance": True}
+autodoc_default_options = {
+    "show-inheritance": True,
+    "exclude-members": "figures, columns, hidden",  # how results print themselves
+}
 default_role = "code"
 
 html_theme = "furo"
@@ -50,7 +56,7 @@ html_css_files = ["wide.css"]
 
 
 def as_written(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """The docstrings' own signs, `(N, *event)` and `p(x | z)`, are not marks of reStructuredText."""
+    """Escape `(N, *event)` and `p(x | z)`, which are no marks of reStructuredText."""
     parts = re.split(r"(`+[^`]*`+)", "\n".join(lines))
     parts[::2] = [re.sub(r"(?<![*\w])\*(?=\w)|\|", r"\\\g<0>", part) for part in parts[::2]]
     lines[:] = "".join(parts).split("\n")

@@ -1,4 +1,4 @@
-"""The amortized guide: one network gives every image its own variational parameters."""
+"""Amortized guides: one network gives every image its variational parameters."""
 
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable
@@ -18,23 +18,32 @@ class _AbstractPyroModule(type(PyroModule), ABCMeta):  # type: ignore[misc]
 
 
 class AmortizedGuide(PyroModule, metaclass=_AbstractPyroModule):
-    """z ~ q(z | x) = build(η), η = local(x), for each image in the plate ``data`` (AEVB, section
-    3).
+    """q(z | x) = build(η), η = local(x): a guide whose network gives each image's parameters.
 
-    η, ``(B, num_params)``, are the image's variational parameters, unconstrained and deterministic
-    given x. A guide that finds them in another way (a table, a few gradient steps) overrides
-    ``local``; another family overrides ``build``. ``net=None`` makes no network. ``amortized`` is
-    False where images that it was not fitted on have no q(z | x); ``first_order`` is True where
-    ``local`` leaves a part of its own gradient out by design. ``scoring_passes`` counts the passes
-    of a flow's networks by which ``build(η)`` scores a z that it did not draw: 0 where the density
-    is closed.
+    Images are independent, in the plate ``data``. η, ``(B, num_params)``, are the variational
+    parameters of each image, unconstrained and deterministic given x. To write another family,
+    override ``build``. To find η in another way (a table, a few gradient steps), override
+    ``local``. ``net=None`` builds no network.
+
+    ``amortized`` is False if images that it was not fitted on have no q(z | x). ``first_order`` is
+    True if ``local`` leaves out a part of its own gradient by design. ``scoring_passes`` is the
+    number of network passes that ``build(η)`` needs to score a z that it did not draw; 0 for a
+    closed density.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         num_params: P, numbers in η for each image.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``; None for no
+            network.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), section 3.
     """
 
     slot: ClassVar[str] = "guide"

@@ -1,4 +1,4 @@
-"""A guide of a hierarchy that infers each layer from the one below."""
+"""Bottom-up guide of a hierarchy: each layer is inferred from the one below."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from pyro_vae.nn.net import NetSpec
 
 
 class BottomUp(PyroModule):
-    """q(z | x) = q(z_1 | x) Π_l q(z_{l+1} | z_l), diagonal Gaussians: upwards from the image.
+    """q(z | x) = q(z_1 | x) Π_l q(z_{l+1} | z_l), diagonal Gaussians, for a hierarchy: upwards from
+    the image.
 
-    As in Burda et al. (2016), equation 2. The dimensions are the model's own. ``hidden`` holds
-    widths for every level, or each level's own from the image upwards, as ``((200, 200), (100,
-    100))``. Of its KLs only that of z_L has a
-    closed form that is right: the model draws the others given latents that this guide has not
-    drawn yet.
+    The dimensions are those of the model. ``hidden`` has widths for every level, or those of each
+    level from the image upwards, as in ``((200, 200), (100, 100))``. Only the KL of z_L is closed:
+    the model draws the others given latents that this guide has not drawn yet.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         model: a model with ``latent_dims``, such as ``Hierarchical``.
         net: the network from the image; those above it are MLPs.
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
 
     Raises:
-        UserError: the model has no layers of latents.
+        UserError: the model has no layers of latents; widths for another number of levels.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equation 2.
     """
 
     slot: ClassVar[str] = "guide"

@@ -1,4 +1,4 @@
-"""The guide of a model without latents to sample."""
+"""The empty guide, for a model without latents to draw."""
 
 from typing import Any, ClassVar
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Empty(PyroModule):
-    """q = 1: nothing is sampled, discrete latents are summed out, and log p(x) is exact.
+    """q = 1: the guide of a model without latents to draw; discrete latents are summed out, log
+    p(x) is exact.
 
-    The ELBO is log p(x) too, so that SVI is maximum likelihood, and one weight is enough: ``se_mc``
-    is 0.
+    The ELBO is log p(x), so SVI is maximum likelihood. One weight is enough, and ``se_mc`` is 0.
     """
 
     slot: ClassVar[str] = "guide"

@@ -1,4 +1,4 @@
-"""The guide of a model that knows its own posterior."""
+"""The exact posterior as a guide."""
 
 from typing import Any, ClassVar
 
@@ -13,14 +13,18 @@ from pyro_vae.protocols import hook
 class ExactPosterior(PyroModule):
     """q(z | x) = p(z | x), the model's own ``posterior(x)``: the ELBO is log p(x).
 
-    So is every log weight. It has no parameters: the model, an argument, is used and not owned, so
-    that fitting this pair by SVI is maximum likelihood.
+    Every log weight is log p(x) too. The guide has no parameters, so SVI of this pair is maximum
+    likelihood.
 
     Args:
         model: a model with ``posterior(x)``, such as ``LinearGaussian``.
 
     Raises:
         UserError: the model has no ``posterior``.
+
+    Reference:
+        Tipping and Bishop 1999, "Probabilistic Principal Component Analysis" (for
+        ``LinearGaussian``).
     """
 
     slot: ClassVar[str] = "guide"

@@ -1,4 +1,4 @@
-"""The Gaussian guide with every covariance."""
+"""Gaussian guide with a full covariance."""
 
 from typing import Any
 
@@ -12,14 +12,21 @@ from torch.nn import functional as F
 class FullRank(AmortizedGuide):
     """q(z | x) = N(μ(x), L(x) L(x)ᵀ), with η = (μ, L below its diagonal, log of L's diagonal).
 
-    P = 2D + D(D − 1)/2 numbers an image, D = ``latent_dim``. Its KL against independent Gaussians
-    is closed (`pyro_vae.pair.kl`).
+    P = 2D + D(D − 1)/2 numbers for each image. The KL to independent Gaussians is closed
+    (`pyro_vae.pair.kl`).
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Kingma and Welling 2019, "An Introduction to Variational Autoencoders", section 2.5.1.
     """
 
     position: Tensor

@@ -1,4 +1,4 @@
-"""The Householder flow."""
+"""Householder flow guide."""
 
 from typing import Any
 
@@ -11,18 +11,24 @@ from pyro_vae.nn.flows import check_depth
 
 
 class Householder(AmortizedGuide):
-    """z = H_T ⋯ H_1 (μ + σ ε), H_t reflections: a Gaussian with its axes turned.
+    """z = H_T ⋯ H_1 (μ + σ ε), H_t reflections: Householder flow, a Gaussian with rotated axes.
 
-    H_t = I − 2 v_t v_tᵀ / ‖v_t‖² and η = (μ, log σ, v_1, …, v_T), T = ``depth`` (Tomczak & Welling
-    2016; here the network gives every v_t). With T = D it is every Gaussian. The volume is
-    preserved, any z can be scored.
+    H_t = I − 2 v_t v_tᵀ / ‖v_t‖², and η = (μ, log σ, v_1, …, v_T): here the network gives every
+    v_t. T = D reflections give every Gaussian. The flow preserves volume, and any z can be scored.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         depth: T, the number of reflections.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Tomczak and Welling 2016, "Improving Variational Auto-Encoders using Householder Flow".
     """
 
     def __init__(

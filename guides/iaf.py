@@ -1,4 +1,4 @@
-"""The inverse autoregressive flow."""
+"""Inverse autoregressive flow (IAF) guide."""
 
 import warnings
 from typing import Any
@@ -16,21 +16,30 @@ from pyro_vae.validation import check_whole
 
 
 class IAF(AmortizedGuide):
-    """z = f_T ∘ … ∘ f_1(μ + σ ε), inverse autoregressive flow (Kingma et al. 2016).
+    """z = f_T ∘ … ∘ f_1(μ + σ ε): inverse autoregressive flow (Kingma et al. 2016).
 
-    Each f_t(z) = s ⊙ z + (1 − s) ⊙ m, where s_d and m_d depend on z before d and on a context h(x)
-    (equation 14, algorithm 1). η = (μ, log σ, h), ``context_dim`` numbers in h; the order of the
-    latents is reversed between the ``depth`` steps. Draws take one pass a step; a z that is not the
-    guide's own draw is scored by inversion, ``latent_dim`` passes a step.
+    f_t(z) = s ⊙ z + (1 − s) ⊙ m, where s_d and m_d depend on the dimensions of z before d, and on a
+    context h(x). η = (μ, log σ, h). The order of the dimensions is reversed between steps. A draw
+    takes one network pass a step. A z that the guide did not draw is scored by inversion, D passes
+    a step.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         depth: T, the number of steps.
         width: units in each of the two hidden layers of a step, ``latent_dim`` or more.
         context_dim: numbers in h(x).
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, ``width`` below ``latent_dim``,
+            or an unknown network.
+
+    Reference:
+        Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow",
+        equation 14 and algorithm 1.
     """
 
     def __init__(

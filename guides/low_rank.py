@@ -1,4 +1,4 @@
-"""The Gaussian guide with a few directions of correlation."""
+"""Gaussian guide with a low-rank covariance."""
 
 from typing import Any
 
@@ -10,17 +10,24 @@ from pyro_vae.validation import check_whole
 
 
 class LowRank(AmortizedGuide):
-    """q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag σ²(x)), W of ``rank`` columns.
+    """q(z | x) = N(μ(x), W(x) W(x)ᵀ + diag σ²(x)): a Gaussian whose W has ``rank`` columns.
 
-    η = (μ, log σ, W), P = (2 + rank) · D numbers an image. Its KL against independent Gaussians is
+    η = (μ, log σ, W): P = (2 + rank) · D numbers for each image. The KL to independent Gaussians is
     closed (`pyro_vae.pair.kl`).
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        rank: columns of W: directions of correlation.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        rank: columns of W, the number of directions of correlation.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Rezende, Mohamed and Wierstra 2014, "Stochastic Backpropagation" (rank 1).
     """
 
     def __init__(

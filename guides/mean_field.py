@@ -1,4 +1,4 @@
-"""The textbook guide: independent Gaussians."""
+"""Mean-field Gaussian guide: independent Gaussians."""
 
 from typing import Any
 
@@ -8,13 +8,25 @@ from torch import Tensor
 
 
 class MeanField(AmortizedGuide):
-    """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ) (AEVB, equation 9).
+    """q(z | x) = N(μ(x), diag σ²(x)), with η = (μ, log σ): independent Gaussians, the guide of
+    AEVB.
+
+    Example::
+
+        guide = guides.MeanField((1, 8, 8), 8, hidden=(200,))  # 8 latent dimensions
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), equation 9.
     """
 
     def __init__(

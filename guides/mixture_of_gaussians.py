@@ -1,4 +1,4 @@
-"""The mixture guide."""
+"""Mixture-of-Gaussians guide."""
 
 from typing import Any
 
@@ -32,14 +32,23 @@ class EqualMixture(dist.MixtureSameFamily):
 class MixtureOfGaussians(AmortizedGuide):
     """q(z | x) = 1/C Σ_c N(μ_c(x), diag σ_c²(x)), a mixture with equal weights.
 
-    η = (μ_c, log σ_c) of each of the C ``components``. Its KL is sampled.
+    η = (μ_c, log σ_c) of each of the C components. The KL is sampled. Gradients are pathwise: a
+    component is drawn evenly, and no weight depends on a parameter.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         components: C, the number of Gaussians.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Morningstar et al. 2021, "Automatic Differentiation Variational Inference with Mixtures"
+        (gradients of a mixture).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The neural spline flow."""
+"""Neural spline flow (NSF) guide."""
 
 from typing import Any
 
@@ -13,19 +13,25 @@ from pyro_vae.validation import check_whole
 class NSF(AmortizedGuide):
     """z = μ + σ T(ε), T an autoregressive rational-quadratic spline flow given a context h(x).
 
-    η = (μ, log σ, h), ``context_dim`` numbers in h (Durkan et al. 2019, inverted: draws take one
-    pass a step, a z that is not the guide's own draw ``latent_dim`` passes). ``depth`` steps of
-    ``bins`` pieces on [−5, 5].
+    η = (μ, log σ, h). The flow is that of the paper, inverted: a draw takes one network pass a
+    step, a z that the guide did not draw D passes. Each spline has ``bins`` pieces on [−5, 5].
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         depth: the number of steps.
         bins: pieces of each spline.
         width: units in each of the two hidden layers of a step.
         context_dim: numbers in h(x).
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Durkan et al. 2019, "Neural Spline Flows", section 3.1.
     """
 
     def __init__(

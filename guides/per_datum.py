@@ -1,4 +1,4 @@
-"""The textbook's guide without a network."""
+"""Non-amortized guide: a table of variational parameters, one row for each image."""
 
 from typing import Any, ClassVar
 
@@ -14,21 +14,23 @@ from pyro_vae.validation import check_whole
 
 
 class PerDatum(MeanField):
-    """q_n(z) = N(μ_n, diag σ_n²) for image n: a table, and no network.
+    """q_n(z) = N(μ_n, diag σ_n²) for image n: one row of a table for each image, no network.
 
-    The table has a row of η = (μ, log σ) for each training image. Classical, non-amortized
-    variational inference (Hoffman et al. 2013). A batch's rows are told by its ``index``, their row
-    in the training set; a step moves no other row (`mark_rows`). No other image has a row: `refine`
-    finds one for it.
+    Each training image has its own η = (μ, log σ): classical variational inference, without
+    amortization. The engine gives the program the field ``index``, the images' rows of the training
+    set; a step changes only these rows. Other images have no row: `refine` finds one for them.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        num_data: the number of training images: rows of the table.
+        latent_dim: D, the number of dimensions of z.
+        num_data: the number of training images, rows of the table.
 
     Raises:
-        UserError: it is evaluated on an image that is not the one its row was trained on (inside a
-            traced program, which can't raise, the row becomes NaN, which every estimator refuses).
+        UserError: it is evaluated on an image that its row was not trained on. Inside a traced
+            program, which can't raise, the row becomes NaN, which every estimator refuses.
+
+    Reference:
+        Hoffman et al. 2013, "Stochastic Variational Inference".
     """
 
     amortized: ClassVar[bool] = False

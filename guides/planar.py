@@ -1,4 +1,4 @@
-"""The planar flow."""
+"""Planar flow guide."""
 
 from typing import Any
 
@@ -11,19 +11,26 @@ from pyro_vae.nn.flows import check_depth
 
 
 class Planar(AmortizedGuide):
-    """z = f_T ∘ … ∘ f_1(μ + σ ε), each f_t(z) = z + û_t tanh(w_tᵀ z + b_t).
+    """z = f_T ∘ … ∘ f_1(μ + σ ε), each f_t(z) = z + û_t tanh(w_tᵀ z + b_t): planar flow.
 
-    η = (μ, log σ, then b, u, w of each of the ``depth`` steps), all from the network (Rezende &
-    Mohamed 2015, equation 10; û keeps it invertible, appendix A). It has no inverse in closed form:
-    it scores its own last draw and no other z, so that STL, DReG, AIS and the defensive proposal
-    refuse it.
+    η = (μ, log σ, then b, u, w of each step), all from the network; û keeps a step invertible. The
+    inverse has no closed form: the guide scores only its own last draw, so STL, DReG, AIS and the
+    defensive proposal refuse it.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        depth: the number of steps of the flow.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        depth: T, the number of steps.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Rezende and Mohamed 2015, "Variational Inference with Normalizing Flows", equation 10 and
+        appendix A.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The point mass of the plain autoencoder."""
+"""Point-mass guide: the deterministic autoencoder."""
 
 from typing import Any
 
@@ -8,16 +8,24 @@ from torch import Tensor
 
 
 class PointEstimate(AmortizedGuide):
-    """q(z | x) = δ(z − f(x)): at KL weight 0 the plain autoencoder, exactly.
+    """q(z | x) = δ(z − f(x)), a point mass: at KL weight 0 the plain autoencoder.
 
-    η = f(x). At KL weight 1 it is the MAP estimate of z. A point mass has no density, so there are
-    no importance weights: `log_marginal` refuses it.
+    η = f(x). At KL weight 1 it gives the MAP estimate of z. A point mass has no density and no
+    importance weights, so `log_marginal` refuses it.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Rumelhart, Hinton and Williams 1986 (the autoencoder); Ghosh et al. 2020, "From Variational
+        to Deterministic Autoencoders".
     """
 
     def __init__(

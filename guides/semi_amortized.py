@@ -1,4 +1,4 @@
-"""The guide that starts at a network's guess and climbs."""
+"""Semi-amortized guide: a network's output, refined by gradient steps."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -15,25 +15,30 @@ from pyro_vae.validation import check_number, check_whole
 
 
 class SemiAmortized(MeanField):
-    """q(z | x) = N(μ, diag σ²), (μ, log σ) a network's guess plus gradient steps.
+    """q(z | x) = N(μ, diag σ²), where (μ, log σ) is a network's output plus a few gradient steps.
 
-    η = (μ, log σ) climbs in ``steps`` steps. Each step climbs the image's ELBO, estimated with
-    ``num_particles`` fixed
-    antithetic noises, along the natural gradient: Δμ = step_size · σ² ∇_μ, Δ log σ = step_size · ½
-    ∇_log σ, none larger than (σ, 1). So η is deterministic given x, and what is drawn can be scored
-    again (Kim et al. 2018; first order: the network learns as if the steps did not depend on its
-    guess). ``model`` is the generative model; it is not part of the guide, whose parameters are the
-    network's alone.
+    Each of the ``steps`` steps climbs the image's ELBO along the natural gradient: Δμ = step_size ·
+    σ² ∇_μ, Δ log σ = step_size · ½ ∇_log σ, none larger than (σ, 1). The ELBO is estimated with
+    fixed antithetic noises, so η is deterministic given x, and what is drawn can be scored again.
+    The gradient is first order: the network learns as if the steps did not depend on its output.
+    The guide's parameters are those of the network only.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        model: the generative model, which is used and not owned.
+        latent_dim: D, the number of dimensions of z.
+        model: the generative model. It is used by the guide, and is no part of it.
         steps: gradient steps for each image.
-        step_size: the factor of the natural gradient, a positive number.
+        step_size: factor of the natural gradient, a positive number.
         num_particles: fixed noises of the ELBO's estimate, an even number.
-        net: the encoder: a name, a call, a class, or a module that is ready (`make_encoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the encoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, *event_shape)`` to ``(rows, num_params)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a number out of its range, or an unknown network.
+
+    Reference:
+        Kim et al. 2018, "Semi-Amortized Variational Autoencoders".
     """
 
     first_order: ClassVar[bool] = True

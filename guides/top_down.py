@@ -1,6 +1,4 @@
-"""A guide of a hierarchy that infers the top layer first, and each lower one from image and model
-together.
-"""
+"""Top-down guide of a hierarchy: the ladder VAE."""
 
 from __future__ import annotations
 
@@ -16,22 +14,26 @@ from pyro_vae.nn.net import NetSpec
 
 
 class TopDown(PyroModule):
-    """q(z | x) = q(z_L | x) Π_l q(z_l | z_{l+1}, x), each ∝ N(h_l(x)) p(z_l | z_{l+1}): downwards.
+    """q(z | x) = q(z_L | x) Π_l q(z_l | z_{l+1}, x), each ∝ N(h_l(x)) p(z_l | z_{l+1}): the ladder
+    VAE's guide, downwards.
 
-    The ladder of Sønderby et al. (2016). The network climbs once, deterministically: h_l = (μ̂_l,
-    log σ̂_l) from h_{l−1}, h_0 = x. Coming down, each h_l meets the model's own p(z_l | z_{l+1}),
-    precision-weighted: were p(x | z_l) a diagonal Gaussian in z_l, this would be its posterior.
-    Every KL has a closed form that is right, as the guide draws in the model's order. The model's
-    conditionals, an argument, are used and not owned: they are no parameters of the guide.
+    A deterministic network goes up: h_l = (μ̂_l, log σ̂_l) from h_{l−1}, with h_0 = x. Going down,
+    each h_l is combined with the model's p(z_l | z_{l+1}), weighted by precision: the posterior of
+    z_l, if p(x | z_l) were a diagonal Gaussian in z_l. Every KL is closed, as the guide draws in
+    the model's order. The model's conditionals are used by the guide; their parameters are the
+    model's.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         model: a model with ``latent_dims``, such as ``Hierarchical``.
         net: the network from the image; those above it are MLPs.
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
 
     Raises:
-        UserError: the model has no layers of latents.
+        UserError: the model has no layers of latents; widths for another number of levels.
+
+    Reference:
+        Sønderby et al. 2016, "Ladder Variational Autoencoders".
     """
 
     slot: ClassVar[str] = "guide"

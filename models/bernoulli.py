@@ -1,4 +1,4 @@
-"""The likelihood of binary pixels."""
+"""Bernoulli likelihood, for binary pixels."""
 
 from typing import Any
 
@@ -9,13 +9,24 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit
 
 
 class Bernoulli(Likelihood):
-    """x_d | z ~ Bernoulli(σ(l_d(z))): binary pixels, the decoder gives logits (AEVB, appendix C.1).
+    """x_d | z ~ Bernoulli(σ(l_d(z))): binary pixels; the decoder gives logits (AEVB, appendix C.1).
+
+    Example::
+
+        likelihood = models.Bernoulli((1, 8, 8), 8)  # p(x | z), 8 latent dimensions
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), appendix C.1.
     """
 
     kind = "mass"

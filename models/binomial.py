@@ -1,4 +1,4 @@
-"""The likelihood of grey levels that count."""
+"""Binomial likelihood, for grey levels as counts."""
 
 from typing import Any
 
@@ -14,15 +14,22 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, check_levels, inner_log
 class Binomial(Likelihood):
     """x_d | z ~ Binomial(L − 1, σ(l_d(z))): grey levels 0 … L − 1 as counts.
 
-    The embedded digits are such counts: of the 16 black and white dots that each pixel stands for.
-    ``levels`` is L; the command line fills it from the data.
+    The embedded digits are such counts: a pixel is the number of inked dots among 4 × 4.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        levels: L, the number of grey levels, 2 or more.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more; the command line takes it from the data.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Alpaydin and Kaynak 1998, "Optical Recognition of Handwritten Digits" (how the digits were
+        counted).
     """
 
     kind = "mass"

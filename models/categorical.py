@@ -1,4 +1,4 @@
-"""The likelihood of grey levels without an order."""
+"""Categorical likelihood, for grey levels without an order."""
 
 from typing import Any
 
@@ -11,18 +11,23 @@ from pyro_vae.nn.special import solve
 
 
 class Categorical(Likelihood):
-    """x_d | z ~ Categorical(softmax l_d(z)): a free probability for each grey level of each pixel
-    (van den Oord et al. 2016).
+    """x_d | z ~ Categorical(softmax l_d(z)): a free probability for each grey level of each pixel.
 
-    The levels are 0 … ``levels`` − 1, and the decoder gives so many outputs a pixel; the command
-    line fills ``levels`` from the data.
+    The decoder gives L outputs for each pixel; the levels are 0 … L − 1.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        levels: L, the number of grey levels, 2 or more.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more; the command line takes it from the data.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        van den Oord, Kalchbrenner and Kavukcuoglu 2016, "Pixel Recurrent Neural Networks".
     """
 
     kind = "mass"

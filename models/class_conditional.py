@@ -1,8 +1,7 @@
-"""A generative model of images whose classes are given."""
+"""Class-conditional generative model: a CVAE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,18 +13,24 @@ from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot
 
 
 class ClassConditional(DecodesClass, GenerativeModel):
-    """z ~ p(z), x ~ p(x | z, y): the class y is given, so that its log-likelihood is log p(x | y)
-    (Sohn et al. 2015).
+    """z ~ p(z), x ~ p(x | z, y): the class y is given, and the number is log p(x | y) (CVAE).
 
-    The decoder receives z and the class's one-hot code: the likelihood is built for ``latent_dim +
-    num_classes`` inputs (the command line does so, and takes ``num_classes`` from the data). Labels
-    are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``; images of chosen classes are
-    ``model(None, size=n, y=labels)``.
+    The decoder gets z and the one-hot code of y, so build the likelihood for ``latent_dim +
+    num_classes`` inputs (the command line does so). Labels are the named field ``y``:
+    ``pv.fit(model, guide, x, y=labels)``. Images of chosen classes are ``model(None, size=n,
+    y=labels)``.
 
     Args:
         prior: p(z), event shape ``(latent_dim,)``.
         likelihood: p(x | z, y), which decodes ``(B, latent_dim + num_classes)``.
         num_classes: the number of classes; labels are 0 … num_classes − 1.
+
+    Raises:
+        UserError: a likelihood of another number of inputs; later, labels that are no classes.
+
+    Reference:
+        Sohn, Lee and Yan 2015, "Learning Structured Output Representation using Deep Conditional
+        Generative Models".
     """
 
     def __init__(
@@ -37,11 +42,6 @@ class ClassConditional(DecodesClass, GenerativeModel):
         super().__init__(prior, likelihood)
         self.classes = OneHot(num_classes)
         self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
-
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are no classes of this model."""
-        if "y" in fields:
-            self.classes.check(fields["y"])
 
     def decoded(self, y: Tensor | None = None, **fields: Any) -> Tensor:
         """z and the class's code, ``(B, latent_dim + num_classes)``."""

@@ -1,4 +1,4 @@
-"""The likelihood of pixels in the unit interval."""
+"""Continuous Bernoulli likelihood, for pixels in [0, 1]."""
 
 import math
 from typing import Any
@@ -13,14 +13,21 @@ from pyro_vae.nn.special import solve
 
 
 class ContinuousBernoulli(Likelihood):
-    """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1] (Loaiza-Ganem &
-    Cunningham 2019).
+    """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1].
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Loaiza-Ganem and Cunningham 2019, "The Continuous Bernoulli: Fixing a Pervasive Error in
+        Variational Autoencoders".
     """
 
     kind = "density"

@@ -1,4 +1,4 @@
-"""The likelihood of grey levels as rounded real values; neither torch nor Pyro has such a law."""
+"""Discretized logistic likelihood, for ordered grey levels; neither torch nor Pyro has it."""
 
 from __future__ import annotations
 
@@ -23,20 +23,25 @@ code), one of e⁷ in the ends.
 
 
 class DiscretizedLogistic(Likelihood):
-    """x_d | z ~ a logistic, or a mixture of ``components``, rounded to the levels 0 … L − 1
-    (Salimans et al. 2017, equation 2).
+    """x_d | z ~ a logistic, or a mixture of ``components``, rounded to the levels 0 … L − 1.
 
-    The decoder gives a location and a log scale for each component of each pixel, on a scale on
-    which the levels lie in [−1, 1], and the mixture's logits. The command line fills ``levels``
-    from the data. Channels are independent given z.
+    The decoder gives a location and a log scale for each component of each pixel, in units in which
+    the levels are in [−1, 1], and the mixture's logits. Channels are independent given z.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        levels: L, the number of grey levels, 2 or more.
+        latent_dim: D, the number of dimensions of z.
+        levels: L, the number of grey levels, 2 or more; the command line takes it from the data.
         components: logistics in the mixture of each pixel.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Salimans et al. 2017, "PixelCNN++", equation 2.
     """
 
     kind = "mass"

@@ -1,4 +1,4 @@
-"""The flow prior."""
+"""Normalizing-flow prior."""
 
 from pyro import distributions as dist
 from torch import Tensor
@@ -10,17 +10,22 @@ from pyro_vae.nn.flows import check_depth, density_flow, unconditional
 class FlowPrior(Prior):
     """p(z) = N(f(z); 0, I) |det ∂f/∂z|, f a learned normalizing flow.
 
-    It has ``depth`` steps, each with layers of ``width`` units.
-    ``flow`` is ``RealNVP`` (affine coupling, Dinh et al. 2017), ``MAF`` (affine autoregressive,
-    Papamakarios et al. 2017) or ``NSF`` (rational-quadratic splines, Durkan et al. 2019). The
-    density, which training and evaluation need, takes one pass; a draw takes two passes a step for
-    RealNVP, ``latent_dim`` for the others.
+    The density, which training and evaluation need, takes one network pass a step. A draw takes two
+    passes a step with RealNVP, and D with the others.
 
     Args:
-        latent_dim: the number of dimensions of z.
-        flow: ``RealNVP``, ``MAF`` or ``NSF``.
-        depth: the number of steps of the flow.
+        latent_dim: D, the number of dimensions of z.
+        flow: ``RealNVP`` (affine coupling), ``MAF`` (affine autoregressive) or ``NSF``
+            (rational-quadratic splines).
+        depth: the number of steps.
         width: units in each of the two hidden layers of a step.
+
+    Raises:
+        UserError: an unknown flow, or a size that is not a whole number of 1 or more.
+
+    Reference:
+        Dinh, Sohl-Dickstein and Bengio 2017 (RealNVP); Papamakarios, Pavlakou and Murray 2017
+        (MAF); Durkan et al. 2019 (NSF).
     """
 
     def __init__(

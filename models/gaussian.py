@@ -1,6 +1,4 @@
-"""Likelihoods of real-valued pixels with a location and a scale: what they share, and the
-Gaussian.
-"""
+"""Gaussian likelihood, and the base class of location-scale likelihoods."""
 
 from __future__ import annotations
 
@@ -23,12 +21,10 @@ SCALES = ["learned", "per_image", "per_pixel"]
 
 
 class LocationScale(Likelihood):
-    """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard law (`law`).
+    """x_d | z = μ_d(z) + σ ε_d, with ε_d of a standard distribution (`law`): what Gaussian and
+    StudentT share.
 
-    ``scale`` is a number, ``learned`` (one σ, shared by all pixels), ``per_pixel`` (σ_d(z), a
-    second output of the decoder) or ``per_image`` (σ(z), the softplus of that output's mean over
-    the pixels). ``mean="sigmoid"`` holds μ in (0, 1), ``"tanh"`` in (−1, 1). ``min_scale`` is added
-    to a σ that depends on z.
+    The arguments are those of `Gaussian`.
     """
 
     kind = "density"
@@ -82,22 +78,27 @@ class LocationScale(Likelihood):
 
 
 class Gaussian(LocationScale):
-    """x_d | z ~ N(μ_d(z), σ²): pixels as real numbers (AEVB, appendix C.2).
-
-    ``scale`` is a number (1.0 is the textbook N(x; x̂, I)), ``learned`` (one σ, shared by all
-    pixels), ``per_pixel`` (σ_d(z), a second output of the decoder) or ``per_image``, N(x; f_μ(z),
-    f_σ(z)² I), f_σ being of that output's mean over the pixels. ``mean="sigmoid"`` holds μ in (0,
-    1), as AEVB does for the Frey faces, ``"tanh"`` in (−1, 1). ``min_scale`` is added to a σ of z,
-    without which a pixel that never varies has an unbounded density.
+    """x_d | z ~ N(μ_d(z), σ²): real-valued pixels (AEVB, appendix C.2).
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        scale: σ: a positive number, ``learned``, ``per_pixel`` or ``per_image``.
-        mean: ``identity``; ``sigmoid``, which keeps μ in (0, 1), or ``tanh``, in (−1, 1).
-        min_scale: what is added to a σ that depends on z, 0 or more.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        scale: σ, in units of a pixel: a positive number (1.0 is the textbook N(x; x̂, I));
+            ``learned`` (one, shared by all pixels); ``per_pixel`` (σ_d(z), a second output of the
+            decoder); or ``per_image`` (σ(z), from that output's mean over the pixels).
+        mean: ``identity``; ``sigmoid``, which keeps μ in (0, 1), as AEVB for the Frey faces; or
+            ``tanh``, in (−1, 1).
+        min_scale: added to a σ that depends on z, 0 or more. Without it a pixel that never varies
+            has an unbounded density.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a number out of its range, an unknown word or network.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), appendix C.2.
     """
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:

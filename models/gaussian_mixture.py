@@ -1,6 +1,4 @@
-"""The mixture of Gaussians: the baseline that a VAE on real pixels has to beat, and the way to it
-by EM.
-"""
+"""Gaussian mixture model, with EM: an exact baseline for real pixels."""
 
 from __future__ import annotations
 
@@ -16,12 +14,12 @@ from torch import Tensor, nn
 from torch.distributions.transforms import ReshapeTransform
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import number_of_images
+from pyro_vae.nn.conditional import StartsFromData, number_of_images
 from pyro_vae.nn.missing import check_missing, of_seen
 from pyro_vae.validation import check_choice, check_number, check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001
@@ -32,27 +30,32 @@ NUMBERS = 4_000_000
 """Of one block of EM: images × components × pixels."""
 
 
-class GaussianMixture(PyroModule):
+class GaussianMixture(StartsFromData, PyroModule):
     """c ~ Categorical(π), x | c ~ N(μ_c, Σ_c): a mixture of Gaussians, its log p(x) exact.
 
-    Bishop (2006), section 9.2. ``covariance`` is ``diagonal`` or ``full``. The guide is ``Empty``:
-    the engine sums the site ``component`` out. Every standard deviation (of a pixel given those
-    before it, where full) is at least ``min_scale``, without which a component on one image has an
-    unbounded density. Training starts from k-means of the training images.
+    It is the baseline that a VAE on real pixels has to beat. The guide is ``Empty``: the site
+    ``component`` is summed out. Every standard deviation (with full covariance: of a pixel given
+    those before it) is at least ``min_scale``, as a component on one image would have an unbounded
+    density. Training starts at k-means of the training images.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
         components: the number of Gaussians.
         covariance: ``diagonal`` or ``full``.
-        min_scale: the least standard deviation, a positive number.
-        missing: ``"nan"``, where a NaN marks what is missing; of diagonal covariances.
+        min_scale: the smallest standard deviation, a positive number, in units of a pixel.
+        missing: ``"nan"`` if a NaN marks a missing pixel; for diagonal covariances.
+
+    Raises:
+        UserError: a number out of its range, an unknown ``covariance``.
+
+    Reference:
+        Bishop 2006, "Pattern Recognition and Machine Learning", section 9.2.
     """
 
     slot: ClassVar[str] = "model"
     kind: ClassVar[str] = "density"
     observes: ClassVar[str] = "real"
     fitting_guides: ClassVar[tuple[str, ...]] = ("Empty",)
-    started: Tensor
 
     def __init__(
         self,
@@ -138,26 +141,26 @@ class GaussianMixture(PyroModule):
 
     # ---- starting, and EM
 
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether a training is to call `start_from_data` first: not again, once it has, or
-        `fit_em` has run.
-        """
-        return not bool(self.started)
-
     def start_from_data(self, data: TrainingImages) -> None:
         """`start_from` the images that are trained on."""
         self.start_from(data.sample)
 
     @torch.no_grad()
     def start_from(self, x: Tensor) -> None:
-        """Start at the k-means clusters of ``x``, ``(N, *event_shape)``, all with the covariance
-        within clusters, in place.
+        """Start at the k-means clusters of the images, all with the covariance within clusters, in
+        place.
 
-        A full one is shrunk towards a sphere (Ledoit & Wolf 2004).
+        A full covariance is shrunk towards a sphere.
+
+        Args:
+            x: images ``(N, *event_shape)``.
 
         Raises:
             UserError: fewer images than components.
+
+        Reference:
+            Ledoit and Wolf 2004, "A Well-Conditioned Estimator for Large-Dimensional Covariance
+            Matrices".
         """
         from sklearn.cluster import KMeans
         from sklearn.covariance import ledoit_wolf
@@ -198,16 +201,24 @@ class GaussianMixture(PyroModule):
 
     @torch.no_grad()
     def fit_em(self, x: Tensor, num_iters: int = 100) -> list[float]:
-        """Expectation maximisation on all of ``x``, ``(N, *event_shape)``, in place and in float64
-        (Bishop 2006, section 9.2.2).
+        """Fit by expectation maximisation (EM) on all images, in place, in float64.
 
         Each iteration sets q(c) = p(c | x), at which the ELBO is log p(x), and maximises that ELBO
-        in closed form: SVI with an exact guide and an exact step, so the mean log p(x), which is
-        returned before each iteration and after the last, never falls. It starts at k-means, unless
-        the model has been started or trained.
+        in closed form. So the mean log p(x) never falls. EM starts at k-means, unless the model has
+        been started or trained.
+
+        Args:
+            x: images ``(N, *event_shape)``.
+            num_iters: iterations.
+
+        Returns:
+            The mean log p(x) in nats before each iteration and after the last.
 
         Raises:
             UserError: fewer images than components; missing entries.
+
+        Reference:
+            Bishop 2006, section 9.2.2.
         """
         if bool(x.isnan().any()):
             raise UserError("fit_em takes whole images: train one with missing entries by fit")

@@ -1,4 +1,4 @@
-"""The generative model of a variational auto-encoder."""
+"""The generative model of a VAE: a prior and a likelihood."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,13 +13,25 @@ from pyro_vae.nn.conditional import ConditionalDistribution, number_of_images
 
 
 class GenerativeModel(PyroModule):
-    """z ~ p(z), x ~ p(x | z), independently for each image in the plate ``data``.
+    """z ~ p(z), x ~ p(x | z), independently for each image in the plate ``data``: the VAE's model.
 
     A model with other latents overrides `decoded`.
+
+    Example::
+
+        model = models.GenerativeModel(
+            models.StandardNormal(8), models.Bernoulli((1, 8, 8), 8)
+        )
 
     Args:
         prior: p(z), event shape ``(latent_dim,)``.
         likelihood: p(x | z), which decodes ``(B, latent_dim)``.
+
+    Raises:
+        UserError: before a run, a field ``offset`` that the likelihood does not take.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), section 2.1.
     """
 
     slot: ClassVar[str] = "model"
@@ -30,7 +42,7 @@ class GenerativeModel(PyroModule):
         self.likelihood = likelihood
 
     def decoded(self, **fields: Any) -> Tensor:
-        """The latents, sampled in the plate: what the likelihood decodes, ``(B, latent_dim)``."""
+        """Sample the latents in the plate; the likelihood decodes them, ``(B, latent_dim)``."""
         z: Tensor = pyro.sample("z", self.prior())
         return z
 

@@ -1,4 +1,4 @@
-"""A generative model with several layers of latents."""
+"""Hierarchical generative model: several layers of latents."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ from pyro_vae.protocols import hook
 class Hierarchical(GenerativeModel):
     """z_L ~ p(z_L), z_l | z_{l+1} ~ N(μ_l, diag σ_l²), x ~ p(x | z_1): L layers of latents.
 
-    As in Burda et al. (2016), equation 1. Sites ``z1`` … ``zL``, the top one drawn first.
-    ``latent_dims`` are their dimensions from the image upwards; by default there are two, twice
-    ``latent_dim`` below ``latent_dim`` (Burda's 100 + 50 at 50). The prior is that of z_L, the
-    likelihood decodes z_1; between two latents stands an MLP. ``hidden`` holds widths for every
-    level or, as ``((200, 200), (100, 100))``, each level's own from the image upwards, of which the
-    first is the likelihood's where that is built from its name.
+    The sites are ``z1`` … ``zL``; the top one is drawn first. The likelihood decodes z_1. An MLP is
+    between two layers. ``hidden`` has widths for every level, or those of each level from the image
+    upwards, as in ``((200, 200), (100, 100))``; the first are the likelihood's if that is built
+    from its name.
 
     Args:
         prior: p(z_L).
         likelihood: p(x | z_1).
-        latent_dims: the dimensions of z_1, …, z_L; by default those of the two parts.
-        net: that of a likelihood which is built from its name; its arguments are those of every
-            level.
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dims: the dimensions of z_1, …, z_L; by default those of the two parts. On the
+            command line by default two layers, ``2 · latent_dim`` and ``latent_dim``.
+        net: the network of a likelihood that is built from its name; its arguments are those of
+            every level.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
 
     Raises:
         UserError: dimensions that are not those of the prior and the likelihood.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equation 1.
     """
 
     fitting_guides: ClassVar[tuple[str, ...]] = ("BottomUp", "TopDown")

@@ -1,4 +1,4 @@
-"""Probabilistic principal component analysis: the VAE that is solved exactly."""
+"""Probabilistic PCA: the linear VAE, solved exactly."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ from pyro_vae.nn.mlp import MLP
 class LinearGaussian(GenerativeModel):
     """z ~ N(0, I), x ~ N(Wz + b, σ²I): probabilistic PCA, solved exactly.
 
-    Tipping & Bishop (1999): log p(x), posterior and maximum likelihood in closed form. It is
-    `GenerativeModel` with
-    both parts chosen, a ``StandardNormal`` prior and a ``Gaussian`` likelihood whose decoder is one
-    linear layer: the program is inherited, and what this class adds is what those two parts make
-    solvable. Its guide is ``ExactPosterior``; any other works as well, with the gap between ELBO
-    and `log_px` for all to see.
+    log p(x), the posterior and the maximum likelihood are in closed form. It is a `GenerativeModel`
+    with a ``StandardNormal`` prior and a ``Gaussian`` likelihood whose decoder is one linear layer.
+    Its guide is ``ExactPosterior``. Any other guide works too: then ELBO and `log_px` show its gap
+    exactly.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z, fewer than pixels for `fit_ml`.
-        missing: ``"nan"``, where a NaN marks what is missing: all is then of what is seen.
+        latent_dim: D, the number of dimensions of z; fewer than pixels for `fit_ml`.
+        missing: ``"nan"`` if a NaN marks a missing pixel: all is then about the observed pixels.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Tipping and Bishop 1999, "Probabilistic Principal Component Analysis".
     """
 
     kind, observes = "density", "real"
@@ -92,15 +96,23 @@ class LinearGaussian(GenerativeModel):
 
     @torch.no_grad()
     def fit_ml(self, x: Tensor) -> float:
-        """Maximum likelihood in closed form, in place; the mean log p(x) of ``x``, ``(N,
-        *event_shape)``, is returned.
+        """Maximum likelihood in closed form, in place.
 
-        With eigenvalues λ_1 ≥ … of the sample covariance: σ² = the mean of the D − L smallest, W =
-        U (Λ − σ²I)^½, b = the mean (equations 7 and 8).
+        With eigenvalues λ_1 ≥ … of the sample covariance: σ² is the mean of the D − L smallest, W =
+        U (Λ − σ²I)^½, b is the mean.
+
+        Args:
+            x: images ``(N, *event_shape)``.
+
+        Returns:
+            The mean log p(x) of ``x``, in nats.
 
         Raises:
-            UserError: as many latent dimensions as pixels, or data that lie in ``latent_dim``
+            UserError: as many latent dimensions as pixels, or data within ``latent_dim``
                 dimensions: σ would be 0.
+
+        Reference:
+            Tipping and Bishop 1999, equations 7 and 8.
         """
         x = x.to(self.bias.device)
         rows = x.flatten(1).double()

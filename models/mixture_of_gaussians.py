@@ -1,4 +1,4 @@
-"""The mixture prior."""
+"""Mixture-of-Gaussians prior."""
 
 import torch
 from pyro import distributions as dist
@@ -9,14 +9,20 @@ from pyro_vae.validation import check_whole
 
 
 class MixtureOfGaussians(Prior):
-    """p(z) = Σ_c π_c N(z; m_c, diag s_c²), weights, means and scales learned.
+    """p(z) = Σ_c π_c N(z; m_c, diag s_c²): weights, means and scales are learned.
 
-    There are ``components`` of them.
-    It starts near N(0, I): means at draws of N(0, 0.3² I), scales 1, weights equal.
+    It starts near N(0, I): means at draws of N(0, 0.3² I), scales 1, equal weights.
 
     Args:
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         components: the number of Gaussians.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more.
+
+    Reference:
+        Dilokthanakul et al. 2016, "Deep Unsupervised Clustering with Gaussian Mixture VAEs";
+        Tomczak and Welling 2018, "VAE with a VampPrior" (as a baseline).
     """
 
     def __init__(self, latent_dim: int, components: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""The likelihood of counts that vary more than a Poisson's."""
+"""Negative binomial likelihood, for overdispersed counts."""
 
 from typing import Any
 
@@ -13,22 +13,27 @@ from pyro_vae.nn.special import log_gamma_ratio
 
 
 class NegativeBinomial(Counts):
-    """x_d | z ~ NB(mean e^o softplus(l_d(z)), r): counts of variance m + m²/r; Poisson in the limit
-    r → ∞.
+    """x_d | z ~ NB(mean e^o softplus(l_d(z)), r): counts of variance m + m²/r; r → ∞ is the
+    Poisson.
 
-    ``total_count`` is r: a positive number, ``learned`` (one, shared by all pixels), or
-    ``per_pixel`` (r_d(z), a second output of the decoder). o is 0, or the field ``offset`` of the
-    data, the log of the row's size. With ``zero_inflation`` a pixel is 0 with a further
-    probability.
+    o is 0, or the field ``offset`` of the data: the log of the row's size (its exposure).
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        total_count: r: a positive number, ``learned`` or ``per_pixel``.
-        zero_inflation: ``learned`` (one probability, shared by all pixels), ``per_pixel`` (a
-            further output of the decoder), or None.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        total_count: r: a positive number, ``learned`` (one, shared by all pixels), or ``per_pixel``
+            (r_d(z), a second output of the decoder).
+        zero_inflation: a further probability of 0: ``learned`` (one, shared by all pixels),
+            ``per_pixel`` (a further output of the decoder), or None.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Lopez et al. 2018, "Deep Generative Modeling for Single-Cell Transcriptomics".
     """
 
     log_total_count: Tensor

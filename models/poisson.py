@@ -1,6 +1,4 @@
-"""Likelihoods of counts: what they share, a positive rate, a row's size and more zeros than the law
-has; and the Poisson's.
-"""
+"""Poisson likelihood, and the base class of likelihoods of counts (offset, zero inflation)."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from pyro_vae.nn.conditional import Likelihood, NetSpec, output_of, rate_of
 from pyro_vae.validation import check_choice
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 GATE = -2.0
 """The logit of a zero that is none of the law's, at the start: 12%."""
@@ -87,19 +85,24 @@ class Counts(Likelihood):
 
 
 class Poisson(Counts):
-    """x_d | z ~ Poisson(e^o softplus(l_d(z))): grey levels or photons as counts 0, 1, 2, …, without
-    an upper end.
+    """x_d | z ~ Poisson(e^o softplus(l_d(z))): counts 0, 1, 2, … without a largest value.
 
-    o is 0, or the field ``offset`` of the data, the log of the row's size. With
-    ``zero_inflation`` a pixel is 0 with a further probability.
+    o is 0, or the field ``offset`` of the data: the log of the row's size (its exposure).
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        zero_inflation: ``learned`` (one probability, shared by all pixels), ``per_pixel`` (a
-            further output of the decoder), or None.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        zero_inflation: a further probability of 0: ``learned`` (one, shared by all pixels),
+            ``per_pixel`` (a further output of the decoder), or None.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a size that is not a whole number of 1 or more, or an unknown network.
+
+    Reference:
+        Lambert 1992, "Zero-Inflated Poisson Regression" (zero inflation).
     """
 
     def __init__(

@@ -1,8 +1,7 @@
-"""A generative model of images whose classes are known for a few."""
+"""Semi-supervised generative model (M2)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyro
@@ -13,46 +12,52 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.nn.conditional import ConditionalDistribution
+from pyro_vae.nn.conditional import (
+    ConditionalDistribution,
+    StartsFromData,
+    number_of_images,
+)
 from pyro_vae.nn.one_hot import NUM_CLASSES, DecodesClass, OneHot, is_known
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 SHARE = 0.1
 
 
-class SemiSupervised(DecodesClass, PyroModule):
-    """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), the class y a latent of which some are known
-    (Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models").
+class SemiSupervised(DecodesClass, StartsFromData, PyroModule):
+    """M2: y ~ uniform, z ~ p(z), x ~ p(x | z, y), a class y that is known for some images.
 
-    Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 where
-    the class is not known. The guide of the same name is its ``encoder``: it has q(y | x), sums y
-    out where it is unknown, and sets it where it is known. In train mode the known classes are also
-    observed by q(y | x), at the site ``label``, α times each (their equation 9): a part of the
-    training's ``reconstruction``, and of no log p(x). ``alpha`` is α for one labelled image, and
-    0.1 · N / N_labelled of the training set where it is left out. The likelihood is built for
-    ``latent_dim + num_classes`` inputs (the command line does so). Images of chosen classes are
-    ``model(None, size=n, y=labels)``.
+    Labels are the named field ``y``: ``pv.fit(model, guide, x, y=labels)``, whole numbers, −1 for
+    an unknown class. The guide ``SemiSupervised`` is its ``encoder``: it has q(y | x), sums y out
+    where it is unknown, and sets it where it is known. In train mode q(y | x) also observes the
+    known classes, at the site ``label``, α times each. That term is part of the training's
+    ``reconstruction`` and of no log p(x). Images of chosen classes are ``model(None, size=n,
+    y=labels)``.
 
     Args:
         prior: p(z).
-        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs.
+        likelihood: p(x | z, y), of ``latent_dim + num_classes`` inputs (the command line builds it
+            so).
         encoder: the guide, which has q(y | x).
         num_classes: the number of classes.
-        alpha: α for one labelled image; by default 0.1 · N / N_labelled.
+        alpha: α for one labelled image; by default 0.1 · N / N_labelled of the training set.
 
     Raises:
-        UserError: a likelihood of other inputs; a negative ``alpha``; labels, and an encoder
-            without q(y | x).
+        UserError: a likelihood of another number of inputs; a negative ``alpha``; labels, and an
+            encoder without q(y | x).
+
+    Reference:
+        Kingma et al. 2014, "Semi-supervised Learning with Deep Generative Models", equations 6 to
+        9.
     """
 
     slot: ClassVar[str] = "model"
+    unknown: ClassVar[bool] = True
     fitting_guides: ClassVar[tuple[str, ...]] = ("SemiSupervised",)
 
     weight: Tensor
-    started: Tensor
 
     def __init__(
         self,
@@ -72,16 +77,6 @@ class SemiSupervised(DecodesClass, PyroModule):
         self.register_buffer("started", torch.tensor(alpha is not None))
         self.check_inputs(likelihood, prior.event_shape.numel(), num_classes)
 
-    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
-        """A ``UserError`` for labels that are neither −1 nor classes of this model."""
-        if "y" in fields:
-            self.classes.check(fields["y"], unknown=True)
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether α is still to come from the training set."""
-        return not bool(self.started)
-
     @torch.no_grad()
     def start_from_data(self, data: TrainingImages) -> None:
         """α = 0.1 · N / N_labelled."""
@@ -97,12 +92,7 @@ class SemiSupervised(DecodesClass, PyroModule):
         """Observe ``x`` ``(B, *event_shape)``, in training with the classes ``y`` ``(B,)`` that are
         known; or generate ``size`` images, of the classes ``y`` if they are given.
         """
-        num_images = size if x is None else x.shape[0]
-        if num_images is None:
-            raise ValueError(
-                "the model was given neither images nor a size: call model(x), or "
-                "model(None, size=n)"
-            )
+        num_images = number_of_images(x, size)
         (encoder,) = self._encoder
         classify = hook(encoder, "classify")
         if classify is None and x is not None and y is not None:

@@ -1,4 +1,4 @@
-"""The textbook prior."""
+"""Standard normal prior."""
 
 import torch
 from pyro import distributions as dist
@@ -8,10 +8,16 @@ from pyro_vae.nn.conditional import Prior
 
 
 class StandardNormal(Prior):
-    """p(z) = N(0, I) on ``latent_dim`` dimensions.
+    """p(z) = N(0, I) on ``latent_dim`` dimensions: the prior of AEVB.
 
     Args:
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
+
+    Raises:
+        UserError: ``latent_dim`` is not a whole number of 1 or more.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), appendix B.
     """
 
     loc: Tensor

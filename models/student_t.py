@@ -1,4 +1,4 @@
-"""The heavy-tailed likelihood of real-valued pixels."""
+"""Student-t likelihood, for real pixels with outliers."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pyro import distributions as dist
 from pyro_vae.models.gaussian import LocationScale
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.nn.conditional import number_or_word
 from pyro_vae.nn.net import NetSpec
@@ -14,23 +14,30 @@ from pyro_vae.nn.special import log_gamma_ratio
 
 
 class StudentT(LocationScale):
-    """x_d | z ~ t_ν(μ_d(z), σ): real pixels, a few of which may lie far off (Takahashi et al.
-    2018).
+    """x_d | z ~ t_ν(μ_d(z), σ): real-valued pixels with heavy tails, for data with outliers.
 
-    ``df`` is ν, a positive number or ``learned`` (one, shared by all pixels); ``scale``, ``mean``
-    and ``min_scale`` are those of `Gaussian`, which is the limit ν → ∞. Pictures show μ: for ν ≤ 1
-    the law has no mean.
+    The limit ν → ∞ is the `Gaussian`. Pictures show μ; for ν ≤ 1 the distribution has no mean.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
-        df: ν: a positive number, or ``learned``.
-        scale: σ: a positive number, ``learned`` or ``per_pixel``.
-        mean: ``identity``, or ``sigmoid``, which keeps μ in (0, 1).
-        min_scale: what is added to a per-pixel σ, 0 or more.
-        net: the decoder: a name, a call, a class, or a module that is ready (`make_decoder`).
-        **net_args: the network's own arguments, such as ``hidden=(200, 200)``.
+        latent_dim: D, the number of dimensions of z.
+        df: ν, degrees of freedom: a positive number, or ``learned`` (one, shared by all pixels).
+        scale: σ, in units of a pixel: a positive number, ``learned``, ``per_pixel`` or
+            ``per_image``, as of `Gaussian`.
+        mean: ``identity``; ``sigmoid``, which keeps μ in (0, 1); or ``tanh``, in (−1, 1).
+        min_scale: added to a σ that depends on z, 0 or more.
+        net: the decoder network: a name, a call such as ``"MLP(hidden=(200,))"``, a class, or an
+            ``nn.Module`` that maps ``(rows, latent_dim)`` to ``(rows, per_pixel · C, …)``.
+        **net_args: arguments of the network, such as ``hidden=(200, 200)``.
+
+    Raises:
+        UserError: a number out of its range, an unknown word or network.
+
+    Reference:
+        Takahashi et al. 2018, "Student-t Variational Autoencoder for Robust Density Estimation".
     """
+
+    log_df: Tensor
 
     def __init__(
         self,
@@ -45,10 +52,8 @@ class StudentT(LocationScale):
     ) -> None:
         fixed = number_or_word("df of StudentT", df, ["learned"], "ν")
         super().__init__(event_shape, latent_dim, scale, mean, min_scale, net, **net_args)
-        if fixed is not None:
-            self.register_buffer("log_df", torch.tensor(fixed).log())
-        else:  # tails that still have a variance, and are seen to be heavy
-            self.log_df = nn.Parameter(torch.tensor(4.0).log())
+        # tails that still have a variance, and are seen to be heavy
+        self.log_of("df", fixed, start=4.0)
 
     def law(self, location: Tensor, scale: Tensor) -> dist.TorchDistribution:
         """t_ν(μ, σ)."""

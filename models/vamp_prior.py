@@ -1,8 +1,9 @@
-"""The variational mixture of posteriors."""
+"""VampPrior: variational mixture of posteriors."""
 
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from math import log
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from pyro_vae.errors import UserError
 from pyro_vae.nn import Net
-from pyro_vae.nn.conditional import Prior, in_order
+from pyro_vae.nn.conditional import Prior, StartsFromData, in_order
 from pyro_vae.protocols import Local, hook
 from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 MOST_PASSES = 5000
 """Of a flow's networks for the density of one z, without a warning: for 100 images, 1 s (IAF) to 12
@@ -40,30 +41,29 @@ class _EvenMixture(dist.MixtureSameFamily):
         return log_prob
 
 
-class VampPrior(Prior):
-    """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c.
+class VampPrior(StartsFromData, Prior):
+    """p(z) = 1/C Σ_c q(z | u_c), the guide's own q at learned pseudo-inputs u_c (VampPrior).
 
-    There are C = ``components`` of them (Tomczak & Welling 2018, equation 9).
-    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. Its parameters
-    are the guide's, not the model's: freezing or saving one leaves the other alone, and the density
-    depends on both. Pseudo-inputs have pixels in (0, 1), σ of what is learned, times the encoder's
-    ``input_scale``; the first `fit` puts them at training images. Each z is scored under every
-    component, at the price of ``components`` times the encoder's ``scoring_passes``: with an
-    autoregressive flow, which inverts each z under each component, take few of them; a warning says
-    so.
+    ``encoder`` is the guide: ``local(u)`` gives η, ``build(η)`` the distribution. The encoder's
+    parameters are the guide's: freezing or saving one program leaves the other alone. Pseudo-inputs
+    have pixels in (0, 1), σ of what is learned, times the encoder's ``input_scale``; the first
+    `fit` puts them at training images. Each z is scored under every component, which costs C times
+    the encoder's ``scoring_passes``. An autoregressive flow inverts each z under each component:
+    take few of them there; a warning says so.
 
     Args:
         event_shape: the shape of one image, such as ``(1, 28, 28)``.
-        latent_dim: the number of dimensions of z.
+        latent_dim: D, the number of dimensions of z.
         encoder: the guide, with ``local`` and ``build`` (`pyro_vae.protocols.Local`).
         components: C, the number of pseudo-inputs.
 
     Raises:
-        UserError: the encoder gives no density at z of another image (a table, a point mass, a
+        UserError: the encoder has no density at a z of another image (a table, a point mass, a
             planar flow, a guide of images with classes).
-    """
 
-    started: Tensor
+    Reference:
+        Tomczak and Welling 2018, "VAE with a VampPrior", equation 9.
+    """
 
     def __init__(
         self, event_shape: tuple[int, ...], latent_dim: int, encoder: Any, components: int = 500
@@ -83,13 +83,6 @@ class VampPrior(Prior):
     def pseudo_inputs(self) -> Tensor:
         """u, ``(components, *event_shape)``."""
         return self.input_scale * self.pseudo_logits.sigmoid()
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether `start_from_data` is still to come; a prior that was trained and loaded has had
-        its start.
-        """
-        return not bool(self.started)
 
     def start_from_data(self, data: TrainingImages) -> None:
         """`start_from` the images that are trained on."""
@@ -121,18 +114,14 @@ class VampPrior(Prior):
                 "MeanField"
             )
         modes = [(module, module.training) for module in encoder.modules()]
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                encoder.eval()
-                law = encoder.build(encoder.local(self.pseudo_inputs[:2].detach()))
-                scores = bool(law.log_prob(law.sample().flip(0)).isfinite().all())
-        except (
-            Exception
-        ):  # a flow that has no inverse, a table without these rows: each says no in its own way
-            scores = False
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        scores = False
+        # a flow that has no inverse, a table without these rows: each says no in its own way
+        with suppress(Exception), torch.random.fork_rng(devices=[]), torch.no_grad():
+            encoder.eval()
+            law = encoder.build(encoder.local(self.pseudo_inputs[:2].detach()))
+            scores = bool(law.log_prob(law.sample().flip(0)).isfinite().all())
+        for module, mode in modes:
+            module.training = mode
         if not scores:
             raise UserError(
                 "VampPrior needs the density q(z | u) of any z for any image u. The guide "

@@ -1,4 +1,4 @@
-"""``python -m pyro_vae`` is ``pyro-vae``."""
+"""``python -m pyro_vae``: the command line ``pyro-vae``."""
 
 import sys
 

@@ -1,5 +1,5 @@
-"""State of the process that changes a number: autocast, the precision of products, and whose turn
-it is.
+"""Process-wide settings that change a number: autocast, matrix-product precision, one thread at a
+time.
 
 An evaluation sets autocast off and products to float32, and says in its protocol what it takes as
 it is: the default dtype, deterministic mode, the number of threads. A training takes all of it as
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from pyro_vae.errors import UserError
 
@@ -89,6 +91,34 @@ def products_as(precision: str) -> Iterator[None]:
     finally:
         for each, before in reversed(changed):
             each.fp32_precision = before
+
+
+class BFloat16Products(TorchFunctionMode):
+    """What torch's autocast computes in bfloat16, products of float32 numbers, goes on in float32:
+    draws, densities and their sums.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The function's result."""
+        found = func(*args, **(kwargs or {}))
+        rounded = isinstance(found, Tensor) and found.dtype == torch.bfloat16
+        return found.float() if rounded else found
+
+
+@contextmanager
+def products_rounded(kind: str) -> Iterator[None]:
+    """Products in bfloat16 on this kind of device, and all else in float32."""
+    with torch.autocast(kind, torch.bfloat16, cache_enabled=False), BFloat16Products():
+        yield
+
+
+def need_float32(precision: str, dtype: torch.dtype | None) -> None:
+    """Raise a ``UserError`` where parameters of this dtype have no products to be rounded."""
+    if dtype not in (None, torch.float32):
+        raise UserError(
+            f"precision={precision!r} rounds float32 products, but these parameters are "
+            f"{_name(dtype)}: call .float() on model and guide, or leave precision out"
+        )
 
 
 @contextmanager

@@ -1,6 +1,4 @@
-"""Several processes at one piece of work (torchrun): what they divide, what they add up, and what
-the first one does alone.
-"""
+"""Several processes (torchrun): how they divide work, add up results, and agree."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
+from itertools import count, islice
 from typing import Any, TypeVar
 
 import torch
@@ -45,14 +43,26 @@ class Lost(Failure):
     of_another = True
 
 
-class Alone:
-    """One process: the first and only one. What several do together, it does by doing nothing."""
+class Group:
+    """The processes that torch.distributed has initialised, ``size`` of them, this one being number
+    ``rank``; or one process, which does what several do together by doing nothing.
 
-    rank, size = 0, 1
+    Small values go over gloo, by a group of their own where `begun` has made it; gradients over the
+    backend of their device. Where another process has died: `Lost`.
+    """
+
     reduce: Callable[[Sequence[Tensor], Tensor], None] | None = None
     """Between backward and update: averages the gradients, adds up the figures; None where there is
     nothing to do.
     """
+
+    def __init__(self) -> None:
+        self.rank, self.size, self.small = 0, 1, _of_small_values
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            self.rank, self.size = dist.get_rank(), dist.get_world_size()
+            self.reduce = self._reduce
+            gloo = self.small is not None or "gloo" in dist.get_backend_config()
+            self.host = torch.device("cpu" if gloo else "cuda")
 
     @property
     def first(self) -> bool:
@@ -60,145 +70,91 @@ class Alone:
         return self.rank == 0
 
     def seed_of(self, seed: int) -> int:
-        """This process's own seed, out of one that all have."""
-        return seed
+        """This process's own seed, out of one that all have; the first one keeps that of a training
+        by one process.
+        """
+        return mix(seed, self.rank) % 2**32 if self.rank else seed
 
     def begin_step(self, seed: int, step: int, device: torch.device) -> None:
-        """Before a training step's noise is drawn, where there are several."""
+        """Before a training step's noise is drawn. Of several processes it is a function of (seed,
+        rank, step): a checkpoint need not hold every process's generators.
+        """
+        if self.size > 1:
+            set_generators(mix(seed, self.rank, step), device)
 
     def share(self, batches: Iterator[Result]) -> Iterator[Result]:
-        """One in ``size`` of them, the first process's being the first."""
-        return batches
+        """Numbers rank, rank + size, … of them."""
+        return islice(batches, self.rank, None, self.size)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give the tensors, in place, the values of the first process's."""
+        """Give the tensors, in place, the values of the first process's: as bytes, which any backend
+        takes.
+        """
+        for tensor in tensors if self.size > 1 else ():
+            if tensor.numel():
+                sent = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+                self._told(dist.broadcast, sent, 0)
+                tensor.detach().copy_(sent.view(tensor.dtype).view(tensor.shape))
 
     def add(self, tensor: Tensor) -> None:
         """Sum over the processes, in place."""
+        self._told(dist.all_reduce, tensor)
 
     def largest(self, *numbers: int) -> tuple[int, ...]:
         """Of each number the largest that a process has: what one wants, all do."""
-        return numbers
+        if self.size == 1:
+            return numbers
+        held = torch.tensor(numbers, device=self.host)
+        self._told(dist.all_reduce, held, dist.ReduceOp.MAX, self.small)
+        return tuple(held.tolist())
 
     def gather(self, value: Result) -> list[Result]:
         """Each process's value, in their order."""
-        return [value]
+        found = [value] * self.size
+        self._told(dist.all_gather_object, found, value, self.small)
+        return found
 
     def once(self, work: Callable[[], Result]) -> Result:
-        """What ``work`` gives, done by the first process."""
-        return work()
+        """What ``work`` gives, done by the first process, and told to the others; where it fails
+        there, the others are told by its absence.
+        """
+        held: list[Any] = [work() if self.first else None]
+        self._told(dist.broadcast_object_list, held, 0, self.small)
+        return held[0]
 
     def after_the_first(self, work: Callable[[], Result]) -> Result:
         """What ``work`` gives here, where the first process has done it before (and made the files
         that it makes).
         """
-        return work()
-
-
-class Several(Alone):
-    """One process of a group that torch.distributed has initialised: ``size`` of them, this one
-    being number ``rank``.
-
-    Small values go over gloo, by a group of their own where `begun` has made it; gradients over the
-    backend of their device. Where another process has died: `Lost`.
-    """
-
-    def __init__(self) -> None:
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.reduce = self._reduce
-        self.small = _of_small_values
-        gloo = self.small is not None or "gloo" in dist.get_backend_config()
-        self.host = torch.device("cpu" if gloo else "cuda")
-
-    def seed_of(self, seed: int) -> int:
-        """Its own; the first process keeps the seed of a training by one process."""
-        return mix(seed, self.rank) % 2**32 if self.rank else seed
-
-    def begin_step(self, seed: int, step: int, device: torch.device) -> None:
-        """The noise is a function of (seed, rank, step): a checkpoint need not hold every process's
-        generators.
-        """
-        set_generators(mix(seed, self.rank, step), device)
-
-    def share(self, batches: Iterator[Result]) -> Iterator[Result]:
-        """Numbers rank, rank + size, …"""
-        return (batch for number, batch in enumerate(batches) if number % self.size == self.rank)
-
-    def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """As bytes, one message for each device."""
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for tensor in tensors:
-            if tensor.numel():
-                by_device.setdefault(tensor.device, []).append(tensor.detach())
-        for group in by_device.values():
-            parts = [tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in group]
-            flat = torch.cat(parts)
-            with _noticing():
-                dist.broadcast(flat, 0)
-            for tensor, part in zip(group, flat.split([len(part) for part in parts]), strict=True):
-                # cloned: a slice of bytes need not begin where a number may
-                tensor.copy_(part.clone().view(tensor.dtype).view(tensor.shape))
-
-    def add(self, tensor: Tensor) -> None:
-        """An all-reduce."""
-        with _noticing():
-            dist.all_reduce(tensor)
-
-    def largest(self, *numbers: int) -> tuple[int, ...]:
-        """An all-reduce of a few integers."""
-        held = torch.tensor(numbers, device=self.host)
-        with _noticing():
-            dist.all_reduce(held, dist.ReduceOp.MAX, self.small)
-        return tuple(held.tolist())
-
-    def gather(self, value: Result) -> list[Result]:
-        """Each process's, on all of them."""
-        found: list[Any] = [None] * self.size
-        with _noticing():
-            dist.all_gather_object(found, value, self.small)
-        return found
-
-    def once(self, work: Callable[[], Result]) -> Result:
-        """Done by the first process, and told to the others; where it fails there, the others are
-        told by its absence.
-        """
-        held = [work() if self.first else None]
-        with _noticing():
-            dist.broadcast_object_list(held, 0, self.small)
-        return held[0]  # type: ignore[return-value]
-
-    def after_the_first(self, work: Callable[[], Result]) -> Result:
-        """The others wait."""
         found = work() if self.first else None
         self.largest(0)
         return found if self.first else work()  # type: ignore[return-value]
 
     def _reduce(self, gradients: Sequence[Tensor], sums: Tensor) -> None:
-        """The gradients' mean, a bucket for each dtype, and the sum of the figures."""
-        buckets: dict[torch.dtype, list[Tensor]] = {}
-        for gradient in gradients:
-            buckets.setdefault(gradient.dtype, []).append(gradient)
-        for bucket in buckets.values():
-            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-            self.add(flat)
-            flat /= self.size
-            parts = flat.split([gradient.numel() for gradient in bucket])
-            torch._foreach_copy_(
-                bucket,
-                [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)],
-            )
+        """The gradients' mean, in one message, and the sum of the figures."""
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.add(flat)
+        parts = (flat / self.size).split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(
+            list(gradients),
+            [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)],
+        )
         self.add(sums)
 
+    def _told(self, call: Callable[..., object], *what: Any) -> None:
+        """Take part in this call of torch.distributed's; of a connection that broke, `Lost`."""
+        if self.size > 1:
+            try:
+                call(*what)
+            except RuntimeError as error:
+                raise Lost(
+                    f"another process of the {self.size} has ended ({_first_line(error)})"
+                ) from error
 
-def current() -> Alone:
-    """The group that this process belongs to: that of torch.distributed where it is initialised,
-    else itself.
-    """
-    return (
-        Several()
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        else Alone()
-    )
+
+def current() -> Group:
+    """The group that this process belongs to."""
+    return Group()
 
 
 @contextmanager
@@ -270,17 +226,6 @@ def _take_device(device: str) -> torch.device:
     own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", torchrun.rank())))
     torch.cuda.set_device(own)
     return own
-
-
-@contextmanager
-def _noticing() -> Iterator[None]:
-    """Turn the error of a connection that broke into `Lost`."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise Lost(
-            f"another process of the {dist.get_world_size()} has ended ({_first_line(error)})"
-        ) from error
 
 
 def _first_line(error: BaseException) -> str:

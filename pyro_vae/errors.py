@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the user's, and the sentence that suggests what was meant."""
+"""The exception for user errors, and helpers for its sentences ("did you mean …")."""
 
 import difflib
 import re
@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one clear line naming what was wrong, what was expected, and what to
-    do.
+    """A mistake in what the user gave: one sentence on what was wrong, what was expected, and what
+    to do.
 
-    The command line prints the line without a traceback and exits with code 2.
+    The command line prints the sentence without a traceback, and exits with code 2.
     """
 
 

@@ -1,5 +1,4 @@
-"""What is given to programs beside x: kept as tensors with one row an image, and handed over as it
-was given.
+"""Named fields: what the programs get besides x, as tensors with one row for each image.
 
 A batch is rows, so whatever a caller gives, a nested dict, a packed sequence or one number for all
 images, is kept by its rows under names of the kind `Part`. `arguments` makes of a batch's rows what

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or a crash, finds it whole: the old one or the new one."""
+"""Atomic file writes: a reader finds the old file or the new one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` beside ``path``, force it to the disk, and put it in the place of ``path``."""
+    """Write ``content`` to a new file, flush it to the disk, and rename it to ``path``."""
     write_in_order({path: content})
 
 

@@ -1,4 +1,4 @@
-"""Numbers and names in printed lines, and results that print themselves."""
+"""Formatting of numbers and names, and the base classes of results that print themselves."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def standard_error(values: Tensor) -> float:
 
 
 class Printed:
-    """What ``print`` shows is also its ``repr``, and what a notebook shows; of dataclasses too, which
-    would write a ``repr`` of their own.
+    """What ``print`` shows is also its ``repr``, and what a notebook shows; of dataclasses too,
+    which would write a ``repr`` of their own.
     """
 
     def __init_subclass__(cls, **rest: Any) -> None:

@@ -1,6 +1,4 @@
-"""How much memory there may be, whether an error says that there was too little, and what is freed
-kept for the next tensor.
-"""
+"""Memory: how much is available, out-of-memory errors, and freeing what torch keeps."""
 
 from __future__ import annotations
 
@@ -43,7 +41,7 @@ def limit() -> int:
 
 
 def refuse_beyond(num_bytes: float, what: str, advice: str) -> None:
-    """A ``UserError`` where so many bytes can't be had: before the work is begun, not in its midst."""
+    """A ``UserError`` if so many bytes can't be had, before the work is begun."""
     if num_bytes > (most := limit()):
         raise UserError(
             f"{what} takes {in_words(num_bytes)}, and there are {in_words(most)}: {advice}"

@@ -1,4 +1,4 @@
-"""Progress bars: redrawn as time goes by on a screen, now and then in a log."""
+"""Progress bars."""
 
 from __future__ import annotations
 

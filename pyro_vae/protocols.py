@@ -1,4 +1,4 @@
-"""What a part may have beside its Pyro program: five protocols of optional hooks.
+"""Protocols of parts: the optional hooks that a part may have besides its Pyro program.
 
 A part has the hooks that it needs and inherits nothing for them. `Local` and `DataStart` are two
 methods that belong together, and are asked for by ``isinstance``; of the others each stands alone,
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyro.distributions import TorchDistribution
     from torch import Tensor
 
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 
 class Part(Protocol):

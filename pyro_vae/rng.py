@@ -1,4 +1,4 @@
-"""Seeds: what may be one, one out of several, and torch's generators set to one."""
+"""Random seeds: checked, mixed, and set for a part of the code."""
 
 from __future__ import annotations
 

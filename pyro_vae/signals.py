@@ -1,6 +1,4 @@
-"""How a command ends otherwise than well: a failure in one line, or a signal, each with its exit
-code.
-"""
+"""Signals and failures: how a command ends, and its exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ DONE, FAILED, MISTAKEN = 0, 1, 2
 
 
 class Failure(RuntimeError):
-    """A failure that is not the user's mistake, told in one line without a traceback (exit code 1)."""
+    """A failure that is not the user's mistake: one line, no traceback, exit code 1."""
 
     of_another = False  # whether it is another process that failed
 
@@ -40,7 +38,7 @@ class Stopped(BaseException):
 
 
 class Waiting:
-    """A signal that waits for a good moment: ``signal`` is the `Stopped` to raise there, or None."""
+    """A signal that waits for a safe moment: ``signal`` is the `Stopped` to raise, or None."""
 
     def __init__(self) -> None:
         self.signal: Stopped | None = None
@@ -51,8 +49,8 @@ _waiting: Waiting | None = None
 
 @contextmanager
 def stopping() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into a `Stopped`, at once or where `postponed` says; a
-    second one ends the process.
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a `Stopped`, at once or where `postponed` says;
+    a second one ends the process.
     """
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield

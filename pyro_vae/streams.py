@@ -1,11 +1,11 @@
-"""Standard output and error as accessories: lost, closed, full or not UTF-8, they end no work."""
+"""Standard output and error: a closed, full or non-UTF-8 stream ends no work."""
 
 from __future__ import annotations
 
 import os
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -29,24 +29,19 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """The number of characters, written or not."""
-        if self.error is None:
-            try:
-                self.stream.write(printable(text))
-            except OSError as error:
-                self.error = error
-            except ValueError as error:  # of a closed file
-                self.error = OSError(str(error))
+        self._try(lambda: self.stream.write(printable(text)))
         return len(text)
 
     def flush(self) -> None:
         """What fails is kept."""
+        self._try(self.stream.flush)
+
+    def _try(self, work: Callable[[], Any]) -> None:
         if self.error is None:
             try:
-                self.stream.flush()
-            except OSError as error:
-                self.error = error
-            except ValueError as error:
-                self.error = OSError(str(error))
+                work()
+            except (OSError, ValueError) as error:  # ValueError: of a closed file
+                self.error = error if isinstance(error, OSError) else OSError(str(error))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

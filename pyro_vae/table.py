@@ -1,4 +1,4 @@
-"""A table of short texts: for a terminal, a notebook, a Markdown page, a spreadsheet."""
+"""Tables of short texts: for a terminal, a notebook, Markdown, CSV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is given as data becomes tensors: images, floating-point numbers."""
+"""Conversion of data to tensors: images, floating-point numbers."""
 
 from __future__ import annotations
 

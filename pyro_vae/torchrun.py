@@ -1,6 +1,4 @@
-"""What torchrun tells each process that it starts, and how they end together: one line in all, one
-exit code.
-"""
+"""The environment that torchrun gives each process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that are numbers or words: what is expected of one, in a line."""
+"""Validation of arguments that are numbers or words."""
 
 from collections.abc import Iterable
 from math import inf

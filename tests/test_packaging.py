@@ -101,7 +101,7 @@ def test_tests_import_nothing_from_each_other() -> None:
             assert "sys.path" not in changed(path), path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The distributions
 
 
@@ -168,7 +168,8 @@ def test_the_wheel_is_the_package(wheel: Path) -> None:
     """Every module is in it, and nothing else; its metadata are pyproject's."""
     expected = {"pyro_vae/py.typed"}
     for folder, package in FOLDERS.items():
-        for file in (ROOT / folder).rglob("*.py"):
+        every = ("*.py", "*.pyi", "*.py.txt")
+        for file in (path for each in every for path in (ROOT / folder).rglob(each)):
             expected.add(f"{package}/{file.relative_to(ROOT / folder).as_posix()}")
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected

@@ -17,12 +17,11 @@ from benchmarks.contestants import Epochs, Step, Train
 from pyro_vae.data.loaders import Resident
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.stepper import trainable
 from pyro_vae.training.train_step import StagedStep, TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 
 
 def step(at: Architecture, x: Tensor, tier: str, *, beside: bool = False) -> Step:

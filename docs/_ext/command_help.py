@@ -1,4 +1,4 @@
-"""`{command-help} train`: what `pyro-vae train --help` prints, from the command line's own parser."""
+"""`{command-help} train`: the text of `pyro-vae train --help`."""
 
 import contextlib
 import io

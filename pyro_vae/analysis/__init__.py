@@ -1,1 +1,1 @@
-"""What a trained pair says of data: encode, generate, impute, denoise, diagnose."""
+"""Analysis of a trained pair: encode, generate, impute, denoise, diagnose."""

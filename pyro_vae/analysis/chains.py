@@ -1,4 +1,4 @@
-"""Chains of x and z that leave p(x, z | y) invariant: their moves, and what they leave."""
+"""Markov chains of (x, z) that leave p(x, z | y) invariant: their moves and their averages."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pyro_vae.analysis.encode import mean_of
 from pyro_vae.analysis.latents import Given, is_periodic, is_real
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
-from pyro_vae.pair.laws import one_by_one
 from pyro_vae.pair.layouts import draw_alone
-from pyro_vae.pair.nodes import Fields
+from pyro_vae.pair.nodes import Fields, one_by_one
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.terms import Site, SiteTerms
 
@@ -37,7 +36,18 @@ LOW_ACCEPTANCE = 0.05
 class Restored(Result):
     """Draws of p(x | y) from K independent chains at each of N images, and their moments.
 
-    Averages are over all chains, and all steps of a chain but its first half.
+    Averages are over all chains, and over the second half of each chain.
+
+    Attributes:
+        samples: the chains' last states, ``(K, N, *event_shape)``.
+        decoded: the mean of p(x | z) at the chains' last z, ``(K, N, *event_shape)``.
+        mean: E[x | y], ``(N, *event_shape)``.
+        sd: the standard deviation of x under p(x | y), ``(N, *event_shape)``.
+        se: Monte Carlo standard error of ``mean``, from the differences of the K chains, ``(N,
+            *event_shape)``; NaN for one chain.
+        acceptance: the share of steps that move z, ``(N,)``; 1 for ``gibbs``, which tests none.
+        method: ``metropolis`` or ``gibbs``.
+        num_steps: steps of each chain.
     """
 
     figures: ClassVar[tuple[str, ...]] = ("acceptance", "method", "num_steps", "warnings")

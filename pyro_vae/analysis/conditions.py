@@ -1,4 +1,4 @@
-"""Whether a model that generates images reads the values of x, which are not there yet."""
+"""A check whether a model reads the values of x when it generates x."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a representation holds: active units, rate and distortion, KL by dimension, mutual
-information, calibration.
+"""Diagnostics of a latent representation: active units, rate and distortion, KL by dimension,
+mutual information.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from pyro_vae.analysis.representation import ActiveUnits, Diagnostics, Dimension
 from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import standard_error
-from pyro_vae.pair.laws import one_by_one
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
-from pyro_vae.pair.nodes import Fields, masked
+from pyro_vae.pair.nodes import Fields, masked, one_by_one
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
@@ -53,17 +52,32 @@ def diagnose(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Diagnostics:
-    """Diagnose the representation of the images ``x``.
+    """Diagnose the latent representation: active units, rate and distortion, KL by dimension,
+    mutual information.
 
     Args:
-        num_draws: of each image's posterior. Means that are no closed form are averaged over them,
-            and the noise that this adds to a unit's variance is taken out.
-        information_images: the first so many images serve the mutual information, at a cost of
-            their number squared.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``, N ≥ 2.
+        num_draws: draws of q(z | x) for each image. A posterior mean without a closed form is
+            averaged over them, and the noise that this adds to the variance of a unit is
+            subtracted.
+        information_images: so many of the first images are used for the mutual information; the
+            cost grows with their square.
+        batch_size: images in one run.
+        seed: seed of the draws.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        `Diagnostics`, which prints itself: all in nats, with standard errors over the images.
 
     Raises:
         UserError: fewer than two images or draws; the guide has no density; parameters that were
             never fitted.
+
+    Reference:
+        Burda et al. 2016 (active units); Alemi et al. 2018, "Fixing a Broken ELBO" (rate and
+        distortion); Hoffman and Johnson 2016, "ELBO Surgery" (mutual information).
     """
     parts = _visits(model, guide, x, num_draws, batch_size, seed, device, fields)
     kl = join(part.kl for part in parts)
@@ -122,7 +136,7 @@ def _active(parts: list[_Visit], num_draws: int) -> ActiveUnits:
     return ActiveUnits(variances, num_draws)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # One batch
 
 
@@ -186,7 +200,7 @@ def _units(rows: Tensor, num_draws: int) -> Tensor:
     return by_draw(rows.reshape(len(rows), -1), num_draws).double().cpu()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def _mean(values: Tensor) -> tuple[float, float]:

@@ -1,7 +1,7 @@
-"""What a pair makes of images: their latents' means, and their reconstructions.
+"""Posterior means of the latents, and reconstructions.
 
 Everything runs in eval mode, without gradients, in batches, and leaves the caller's random state as
-it was. Results are on the CPU, by site name, with one row an image: ``(N, *event)``.
+it was. Results are on the CPU, by site name, with one row for each image: ``(N, *event)``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from pyro_vae.analysis.latents import join, steps_as_one
 from pyro_vae.data.loaders import Resident, make_source
 from pyro_vae.devices import find_device
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.layouts import posterior_weights, trace_model
 from pyro_vae.pair.nodes import Fields, copies, latent_nodes, plain_draw, sample_nodes
 from pyro_vae.pair.observed_support import check_support_of_set
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.structure import Geometry
 from pyro_vae.validation import check_choice, check_count
 
 AVERAGED_DRAWS = 100
@@ -42,18 +42,29 @@ def encode(
     seed: int = 0,
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """The mean of q(z | x) at each latent site, ``(N, *event)``.
+    """The posterior mean of each latent site: the mean of q(z | x).
 
-    Sites that depend on other latents are given those at their means (drawn, where they are
-    discrete). A distribution without a mean, such as a flow, is averaged over 100 draws; so is a
-    Categorical's index, which then is no index.
+    Sites that depend on other latents are computed at the means of those (at a draw where they are
+    discrete). The mean of a distribution without a closed mean, such as a flow, is the average of
+    100 draws. So is the mean of a Categorical's index, which then is no index.
 
     Example::
 
         z = pv.encode(model, guide, x)["z"]  # (N, D)
 
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``, or a Dataset or DataLoader.
+        batch_size: images in one run.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        seed: seed of what is drawn.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        Site name -> mean, ``(N, *event)``, on the CPU.
+
     Raises:
-        UserError: the pair is no pair; parameters that were never fitted.
+        UserError: the programs do not fit together; parameters that were never fitted.
     """
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
         parts = []
@@ -76,23 +87,28 @@ def reconstruct(
     at: str = "mean",
     **fields: Any,
 ) -> dict[str, Tensor]:
-    """The mean of p(x | z) at each observed site, ``(N, *event)``; z is the mean of q(z | x), or
-    one draw of it. Sites of a sequence, ``x_1``, ``x_2``, …, are one tensor ``x``, ``(N, T,
-    *event)``.
+    """The reconstruction of each image: the mean of p(x | z) at each observed site.
 
-    Means are understood as in `encode`; a discrete latent has none that the model could take, and
-    is drawn. Where the guide
-    lacks it, it is summed out: Σ_c p(c | x, z) E[x | z, c].
+    z is the mean of q(z | x), as in `encode`, or one draw of it. A discrete latent has no mean that
+    the model could take, and is drawn; where the guide does not have it, it is summed out: Σ_c p(c
+    | x, z) E[x | z, c]. Sites of a sequence, ``x_1``, ``x_2``, …, come as one tensor ``x``, ``(N,
+    T, *event)``.
 
     Example::
 
         images = pv.reconstruct(model, guide, x)["x"]  # (N, *event_shape)
 
     Args:
-        at: ``mean`` or ``sample``.
+        model, guide, x, batch_size, device, seed: as in `encode`.
+        at: ``mean`` or ``sample``: which z.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        Site name -> mean of p(x | z), ``(N, *event)``, on the CPU.
 
     Raises:
-        UserError: the pair is no pair; parameters that were never fitted; ``at`` is neither.
+        UserError: the programs do not fit together; parameters that were never fitted; ``at`` is
+            neither.
     """
     check_choice("place to reconstruct at", at, ["mean", "sample"])
     with visit_images(model, guide, x, batch_size, device, seed, fields) as (pair, batches):
@@ -125,7 +141,7 @@ def _mean(node: Any, shares: Tensor | None, at: Geometry) -> Tensor:
 
 
 def mean_of(fn: Any) -> Tensor:
-    """The distribution's mean, batch and event shape; the average of 100 draws where it has none."""
+    """The distribution's mean, batch and event shape, or the average of 100 draws."""
     try:
         mean: Tensor = fn.mean
     except NotImplementedError:
@@ -141,7 +157,7 @@ def mean_of(fn: Any) -> Tensor:
 
 
 class _AtMeans(Messenger):
-    """Every latent sample statement returns the mean of its distribution; a discrete one is drawn."""
+    """Each latent sample statement returns its distribution's mean; a discrete one is drawn."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""Draws of p(x | y) under a model p(x, z), y being what is known of the image x: Metropolis within
-Gibbs.
+"""Metropolis-within-Gibbs draws of p(x | y) under a model p(x, z), where y is what is known of the
+image x.
 
 A chain has an image x and its latents z, and repeats three moves that leave p(x, z | y) invariant:
 

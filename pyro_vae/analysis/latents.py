@@ -1,6 +1,4 @@
-"""Draws of the latents for each image, the images first: whatever plates, sites and layouts a pair
-has.
-"""
+"""Draws of the latents with the images as the first dimension, for any plates and sites."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""How much a latent says about its image: KL(q(z | x) ‖ p(z)), averaged, is mutual information +
-KL(q(z) ‖ p(z)).
+"""Mutual information of image and latent, and the marginal KL: the two parts of E KL(q(z | x) ‖
+p(z)).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Information(Result):
 
     @property
     def ceiling(self) -> float:
-        """log N: what N images can tell apart."""
+        """log N, the largest mutual information that N images can show."""
         return log(self.num_images)
 
     @property

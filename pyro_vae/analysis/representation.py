@@ -1,4 +1,4 @@
-"""What `diagnose` finds in a representation, and how it is printed."""
+"""The results of `diagnose`, and how they are printed."""
 
 from __future__ import annotations
 

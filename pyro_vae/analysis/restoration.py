@@ -1,6 +1,4 @@
-"""Images drawn given what is known of them: missing pixels given those that are seen, clean images
-given noisy ones.
-"""
+"""Imputation and denoising: draws of images given what is known of them."""
 
 from __future__ import annotations
 
@@ -32,13 +30,14 @@ def impute(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Restored:
-    """Draw x_mis ~ p(x_mis | x_obs), K = ``num_samples`` chains an image (Mattei & Frellsen 2018).
+    """Draw missing pixels given the observed ones: x_mis ~ p(x_mis | x_obs), by
+    Metropolis-within-Gibbs.
 
-    Each step proposes z' ~ q(z | x), x being complete with the present x_mis, then a shift of z by
-    the difference of two more such draws, tests each against the model, and draws x_mis ~ p(x_mis |
-    z). With the test (``metropolis``) the chains' law is p(x_mis
-    | x_obs) itself in the limit of many steps, for every guide; without it (``gibbs``: Rezende et
-    al. 2014) only if the guide is the model's posterior. Missing pixels start at a draw of p(x).
+    K = ``num_samples`` chains run at each image. A step proposes z' ~ q(z | x) with x completed by
+    the present x_mis, then a shift of z by the difference of two more such draws; it accepts or
+    rejects each, and then draws x_mis ~ p(x_mis | z). With this test (``metropolis``) the chains
+    converge to p(x_mis | x_obs) for every guide. Without it (``gibbs``) they do so only if the
+    guide is the model's posterior. Missing pixels start at a draw of p(x).
 
     Example::
 
@@ -47,16 +46,28 @@ def impute(
         found.mean, found.sd, found.se  # E[x | seen pixels], each (N, *event_shape)
 
     Args:
-        x: images ``(N, *event_shape)``; what missing pixels hold is not looked at, and may be NaN.
-        missing: True where a pixel is missing, bool, of x's shape or one that broadcasts to it (one
-            mask for all images); by default where x is NaN, or the field ``mask`` is False.
-        num_steps: of a chain; averages leave out the first half.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``. Values of missing pixels are not read, and may be NaN.
+        missing: bool, True where a pixel is missing, of x's shape or one that broadcasts to it; by
+            default where x is NaN, or where the field ``mask`` is False.
+        num_samples: K, chains for each image.
+        num_steps: steps of each chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
-        **fields: what the programs take beside x, N rows.
+        seed: seed of the chains.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        `Restored`: the chains' last states ``samples``, ``(K, N, *event_shape)``; ``mean``, ``sd``
+        and ``se`` (its Monte Carlo error), each ``(N, *event_shape)``; the acceptance rates.
 
     Raises:
-        UserError: a mask of another type or shape; a pair for which there is no such chain
-            (`restore` lists the reasons).
+        UserError: a mask of another type or shape; a pair for which there is no such chain, such as
+            one without a latent, or whose pixels depend on each other given z.
+
+    Reference:
+        Mattei and Frellsen 2018, "Leveraging the Exact Likelihood of Deep Latent Variable Models",
+        section 3.3; for ``gibbs`` Rezende et al. 2014, appendix F.
     """
     seen, unseen = _pixels(x, missing)
 
@@ -102,28 +113,36 @@ def denoise(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> Restored:
-    """Draw x ~ p(x | y) for y ~ p(y | x) with a known noise law, K = ``num_samples`` chains an
-    image.
+    """Draw clean images given noisy ones, x ~ p(x | y) for a known noise p(y | x), by
+    Metropolis-within-Gibbs.
 
-    The guide never sees y: x itself is drawn along with z. Each step moves z as `impute` does; then
-    each pixel proposes x'_d ~ p(x_d | z), accepted with min(1,
-    p(y_d | x'_d) / p(y_d | x_d)). The chains' law is p(x | y) in the limit of many steps, for every
-    guide and every noise, and `Restored.mean` is E[x | y]; with ``gibbs``, without the test of z',
-    only if the guide is the model's posterior. Noise that is narrow beside p(x | z) takes more
-    steps.
+    K = ``num_samples`` chains run at each image. x itself is drawn along with z, and the guide
+    never sees y. A step moves z as `impute` does. Then each pixel proposes x'_d ~ p(x_d | z),
+    accepted with probability min(1, p(y_d | x'_d) / p(y_d | x_d)). The chains converge to p(x | y)
+    for every guide and every noise; with ``gibbs``, which leaves out the test of z', only if the
+    guide is the model's posterior. Noise that is narrow compared with p(x | z) needs more steps.
 
     Args:
-        noisy: y, images ``(N, *event_shape)``; they need not lie where x does.
-        noise: from x to p(y | x), a distribution whose log_prob has one number a pixel (no
-            ``to_event``):
-            ``lambda x: dist.Normal(x, 0.3)``, ``lambda x: dist.Bernoulli(0.9 * x + 0.05)``.
-        num_steps: of a chain; averages leave out the first half.
+        model, guide: Pyro programs, as `fit` takes them.
+        noisy: y, images ``(N, *event_shape)``. They may have values that x can't have.
+        noise: a function from x to p(y | x), a distribution whose log_prob has one number for each
+            pixel (no ``to_event``): ``lambda x: dist.Normal(x, 0.3)``.
+        num_samples: K, chains for each image.
+        num_steps: steps of each chain; averages leave out the first half.
         method: ``metropolis`` or ``gibbs``.
-        **fields: what the programs take beside x, N rows.
+        seed: seed of the chains.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        `Restored`, as of `impute`; ``mean`` is E[x | y].
 
     Raises:
-        UserError: a noise of another shape, or that can't have made y; a pair for which there is no
-            such chain (`restore` lists the reasons).
+        UserError: a noise of another shape, or one that can't have made y; a pair for which there
+            is no such chain, as in `impute`.
+
+    Reference:
+        Mattei and Frellsen 2018, section 3.3, for the moves of z.
     """
     if not callable(noise):
         raise UserError(

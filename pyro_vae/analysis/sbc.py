@@ -1,6 +1,4 @@
-"""Simulation-based calibration: is the truth anywhere but in a random place among the guide's
-draws?
-"""
+"""Simulation-based calibration (SBC) of a guide."""
 
 from __future__ import annotations
 
@@ -29,10 +27,17 @@ NOTABLE = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class SBC(Result):
-    """Ranks of the true z among the guide's draws, on images simulated from the model (Talts et al.
-    2018).
+    """Ranks of the true z among the guide's draws, on images simulated from the model.
 
-    Were the guide the model's posterior, every rank would be uniform on 0 … L.
+    If the guide is the model's posterior, every rank is uniform on 0 … L.
+
+    Attributes:
+        ranks: by site, ``(N, D)``, 0 … L.
+        p_values: by site, ``(D,)``: Kolmogorov–Smirnov against the uniform distribution.
+        num_draws: L.
+
+    Reference:
+        Talts et al. 2018.
     """
 
     figures: ClassVar[tuple[str, ...]] = ("p_values", "smallest_p", "num_draws", "size")
@@ -93,18 +98,31 @@ def sbc_ranks(
     device: str | torch.device = "auto",
     **fields: Any,
 ) -> SBC:
-    """Simulate z* ~ p(z), x ~ p(x | z*), and rank each dimension of z* among ``num_draws`` draws of
-    q(z | x).
+    """Simulation-based calibration (SBC): is the guide the model's posterior?
 
-    Ties (discrete latents) are broken at random.
+    It simulates z* ~ p(z), x ~ p(x | z*), and ranks each dimension of z* among ``num_draws`` draws
+    of q(z | x). If q is the posterior, the ranks are uniform. Ties (discrete latents) are broken at
+    random.
 
     Args:
+        model, guide: Pyro programs, as `fit` takes them.
         size: simulated images.
-        like: a few images, whose shape is used, for a model that takes no ``size``.
+        num_draws: L, draws of q(z | x) for each image; ranks are 0 … L.
+        seed: seed of the simulation and the draws.
+        like: a few images ``(≥ 1, *event_shape)``, for a model that takes no ``size``; only their
+            shape is used.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
         **fields: what the model is conditioned on, ``size`` rows.
 
+    Returns:
+        `SBC`: the ranks, and for each dimension a Kolmogorov–Smirnov p-value against the uniform.
+
     Raises:
-        UserError: the guide has no density; the model can't tell what its images look like.
+        UserError: the guide has no density; the model can't be run without images to imitate.
+
+    Reference:
+        Talts et al. 2018, "Validating Bayesian Inference Algorithms with Simulation-Based
+        Calibration".
     """
     for name, value in (("size", size), ("num_draws", num_draws)):
         check_count(name, value)

@@ -1,6 +1,4 @@
-"""Images that the model itself generates, with the latents that they came from: exact draws of p(z
-| x).
-"""
+"""Ancestral sampling: images simulated from the model, with their latents: exact draws of p(z, x)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry is the namespace: a part is found by its name in a namespace's ``__all__``.
+"""Lookup of parts: a part is found by its name in a namespace's ``__all__``.
 
 This module imports torch only when a name is looked up, so that ``pyro-vae --help`` is quick.
 """

@@ -1,5 +1,5 @@
-"""One road for every choice of a part: read (`pyro_vae.choices.specs`), found (`pyro_vae.choices.lookup`), its
-arguments checked against the part's signature, and built, with what it leaves open filled by name.
+"""The registry: a choice is parsed (`specs`), found (`lookup`), its arguments are checked, and the
+part is built.
 """
 
 from __future__ import annotations
@@ -108,17 +108,24 @@ def _construct(
     slot: str, part: Callable[..., Any], choice: Choice, context: Mapping[str, Any]
 ) -> Any:
     label = f"{slot} {choice}"
-    parameters = _Parameters(part, label)
-    written = unpack_net(label, parameters.bind(choice))
-    offered, of_net = dict(context), {}
-    if "net" not in written and "net" in context:
+    named, is_open = _signature(part)
+    known, default = list(named), next(_net_defaults(part), None) if is_open else None
+    written = unpack_net(label, _by_name(label, named, choice))
+    of_net = {}
+    if "net" in context and "net" not in written:
         of_net = unpack_net(label, {"net": context["net"]})
-    known = parameters.known(written, offered | of_net)
+    if default is not None:  # it passes what it does not name on to its network
+        own, is_open = _net_arguments({"net": default, **context, **of_net, **written}["net"])
+        known += [name for name in ("net", *own) if name not in named]
+    if not is_open:
+        _refuse_unknown(label, written, known)
+    offered = dict(context)
     if "net" in known:  # what takes no network takes none of its arguments either
         offered |= of_net
         _refuse_unknown(f"net {context.get('net')} of {label}", of_net, known)
     values = {name: offered[name] for name in known if name in offered} | written
-    missing = [name for name in parameters.required if name not in values]
+    required = [name for name, each in named.items() if each.default is each.empty]
+    missing = [name for name in required if name not in values]
     if missing:
         there = ", ".join(sorted(context)) or "nothing"
         raise UserError(
@@ -142,66 +149,37 @@ def _construct(
         raise UserError(f"{label}: {one_line(error)}") from error
 
 
-class _Parameters:
-    """The arguments that a part can be given by name: its constructor's, and its network's."""
-
-    def __init__(self, part: Callable[..., Any], label: str) -> None:
-        self.label = label
-        signature = _signature(part)
-        self.open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature)
-        named = [p for p in signature if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        self.names = {parameter.name: parameter for parameter in named}
-        self.positional = [p.name for p in named if p.kind is not p.KEYWORD_ONLY]
-        self.required = [p.name for p in named if p.default is p.empty]
-        self.net = next(_net_defaults(part), None) if self.open else None
-
-    def bind(self, choice: Choice) -> dict[str, Any]:
-        """What the choice says, by name."""
-        if not self.open:
-            _refuse_unknown(self.label, choice.kwargs, self.names)
-        if len(choice.args) > len(self.positional):
-            expected = ", ".join(self.positional) or "none"
-            raise UserError(
-                f"{self.label}: too many arguments without a name (in order: {expected})"
-            )
-        first = dict(zip(self.positional, choice.args, strict=False))
-        _refuse_twice(self.label, first, choice.kwargs)
-        return first | choice.kwargs
-
-    def known(self, written: Mapping[str, Any], offered: Mapping[str, Any]) -> list[str]:
-        """The names that may be filled, with those of the network that is chosen; other written
-        ones are refused.
-        """
-        names = list(self.names)
-        if self.net is None:
-            if not self.open:
-                _refuse_unknown(self.label, written, names)
-            return names
-        net = written.get("net", offered.get("net", self.net))
-        own, is_open = _net_arguments(net)
-        names += [name for name in ("net", *own) if name not in self.names]
-        if not is_open:
-            _refuse_unknown(self.label, written, names)
-        return names
+def _by_name(label: str, named: Mapping[str, inspect.Parameter], choice: Choice) -> dict[str, Any]:
+    """What the choice says, by name."""
+    positional = [name for name, each in named.items() if each.kind is not each.KEYWORD_ONLY]
+    if len(choice.args) > len(positional):
+        expected = ", ".join(positional) or "none"
+        raise UserError(f"{label}: too many arguments without a name (in order: {expected})")
+    first = dict(zip(positional, choice.args, strict=False))
+    _refuse_twice(label, first, choice.kwargs)
+    return first | choice.kwargs
 
 
-def _signature(part: Callable[..., Any]) -> list[inspect.Parameter]:
+def _signature(part: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """The arguments that it names, and whether it takes any other."""
     try:
-        return list(inspect.signature(part).parameters.values())
+        every = inspect.signature(part).parameters
     except (TypeError, ValueError):
         raise UserError(f"{part!r} has no signature by which it can be built") from None
+    kinds = {each.kind for each in every.values()}
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    named = {name: each for name, each in every.items() if each.kind not in several}
+    return named, several[0] in kinds
 
 
 def _net_defaults(part: Any) -> Iterator[Any]:
     """The default of ``net`` in the part's constructor and in its bases', to which it passes
     ``**kwargs`` on.
     """
-    bases = inspect.getmro(part) if isinstance(part, type) else (part,)
-    for base in bases:
+    for base in inspect.getmro(part) if isinstance(part, type) else (part,):
         if base is part or hook(base, "slot"):
-            yield from (
-                parameter.default for parameter in _signature(base) if parameter.name == "net"
-            )
+            named, _ = _signature(base)
+            yield from (named[name].default for name in ("net",) if name in named)
 
 
 def _net_arguments(net: Any) -> tuple[list[str], bool]:
@@ -212,12 +190,9 @@ def _net_arguments(net: Any) -> tuple[list[str], bool]:
     if not isinstance(network, type):
         # one that is ready has its arguments; of None nothing is known
         return list(OF_EVERY_NET), network is None
-    parameters = _signature(network)
-    is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    own = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    return [name for name in own if name not in ("in_shape", "out_shape")] + [
-        *OF_EVERY_NET
-    ], is_open
+    named, is_open = _signature(network)
+    own = [name for name in named if name not in ("in_shape", "out_shape")]
+    return [*own, *OF_EVERY_NET], is_open
 
 
 def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:

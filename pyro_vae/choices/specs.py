@@ -1,5 +1,5 @@
-"""How a choice is written: ``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine`` or
-``path/to/file.py:Mine``, read without evaluating anything.
+"""The grammar of a choice: ``IAF(depth=4)``, ``Gaussian(scale=learned)``, ``my_lab.guides:Mine``,
+``file.py:Mine``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import ast
 import keyword
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +163,15 @@ class _Reader:
         if isinstance(node.value, int) and node.value.bit_length() > 64:
             raise self.refusal("the number is too large", self._position(node))
         return node.value
+
+
+def within(value: Any) -> Iterator[Any]:
+    """A choice, or a value in one, and all that is written in it."""
+    yield value
+    if isinstance(value, Choice):
+        value = (*value.args, *value.kwargs.values())
+    for each in value if isinstance(value, list | tuple) else ():
+        yield from within(each)
 
 
 def _is_reference(text: str) -> bool:

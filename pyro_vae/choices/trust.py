@@ -1,4 +1,4 @@
-"""Which files of Python this user has trained with: by their SHA-256, in the user's state folder.
+"""The list of trusted Python files: those that this user has trained with, by SHA-256.
 
 A run's folder looks like data and may carry code. What is run of it is what this user ran before,
 or what is trusted by name.
@@ -23,7 +23,7 @@ def digest_of(contents: Iterable[bytes]) -> str:
 
 
 def folder() -> Path | None:
-    """``$XDG_STATE_HOME/pyro_vae/trusted``, by default in ``~/.local/state``; None without a home."""
+    """``$XDG_STATE_HOME/pyro_vae/trusted`` (``~/.local/state``); None without a home."""
     if state := os.environ.get("XDG_STATE_HOME"):
         return Path(state) / "pyro_vae" / "trusted"
     with suppress(RuntimeError):

@@ -1,4 +1,4 @@
-"""The user's own modules and files, imported by the name of what is wanted from them.
+"""Import of the user's own modules and files.
 
 The code of a stored run (`of_run`) is run where this user has trained with it, or trusts it.
 """
@@ -15,12 +15,12 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from importlib.abc import SourceLoader
 from importlib.machinery import ModuleSpec, all_suffixes
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pyro_vae.choices import trust
@@ -81,17 +81,8 @@ def _load_module(place: str) -> Any:
     own = _own_files(place)
     if own and _stored.get() is not None:
         _admit(place, own, [path.read_bytes() for path in own])
-    try:
-        with _from_source() if own else _as_usual():
-            return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name and (place == error.name or place.startswith(f"{error.name}.")):
-            raise UserError(
-                f"no module {error.name!r}: install it, or write path/to/file.py:Name"
-            ) from None
-        raise _import_failure(place, error) from error
-    except Exception as error:
-        raise _import_failure(place, error) from error
+    with _from_source() if own else nullcontext():
+        return guarded(lambda: importlib.import_module(place), place)
 
 
 def _own_files(place: str) -> list[Path]:
@@ -130,7 +121,9 @@ def _installed() -> list[Path]:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other code."""
+    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other
+    code.
+    """
     before = sys.pycache_prefix, sys.dont_write_bytecode
     with tempfile.TemporaryDirectory() as nothing:
         sys.pycache_prefix, sys.dont_write_bytecode = nothing, True
@@ -138,11 +131,6 @@ def _from_source() -> Iterator[None]:
             yield
         finally:
             sys.pycache_prefix, sys.dont_write_bytecode = before
-
-
-@contextmanager
-def _as_usual() -> Iterator[None]:
-    yield
 
 
 def _load_file(place: str) -> Any:
@@ -158,31 +146,16 @@ def _load_file(place: str) -> Any:
     _admit(place, [path], [source])
     if name in sys.modules:
         return sys.modules[name]
-    loader = _Read(name, path, source)
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        guarded(lambda: loader.exec_module(module), place)
+    module = sys.modules[name] = ModuleType(name)
+    module.__file__, module.__spec__ = str(path), ModuleSpec(name, None, origin=str(path))
+    try:  # compiled from its source: a ``.pyc`` beside it may be of other code
+        guarded(
+            lambda: exec(compile(source, str(path), "exec", dont_inherit=True), vars(module)), place
+        )
     except BaseException:
         del sys.modules[name]
         raise
     return module
-
-
-class _Read(SourceLoader):
-    """A file as it was read; a ``.pyc`` beside it, which may be of other code, is left alone."""
-
-    def __init__(self, name: str, path: Path, source: bytes) -> None:
-        self.name, self.path, self.source = name, path, source
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self.path)
-
-    def get_data(self, path: str | bytes) -> bytes:
-        if os.fspath(path) != str(self.path):
-            raise OSError("not the source")
-        return self.source
 
 
 def _located(place: str) -> Path:
@@ -204,7 +177,7 @@ def _located(place: str) -> Path:
 
 
 def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
-    """A ``UserError`` for a stored run's code that this user has neither trained with nor trusts."""
+    """A ``UserError`` for a run's code that this user has not trained with and does not trust."""
     stored = _stored.get()
     if stored is None:
         return
@@ -213,7 +186,7 @@ def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
         return
     whose = (
         "the run's folder has a copy of it"
-        if _is_in(stored.folder, paths[-1])
+        if paths[-1].is_relative_to(stored.folder)
         else "it is not the file that the run was trained with"
     )
     name = f"{paths[-1]} (SHA-256 {digest[:12]}…; {whose})"
@@ -226,23 +199,18 @@ def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
     trust.note(digest, str(paths[-1]))
 
 
-def _is_in(folder: Path, path: Path) -> bool:
-    return path.is_relative_to(folder)
-
-
 def guarded(load: Callable[[], Any], place: str) -> Any:
+    """What ``load`` gives; the error of the user's code in one line, with the line where it arose."""
     try:
         return load()
     except Exception as error:
-        raise _import_failure(place, error) from error
-
-
-def _import_failure(place: str, error: Exception) -> UserError:
-    """The error of the user's code in one line, with the line where it arose."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = (
-        ""
-        if isinstance(error, SyntaxError)
-        else f" ({Path(frame.filename).name}, line {frame.lineno})"
-    )
-    return UserError(f"importing {place} failed: {type(error).__name__}: {one_line(error)}{where}")
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{place}.".startswith(f"{missing}."):
+            how = "install it, or write path/to/file.py:Name"
+            raise UserError(f"no module {missing!r}: {how}") from None
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        line = f" ({Path(frame.filename).name}, line {frame.lineno})"
+        where = "" if isinstance(error, SyntaxError) else line
+        raise UserError(
+            f"importing {place} failed: {type(error).__name__}: {one_line(error)}{where}"
+        ) from error

@@ -1,1 +1,1 @@
-"""Commands; nothing imports it but ``python -m pyro_vae`` and the console script."""
+"""The command line. Only ``python -m pyro_vae`` and the console script import it."""

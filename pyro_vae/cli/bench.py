@@ -1,6 +1,4 @@
-"""`pyro-vae bench`: run the suites of the checkout's benchmarks folder, each in a process of its
-own.
-"""
+"""`pyro-vae bench`: the benchmark suites of the repository, each in a process of its own."""
 
 from __future__ import annotations
 

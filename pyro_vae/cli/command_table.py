@@ -1,4 +1,4 @@
-"""The commands by name, each with the dataclass of its options; free of torch."""
+"""The table of commands, each with the dataclass of its options; it imports no torch."""
 
 from __future__ import annotations
 

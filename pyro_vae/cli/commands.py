@@ -1,6 +1,4 @@
-"""What each command does, once its options are read and checked: the part of the command line that
-needs torch.
-"""
+"""The commands themselves, after their options are read and checked; this part imports torch."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 
 from pyro_vae import distributed
-from pyro_vae.choices import lookup, registry
+from pyro_vae.choices import lookup
 from pyro_vae.cli import bench, sweep
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
@@ -25,13 +23,13 @@ from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs import listing, parts, run_folder
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
+from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
 from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Runs, Sample, Train
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
-from pyro_vae.runs.train import Finished, train_run, write_pictures
-from pyro_vae.training import checkpoint_files
+from pyro_vae.runs.train import train_run, write_pictures
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
 """Columns of `list` where standard output is no terminal, and of its texts beside the names in a
@@ -45,7 +43,7 @@ def execute(command: Any) -> None:
     raise TypeError(f"no such command: {type(command).__name__}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # train
 
 
@@ -53,13 +51,10 @@ def execute(command: Any) -> None:
 def train(options: Train) -> None:
     """Train, evaluate, and leave a run behind."""
 
-    def show(found: Finished) -> None:
-        _print_result(found.run, found.figures, found.headline, options.json)
-
-    train_run(options, _say, show)
+    train_run(options, _say, partial(_print_result, options.json))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # evaluate, audit, compare, sample, plot, list
 
 
@@ -71,7 +66,7 @@ def evaluate(options: Evaluate) -> None:
         run = run_folder.open_run(options.run)
         found = evaluate_run(run, options, _say)
     if found is not None:
-        _print_result(run, found.figures, found.headline, options.json)
+        _print_result(options.json, run, found)
 
 
 @execute.register
@@ -79,25 +74,17 @@ def audit(options: Audit) -> None:
     """Write a script into the run that checks log weights by stock Pyro, and the source that it
     needs.
     """
-    from pyro_vae.runs.audit import NUM_IMAGES, write_audit
+    from pyro_vae.runs.audit import write_audit
 
     run = run_folder.open_run(options.run)
-    with registry.recorded() as calls:
-        experiment, _ = trained(run, options.data, options.data_root, _say, trust=options.trust)
-    number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
-    x, _ = experiment.images("test", number)
-    weights = checkpoint_files.newest(run.checkpoints).path
-    pair = experiment.model, experiment.guide
-    found = write_audit(
-        run.folder, weights, *pair, calls, x, experiment.fields("test", number), options.seed
-    )
+    script, copies = run_folder.shown(run.folder / "audit.py"), write_audit(run, options, _say)
     print(
-        f"{run_folder.shown(found.script)} uses torch, pyro and copies of the pair's source. "
+        f"{script} uses torch, pyro and copies of the pair's source. "
         "Compare the copies with the originals:"
     )
-    for copy, original in found.copies.items():
+    for copy, original in copies.items():
         print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
-    print(f"run it, with this package or without: python {run_folder.shown(found.script)}")
+    print(f"run it, with this package or without: python {script}")
 
 
 @execute.register
@@ -116,11 +103,7 @@ def compare_runs(options: Compare) -> None:
         if found is None or number not in (None, found.num_images):
             held[str(run)] = evaluated(run, options, number, _say)
     result = compare({name: ll for name, ll in held.items() if ll is not None})
-    print(
-        json.dumps(run_folder.finite(result.to_dict()), ensure_ascii=False)
-        if options.json
-        else result
-    )
+    _print_json(result.to_dict()) if options.json else print(result)
 
 
 @execute.register
@@ -128,22 +111,15 @@ def sample(options: Sample) -> None:
     """Draw images into one picture."""
     find_device(options.device)
     run = run_folder.open_run(options.run)
-    path = _picture_file(options.out) if options.out is not None else run.folder / "samples.png"
+    path = _picture_file(options.out, run.folder / "samples.png")
     with run.code(options.trust):
         model, guide, held = run.load_pair(tell=_say)
     from pyro_vae.plots import pages as plotting
 
-    shape = tuple(held.metadata["event_shape"])
-    wanted = {
-        "guide": guide,
-        "device": options.device,
-        **_classes(model, options, held.metadata.get("num_classes")),
-    }
-    print(
-        run_folder.shown(
-            plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
-        )
-    )
+    shape, y = tuple(held.metadata["event_shape"]), held.metadata.get("num_classes")
+    wanted = {"guide": guide, "device": options.device, **_classes(model, options, y)}
+    drawn = plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
+    print(run_folder.shown(drawn))
 
 
 def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
@@ -156,11 +132,8 @@ def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, 
         return {}
     if options.y is not None and options.y >= num_classes:
         raise UserError(f"--y {options.y}: the classes are 0 to {num_classes - 1}")
-    return {
-        "y": torch.arange(options.number) % num_classes
-        if options.y is None
-        else torch.full((options.number,), options.y)
-    }
+    in_turn = torch.arange(options.number) % num_classes
+    return {"y": in_turn if options.y is None else torch.full_like(in_turn, options.y)}
 
 
 @execute.register
@@ -168,13 +141,8 @@ def plot(options: Plot) -> None:
     """Draw the run's pictures again, or those of several runs side by side."""
     device = find_device(options.device)
     opened = [run_folder.open_run(folder) for folder in (options.run, *options.beside)]
-    path = (
-        _picture_file(options.out) if options.out is not None else opened[0].folder / "beside.png"
-    )
-    experiments = [
-        trained(run, options.data, options.data_root, _say, trust=options.trust)[0]
-        for run in opened
-    ]
+    path = _picture_file(options.out, opened[0].folder / "beside.png")
+    experiments = [trained(run, options, _say)[0] for run in opened]
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
@@ -184,10 +152,7 @@ def plot(options: Plot) -> None:
         print(run_folder.shown(each))
 
 
-@execute.register(Sweep)
-def sweep_runs(options: Any) -> None:
-    """Train the cells of a grid, and rank them."""
-    sweep.run(options)
+execute.register(Sweep, sweep.run)
 
 
 @execute.register
@@ -195,7 +160,7 @@ def list_runs(options: Runs) -> None:
     """Show the runs of a folder."""
     rows = listing.chosen(listing.runs_of(options.folder), options.where, options.sort)
     if options.json:
-        print(json.dumps(run_folder.finite(rows), ensure_ascii=False, default=str))
+        _print_json(rows)
     elif options.csv:
         print(listing.whole_table(rows).to_csv(), end="")
     else:
@@ -233,10 +198,10 @@ def run_benchmarks(options: Bench) -> None:
     """Run the benchmarks of the checkout."""
     results = bench.run(options)
     if options.json:
-        print(json.dumps(results, ensure_ascii=False))
+        _print_json(results)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # What they share
 
 
@@ -264,21 +229,27 @@ def _side_by_side(
     return plotting.write_beside(path, subjects, options.pages or None)
 
 
-def _picture_file(out: Path) -> Path:
+def _picture_file(out: Path | None, default: Path) -> Path:
     """A new .png file's path, as given with ``--out``."""
-    path = out.expanduser()
-    if path.exists():
+    if out is None:
+        return default
+    if out.expanduser().exists():
         raise UserError(f"--out {out} exists already: give another name")
-    if path.suffix.lower() != ".png":
+    if out.suffix.lower() != ".png":
         raise UserError(f"--out {out}: a picture's name ends in .png")
-    return path
+    return out.expanduser()
 
 
-def _print_result(run: Run, result: dict[str, Any], headline: str, as_json: bool) -> None:
+def _print_json(value: Any) -> None:
+    """On one line, with None for what is no finite number."""
+    print(json.dumps(run_folder.finite(value), ensure_ascii=False, default=str))
+
+
+def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
     if as_json:
-        print(json.dumps(run_folder.finite({**result, "run": str(run)}), ensure_ascii=False))
+        _print_json({**found.figures, "run": str(run)})
     else:
-        print(headline)
+        print(found.headline)
         print(f"run: {run}", flush=True)
 
 

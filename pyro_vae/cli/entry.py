@@ -1,5 +1,5 @@
-"""The command line: read and check the options, then hand over to `pyro_vae.cli.commands`, which
-needs torch.
+"""The entry point of the command line: it reads and checks the options, and calls
+`pyro_vae.cli.commands`.
 
 Exit codes: 0 done; 2 a mistake of the user's, in one line; 1 a failure;
 130 and 143 stopped by SIGINT and SIGTERM.
@@ -67,10 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except (OSError, MemoryError) as failure:
-        return _end(_told(failure), FAILED)
-    except RuntimeError as failure:
-        if not is_out_of_memory(failure):
+    except (OSError, MemoryError, RuntimeError) as failure:
+        if isinstance(failure, RuntimeError) and not is_out_of_memory(failure):
             raise
         return _end(_told(failure), FAILED)
     except Stopped as stopped:

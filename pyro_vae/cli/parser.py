@@ -1,5 +1,5 @@
-"""The command line as the dataclasses of options say it: a flag for each field, the docstrings as
-help in groups, and what can't be read in one line.
+"""The argument parser, made from the dataclasses of options: a flag for each field, docstrings as
+help.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pyro-vae sweep`: the cells in a dry run, as commands, or trained and ranked."""
+"""`pyro-vae sweep`: shows the cells, prints them as commands, or trains and ranks them."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""Functions of tensors as graphs: trace, passes, partition; nothing here knows a pair, an optimiser
-or data.
+"""Compilation of functions of tensors to graphs: trace, passes, partition. It knows no pair,
+optimiser or data.
 """

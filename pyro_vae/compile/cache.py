@@ -1,4 +1,4 @@
-"""The folder in which torch keeps what it compiled: made usable before torch looks for it."""
+"""The cache folder of torch's compiler, made writable before torch looks for it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Operations of a traced graph that change nothing, left out: bit for bit the same, and less to
-replay.
-"""
+"""Graph passes: operations of a traced graph that change nothing are removed, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""A traced function in two programs: what no draw feeds runs once a tile of images, the rest once a
-tile of draws.
-"""
+"""Partition of a traced function: one program for what is the same for all draws, one for the rest."""
 
 from __future__ import annotations
 

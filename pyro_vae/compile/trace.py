@@ -1,6 +1,4 @@
-"""Run the effect handlers once: a Pyro program traced into a tensor program, with every captured
-tensor an input.
-"""
+"""Tracing: the effect handlers run once, and the Pyro program becomes a graph of tensor operations."""
 
 from __future__ import annotations
 

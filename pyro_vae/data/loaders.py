@@ -1,6 +1,4 @@
-"""Where batches come from: a tensor that lies on the device, or a Dataset or DataLoader that
-streams.
-"""
+"""Batches: from a tensor on the device, or from a Dataset or DataLoader that streams."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class Source(ABC):
 
     @abstractmethod
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """One pass in the order that (seed, epoch) alone decide, less its first ``skip`` batches."""
+        """One pass, its order given by (seed, epoch), without its first ``skip`` batches."""
 
     @abstractmethod
     def in_order(self) -> Iterator[Batch]:
@@ -241,7 +239,9 @@ class Streamed(Source):
     @property
     def num_batches(self) -> int:
         """Batches in one pass."""
-        return len(self._given) if self._given is not None else len(self._bounds())
+        if self._given is not None:
+            return len(self._given)
+        return len(_bounds(self.num_images, self.batch_size, self.part))
 
     def counted(self, number: int) -> tuple[str, ...]:
         """A note where this is not the number of images in the set.
@@ -259,16 +259,14 @@ class Streamed(Source):
             return ()
         return (f"{number} images came from the loader, but {self._name} has {there}",)
 
-    def _bounds(self) -> list[slice]:
-        return _bounds(self.num_images, self.batch_size, self.part)
-
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One pass; a DataLoader keeps its own order, a Dataset is shuffled by (seed, epoch)."""
         if self._given is not None:
             yield from islice(self._passed(self._given), skip, None)
             return
         order = permutation(self.num_images, mix(seed, epoch)).tolist()
-        yield from self._indexed([order[rows] for rows in self._bounds()[skip:]])
+        bounds = _bounds(self.num_images, self.batch_size, self.part)
+        yield from self._indexed([order[rows] for rows in bounds[skip:]])
 
     def in_order(self) -> Iterator[Batch]:
         """One pass in order, in batches of ``batch_size``, whatever those of a DataLoader are: the

@@ -53,38 +53,44 @@ ground grow tenfold.
 
 
 @dataclass(frozen=True)
-class Keys:
-    """Which part of a file is meant, where it has names of its own.
+class Source:
+    """Where a set's files are, what is meant of one that has names of its own, and how to split it.
 
     Attributes:
-        images: the array of a `.npz` file with the images.
+        root: the folder of the named sets' files.
+        seed, test_fraction: of the random split, where the set has no split of its own.
+        download: whether files that are absent may be downloaded.
+        missing: whether an entry may have no value.
+        images_key: the array of a `.npz` file with the images.
         columns: the columns of a table, as in `a,b,pixel0:pixel783`.
         label: the array of a `.npz` file, or the column of a table, with the labels.
-        missing: whether an entry of a table may have no value.
     """
 
-    images: str | None = None
+    root: Path = Path("data")
+    seed: int = 0
+    test_fraction: float = 0.2
+    download: bool = True
+    missing: bool = False
+    images_key: str | None = None
     columns: str | None = None
     label: str | None = None
-    missing: bool = False
 
     def refuse(self, where: Path | str, *names: str) -> None:
         """A `UserError` for the first of these that is given where it has no meaning."""
-        option = {"images": "--images-key", "columns": "--columns", "label": "--label"}
         for name in names:
             if getattr(self, name) is not None:
                 raise UserError(
-                    f"{option[name]} {getattr(self, name)}: {where} has no names to choose "
-                    "from; leave the option out"
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: {where} has no names to "
+                    "choose from; leave the option out"
                 )
 
 
-def read_numpy(path: Path, keys: Keys = Keys()) -> dict[str, Any]:
+def read_numpy(path: Path, source: Source = Source()) -> dict[str, Any]:
     """A `.npz` or `.npy` file; never a pickle, which could run code."""
     if path.suffix not in (".npz", ".npy"):
         raise UserError(f"{path}: this kind of file can't be read; data are {WHAT_DATA_MAY_BE}")
-    keys.refuse(path, "columns")
-    arrays = _numpy_arrays(path, keys)
+    source.refuse(path, "columns")
+    arrays = _numpy_arrays(path, source)
     if "images" in arrays and ("train" in arrays or "test" in arrays):
         raise UserError(
             f"{path}: has 'images' and also 'train' or 'test'; keep 'images', or 'train' and 'test'"
@@ -92,11 +98,11 @@ def read_numpy(path: Path, keys: Keys = Keys()) -> dict[str, Any]:
     return arrays
 
 
-def _numpy_arrays(path: Path, keys: Keys) -> dict[str, NDArray[Any]]:
+def _numpy_arrays(path: Path, source: Source) -> dict[str, NDArray[Any]]:
     """The arrays of a file that concern us: `images`, or `train` and `test`, and their labels."""
     try:
         if path.stat().st_size >= MAPPED and path.suffix == ".npy":
-            keys.refuse(path, "images", "label")
+            source.refuse(path, "images_key", "label")
             return {"images": np.load(path, mmap_mode="c", allow_pickle=False)}
         with path.open("rb") as stream:  # opened here, as NumPy leaves a damaged zip open
             if zipfile.is_zipfile(stream):
@@ -104,9 +110,9 @@ def _numpy_arrays(path: Path, keys: Keys) -> dict[str, NDArray[Any]]:
             stream.seek(0)
             content = np.load(stream, allow_pickle=False)
             if isinstance(content, np.ndarray):
-                keys.refuse(path, "images", "label")
+                source.refuse(path, "images_key", "label")
                 return {"images": content}
-            wanted = _wanted(path, list(content.files), keys)
+            wanted = _wanted(path, list(content.files), source)
             return {name: content[key] for name, key in wanted.items()}
     except UserError:
         raise
@@ -126,17 +132,18 @@ def _numpy_arrays(path: Path, keys: Keys) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def _wanted(path: Path, present: list[str], keys: Keys) -> dict[str, str]:
+def _wanted(path: Path, present: list[str], source: Source) -> dict[str, str]:
     """Our names of arrays, each with the file's own."""
-    for key in (keys.images, keys.label):
+    for key in (source.images_key, source.label):
         if key is not None and key not in present:
             raise UserError(f"{path}: {did_you_mean('array', key, present)}")
     known = ("images", "labels", "train", "test", "train_labels", "test_labels")
     wanted = {name: name for name in known if name in present}
-    if keys.images is not None:
-        wanted = {"images": keys.images, **{n: n for n in ("labels",) if n in present}}
-    if keys.label is not None:
-        wanted["labels"] = keys.label
+    if source.images_key is not None:
+        labels = {"labels": "labels"} if "labels" in present else {}
+        wanted = {"images": source.images_key, **labels}
+    if source.label is not None:
+        wanted["labels"] = source.label
     if "images" not in wanted and not ("train" in wanted and "test" in wanted):
         raise UserError(
             f"{path}: has {', '.join(map(repr, present)) or 'nothing'} in it; expected the "
@@ -164,22 +171,19 @@ def read_folder(path: Path) -> dict[str, Any]:
     """A folder of images, or the two folders `train` and `test` of one; labels are the classes'
     names.
     """
-    if (path / "train").is_dir() and (path / "test").is_dir():
-        train_files, test_files = _image_files(path / "train"), _image_files(path / "test")
-        known = {label for _, label in train_files}
-        for file, label in test_files:
-            if label not in known:
-                raise UserError(f"{file.parent}: a class that is not in the training set")
-        colour = _in_colour(train_files)
-        return {
-            "train": _read_images(train_files, train_files[0][0], colour),
-            "test": _read_images(test_files, train_files[0][0], colour),
-            "train_labels": _file_labels(train_files),
-            "test_labels": _file_labels(test_files),
-        }
-    files = _image_files(path)
-    images = _read_images(files, files[0][0], _in_colour(files))
-    return {"images": images, "labels": _file_labels(files)}
+    own = {part: path / part for part in ("train", "test") if (path / part).is_dir()}
+    folders = own if len(own) == 2 else {"images": path}
+    parts = {part: _image_files(folder) for part, folder in folders.items()}
+    first = next(iter(parts.values()))
+    known = {label for _, label in first}
+    for file, label in parts.get("test", ()):
+        if label not in known:
+            raise UserError(f"{file.parent}: a class that is not in the training set")
+    colour, arrays = _in_colour(first), dict[str, Any]()
+    for part, files in parts.items():
+        images, labels = _read_images(files, first[0][0], colour)
+        arrays |= {part: images, "labels" if part == "images" else f"{part}_labels": labels}
+    return arrays
 
 
 File = tuple[Path, str | None]
@@ -187,7 +191,7 @@ File = tuple[Path, str | None]
 
 
 def _image_files(folder: Path) -> list[File]:
-    """Image files in the natural order of their names, each with its class, the subfolder's name."""
+    """Image files in the natural order of their names, each with its class (subfolder)."""
     loose = _images_in(folder)
     subfolders = [sub for sub in folder.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
     filled = {
@@ -220,25 +224,22 @@ def _images_in(folder: Path) -> list[Path]:
     return sorted(shown, key=lambda file: natural(file.name))
 
 
-def _file_labels(files: list[File]) -> list[str] | None:
-    """The class of every frame of the files."""
-    labels = [label for file, label in files if label is not None for _ in range(_frames(file))]
-    return labels or None
-
-
 def _in_colour(files: list[File]) -> bool:
-    """Whether the set is of colour images; palettes of greys are what the others are, and grey among
-    themselves.
+    """Whether the set is of colour images; palettes of greys are what the others are, and grey
+    among themselves.
     """
     return next((found for file, _ in files if (found := _is_colour(file)) is not None), False)
 
 
-def _read_images(files: list[File], first: Path, colour: bool) -> NDArray[np.uint8]:
-    """(N, H, W) or (N, 3, H, W), every frame of every file; all of the size of the file `first`."""
+def _read_images(
+    files: list[File], first: Path, colour: bool
+) -> tuple[NDArray[np.uint8], list[str] | None]:
+    """(N, H, W) or (N, 3, H, W), every frame of every file, all of the size of the file `first`; and
+    the class of each, where they have classes.
+    """
     expected = next(_read_frames(first, colour)).shape
-    number = sum(_frames(file) for file, _ in files)
-    pixels = np.empty((number, *expected), np.uint8)
-    row = 0
+    numbers = [_frames(file) for file, _ in files]
+    pixels, row = np.empty((sum(numbers), *expected), np.uint8), 0
     for file, _ in files:
         for image in _read_frames(file, colour):
             if image.shape != expected:
@@ -248,7 +249,9 @@ def _read_images(files: list[File], first: Path, colour: bool) -> NDArray[np.uin
                 )
             pixels[row] = image
             row += 1
-    return pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else pixels
+    named = [(label, n) for (_, label), n in zip(files, numbers, strict=True) if label is not None]
+    labels = [label for label, number in named for _ in range(number)]
+    return pixels.transpose(0, 3, 1, 2) if pixels.ndim == 4 else pixels, labels or None
 
 
 @contextmanager

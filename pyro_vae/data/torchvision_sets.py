@@ -1,16 +1,18 @@
-"""What torchvision downloads and unpacks: its import, the sentence for files that are not to be
-had, and CIFAR-10.
-"""
+"""Data sets that torchvision downloads: its import, and the error if the files are absent."""
 
 import http.client
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy.typing import NDArray
 
 from pyro_vae.errors import UserError, one_line
+
+Result = TypeVar("Result")
 
 
 def torchvision_datasets() -> Any:
@@ -28,15 +30,33 @@ def torchvision_datasets() -> Any:
     return datasets
 
 
-def absent(
-    name: str, files: list[str], download: bool, folder: Path, error: Exception | None
-) -> UserError:
-    """The sentence for a named set whose files are neither there nor to be had."""
-    why = f"the download failed: {one_line(error)}" if download and error else "downloads are off"
-    return UserError(
+def fetch(
+    name: str, files: list[str], folder: Path, download: bool, get: Callable[[], Result]
+) -> Result:
+    """What ``get`` gives, which may download.
+
+    Raises:
+        UserError: the set's files are neither there nor to be had.
+    """
+    why, cause = "downloads are off", None
+    try:
+        return get()
+    except (OSError, RuntimeError, AssertionError, http.client.HTTPException) as error:
+        if download:
+            why, cause = f"the download failed: {one_line(error)}", error
+    raise UserError(
         f"{name}: not found in {folder}, and {why}; put {', '.join(files)} there, "
         "or name the folder that has them with --data-root or $PYRO_VAE_DATA"
-    )
+    ) from cause
+
+
+def refuse_web_page(path: Path, content: bytes, expected: str) -> None:
+    """A ``UserError`` where a browser saved a page in the place of a file."""
+    if content.lstrip()[:1] == b"<":
+        raise UserError(f"{path}: expected {expected}, found a web page; {AGAIN}")
+
+
+AGAIN = "delete it and get it again"
 
 
 def read_cifar10(
@@ -59,12 +79,13 @@ def read_cifar10(
                 )
             home = Path(scratch)
             (home / archive.name).symlink_to(archive.resolve())
-        fetch = download or home != root
-        try:
-            parts = [
-                datasets.CIFAR10(str(home), train=train, download=fetch) for train in (True, False)
-            ]
-        except (OSError, RuntimeError, http.client.HTTPException) as error:
-            raise absent("cifar10", [archive.name], download, root, error) from error
+        whole = partial(datasets.CIFAR10, str(home), download=download or home != root)
+        parts = fetch(
+            "cifar10",
+            [archive.name],
+            root,
+            download,
+            lambda: [whole(train=train) for train in (True, False)],
+        )
     train, test = parts
     return train.data, test.data, train.targets, test.targets

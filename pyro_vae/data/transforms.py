@@ -1,4 +1,4 @@
-"""What a model observes of a stored image: binarized, dequantized, scaled, or as it is.
+"""Observation of stored images: binarized, dequantized, scaled, or as they are.
 
 A log p(x) means nothing without the x it is of. `observe` decides by the likelihood, says it in
 words, draws a test set once from a seed of its own, and leaves torch's global random numbers alone.
@@ -6,7 +6,6 @@ words, draws a test set once from a seed of its own, and leaves torch's global r
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,13 +20,13 @@ MODES = ("auto", "dynamic", "static", "threshold", "none")
 """The choices of `--binarize`."""
 
 OBSERVES = ("binary", "unit", "real", "levels", "counts")
-"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, the integers 0 … levels − 1, or all
-whole numbers from 0.
+"""What a likelihood is defined on: {0, 1}, [0, 1], the real line, the integers 0 … levels − 1, or
+all whole numbers from 0.
 """
 
 
 @dataclass(frozen=True)
-class Observation(ABC):
+class Observation:
     """A map from stored images to what the model observes of them, (B, *event) → (B, *event)
     float32.
 
@@ -43,20 +42,21 @@ class Observation(ABC):
     levels: int | None
 
     fresh: ClassVar[bool] = False
+    words: ClassVar[str]
 
     @property
-    @abstractmethod
-    def protocol(self) -> str: ...
+    def protocol(self) -> str:
+        return self.words.format(levels=self.levels, top=(self.levels or 0) - 1)
 
     @property
     def bits_offset(self) -> float | None:
         return None
 
-    @abstractmethod
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Observe a batch on its own device; noise comes from `generator`, else from torch's global
-        one.
+        one. Where a class says nothing else: the stored number as a float.
         """
+        return batch.to(torch.float32)
 
     def expected(self, batch: Tensor) -> Tensor:
         """The mean of what is observed of each image, float32: itself where nothing is drawn."""
@@ -108,10 +108,7 @@ class Dynamic(Observation):
     """
 
     fresh: ClassVar[bool] = True
-
-    @property
-    def protocol(self) -> str:
-        return "dynamic binarization"
+    words: ClassVar[str] = "dynamic binarization"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _of(_uniform(batch, generator) < _grey(batch, self.levels), batch)
@@ -124,9 +121,7 @@ class Dynamic(Observation):
 class Threshold(Observation):
     """x = 1 where the grey level is above 1/2, else 0."""
 
-    @property
-    def protocol(self) -> str:
-        return "binarized at the threshold 1/2"
+    words: ClassVar[str] = "binarized at the threshold 1/2"
 
     def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _of(_grey(batch, self.levels) > 0.5, batch)
@@ -152,28 +147,18 @@ class Grey(Observation):
 class Levels(Observation):
     """x = the stored integer level as a float, for likelihoods that are masses over the levels."""
 
-    @property
-    def protocol(self) -> str:
-        return f"integer levels 0 to {(self.levels or 0) - 1}"
+    words: ClassVar[str] = "integer levels 0 to {top}"
 
     @property
     def bits_offset(self) -> float | None:
         return 0.0
-
-    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return batch.to(torch.float32)
 
 
 @dataclass(frozen=True)
 class Counts(Observation):
     """x = the stored whole number as a float, for likelihoods that have no largest value."""
 
-    @property
-    def protocol(self) -> str:
-        return "whole numbers as stored"
-
-    def __call__(self, batch: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return batch.to(torch.float32)
+    words: ClassVar[str] = "whole numbers as stored"
 
 
 @dataclass(frozen=True)
@@ -193,9 +178,7 @@ class Dequantize(Observation):
     u to 256).
     """
 
-    @property
-    def protocol(self) -> str:
-        return f"uniform dequantization, {self.levels} levels"
+    words: ClassVar[str] = "uniform dequantization, {levels} levels"
 
     @property
     def bits_offset(self) -> float | None:
@@ -219,16 +202,16 @@ class Observed:
     """A data set as a model gets it.
 
     Attributes:
-        x_train: what `fit` receives (N, *event): stored images if `observe` is given, else float32,
-            as observed.
-        observe: to be applied to a batch of `x_train` at each visit; None if `x_train` is what is
-            observed.
-        x_test: (N, *event) float32, on the CPU; drawn once.
+        x_train: what `fit` gets, ``(N, *event)``: stored images if `observe` is given, else
+            float32.
+        observe: what to apply to a batch of `x_train` at each visit (``fit(…, binarize=…)``); None
+            if `x_train` is observed already.
+        x_test: test images as observed, ``(N, *event)`` float32, on the CPU; drawn once.
         protocol: words for the results: data, split, observation, data_sha256 (the stored set),
             sha256 (`x_test`).
         levels: number of the stored levels, or None for floats.
-        bits_offset: see `Observation`.
-        seed: of the draws made once.
+        bits_offset: see `Observation`; for ``log_marginal(…, bits_offset=…)``.
+        seed: of the draws that are made once.
     """
 
     x_train: Tensor
@@ -240,10 +223,15 @@ class Observed:
     seed: int
 
     def validation(self, rows: Tensor) -> Tensor:
-        """Rows of `x_train` that are held out, observed once as the test set is: (M, *event)
-        float32.
+        """Observe rows of `x_train` once, as the test set is observed.
 
-        For scoring by hand: `fit` observes its `x_valid` itself, so give it the stored rows.
+        It is for scoring by hand. `fit` observes its `x_valid` itself, so give it the stored rows.
+
+        Args:
+            rows: row numbers, ``(M,)`` int64.
+
+        Returns:
+            ``(M, *event)`` float32.
         """
         return rows if self.observe is None else self.observe.fixed(rows, self.seed, "validation")
 
@@ -251,20 +239,34 @@ class Observed:
 def observe(
     data: ImageData, mode: str = "auto", observes: str = "binary", seed: int = 0
 ) -> Observed:
-    """Decide what is observed of the data, and draw the test set.
+    """Turn stored images into what a model observes: binarize, dequantize or scale them.
+
+    Example::
+
+        digits = pv.data.observe(pv.data.load("digits"))  # binary pixels
+        digits.x_test.unique()  # 0 and 1
 
     Args:
-        data: the stored images.
-        mode: `dynamic` (train drawn afresh at each visit, test once), `static` (both once),
-            `threshold` (1 above one half), `none`, or `auto`, which decides by `observes`: binary
-            pixels are drawn dynamically, a density of integer levels is dequantized, and a mass
-            over levels gets the levels. Data that fit as they are stay as they are.
-        observes: the likelihood's attribute: what its x is, one of `OBSERVES`.
-        seed: of all that is drawn once. Results are comparable where it is the same.
+        data: the stored images, an `ImageData`.
+        mode: ``dynamic`` (training images get new binary pixels at each visit, test images once),
+            ``static`` (both once), ``threshold`` (1 above one half), ``none``; or ``auto``, which
+            decides by ``observes``: binary pixels are drawn dynamically, integer levels under a
+            density are dequantized, and a mass over levels gets the levels. Data that fit already
+            are unchanged.
+        observes: which values the likelihood takes, its attribute of that name: ``binary``,
+            ``unit``, ``real``, ``levels`` or ``counts``.
+        seed: of all that is drawn once. Numbers are comparable if it is the same.
+
+    Returns:
+        An `Observed`: ``x_train``, ``x_test``, and what `fit` and `log_marginal` need to know.
 
     Raises:
-        UserError: an unknown mode, or data that the likelihood cannot observe in this mode; names
-            the first value.
+        UserError: an unknown mode, or data that the likelihood can't observe in this mode; the
+            sentence names the first such value.
+
+    Reference:
+        Salakhutdinov and Murray 2008 (dynamic binarization); Theis, van den Oord and Bethge 2016,
+        "A Note on the Evaluation of Generative Models", section 3.1 (dequantization).
     """
     if mode not in MODES:
         raise UserError(did_you_mean("binarization", mode, MODES))
@@ -274,6 +276,8 @@ def observe(
         )
     observation = _choose(data, mode, observes)
     once = not observation.fresh or mode == "static"
+    # levels are what a stored number is divided by, so they are part of what x is
+    divided = data.levels is not None and not isinstance(observation, Counts)
     x_test = observation.fixed(data.test, seed, "test")
     return Observed(
         x_train=observation.fixed(data.train, seed, "train") if once else data.train,
@@ -283,7 +287,7 @@ def observe(
             "data": data.name,
             "split": data.split,
             "observation": _words(observation, mode, observes, seed),
-            **_levels_in_words(data.levels, observation),
+            **({"levels": str(data.levels)} if divided else {}),
             "data_sha256": data.sha256,
             "sha256": sha256(x_test),
         },
@@ -291,12 +295,6 @@ def observe(
         bits_offset=observation.bits_offset,
         seed=seed,
     )
-
-
-def _levels_in_words(levels: int | None, observation: Observation) -> dict[str, str]:
-    """Levels are what a stored number is divided by, so they are part of what x is."""
-    stored = levels is None or isinstance(observation, Counts)
-    return {} if stored else {"levels": str(levels)}
 
 
 def _choose(data: ImageData, mode: str, observes: str) -> Observation:

@@ -1,1 +1,1 @@
-"""log p(x), and what is built on it: importance sampling, AIS, BDMC, refinement, comparison."""
+"""Estimators of log p(x): importance sampling, AIS, BDMC, refinement, comparison."""

@@ -22,11 +22,13 @@ LOW_ACCEPTANCE = 0.2
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class AnnealedMarginal(LogMarginal):
-    """An estimate of log p(x) by AIS: weights, errors and bias as of importance sampling, a chain
-    being a draw.
+    """An estimate of log p(x) by AIS, in nats; a chain is a draw.
 
-    ``elbo_px`` is the guide's own ELBO, from the chains' first draws. k̂ needs some 25 chains, and
-    is NaN below.
+    ``elbo_px`` is the guide's ELBO, from the chains' first draws. k̂ is NaN below some 25 chains.
+
+    Attributes:
+        acceptance: mean acceptance rate of HMC along the path, ``(N,)``.
+        step_size: HMC's step size in units of the guide's standard deviation, ``(N,)``.
     """
 
     columns: ClassVar[tuple[str, ...]] = (*LogMarginal.columns, "acceptance", "step_size")
@@ -83,25 +85,40 @@ def ais(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> AnnealedMarginal:
-    """Estimate log p(x) of each image along the path q(z | x)^(1−β) p(x, z)^β, β from 0 to 1 in T =
-    ``num_steps``.
+    """Estimate log p(x) of each image by annealed importance sampling (AIS) that starts at the
+    guide.
 
-    The chains start at the guide's draws and move by HMC in unconstrained space. Step sizes (one an
-    image) are found in a pilot run and frozen, so that E[ŵ] = p(x) holds exactly for the run that
-    counts. Tiles of images bound the memory.
+    The path is q(z | x)^(1−β) p(x, z)^β with β from 0 to 1 in T = ``num_steps`` steps. The chains
+    start at draws of the guide and move by HMC in unconstrained space. One step size for each image
+    is found in a pilot run and then fixed, so that E[ŵ] = p(x) holds exactly in the run that
+    counts.
 
     Args:
-        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized
-            already.
-        num_chains: C, independent chains an image; their weights are averaged.
-        num_leapfrog: L, gradients an HMC step.
-        schedule: ``sigmoid`` (slow at both ends) or ``linear``.
-        compile: ``auto`` and ``graph`` (the traced graph, replayed), ``inductor``, or ``off``.
-        ignore_scales: as in `log_marginal`.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``, exactly as they are to be scored.
+        num_steps: T, steps of the path.
+        num_chains: independent chains for each image; their weights are averaged.
+        num_leapfrog: gradients in one HMC step.
+        schedule: how β rises: ``sigmoid`` (slow at both ends) or ``linear``.
+        target_acceptance: the acceptance rate of HMC at which the pilot run aims, in (0, 1).
+        protocol: what you know of the data; it is printed with the number.
+        seed: seed of the draws.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        compile: ``auto`` and ``graph`` (a traced graph), ``inductor``, or ``off``.
+        progress: whether to show a progress bar on stderr.
+        bits_offset, ignore_scales: as in `log_marginal`.
+        **fields: as in `log_marginal`.
+
+    Returns:
+        An estimate with the figures of `LogMarginal`, a chain being a draw, and HMC's acceptance.
 
     Raises:
-        UserError: where the pair has no such path, in one sentence (`Unconstrained` lists the
-            reasons).
+        UserError: the pair has no such path (a discrete latent, a guide that scores only its own
+            draws, …); the sentence says why.
+
+    Reference:
+        Neal 2001, "Annealed Importance Sampling"; Wu et al. 2017, "On the Quantitative Analysis of
+        Decoder-Based Generative Models".
     """
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
     setup, found = Setup(model, guide, seed, device, progress, ignore_scales), Gathered(num_chains)

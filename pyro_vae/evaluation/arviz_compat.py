@@ -1,6 +1,4 @@
-"""All contact with ArviZ: release 0.23 (Python 3.11) and 1.x (Python ≥ 3.12) name the same things
-differently.
-"""
+"""Compatibility with ArviZ 0.23 (Python 3.11) and 1.x (Python ≥ 3.12)."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ float64, its inverse too.
 """
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # comparison
 
 
@@ -113,7 +111,7 @@ def _compare(log_px: Mapping[str, NDArray[Any]], method: str) -> Any:
         return compare_0(results, ic="loo", method=method, scale="log")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # draws
 
 
@@ -132,7 +130,7 @@ def inference_data(groups: Mapping[str, xarray.Dataset], attributes: Mapping[str
         return InferenceData(attrs=dict(attributes), **named)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 @cache

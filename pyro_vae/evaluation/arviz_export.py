@@ -1,6 +1,4 @@
-"""An estimate of log p(x) for other tools: per-image tables, ArviZ's ELPD, InferenceData of a few
-posteriors.
-"""
+"""Export of an estimate: per-image tables, ArviZ's ELPD, InferenceData."""
 
 from __future__ import annotations
 

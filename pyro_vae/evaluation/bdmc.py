@@ -1,6 +1,4 @@
-"""Bidirectional Monte Carlo: log p(x) from below and from above, on images of the model's own
-(Grosse et al. 2015).
-"""
+"""Bidirectional Monte Carlo (BDMC): bounds of log p(x) from both sides on simulated images."""
 
 from __future__ import annotations
 
@@ -25,7 +23,15 @@ from pyro_vae.validation import check_count
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class BDMC(Estimate):
-    """Bounds of log p(x) in expectation, on N simulated images. All in nats."""
+    """Lower and upper bounds of log p(x), in expectation, on N simulated images; nats.
+
+    Attributes:
+        lower_px: log of the mean forward weight, ``(N,)``, float64.
+        upper_px: −log of the mean reverse weight, ``(N,)``, float64.
+        acceptance: HMC's acceptance rate in both directions, ``(N,)``.
+        x: the simulated images, ``(N, *event_shape)``.
+        num_samples: chains for each image, in each direction.
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("lower_px", "upper_px", "gap_px", "acceptance")
     figures: ClassVar[tuple[str, ...]] = (
@@ -43,11 +49,11 @@ class BDMC(Estimate):
     gap_px = difference("upper_px", "lower_px", "Upper minus lower, ``(N,)``.")
     lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
     upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
-    gap = over_images("gap_px", "Upper minus lower: the two errors together.")
+    gap = over_images("gap_px", "Upper minus lower, the two errors together.")
     se_lower = over_images("lower_px", number=standard_error)
     se_upper = over_images("upper_px", number=standard_error)
     se_gap = over_images(
-        "gap_px", "Paired by image: much smaller than the others'.", standard_error
+        "gap_px", "Paired by image, and so much smaller than the others'.", standard_error
     )
 
     def headline(self) -> list[str]:
@@ -79,21 +85,32 @@ def bdmc(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> BDMC:
-    """Simulate ``size`` pairs (x, z) ~ p(x, z), and bound each log p(x) by `ais` and by its reverse
-    from the true z.
+    """Bound log p(x) from below and above on simulated images: bidirectional Monte Carlo (BDMC).
 
-    The reverse path starts at an exact draw of p(z | x) and anneals towards the guide: E[w] =
-    1/p(x) (Grosse et al. 2016). Both directions use the same frozen kernel. The gap tells how far
-    AIS is off **on such images**; how like them real ones are is for the caller to judge.
+    It simulates (x, z) ~ p(x, z). `ais` gives the lower bound. The reverse path starts at the true
+    z, which is an exact draw of p(z | x), and anneals towards the guide: there E[w] = 1/p(x), which
+    gives the upper bound. Both directions use the same fixed HMC kernel. The gap shows how far AIS
+    is off **on simulated images**. Whether real images are like them is for you to judge.
 
     Args:
-        like: a few images, for a model that can't be called as ``model(None, size=n)``; only their
-            shape is used.
+        model, guide: Pyro programs, as `fit` takes them.
+        size: N, simulated images.
+        num_steps, num_chains, num_leapfrog, schedule, target_acceptance: as in `ais`.
+        like: a few images ``(≥ 1, *event_shape)``, for a model that can't be called as
+            ``model(None, size=n)``; only their shape is used.
+        seed, device, compile, progress: as in `ais`.
         ignore_scales: as in `log_marginal`.
         **fields: what the model is conditioned on, ``size`` rows.
 
+    Returns:
+        A `BDMC`: both bounds of each image in nats, and their gap with its standard error.
+
     Raises:
-        UserError: as `ais`; a model that observes anything but x itself.
+        UserError: as `ais`; a model that observes anything but x.
+
+    Reference:
+        Grosse, Ghahramani and Adams 2015, "Sandwiching the Marginal Likelihood Using Bidirectional
+        Monte Carlo"; Grosse, Ancha and Roy 2016.
     """
     check_count("size", size)
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)

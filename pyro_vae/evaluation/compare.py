@@ -1,6 +1,4 @@
-"""Which model gives the same images more log p(x): paired differences with their standard errors,
-and stacking weights.
-"""
+"""Model comparison: paired differences of log p(x) with standard errors, and stacking weights."""
 
 from __future__ import annotations
 
@@ -48,7 +46,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Models from the best to the worst on the same images."""
+    """Models on the same images, from the best to the worst; ``print`` shows a table.
+
+    Attributes:
+        rows: a `Row` for each model.
+        num_images: N.
+        protocol: what all estimates have in common.
+        notes: remarks on the comparison itself.
+    """
 
     figures: ClassVar[tuple[str, ...]] = ("rows", "num_images", "protocol", "warnings")
 
@@ -59,11 +64,11 @@ class Comparison(Result):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What changes how the differences are to be read, then each model's own warnings."""
+        """What changes how the differences are to be read, then the warnings of each model."""
         return (*self.notes, *(f"{row.name}: {text}" for row in self.rows for text in row.warnings))
 
     def table(self) -> Table:
-        """A row a model; below it what all models share, and the warnings."""
+        """A row for each model; below it what all models share, and the warnings."""
         shared = [f"{k} {shorten(v)}" for k, v in self.protocol.items() if k in _SHOWN]
         notes = (
             "nats; ± paired: standard error of the difference over the N that were scored",
@@ -87,12 +92,11 @@ class Comparison(Result):
 
 
 def compare(results: Mapping[str, LogMarginal]) -> Comparison:
-    """Compare estimates of the same quantity, such as log p(x) or log p(x | y), of the same images,
-    image by image.
+    """Compare models by log p(x) of the same images, with paired standard errors.
 
-    A difference's standard error is that of the images' differences, so that what makes an image
-    hard for every model cancels. Weights are those of stacking (Yao et al. 2018): the mixture of
-    these models with the largest Σ log p(x).
+    The standard error of a difference is that of the images' differences, so that what makes an
+    image hard for every model cancels. The weights are those of stacking: of the mixture of these
+    models with the largest Σ log p(x).
 
     Example::
 
@@ -101,13 +105,20 @@ def compare(results: Mapping[str, LogMarginal]) -> Comparison:
         print(pv.compare({"few draws": a, "more": b}))
 
     Args:
-        results: by name; `LogMarginal`, or what has figures of the same names.
+        results: name -> `LogMarginal`, or another result with figures of the same names.
+
+    Returns:
+        A `Comparison`: a row for each model, the best first; nats per image.
 
     Raises:
-        UserError: fewer than two results; results of different quantities (log p(x, y) and log p(x
-            | y)), of other images, values of other observed sites or other conditions, or of a
-            different number of images; of data that were binarized or dequantized differently, or
-            of which one is a density and the other a mass; log p(x) that are not finite.
+        UserError: fewer than two results, or results that can't be compared: of different
+            quantities (log p(x, y) and log p(x | y)), images, conditions, binarizations; a density
+            and a mass; log p(x) that is not finite.
+
+    Reference:
+        Yao et al. 2018, "Using Stacking to Average Bayesian Predictive Distributions" (weights);
+        Vehtari, Gelman and Gabry 2017, "Practical Bayesian Model Evaluation" (standard error of a
+        difference).
     """
     if len(results) < 2:
         raise UserError(f"compare takes two or more results by name, got {len(results)}")
@@ -148,7 +159,7 @@ def _row(name: str, result: LogMarginal, difference: float, error: float, weight
     return Row(name, *figures, difference, error, z, weight, high, tuple(result.warnings))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # What can't be compared
 
 
@@ -220,7 +231,7 @@ def _notes(rows: tuple[Row, ...], results: Mapping[str, LogMarginal]) -> list[st
     return notes
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The table
 
 _HEADER = ("± MC", "± test set", "difference", "± paired", "z", "weight", "k̂ > 0.7")

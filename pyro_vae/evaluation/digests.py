@@ -1,4 +1,4 @@
-"""Digests of data, by which two numbers are of one quantity or are not compared."""
+"""Digests (SHA-256) of data, so that numbers of different data are not compared."""
 
 from __future__ import annotations
 

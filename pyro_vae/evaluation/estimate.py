@@ -1,4 +1,4 @@
-"""What every estimator returns: figures of each image, with the protocol behind them."""
+"""The base class of results: figures of each image, and the protocol."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Site log densities written for speed, keyed by distribution: for the evaluator alone, and checked
-against ``log_prob``.
-"""
+"""Fast log densities for the evaluator, checked against the distributions' own."""
 
 from __future__ import annotations
 

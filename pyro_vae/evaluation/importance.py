@@ -1,6 +1,4 @@
-"""log p(x) by importance sampling: IW-K with its protocol, two error bars, a bias estimate and
-diagnostics.
-"""
+"""Importance sampling: ``log_marginal``, with two error bars, a bias estimate and diagnostics."""
 
 from __future__ import annotations
 
@@ -51,13 +49,14 @@ def log_marginal(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> LogMarginal:
-    """Estimate log p(x) of each image by K = ``num_samples`` importance samples (IWAE, equation 8),
-    streaming.
+    """Estimate log p(x) of each image by importance sampling with K = ``num_samples`` draws.
 
-    Modules run in eval mode, without gradients, and are restored; sums are float64; memory does not
-    grow with K. Where no latent is drawn (there is none, or all are summed out) the number is
-    exact, and one run of the model stands for all K. Where torch.distributed is initialised, every
-    process calls this alike, scores its part, and has the whole result.
+    The estimate of one image is L_K = log (1/K) Σ_k p(x, z_k) / q(z_k | x). Its expectation is at
+    most log p(x). The draws stream through sums in float64, so memory does not grow with K. Modules
+    run in eval mode, without gradients, and are restored. Where no latent is drawn (there is none,
+    or all are summed out) log p(x) is exact, and one run of the model is enough. Under
+    torch.distributed every process makes the same call, scores a part of the images, and gets the
+    whole result.
 
     Example::
 
@@ -66,20 +65,40 @@ def log_marginal(
         ll.per_image()  # a table: log_px, se, khat, … of each image
 
     Args:
-        x: images ``(N, *event_shape)`` exactly as they are to be scored: binarized or dequantized
-            already.
-        protocol: what the caller knows of the data (data set, binarization); it is printed with the
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``, exactly as they are to be scored: binarized or dequantized
+            already. Or a Dataset or a DataLoader.
+        num_samples: K, draws for each image.
+        proposal: where the draws come from: ``guide``; ``prior`` (naive Monte Carlo); or
+            ``"defensive(scale=2.0, weight=0.2)"``, a mixture of the guide and a wider copy of it,
+            which keeps the weights bounded where q is too narrow.
+        precision: of matrix products: ``float32``, ``tf32`` or ``bfloat16``. Reduced precision is
+            compared with float32 on a few images, and the difference is printed.
+        protocol: what you know of the data, such as ``{"data": "mnist"}``; it is printed with the
             number.
-        bits_offset: log2 of the number of levels, for dequantized data: bits per dimension are then
+        seed: seed of the draws. The noise depends on it and on the image's row, not on batches.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``. The pair is
+            moved there.
+        compile: ``auto`` and ``graph`` trace the programs once and replay the graph, ``inductor``
+            compiles it, ``off`` runs the programs eagerly.
+        progress: whether to show a progress bar on stderr.
+        bits_offset: for dequantized data, log2 of the number of levels: bits per dimension are then
             reported too.
-        ignore_scales: whether ``poutine.scale`` in the programs, such as a β that a training had, is
-            without effect: the number is log p(x) of the programs without it, and says so.
-        **fields: named arguments of the programs, one row an image. The number is log p(x, y) where
-            the model observes y, log p(x | y) where y moves its densities alone:
-            `pyro_vae.evaluation.protocol.Quantity` has the rule.
+        ignore_scales: whether to leave out ``poutine.scale``, such as a β that was used in
+            training. The result says so.
+        **fields: named arguments of the programs, one row for each image. The number is log p(x, y)
+            where the model observes y, and log p(x | y) where y only conditions it.
+
+    Returns:
+        A `LogMarginal`: the figures of each image in nats, the mean with two error bars, and
+        warnings.
 
     Raises:
-        UserError: where the number would not be log p(x) of each image, in one sentence.
+        UserError: the number would not be log p(x) of each image; the sentence says why.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equation 8; for
+        the defensive proposal Owen and Zhou 2000.
     """
     check_count("num_samples", num_samples)
     arithmetic, group = find_precision(precision), distributed.current()

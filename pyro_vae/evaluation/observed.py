@@ -1,4 +1,4 @@
-"""The observed sites of a model in one run: which values are scored, and what moves them."""
+"""The observed sites of a model in one run: what is scored, and what only conditions it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from pyro_vae.compile.trace import apart
 from pyro_vae.data.loaders import Batch
-from pyro_vae.pair.geometry import Geometry
-from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.layouts import trace_model
-from pyro_vae.pair.nodes import log_prob_of, masks_of, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import innermost, log_prob_of, masks_of, plain_draw, sample_nodes
 from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Geometry
 
 X = "x"
 """The name of a program's first argument, whatever the program calls it."""

@@ -1,6 +1,4 @@
-"""One page on an estimate of log p(x): has it converged, whose weights can be trusted, which images
-are worst.
-"""
+"""The page of plots of an estimate of log p(x): K-curve, k̂, ESS, worst images."""
 
 from __future__ import annotations
 

@@ -1,32 +1,17 @@
-"""The precision of matrix products in an evaluation: float32, or less where that is asked for, its
-error then measured.
-"""
+"""Matrix-product precision of an evaluation: float32, TF32 or bfloat16, with the measured error."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from pyro_vae.ambient import exact
+from pyro_vae.ambient import exact, need_float32, products_rounded
 from pyro_vae.errors import UserError
 from pyro_vae.validation import check_choice
-
-_aten = torch.ops.aten
-PRODUCTS: dict[Any, tuple[Any, int, int | None]] = {
-    _aten.mm.default: (_aten.mm.default, 0, None),
-    _aten.addmm.default: (_aten.mm.default, 1, 0),
-    _aten.bmm.default: (_aten.bmm.default, 0, None),
-    _aten.baddbmm.default: (_aten.bmm.default, 1, 0),
-    _aten.convolution.default: (_aten.convolution.default, 0, 2),
-}
-"""The operations that cost: the same without a bias, where its two factors stand, and its bias
-(None: there is none).
-"""
 
 IMAGES, DRAWS = 16, 1000
 """On which the error is measured."""
@@ -38,27 +23,27 @@ class Precision:
 
     words: str = "float32"
     products: str = "ieee"
-    factors: torch.dtype | None = None  # to which the two factors of each product are rounded
-    only_on: str = ""  # the device that has it
+    rounds: bool = False  # to bfloat16, 8 bits of mantissa, as torch's autocast does
+    device: str = ""  # the only one that has it
 
     @property
     def reduced(self) -> bool:
         """Whether it is less than float32, so that its error is measured."""
-        return self.words != "float32"
+        return self != FLOAT32
 
     def check(self, dtype: torch.dtype, place: torch.device) -> None:
         """Raise a ``UserError`` where there is no such arithmetic."""
-        if self.reduced and dtype != torch.float32:
+        if self.reduced:
+            need_float32(self.words.split()[0].lower(), dtype)
+        if self.device not in ("", place.type):
             raise UserError(
-                f"{self.words} are for float32 parameters, but these are "
-                f"{str(dtype).removeprefix('torch.')}: call .float() on model and guide, or leave "
-                "precision out"
-            )
-        if self.only_on not in ("", place.type):
-            raise UserError(
-                f"{self.words} are for {self.only_on.upper()} devices, but this device is "
+                f"{self.words} are for {self.device.upper()} devices, but this device is "
                 f"{place.type}: use precision='bfloat16', or 'float32'"
             )
+
+    def rounding(self, place: torch.device) -> AbstractContextManager[None]:
+        """What is traced inside has products of this precision, as a training step of `fit`."""
+        return products_rounded(place.type) if self.rounds else nullcontext()
 
     def running(self) -> AbstractContextManager[None]:
         """Products as they are named here (torch's default are TF32 convolutions on CUDA), the
@@ -66,50 +51,13 @@ class Precision:
         """
         return exact(self.products)
 
-    def rewrite(self, module: fx.GraphModule) -> None:
-        """Round the two factors of each product of a traced program, and go on in float32 from its
-        result, which is rounded once more; a bias is added there.
-        """
-        if self.factors is None:
-            return
-        graph, rounded = module.graph, {}
-
-        def cast(node: fx.Node, dtype: torch.dtype) -> fx.Node:
-            return graph.call_function(_aten._to_copy.default, (node,), {"dtype": dtype})
-
-        for node in list(graph.nodes):
-            if node.op != "call_function" or node.target not in PRODUCTS:
-                continue
-            plain, first, bias_at = PRODUCTS[node.target]
-            arguments = list(node.args)
-            bias = None if bias_at is None else arguments[bias_at]
-            with graph.inserting_before(node):
-                for position in (first, first + 1):
-                    if (factor := arguments[position]) not in rounded:
-                        rounded[factor] = cast(factor, self.factors)
-                    arguments[position] = rounded[factor]
-                if bias_at == 0:
-                    del arguments[0]
-                elif bias_at is not None:
-                    arguments[bias_at] = None
-                result = cast(graph.call_function(plain, tuple(arguments)), torch.float32)
-                if bias is not None:
-                    if bias_at:  # a convolution's: one number a channel
-                        ones = [1] * (node.meta["val"].dim() - 2)
-                        bias = graph.call_function(_aten.view.default, (bias, [-1, *ones]))
-                    result = graph.call_function(_aten.add.Tensor, (result, bias))
-            node.replace_all_uses_with(result)
-            graph.erase_node(node)
-        module.recompile()
-
 
 FLOAT32 = Precision()
 PRECISIONS: Mapping[str, Precision] = {
     "float32": FLOAT32,
-    # CUDA's TensorFloat-32: 10 bits of mantissa
-    "tf32": Precision("TF32 products, float32 sums", "tf32", only_on="cuda"),
-    # 8 bits of mantissa
-    "bfloat16": Precision("bfloat16 products, float32 sums", factors=torch.bfloat16),
+    # CUDA's TensorFloat-32: 10 bits of mantissa, sums in float32
+    "tf32": Precision("TF32 products, float32 sums", "tf32", device="cuda"),
+    "bfloat16": Precision("bfloat16 products, float32 sums", rounds=True),
 }
 
 

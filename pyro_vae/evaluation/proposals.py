@@ -1,6 +1,4 @@
-"""Where the draws of an importance sampler come from: the guide, a widened mixture of it, or the
-prior.
-"""
+"""Proposals of importance sampling: the guide, a defensive mixture, or the prior."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What a number is: the data that its observed sites score, what they are conditioned on, its kind,
-and the digests of all.
+"""The protocol of a number: data, quantity (joint or conditional), kind (mass or density),
+versions.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from pyro_vae.data.loaders import Batch
 from pyro_vae.evaluation.digests import Digest
 from pyro_vae.evaluation.observed import Observed, Run, X, differences, equal, is_factor, observed
 from pyro_vae.fields import is_constant
-from pyro_vae.pair.laws import innermost
 from pyro_vae.pair.module_state import own_buffers
-from pyro_vae.pair.nodes import taken
+from pyro_vae.pair.nodes import innermost, taken
 from pyro_vae.pair.runtime import Pair
 
 LOOKED_AT = 8

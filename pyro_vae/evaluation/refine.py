@@ -1,6 +1,4 @@
-"""What amortization costs: the guide's parameters freed for each image, and the two gaps (Cremer et
-al. 2018).
-"""
+"""Amortization and approximation gap, by refining the variational parameters of each image."""
 
 from __future__ import annotations
 
@@ -30,10 +28,9 @@ from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
 from pyro_vae.tensors import as_images
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 from pyro_vae.validation import check_count
 
 BETAS = (0.9, 0.95)
@@ -44,8 +41,16 @@ magnitude.
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Refinement(Estimate):
-    """The two parts of log p(x) − ELBO, nats per image; q* is the best member of the guide's family
-    for each image.
+    """The two parts of log p(x) − ELBO, in nats, for each of N images.
+
+    q* is the best member of the guide's family for each image, as far as Adam found it.
+
+    Attributes:
+        guide: q*, an ordinary guide for these images; None where the result was read from a file.
+        elbo_amortized_px: ELBO[q], ``(N,)``, float64.
+        elbo_refined_px: ELBO[q*], ``(N,)``, from fresh draws.
+        log_px: the estimate of log p(x), ``(N,)``.
+        log_marginal: that estimate with its errors and warnings, a `LogMarginal`.
     """
 
     columns: ClassVar[tuple[str, ...]] = (
@@ -73,13 +78,12 @@ class Refinement(Estimate):
     approximation_gap_px = difference(
         "log_px",
         "elbo_refined_px",
-        "log p̂(x) − ELBO[q*], ``(N,)``: what the family can't do. As log p̂ is a lower bound, so is "
-        "this.",
+        "log p(x) − ELBO[q*], ``(N,)``, nats, the cost of the family; a lower bound, as log p(x) is.",
     )
     amortization_gap_px = difference(
         "elbo_refined_px",
         "elbo_amortized_px",
-        "ELBO[q*] − ELBO[q], ``(N,)``: what the network doesn't do.",
+        "ELBO[q*] − ELBO[q], ``(N,)``, nats, the cost of using one network for all images.",
     )
     approximation_gap = over_images(
         "approximation_gap_px", "At least this much is lost by the family of q."
@@ -121,23 +125,39 @@ def refine(
     progress: bool = False,
     **fields: Any,
 ) -> Refinement:
-    """Maximise each image's ELBO over its own η, from η = local(x), by Adam; then evaluate q and q*
-    with fresh draws.
+    """Measure the amortization gap: maximise each image's ELBO over its own variational parameters
+    η.
 
-    All other parameters of model and guide stay as they are. ``result.guide`` is an ordinary guide
-    for these images alone: ``log_marginal(model, result.guide, x)`` has the weights of q*.
+    Adam starts at η = local(x), what the network gives. All other parameters of model and guide are
+    unchanged. Then q and the refined q* are scored with fresh draws. log p(x) − ELBO[q] is split
+    into the approximation gap, log p(x) − ELBO[q*], and the amortization gap, ELBO[q*] − ELBO[q].
 
     Args:
-        x: the images themselves ``(N, *event_shape)``, binarized already.
-        learning_rate: of Adam, falling to 0 by a cosine.
+        model, guide: Pyro programs, as `fit` takes them. The guide has ``local`` and ``build``.
+        x: images ``(N, *event_shape)``, exactly as they are to be scored.
+        num_steps: steps of Adam.
+        learning_rate: that of Adam at the start; it falls to 0 by a cosine.
         num_samples: K of the evaluations of q and of q*.
-        num_particles: draws an image in each step.
-        reference: log p̂(x) of the same images from elsewhere (`ais`, say); by default IW-K with
-            q*.
+        num_particles: draws for each image in each step.
+        reference: an estimate of log p(x) of the same images, such as one of `ais`; by default
+            importance sampling from q*.
+        protocol: what you know of the data; it is printed with the number.
+        seed: seed of the draws.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
+        compile: ``auto`` and ``graph`` (a traced graph), ``inductor``, or ``off``.
+        progress: whether to show a progress bar on stderr.
+        **fields: as in `log_marginal`.
+
+    Returns:
+        A `Refinement`: both gaps of each image in nats, and ``guide``, q* as an ordinary guide for
+        these images: ``log_marginal(model, result.guide, x)`` draws from q*.
 
     Raises:
-        UserError: the guide has no ``local`` and ``build``, or draws that are not reparameterised;
+        UserError: the guide has no ``local`` and ``build``, or its draws are not reparameterised;
             the reference is of other images.
+
+    Reference:
+        Cremer, Li and Duvenaud 2018, "Inference Suboptimality in Variational Autoencoders".
     """
     steps: dict[str, Any] = {
         "num_steps": num_steps,

@@ -1,6 +1,4 @@
-"""A guide whose variational parameters are a table: one row an image, for exactly the images that
-it was made for.
-"""
+"""A guide whose variational parameters are a table with a row for each image."""
 
 from __future__ import annotations
 

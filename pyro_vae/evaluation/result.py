@@ -1,6 +1,4 @@
-"""What an estimator of log p(x) returns: figures of each image, a headline, and the protocol behind
-them.
-"""
+"""The result of an estimator of log p(x): `LogMarginal`."""
 
 from __future__ import annotations
 
@@ -39,7 +37,31 @@ UNSOUND = "interval unsound"
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LogMarginal(Estimate):
-    """An estimate of log p(x) on a set of images, with what is needed to doubt it. All in nats."""
+    """An estimate of log p(x) on N images, by `log_marginal`. All figures are in nats.
+
+    ``print(ll)`` shows the headline, the protocol and the warnings. Figures named ``…_px`` and the
+    tensors below have one entry for each image; the properties are figures of the whole set.
+
+    Attributes:
+        log_px: L_K of each image, ``(N,)``, float64.
+        se: Monte Carlo standard error of each L_K, ``(N,)``, by the delta method.
+        ess: effective sample size of each image's weights, (Σw)² / Σw², ``(N,)``.
+        khat: Pareto shape k̂ of the tail of each image's weights, ``(N,)``. Above 0.7 the error bar
+            of that image can't be trusted.
+        elbo_px: mean log weight of each image, ``(N,)``: its ELBO where the guide is the proposal.
+        max_weight_share: the largest weight as a share of their sum, ``(N,)``.
+        debiased_px: jackknifed L_K, ``(N,)``. Its bias is of second order in 1/K, and it is no
+            bound.
+        curve: k -> mean L_k of the first k of the same draws, for some k up to K.
+        num_samples: K.
+        bits_offset: as given to `log_marginal`.
+        protocol: what was scored and how: data, digests, estimator, seed, versions.
+        notes: remarks of the estimator, which `warnings` shows first.
+
+    Reference:
+        Burda et al. 2016, equation 8 (L_K); Nowozin 2018, "Debiasing Evidence Approximations"
+        (jackknife); Vehtari et al. 2024, "Pareto Smoothed Importance Sampling" (k̂).
+    """
 
     columns: ClassVar[tuple[str, ...]] = ("log_px", "se", "ess", "khat", "max_weight_share")
     figures: ClassVar[tuple[str, ...]] = (
@@ -60,45 +82,52 @@ class LogMarginal(Estimate):
     num_samples: int
     bits_offset: float | None = None
 
-    mean = over_images("log_px", "mean L_K: its expectation is at most the set's mean log p(x).")
-    se_total = over_images("log_px", "Of the mean, with the set as a sample.", standard_error)
-    elbo = over_images("elbo_px", "The mean log weight: the ELBO where the guide is the proposal.")
-    debiased = over_images("debiased_px", "Jackknifed (Nowozin 2018): nearer, and **not** a bound.")
+    mean = over_images("log_px", "Mean L_K, whose expectation is at most the set's mean log p(x).")
+    se_total = over_images(
+        "log_px",
+        "Standard error of the mean over images, Monte Carlo error included.",
+        standard_error,
+    )
+    elbo = over_images(
+        "elbo_px", "The mean log weight, which is the ELBO if the guide is the proposal."
+    )
+    debiased = over_images(
+        "debiased_px", "Jackknifed mean (Nowozin 2018), with less bias, and no bound."
+    )
     median_ess = over_images("ess", "Median of the effective sample sizes.", torch.median)
 
     @property
     def exact(self) -> bool:
-        """Whether no latent was drawn: log p(x) itself, without a Monte Carlo error."""
+        """Whether no latent was drawn, so that the number has no Monte Carlo error."""
         return self.protocol.get("estimator") == EXACT
 
     @property
     def se_mc(self) -> float:
-        """Monte Carlo error of the mean, the set being fixed: √Σ se² / N."""
+        """Monte Carlo standard error of the mean over these N images, √(Σ se²) / N."""
         return float(self.se.square().sum().sqrt() / self.num_images)
 
     @property
     def bias(self) -> float:
-        """Estimated bias of the mean, −Σ v / 2N."""
+        """Estimated bias of the mean, −Σ se² / 2N, in nats, by which the number is too low."""
         return float(-self.se.square().mean() / 2)
 
     @property
     def lower95(self) -> float:
-        """mean L_K − log(20)/N: at most the true mean with probability 95%, even for weights of
-        infinite variance.
+        """A 95% lower bound of the set's mean log p(x), computed as mean L_K − log(20)/N.
+
+        It follows from Markov's inequality, and so needs no finite variance of the weights.
         """
         return self.mean if self.exact else self.mean - log(20) / self.num_images
 
     @property
     def high_khat(self) -> float:
-        """The share of images with k̂ > 0.7, of those that have a k̂."""
+        """The share of images with k̂ > 0.7, among those that have a k̂."""
         known = self.khat[~self.khat.isnan()]
         return float((known > 0.7).double().mean()) if len(known) else float("nan")
 
     @property
     def bits_per_dim(self) -> float | None:
-        """−mean / (D log 2), plus log2 of the levels of dequantized data; None where that is no
-        code length.
-        """
+        """Bits per dimension, −mean / (D log 2) + ``bits_offset``; None without ``bits_offset``."""
         dims = self.protocol.get("num_dims")
         if self.bits_offset is None or not dims or self.protocol.get("factors"):
             return None
@@ -106,14 +135,14 @@ class LogMarginal(Estimate):
 
     @property
     def sound(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Whether each image's interval can be read, ``(N,)``: exact, or k̂ < 0.5 and ESS ≥ 300; an
-        unknown k̂ is none.
+        """Whether each image's interval can be trusted, ``(N,)`` bool (k̂ < 0.5 and ESS ≥ 300, or
+        exact).
         """
         return (((self.khat < SOUND_KHAT) & (self.ess >= SOUND_ESS)) | self.exact).cpu().numpy()
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What changes how the number is to be read."""
+        """What changes how the number is to be read, a sentence each."""
         found = list(self.notes)
         if self.num_samples == 1 and not self.exact:
             found.append(self._of_one_draw())
@@ -147,7 +176,7 @@ class LogMarginal(Estimate):
         )
 
     def headline(self) -> list[str]:
-        """log p(x) with its two errors, its bias, and what is known of the weights."""
+        """The printed line: log p(x), two standard errors, estimated bias, k̂, ESS and ELBO."""
         line = self.number(self.label)
         if not self.exact:
             line += f"  est. bias {figure(self.bias, 3)}"
@@ -173,8 +202,8 @@ class LogMarginal(Estimate):
         return "" if self.bits_per_dim is None else f"  bits/dim {self.bits_per_dim:.3f}"
 
     def summary(self) -> str:
-        """The headline, and below it what a reader who doubts it asks next: the curve, quantiles,
-        the worst images.
+        """The printed lines, then the K-curve, quantiles of the figures, and the images that fit
+        worst.
         """
         curve = "  ".join(f"{figure(value)} (K = {k})" for k, value in sorted(self.curve.items()))
         order = torch.argsort(self.log_px)[: min(5, self.num_images)].tolist()
@@ -194,11 +223,12 @@ class LogMarginal(Estimate):
         return "\n".join(lines)
 
     def per_image(self) -> pandas.DataFrame:
-        """One row an image, in nats: log_px, se, bias, ess, khat, max_weight_share, lower, upper,
-        flag.
+        """A table with one row for each image, in nats.
 
-        ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se. The flag says
-        ``interval unsound`` unless k̂ < 0.5 and ESS ≥ 300.
+        Returns:
+            A DataFrame with the columns log_px, se, bias, ess, khat, max_weight_share, lower, upper
+            and flag. ``bias`` is −se²/2; ``lower`` and ``upper`` are log_px − bias ± 1.96 se;
+            ``flag`` is ``interval unsound`` unless k̂ < 0.5 and ESS ≥ 300.
         """
         table = super().per_image()
         table.insert(3, "bias", -(table["se"] ** 2) / 2)
@@ -209,7 +239,9 @@ class LogMarginal(Estimate):
     # ---- for other tools (`pyro_vae.evaluation.arviz_export`, `pyro_vae.evaluation.page`)
 
     def to_elpd(self) -> Any:
-        """ArviZ's ELPD data: ``az.compare``, ``az.plot_compare`` and ``az.plot_khat`` take it."""
+        """The estimate as ArviZ's ELPD data, for ``az.compare``, ``az.plot_compare`` and
+        ``az.plot_khat``.
+        """
         from pyro_vae.evaluation.arviz_compat import elpd_data
 
         log_px, khat = (each.double().cpu().numpy() for each in (self.log_px, self.khat))
@@ -218,8 +250,15 @@ class LogMarginal(Estimate):
     def to_inference_data(
         self, model: Callable[..., Any], guide: Callable[..., Any], x: Any, **options: Any
     ) -> Any:
-        """The first images' posteriors for ArviZ; ``options`` are those of
-        `pyro_vae.evaluation.arviz_export.to_inference_data`.
+        """Weighted posterior draws of the first images, as ArviZ's InferenceData.
+
+        Args:
+            model, guide: the pair that was scored.
+            x: the images that were scored, ``(N, *event_shape)``.
+            **options: those of `pyro_vae.evaluation.arviz_export.to_inference_data`.
+
+        Returns:
+            InferenceData; in ArviZ 1.x a DataTree.
         """
         from pyro_vae.evaluation import arviz_export
 
@@ -228,8 +267,15 @@ class LogMarginal(Estimate):
     def plot(
         self, path: str | Path, x: Tensor | None = None, reconstructions: Tensor | None = None
     ) -> Path:
-        """Write the page of plots as a PNG: K-curve, k̂, ESS, and the worst of the images ``x``
-        above their reconstructions.
+        """Write a page of plots as a PNG: the K-curve, k̂, ESS, and the images that fit worst.
+
+        Args:
+            path: the file.
+            x: the images ``(N, *event_shape)``, which lets the page show the worst of them.
+            reconstructions: of the same shape, shown below them.
+
+        Returns:
+            The file's path.
         """
         from pyro_vae.evaluation import page
 

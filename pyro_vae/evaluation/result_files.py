@@ -1,4 +1,4 @@
-"""An estimate as a file: its figures of each image and its protocol, in a .npz without pickle."""
+"""Result files: an estimate's figures and protocol in a .npz file without pickle."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def _parts(ll: Estimate) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_estimate(path: Path, of: str) -> Any:
-    """The estimate that `save_estimate` wrote, or None where there is no file or it is ``of`` something else.
+    """The estimate that `save_estimate` wrote, or None where there is no file or it is ``of``
+    something else.
 
     Raises:
         UserError: the file is damaged.

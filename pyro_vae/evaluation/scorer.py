@@ -1,5 +1,5 @@
-"""Tiles of images scored by K draws each: in the memory that there is, and with noise that depends
-on a tile's place alone.
+"""The scorer: K draws at each image, tile by tile, within memory, with noise that depends on the
+image's row.
 """
 
 from __future__ import annotations

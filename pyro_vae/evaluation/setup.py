@@ -1,6 +1,4 @@
-"""What every estimator of log p(x) does before its first number, and its protocol after the last
-one.
-"""
+"""The common set-up of all estimators of log p(x), and their protocol."""
 
 from __future__ import annotations
 

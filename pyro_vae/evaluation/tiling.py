@@ -1,6 +1,4 @@
-"""The tiles of an evaluation: how many draws and images the model sees at once, and one shape for
-all of them.
-"""
+"""Tile sizes of an evaluation: how many draws and images the model sees at once."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Log weights tile by tile, and the target of annealing: the Pyro programs themselves, or tensor
-programs traced for this one evaluation, their encoder running once a tile of images.
-"""
+"""Log weights and annealing targets as traced graphs, or by the Pyro programs themselves."""
 
 from __future__ import annotations
 
@@ -97,7 +95,8 @@ class TracedWeights:
             if self.precision.reduced:
                 plain = SplitProgram(program, arguments, "graph")
                 agree(plain, eager, batches, tolerance=tolerance, floor=1.0)
-                self.precision.rewrite(program.graph)
+                with self.precision.rounding(x.device):
+                    program = trace(log_weights(fast_log_prob.log_prob), arguments)
                 tolerance = _ROUGHLY
             keep_freed_memory()
             split = SplitProgram(program, arguments, self.tier)

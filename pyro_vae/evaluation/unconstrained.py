@@ -1,6 +1,4 @@
-"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites joined into one
-vector u.
-"""
+"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites as one vector u."""
 
 from __future__ import annotations
 

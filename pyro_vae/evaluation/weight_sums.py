@@ -1,6 +1,4 @@
-"""Streaming sums of importance weights: what K draws leave behind, in memory that does not grow
-with K.
-"""
+"""Streaming sums of importance weights, in memory that does not grow with K; k̂ and the jackknife."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.distributed import Alone
+from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.tiling import stops
 
@@ -238,7 +236,7 @@ class Gathered:
         sums_of_curve = torch.stack([curve[stop] for stop in self.stops]).tolist()
         self._tiles.append((start, list(figures), stacked, sums_of_curve))
 
-    def gather(self, group: Alone) -> None:
+    def gather(self, group: Group) -> None:
         """The tiles of all processes, in the images' order: sums then have the bits that one
         process gives them.
         """

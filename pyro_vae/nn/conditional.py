@@ -1,5 +1,5 @@
-"""Conditional densities: context in, distribution out. Prior, likelihood and encoder are this one
-idea.
+"""Conditional distributions: context in, distribution out; the base classes of priors and
+likelihoods.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyro_vae.nn.net import Net, NetSpec, make_decoder
 from pyro_vae.validation import check_whole
 
 if TYPE_CHECKING:
-    from pyro_vae.training.data_init import TrainingImages
+    from pyro_vae.training.init import TrainingImages
 
 Observes = Literal["binary", "unit", "real", "levels", "counts"]
 
@@ -47,6 +47,17 @@ def number_of_images(x: Tensor | None, size: int | None) -> int:
             "with the fields that it names"
         )
     return int(size) if x is None else x.shape[0]  # type: ignore[arg-type]
+
+
+class StartsFromData:
+    """A part that starts from the training data, once: what is loaded has had its start."""
+
+    started: Tensor  # a buffer, where there is a start
+
+    @property
+    def waits_for_data(self) -> bool:
+        """Whether a training is to call ``start_from_data`` first."""
+        return not bool(getattr(self, "started", True))
 
 
 class ConditionalDistribution(nn.Module, ABC):
@@ -79,7 +90,7 @@ class Prior(ConditionalDistribution):
         self.event_shape = torch.Size([latent_dim])
 
 
-class Likelihood(ConditionalDistribution):
+class Likelihood(StartsFromData, ConditionalDistribution):
     """p(x | z): a decoder network and the law of an image given its output.
 
     ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
@@ -99,7 +110,6 @@ class Likelihood(ConditionalDistribution):
     slot: ClassVar[str] = "likelihood"
     kind: ClassVar[Literal["mass", "density"]]
     observes: ClassVar[Observes]
-    started: Tensor  # where it starts at the mean
 
     def __init__(
         self,
@@ -154,13 +164,6 @@ class Likelihood(ConditionalDistribution):
         return images
 
     # ---- starting at the training mean
-
-    @property
-    def waits_for_data(self) -> bool:
-        """Whether the decoder was built with ``output_bias=mean`` and its start is still to
-        come.
-        """
-        return not bool(getattr(self, "started", True))
 
     def start_from_data(self, data: TrainingImages) -> None:
         """`start_at_mean` of the images that are trained on."""

@@ -1,4 +1,4 @@
-"""The convolutional network: halves the image at each layer, or doubles it."""
+"""Convolutional network: each layer halves the image, or doubles it."""
 
 from __future__ import annotations
 

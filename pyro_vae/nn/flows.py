@@ -1,6 +1,4 @@
-"""The one place that imports zuko: its flows as Pyro distributions on R^D, in the direction that
-the user needs fast.
-"""
+"""Normalizing flows: zuko's, as Pyro distributions on R^D."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The networks of a hierarchy, one a level: the first between image and z1, the others between
-vectors.
-"""
+"""The networks of a hierarchy, one for each level."""
 
 from __future__ import annotations
 

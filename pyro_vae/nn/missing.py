@@ -1,4 +1,4 @@
-"""Missing entries of an image, NaN: left out of its density, and zeros to its encoder."""
+"""Missing entries (NaN): left out of the density, and 0 to the encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The contract of a network, and how a part finds the network that its user named."""
+"""The base class of networks, and the choice of one by name."""
 
 from __future__ import annotations
 

@@ -1,16 +1,18 @@
-"""Class labels as a program's input: the field ``y``, checked and written as one-hot codes."""
+"""One-hot class labels: the field ``y``, checked and encoded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyro_vae.choices import registry, specs
 from pyro_vae.errors import UserError
-from pyro_vae.protocols import hook
+from pyro_vae.protocols import Local, hook
 from pyro_vae.validation import check_whole
 
 NUM_CLASSES = 10
@@ -59,7 +61,64 @@ class OneHot(nn.Module):
             )
 
 
-class DecodesClass:
+class OfClasses:
+    """What programs share that take classes, the field ``y``."""
+
+    classes: OneHot
+    unknown: ClassVar[bool] = False  # whether one may be −1, not known
+
+    def check_fields(self, fields: Mapping[str, Tensor]) -> None:
+        """A ``UserError`` for labels that are no classes of this program."""
+        if "y" in fields:
+            self.classes.check(fields["y"], unknown=self.unknown)
+
+
+class EncodesClass(OfClasses):
+    """What guides share of which q(z | x, y) is of the family of another guide, ``guide``, whose
+    encoder sees images of `joint_shape`.
+    """
+
+    guide: Any
+
+    def build_family(
+        self,
+        guide: Any,
+        num_classes: int,
+        event_shape: tuple[int, ...],
+        latent_dim: int,
+        net: Any,
+        net_args: Mapping[str, Any],
+    ) -> None:
+        """Make ``classes``, ``embedding`` and ``guide``; a ``UserError`` where that is no family."""
+        shape = joint_shape(event_shape, num_classes)
+        self.classes = OneHot(num_classes)
+        self.embedding = ClassEmbedding(event_shape, num_classes)
+        if isinstance(guide, str):  # the network's arguments are its own: a misspelt one is refused
+            read = specs.parse(guide)
+            guide = specs.Choice(read.name, read.args, {**net_args, **read.kwargs})
+        context = {**net_args, "net": net, "event_shape": shape, "latent_dim": latent_dim}
+        self.guide = registry.build("guide", guide, **context)
+        if not isinstance(self.guide, Local):
+            raise UserError(
+                f"{type(self).__name__}(guide={type(self.guide).__name__}): expected a guide that "
+                "computes q(z | x) by local(x) and build(η), such as MeanField"
+            )
+
+    @staticmethod
+    def context_of(
+        argument: str, values: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """What the registry fills an argument's open arguments from: the inner guide sees larger
+        images, by the network that is written here.
+        """
+        if argument != "guide" or "event_shape" not in context:
+            return context
+        shape = joint_shape(context["event_shape"], values.get("num_classes", NUM_CLASSES))
+        net = {k: v for k, v in values.items() if k not in ("guide", "num_classes")}
+        return {**context, **net, "event_shape": shape}
+
+
+class DecodesClass(OfClasses):
     """What models share whose likelihood decodes z and a class: ``latent_dim + num_classes``
     numbers.
     """
@@ -91,3 +150,34 @@ class DecodesClass:
 def is_known(y: Tensor) -> Tensor:
     """Where a label is a class, and not −1."""
     return y >= 0
+
+
+class ClassEmbedding(nn.Linear):
+    """A learned embedding of the class's code, laid beside the image as one more channel, or behind
+    the pixels of a flat one.
+    """
+
+    def __init__(self, event_shape: tuple[int, ...], num_classes: int) -> None:
+        self.event_shape = torch.Size(event_shape)
+        self.joint_shape = joint_shape(event_shape, num_classes)
+        super().__init__(num_classes, prod(self.joint_shape) - prod(event_shape), bias=False)
+        nn.init.normal_(self.weight)
+
+    def join(self, x: Tensor, code: Tensor) -> Tensor:
+        """Images ``(*batch, *event_shape)`` with the embeddings of ``code``, ``(*batch,
+        num_classes)``: ``(*batch, *joint_shape)``.
+        """
+        num_event = len(self.event_shape)
+        extra = self(code)
+        extra = extra.reshape(*extra.shape[:-1], -1, *self.event_shape[1:])
+        batch = torch.broadcast_shapes(x.shape[:-num_event], extra.shape[:-num_event])
+        parts = [each.expand(*batch, *each.shape[-num_event:]) for each in (x, extra)]
+        return torch.cat(parts, dim=-num_event)
+
+
+def joint_shape(event_shape: tuple[int, ...], num_classes: int) -> tuple[int, ...]:
+    """The shape of an image with its class: one more channel, or ``num_classes`` more numbers
+    behind a flat image.
+    """
+    first, *rest = event_shape
+    return (first + (1 if rest else num_classes), *rest)

@@ -1,6 +1,4 @@
-"""Tables with a row for each image: the rows that a batch lacks must stay as they are, whichever
-the optimiser.
-"""
+"""Sparse updates of tables with a row for each image: rows of absent images do not change."""
 
 from __future__ import annotations
 

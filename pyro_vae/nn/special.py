@@ -1,4 +1,4 @@
-"""What neither torch nor Pyro has: the inverse of an increasing function, and ratios of gammas."""
+"""Special functions: the inverse of an increasing function, and ratios of gamma functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives: what is maximised, by name; each says its bound as a formula, in nats an image."""
+"""Objectives: what SVI maximises, each with its bound as a formula, in nats."""
 
 from __future__ import annotations
 

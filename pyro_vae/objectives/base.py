@@ -1,6 +1,4 @@
-"""What an objective is: a `pyro.infer.ELBO`, which stock SVI takes, and which a model and a guide
-make a loss module.
-"""
+"""The base class of objectives: a `pyro.infer.ELBO` that stock SVI takes, and its loss module."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ from pyro_vae.validation import check_whole
 
 @dataclass(frozen=True)
 class Estimate:
-    """One batch's figures, in nats summed over it: the loss to differentiate, and the single-sample
-    ELBO's two parts.
-    """
+    """The figures of one batch, in nats summed over it: the loss, and the two parts of the ELBO."""
 
     loss: Tensor  # 0-dim, −bound, scaled as Pyro's
     reconstruction: Tensor  # 0-dim, Σ log p(x | z), unscaled, the mean over particles
@@ -51,10 +47,10 @@ class Estimate:
 class Objective(ELBO):
     """An objective and its settings; ``objective(model, guide)`` is the loss module.
 
-    It is a `pyro.infer.ELBO`: ``SVI(model, guide, optim, loss=objective)`` trains by it. There the
-    parameters are those of Pyro's own store, and the KL weight is 1. Elsewhere the KL weight β
-    multiplies the latent sites' terms, log p(z) − log q(z | x) or the KL, wherever they are in a
-    bound.
+    It is a `pyro.infer.ELBO`, so ``SVI(model, guide, optim, loss=objective)`` trains with it. There
+    the parameters are in Pyro's own store, and the KL weight is 1. In `fit` the KL weight β
+    multiplies the terms of the latent sites, log p(z) − log q(z | x) or the KL, wherever a bound
+    has them.
     """
 
     slot: ClassVar[str] = "objective"
@@ -75,7 +71,7 @@ class Objective(ELBO):
     @property
     @abstractmethod
     def num_particles(self) -> int:
-        """Draws of z an image; a dataclass's field where it is a setting."""
+        """The number of draws of z for each image."""
 
     def __post_init__(self) -> None:
         for name in self.counts:
@@ -89,14 +85,16 @@ class Objective(ELBO):
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Tensor:
-        """−bound of one batch, 0-dim: nats summed over the batch, scaled as Pyro's; its gradient is
-        the estimator.
+        """The loss, −bound of one batch, whose gradient is the estimator.
 
         Args:
-            model, guide: programs, run under Pyro's own parameter store.
+            model, guide: Pyro programs, run under Pyro's own parameter store.
             *args: x, ``(B, *event_shape)``, then the named fields in the order of the programs'
-                arguments; tensors with one row an image.
+                arguments; tensors with one row for each image.
             **kwargs: the same by name.
+
+        Returns:
+            A 0-dim tensor: nats summed over the batch, scaled as Pyro's.
 
         Raises:
             UserError: what is wrong with the pair, or with an argument.
@@ -116,9 +114,7 @@ class Objective(ELBO):
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """`differentiable_loss` as a number, its gradient being added to each parameter's
-        ``grad``.
-        """
+        """`differentiable_loss` as a number; its gradient is added to each parameter's ``grad``."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()
@@ -136,9 +132,7 @@ class Objective(ELBO):
     # ---- what makes it this objective
 
     def run(self, pair: Pair, x: Tensor, fields: Fields, kl_weight: Tensor) -> Estimate:
-        """The estimate of one batch, the pair being active: its terms, put together by
-        `estimate`.
-        """
+        """The estimate of one batch, the pair being active."""
         structure = pair.structure(x, fields, scored=False)
         if (suited := self.suited(structure)) is not self:
             return suited.run(pair, x, fields, kl_weight)
@@ -166,7 +160,7 @@ class Objective(ELBO):
         return counterpart(self, structure)
 
     def check(self, structure: Structure) -> None:
-        """Raise a ``UserError`` where this objective can't serve such a pair."""
+        """Raise a ``UserError`` if this objective can't train such a pair."""
         for name, what in structure.asked.items():
             raise UserError(
                 f"site {name!r} of the guide asks {what}; {type(self).__name__} would use a plain "
@@ -205,12 +199,14 @@ class Scaled(Messenger):
 
 
 class Loss(nn.Module):
-    """−bound of one batch, in nats summed over it. ``kl_weight`` is a 0-dim buffer: change it in
-    place. ``site_weights`` are further factors of it, of latent sites by their names.
+    """The loss module of an objective and a pair: −bound of one batch, in nats summed over it.
+
+    ``kl_weight`` is a 0-dim buffer: change it in place. ``site_weights`` are further factors of it
+    by latent site. ``rounded``: training steps have bfloat16 products.
 
     Args:
         objective: what is maximised.
-        pair: the two programs.
+        pair: the two programs, a `Pair`.
     """
 
     kl_weight: Tensor
@@ -223,6 +219,7 @@ class Loss(nn.Module):
                 setattr(self, program.role, program.owner)
         self.register_buffer("kl_weight", torch.ones(()), persistent=False)
         self.site_weights: Mapping[str, float] = {}
+        self.rounded = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of a batch: x, ``(B, *event_shape)``, then the named fields as the programs'
@@ -231,14 +228,14 @@ class Loss(nn.Module):
         return self.measure(*batch_of(self.pair, args, kwargs)).loss
 
     def measure(self, x: Tensor, fields: Fields) -> Estimate:
-        """The loss with the reconstruction and KL of the same draws, in the modules' present
+        """The loss, with the reconstruction and the KL of the same draws, in the modules' present
         mode.
         """
         with self.pair.active():
             return self.step(x, fields)
 
     def step(self, x: Tensor, fields: Fields) -> Estimate:
-        """``measure`` for a caller that has made the pair active: what a training loop runs."""
+        """`measure` for a caller that has made the pair active: the training loop."""
         with Scaled(self.site_weights) if self.site_weights else nullcontext():
             return self.objective.run(self.pair, x, fields, self.kl_weight)
 

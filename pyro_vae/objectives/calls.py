@@ -1,4 +1,4 @@
-"""How stock SVI calls a loss: what of a call is x, and what are named fields."""
+"""The arguments with which stock SVI calls a loss, split into x and named fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pyro's two ELBOs, to the last bit where Pyro is right."""
+"""The ELBO with a sampled KL and with a closed KL: Pyro's two estimators, and free bits."""
 
 from __future__ import annotations
 
@@ -58,12 +58,18 @@ def _log_r(terms: SiteTerms, kl_weight: Tensor, plate: str) -> Any:
 class Trace_ELBO(Objective):
     """ELBO = E_q[log p(x, z) − log q(z | x)], with the KL sampled (AEVB, equation 2).
 
-    Pyro's estimator of the same name: pathwise gradients where a site is reparameterised,
-    score-function gradients elsewhere. ``num_particles`` draws an image are averaged, all in one
-    run.
+    Pyro's estimator of that name: pathwise gradients where a site is reparameterised,
+    score-function gradients elsewhere. ``num_particles`` draws for each image are averaged, all in
+    one run.
 
     Args:
         num_particles: draws of z for each image.
+
+    Raises:
+        UserError: ``num_particles`` is not a whole number of 1 or more.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), equations 2 and 6.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.Trace_ELBO
@@ -76,18 +82,15 @@ class Trace_ELBO(Objective):
         particle.
         """
         terms = terms.expected()
-        value: Any = 0.0  # the ELBO; its sites are added in float64, as Pyro adds Python's floats
-        surrogate: Any = 0.0  # what is differentiated
-        for name in terms.model_order:
-            if name in terms.observed:
-                term = scaled_sum(terms.observed[name].log_prob, terms.observed[name].scale)
-            else:
-                term = kl_weight * scaled_sum(terms.prior[name].log_prob, terms.prior[name].scale)
-            value, surrogate = value + term.detach().double(), surrogate + term
-        for site in terms.guide.values():
-            term = kl_weight * scaled_sum(site.log_prob, site.scale)
-            value, surrogate = value - term.detach().double(), surrogate - term
-        surrogate = (surrogate + _score_surrogate(terms, kl_weight)) / terms.num_particles
+        model = terms.observed | terms.prior
+        sums = {
+            name: scaled_sum(model[name].log_prob, model[name].scale) for name in terms.model_order
+        }
+        bound = [each if n in terms.observed else kl_weight * each for n, each in sums.items()]
+        bound += [-kl_weight * scaled_sum(s.log_prob, s.scale) for s in terms.guide.values()]
+        # the ELBO, whose sites are added in float64, as Pyro adds Python's floats
+        value: Any = sum(term.detach().double() for term in bound)
+        surrogate = (sum(bound) + _score_surrogate(terms, kl_weight)) / terms.num_particles
         loss = -(
             (value / terms.num_particles).to(surrogate.dtype) + (surrogate - surrogate.detach())
         )
@@ -147,12 +150,20 @@ class TraceMeanField_ELBO(_ByKL):
     """ELBO = E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)), with the KL in closed form (AEVB, equation
     3).
 
-    By site: closed where every latent before it in the model is before it in the guide too and a
-    form is registered, sampled otherwise (Pyro's own takes the closed form in either case, and is
-    wrong in the second). Equal to Pyro's to the last bit where Pyro's is right.
+    For each site the KL is closed if a form is registered, and if every latent before the site in
+    the model is also before it in the guide; otherwise it is sampled. (Pyro's class uses the closed
+    form in either case, and is wrong in the second.) Where Pyro's is right, the two agree to the
+    last bit.
 
     Args:
         num_particles: draws of z for each image.
+
+    Raises:
+        UserError: ``num_particles`` is not a whole number of 1 or more; at the first step, a draw
+            that is not reparameterised.
+
+    Reference:
+        Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), equations 3 and 7.
     """
 
     stock: ClassVar[type[ELBO] | None] = infer.TraceMeanField_ELBO
@@ -169,18 +180,23 @@ class TraceMeanField_ELBO(_ByKL):
 
 @dataclass(frozen=True)
 class FreeBits(_ByKL):
-    """E_q[log p(x | z)] − β Σ_s max(λ, KL_s), λ = ``free_bits`` nats a latent site s.
+    """E_q[log p(x | z)] − β Σ_s max(λ, KL_s), λ = ``free_bits`` nats for each latent site s.
 
-    A site's KL costs nothing, and has no gradient, while its mean over the minibatch and the
-    particles is below λ (Kingma et al. 2016, "Improved Variational Inference with Inverse
-    Autoregressive Flow", on free bits). A group of latents is a *site*, not a dimension: a site's
-    KL exists for every prior and guide, flows and full covariances too, where that of one dimension
-    does not; λ is for the whole site. KL_s is closed or sampled by the rule of
-    `TraceMeanField_ELBO`, and at λ = 0 so is the loss.
+    While the KL of a site, averaged over the minibatch and the particles, is below λ, it costs λ
+    and has no gradient. A group of latents is here a *site*, not a dimension: the KL of a site
+    exists for every prior and guide, flows and full covariances too. KL_s is closed or sampled as
+    in `TraceMeanField_ELBO`, and so is the loss at λ = 0.
 
     Args:
         free_bits: λ, nats for each latent site, 0 or more.
         num_particles: draws of z for each image.
+
+    Raises:
+        UserError: a number out of its range; at the first step, a draw that is not reparameterised.
+
+    Reference:
+        Kingma et al. 2016, "Improved Variational Inference with Inverse Autoregressive Flow",
+        appendix C.8.
     """
 
     free_bits: float = 0.5

@@ -1,6 +1,4 @@
-"""Bounds of K draws an image: a function of the log weights log p(x, z_k) − log q(z_k | x),
-averaged over images.
-"""
+"""Multi-sample bounds: functions of K log weights log p(x, z_k) − log q(z_k | x) of each image."""
 
 from __future__ import annotations
 
@@ -25,9 +23,11 @@ class MultiSampleObjective(Objective):
     and z_k ~ q(z | x).
 
     At KL weight β = 1 the ℓ_k are the log weights. Gradients are pathwise where a site is
-    reparameterised; elsewhere they are score functions with VIMCO's control variate, f with ℓ_k
-    replaced by the mean of the others, which does not depend on z_k (Mnih & Rezende 2016,
-    "Variational Inference for Monte Carlo Objectives"); unbiased in both.
+    reparameterised. Elsewhere they are score functions with VIMCO's control variate: f with ℓ_k
+    replaced by the mean of the others, which does not depend on z_k. Both are unbiased.
+
+    Reference:
+        Mnih and Rezende 2016, "Variational Inference for Monte Carlo Objectives".
     """
 
     def check(self, structure: Structure) -> None:
@@ -43,7 +43,7 @@ class MultiSampleObjective(Objective):
 
     @abstractmethod
     def bound(self, log_weights: Tensor) -> Tensor:
-        """f: ``(…, K, B)`` to ``(…, B)``, in nats."""
+        """f, the bound as a function of the log weights: ``(…, K, B)`` to ``(…, B)``, in nats."""
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:
         """−Σ f over the batch, times the scale of a subsampling plate."""
@@ -109,14 +109,21 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class IWAE(MultiSampleObjective):
-    """L_K = E[log (1/K) Σ_k p(x, z_k) / q(z_k | x)] (Burda et al. 2016, equation 8).
+    """L_K = E[log (1/K) Σ_k p(x, z_k) / q(z_k | x)], the importance-weighted bound.
 
-    K = ``num_particles``; ELBO = L_1 ≤ L_K ≤ L_{K+1} ≤ log p(x). Pathwise gradients Σ_k w̃_k ∇ log
-    w_k (their equation 14), w̃ the normalised weights; score-function gradients where a site of the
-    guide has no rsample.
+    K = ``num_particles``; ELBO = L_1 ≤ L_K ≤ L_{K+1} ≤ log p(x). Gradients are Σ_k w̃_k ∇ log w_k
+    with the normalised weights w̃; score functions where a site of the guide has no rsample.
 
     Args:
         num_particles: K, draws of z for each image.
+
+    Raises:
+        UserError: ``num_particles`` is not a whole number of 1 or more; at the first step, a point
+            mass.
+
+    Reference:
+        Burda, Grosse and Salakhutdinov 2016, "Importance Weighted Autoencoders", equations 8 and
+        14.
     """
 
     num_particles: int = 5
@@ -130,14 +137,18 @@ class IWAE(MultiSampleObjective):
 class RenyiELBO(MultiSampleObjective):
     """L_α = 1/(1 − α) E[log (1/K) Σ_k (p(x, z_k) / q(z_k | x))^(1 − α)], Rényi's bound.
 
-    Li & Turner 2016, "Rényi Divergence Variational Inference", by their Monte Carlo estimate of K =
-    ``num_particles`` draws. α = 0 is `IWAE`, α → 1 the ELBO, and α = 1 is exactly that; α < 0 may
-    exceed log p(x). Pyro's class of that name sums the images before it takes the logarithm, and
-    agrees for one image.
+    α = 0 is `IWAE`, and α = 1 is exactly the ELBO; at α < 0 it may exceed log p(x). Pyro's class of
+    that name sums the images before it takes the logarithm, and agrees for one image only.
 
     Args:
         alpha: α, a finite number; 0 is IWAE, 1 the ELBO.
         num_particles: K, draws of z for each image.
+
+    Raises:
+        UserError: a number out of its range; at the first step, a point mass.
+
+    Reference:
+        Li and Turner 2016, "Rényi Divergence Variational Inference" (their Monte Carlo estimate).
     """
 
     alpha: float = 0.5
@@ -156,14 +167,22 @@ class RenyiELBO(MultiSampleObjective):
 
 @dataclass(frozen=True)
 class MIWAE(MultiSampleObjective):
-    """L_{m,k} = (1/m) Σ_i E[log (1/k) Σ_j p(x, z_ij) / q(z_ij | x)]: m IWAE(k), averaged.
+    """L_{m,k} = (1/m) Σ_i E[log (1/k) Σ_j p(x, z_ij) / q(z_ij | x)]: the average of m bounds
+    IWAE(k).
 
-    Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better". m·k draws an
-    image: MIWAE(1, k) is IWAE(k), MIWAE(m, 1) the ELBO of m particles.
+    It takes m · k draws for each image. MIWAE(1, k) is IWAE(k), MIWAE(m, 1) the ELBO of m
+    particles.
 
     Args:
         m: the number of bounds.
         k: draws of z in each.
+
+    Raises:
+        UserError: ``m`` or ``k`` is not a whole number of 1 or more; at the first step, a point
+            mass.
+
+    Reference:
+        Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better".
     """
 
     counts: ClassVar[tuple[str, ...]] = ("m", "k")
@@ -173,7 +192,7 @@ class MIWAE(MultiSampleObjective):
 
     @property
     def num_particles(self) -> int:
-        """m·k."""
+        """m · k."""
         return self.m * self.k
 
     def bound(self, log_weights: Tensor) -> Tensor:
@@ -183,15 +202,20 @@ class MIWAE(MultiSampleObjective):
 
 @dataclass(frozen=True)
 class CIWAE(MultiSampleObjective):
-    """L_β = β ELBO + (1 − β) L_K, L_K that of IWAE (Rainforth et al. 2018).
+    """L_β = β ELBO + (1 − β) L_K: a mixture of the ELBO and of the IWAE bound.
 
-    Both from the same K = ``num_particles`` draws ("Tighter Variational Bounds are Not Necessarily
-    Better"). β = 1 is the ELBO of K particles, β = 0 is `IWAE`. This β mixes two bounds; the KL
-    weight is another number.
+    Both come from the same K = ``num_particles`` draws. β = 1 is the ELBO of K particles, β = 0 is
+    `IWAE`. This β mixes two bounds; it is not the KL weight.
 
     Args:
         beta: β, the share of the ELBO, from 0 to 1.
         num_particles: K, draws of z for each image.
+
+    Raises:
+        UserError: a number out of its range; at the first step, a point mass.
+
+    Reference:
+        Rainforth et al. 2018, "Tighter Variational Bounds are Not Necessarily Better".
     """
 
     beta: float = 0.5

@@ -1,5 +1,5 @@
-"""Gradients through z alone: the score ∇_φ log q_φ(z | x) at a fixed z, whose mean is known, is
-left out or replaced.
+"""Path-derivative gradients: sticking the landing (STL) and doubly reparameterised gradients
+(DReG).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from torch import Tensor
 from pyro_vae.errors import UserError
 from pyro_vae.objectives.base import Estimate, refuse_no_path, times
 from pyro_vae.objectives.multi_sample import IWAE, MultiSampleObjective, share, weighted
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.rescoring import held_draw
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.terms import Site, SiteTerms
 
 
 @dataclass(frozen=True)
 class PathDerivative(MultiSampleObjective):
-    """A bound whose log q is held: it has φ in z_φ(ε, x) alone. The guide runs twice, the second
-    time to score its draws.
+    """A bound whose log q(z | x) has gradients through z only.
+
+    The guide runs twice; the second run scores the draws of the first with its parameters constant.
     """
 
     draw: ClassVar[Any] = staticmethod(held_draw)
@@ -51,14 +51,20 @@ class PathDerivative(MultiSampleObjective):
 
 @dataclass(frozen=True)
 class STL(PathDerivative):
-    """ELBO, its gradient through z alone: ∇_φ E[log p(x, z_φ(ε)) − log q_φ̄(z_φ(ε) | x)].
+    """The ELBO with sticking-the-landing gradients: ∇_φ E[log p(x, z_φ(ε)) − log q_φ̄(z_φ(ε) | x)].
 
-    φ̄ is φ held fixed, and ε the noise. The term left out, ∇_φ log q_φ(z | x) at a fixed z, has
-    mean 0: unbiased, and with variance 0 where q(z | x) is p(z | x) (Roeder et al. 2017, "Sticking
-    the Landing"). ``num_particles`` draws an image are averaged.
+    φ̄ is φ as a constant, ε the noise. The term that is left out, ∇_φ log q_φ(z | x) at a fixed z,
+    has mean 0. So the gradient is unbiased, and its variance is 0 where q(z | x) = p(z | x).
 
     Args:
-        num_particles: draws of z for each image.
+        num_particles: draws of z for each image, which are averaged.
+
+    Raises:
+        UserError: ``num_particles`` is not a whole number of 1 or more; at the first step, a guide
+            that is not reparameterised or can't score a given z.
+
+    Reference:
+        Roeder, Wu and Duvenaud 2017, "Sticking the Landing".
     """
 
     num_particles: int = 1
@@ -70,16 +76,21 @@ class STL(PathDerivative):
 
 @dataclass(frozen=True)
 class DReG(PathDerivative, IWAE):
-    """IWAE's L_K, ∇_φ doubly reparameterised: E[Σ_k w̃_k² ∂ log w_k/∂z_k ∂z_k/∂φ].
+    """The IWAE bound with doubly reparameterised gradients: ∇_φ E[Σ_k w̃_k² ∂ log w_k/∂z_k
+    ∂z_k/∂φ].
 
-    Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives".
-    w̃_k = w_k / Σ_j w_j, K = ``num_particles``. The mean gradient is IWAE's, for any number of
-    stochastic layers; near the posterior its signal-to-noise ratio grows with K where that of
-    IWAE's falls. θ has IWAE's own gradient. With the KL weight β the second reparameterisation acts
-    on β of the score, and w̃_k² becomes w̃_k (1 − β + β w̃_k).
+    w̃_k = w_k / Σ_j w_j. The mean gradient is that of IWAE, for any number of stochastic layers.
+    Near the posterior its signal-to-noise ratio grows with K, where that of IWAE falls. The model's
+    parameters have IWAE's own gradient. With the KL weight β, w̃_k² becomes w̃_k (1 − β + β w̃_k).
 
     Args:
         num_particles: K, draws of z for each image.
+
+    Raises:
+        UserError: as `STL`.
+
+    Reference:
+        Tucker et al. 2019, "Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives".
     """
 
     def estimate(self, terms: SiteTerms, structure: Structure, kl_weight: Tensor) -> Estimate:

@@ -1,6 +1,4 @@
-"""Pyro's own ELBOs as objectives: Pyro's code makes the loss, and the same run's traces the other
-figures.
-"""
+"""Pyro's own ELBO classes as objectives: Pyro's code gives the loss and the gradient."""
 
 from __future__ import annotations
 
@@ -14,11 +12,9 @@ from weakref import WeakSet
 import pyro
 import torch
 from pyro import infer, poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.ops.provenance import detach_provenance
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -26,7 +22,7 @@ from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Estimate, Objective, Scaled, reconstruction, sampled_kl
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.pair.module_state import statistics_kept
-from pyro_vae.pair.nodes import Fields, plain_draw
+from pyro_vae.pair.nodes import Fields, log_prob_of, masked, plain_draw, sample_nodes
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
@@ -114,8 +110,12 @@ class PyroELBO(Objective):
         """Pyro's loss of one batch, and the figures of its traces."""
         structure = pair.structure(x, fields, scored=False)
         weight = Scaled(dict.fromkeys(structure.latents, kl_weight))
+        traces: tuple[list[poutine.Trace], ...] = [], []
         programs = _marked(pair.model, structure.summed), pair.guide
-        model, guide = (_Recorded(program, x, fields, weight) for program in programs)
+        model, guide = (
+            _recorded(each, x, fields, weight, kept)
+            for each, kept in zip(programs, traces, strict=True)
+        )
         with self._checking(pair):
             loss = stock_loss(self.elbo, model, guide)
         loss = torch.as_tensor(
@@ -125,7 +125,7 @@ class PyroELBO(Objective):
         runs = (
             -1 if at_once else -self.num_particles
         )  # before these Pyro may have run the pair to guess its plates
-        models, guides = model.traces[runs:], guide.traces[runs:]
+        models, guides = (each[runs:] for each in traces)
         scale = _plate_scale(models[-1], len(x))
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
@@ -176,18 +176,18 @@ def counterpart(objective: Objective, structure: Structure) -> PyroELBO:
     return PyroELBO(kind(num_particles=objective.num_particles))
 
 
-class _Recorded:
+def _recorded(
+    program: Any, x: Tensor, fields: Fields, weight: Messenger, traces: list[poutine.Trace]
+) -> Callable[[], Any]:
     """A program on one batch, as Pyro's ELBOs call it; each of its runs leaves a trace."""
 
-    def __init__(self, program: Any, x: Tensor, fields: Fields, weight: Messenger) -> None:
-        self.program, self.x, self.fields, self.weight = program, x, fields, weight
-        self.traces: list[poutine.Trace] = []
-
-    def __call__(self) -> Any:
-        with self.weight, poutine.trace() as tracer:
-            result = self.program(self.x, self.fields)
-        self.traces.append(tracer.trace)
+    def run() -> Any:
+        with weight, poutine.trace() as tracer:
+            result = program(x, fields)
+        traces.append(tracer.trace)
         return result
+
+    return run
 
 
 def stock_loss(elbo: Any, model: Callable[[], Any], guide: Callable[[], Any]) -> Any:
@@ -223,29 +223,19 @@ def _sum(traces: list[poutine.Trace], observed: bool) -> Any:
     """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that
     are drawn.
     """
-    total: Any = 0.0
-    for trace in map(prune_subsample_sites, traces):
-        trace.compute_log_prob(lambda name, site: site["is_observed"] == observed)
-        for site in trace.nodes.values():
-            if "unscaled_log_prob" in site and site["is_observed"] == observed:
-                total = (
-                    total
-                    + scale_and_mask(
-                        detach_provenance(site["unscaled_log_prob"]), mask=site["mask"]
-                    ).sum()
-                )
-    return total
+    nodes = [node for trace in traces for _, node in sample_nodes(trace)]
+    return sum(
+        masked(detach_provenance(log_prob_of(node)), node["mask"]).sum()
+        for node in nodes
+        if node["is_observed"] == observed
+    )
 
 
 def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
     """Full size over batch size of a data plate that subsamples, 1 where none does."""
     frames = [frame for site in model.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    ratios = [
-        f.full_size / f.size
-        for f in frames
-        if f.size == batch_size and f.full_size not in (None, f.size)
-    ]
-    return ratios[0] if ratios else 1.0
+    ratios = (f.full_size / f.size for f in frames if f.size == batch_size and f.full_size)
+    return next((ratio for ratio in ratios if ratio != 1.0), 1.0)
 
 
 def _enumerated(trace: poutine.Trace) -> bool:

@@ -1,1 +1,1 @@
-"""Two Pyro programs understood, run and scored by site."""
+"""Pairs: two Pyro programs, analysed, run and scored by site."""

@@ -1,5 +1,5 @@
-"""The dry run read aloud: what a pair is, or one sentence on why it can't be one, before anything
-is trained.
+"""The dry run: a pair is run on a few images before anything else, and a bad one is refused in a
+sentence.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import distributions as dist
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from pyro_vae.errors import UserError, did_you_mean
-from pyro_vae.pair import (
-    every_value,
-    kl,  # noqa: F401  # the first registers closed forms
-    rescoring,
+from pyro_vae.pair import every_value, rescoring
+from pyro_vae.pair.kl import analytic_kl
+from pyro_vae.pair.nodes import (
+    ONE_KIND,
+    Fields,
+    is_discrete,
+    is_point_mass,
+    latent_nodes,
+    log_prob_of,
+    plate_size,
+    sample_nodes,
+    two_kinds,
 )
-from pyro_vae.pair.geometry import Geometry
-from pyro_vae.pair.laws import ONE_KIND, is_discrete, is_point_mass, two_kinds
-from pyro_vae.pair.nodes import Fields, log_prob_of, plate_size, sample_nodes
 from pyro_vae.pair.observed_support import check_support
-from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
 from pyro_vae.pair.unscored import unscored
 from pyro_vae.protocols import hook
@@ -58,22 +62,14 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
 
 def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     num_images = len(large[2])
-    (model, guide), (model_at_four, guide_at_four) = (
-        tuple(dict(sample_nodes(trace)) for trace in run[:2]) for run in (large, small)
-    )
-    _check_names(pair, model, guide)
-    terms = [repr(name) for name, node in guide.items() if node["is_observed"]]
-    guide, guide_at_four = (
-        {name: node for name, node in sites.items() if not node["is_observed"]}
-        for sites in (guide, guide_at_four)
-    )
-    found = unscored(model, guide, (model_at_four, guide_at_four), num_images)
+    model, whole_guide = (dict(sample_nodes(trace)) for trace in large[:2])
+    _check_names(pair, model, whole_guide)
+    terms = [repr(name) for name, node in whole_guide.items() if node["is_observed"]]
+    guide, few = latent_nodes(large[1]), (dict(sample_nodes(small[0])), latent_nodes(small[1]))
+    found = unscored(model, guide, few, num_images)
     model_plates, guide_plates = (
         _data_plates(role, sites, at_four, num_images, found.loose)
-        for role, sites, at_four in (
-            ("model", model, model_at_four),
-            ("guide", guide, guide_at_four),
-        )
+        for role, sites, at_four in zip(("model", "guide"), (model, guide), few, strict=True)
     )
     check_latents(model, guide, model_plates, guide_plates)
     for name, node in model.items():
@@ -88,22 +84,14 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
     )
-    analytic, sampled = _analytic_kl(model, guide, latents)
+    analytic, sampled = analytic_kl(model, guide, latents)
     asked, enumerated = every_value.of_guide(guide, guide_plates)
     frames = [*model_plates.values(), *guide_plates.values()]
-    dims = [
-        f.dim
-        for node in (*model.values(), *guide.values())
-        for f in node["cond_indep_stack"]
-        if f.vectorized
-    ]
+    nodes = (*model.values(), *guide.values())
+    dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
     # of x and z: a factor may be in a plate of its own
     own = [
-        {
-            p[name].name: None
-            for name, node in sites.items()
-            if name in p and not isinstance(node["fn"], dist.Unit)
-        }
+        {p[n].name: None for n, node in sites.items() if n in p and not _is_factor(node)}
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
@@ -125,6 +113,10 @@ def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
         unscored=found.why,
         shared=found.shared,
     )
+
+
+def _is_factor(node: Any) -> bool:
+    return isinstance(node["fn"], dist.Unit)
 
 
 def _data_plates(
@@ -163,24 +155,27 @@ def _data_plates(
                 "image with every other, so log p(x) of one image is not defined: sample the "
                 "site inside one of them"
             )
-        for dim, size in zip(
-            range(-len(node["fn"].batch_shape), 0), node["fn"].batch_shape, strict=True
-        ):
-            plate = next((f for f in plates if f.dim == dim), None)
-            if size != (1 if plate is None else plate_size(node, plate)):
-                stands = (
-                    "there is no plate"
-                    if plate is None
-                    else f"plate {plate.name!r} of {plate.size} is"
-                )
-                raise UserError(
-                    f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {stands} "
-                    f"(data plate: {data[0].name!r} at dimension {data[0].dim}, {num_images} "
-                    "images). Dimensions of one image must be event dimensions: write "
-                    "`.to_event(n)`, or put a plate there"
-                )
         found[name] = data[0]
+        _check_dims(role, node, data[0], num_images)
     return found
+
+
+def _check_dims(role: str, node: Any, data: Any, num_images: int) -> None:
+    """A ``UserError`` where a batch dimension of a site is that of no plate."""
+    plates = {f.dim: f for f in node["cond_indep_stack"] if f.vectorized}
+    shape = node["fn"].batch_shape
+    for dim, size in zip(range(-len(shape), 0), shape, strict=True):
+        plate = plates.get(dim)
+        if size != (1 if plate is None else plate_size(node, plate)):
+            of = (
+                "there is no plate" if plate is None else f"plate {plate.name!r} of {plate.size} is"
+            )
+            raise UserError(
+                f"{shapes_of(role, node)}; at dimension {dim}, of size {size}, {of} "
+                f"(data plate: {data.name!r} at dimension {data.dim}, {num_images} "
+                "images). Dimensions of one image must be event dimensions: write "
+                "`.to_event(n)`, or put a plate there"
+            )
 
 
 def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
@@ -230,7 +225,7 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
 
 
 def _check_values(node: Any, num_images: int) -> None:
-    """The value that the model observes, or that the guide drew, against the model's distribution."""
+    """Check what the model observes, or the guide drew, against the model's distribution."""
     fn, value, name = node["fn"], node["value"], node["name"]
     split = max(value.dim() - fn.event_dim, 0)
     batch, event = value.shape[:split], value.shape[split:]
@@ -264,38 +259,3 @@ def _fits(batch: torch.Size, plates: torch.Size) -> bool:
         return torch.broadcast_shapes(batch, plates) == plates
     except RuntimeError:
         return False
-
-
-def _own_scale(node: Any) -> Tensor:
-    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
-    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
-    for frame in node["cond_indep_stack"]:
-        if frame.full_size not in (None, frame.size):
-            scale = scale * (frame.size / frame.full_size)
-    return scale
-
-
-def _analytic_kl(
-    model: Nodes, guide: Nodes, latents: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """The rule by site: all latents before it in the model come before it in the guide, and a
-    closed form exists.
-
-    Then the model's conditional at this site is a function of values that the guide has drawn
-    already, and the inner expectation of the ELBO at this site is the KL divergence itself.
-    """
-    analytic, sampled, guide_order = [], {}, list(guide)
-    for position, name in enumerate(latents):
-        before = guide_order[: guide_order.index(name)]
-        if late := [other for other in latents[:position] if other not in before]:
-            sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
-            continue
-        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
-            sampled[name] = "poutine.scale of the model differs from that of the guide"
-            continue
-        try:
-            kl_divergence(guide[name]["fn"], model[name]["fn"])
-            analytic.append(name)
-        except NotImplementedError:
-            sampled[name] = NO_CLOSED_FORM
-    return tuple(analytic), sampled

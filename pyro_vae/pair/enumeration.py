@@ -1,7 +1,9 @@
-"""Discrete latents at all their values, by Pyro's enumeration.
+"""Exact enumeration of discrete latents, by Pyro's enumeration.
 
-Those that the guide lacks are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those that it has
-and asks to be enumerated (``config_enumerate``) are V weighted draws, E_q(y | x)[f] = Σ_y q(y | x) f.
+Those that the guide lacks are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those that it
+    has
+and asks to be enumerated (``config_enumerate``) are V weighted draws, E_q(y | x)[f] = Σ_y q(y | x)
+f.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.pair.laws import innermost
+from pyro_vae.pair.nodes import innermost
 
 
 def enumerated(

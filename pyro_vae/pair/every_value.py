@@ -1,5 +1,5 @@
-"""Sites at all their values: those of the guide that ask for it by ``infer={…}``, and those of the
-model that the guide lacks.
+"""Enumerated sites: those of the guide that ask for it by ``infer={…}``, and those of the model
+without a guide.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.enumeration import num_values
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.layouts import every_value, trace_model
 from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
 from pyro_vae.pair.program import validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.trial import failure
 
 if TYPE_CHECKING:

@@ -1,11 +1,10 @@
-"""KL divergences of latent sites in closed form; and forms that neither torch nor Pyro registers
-(correlated Gaussians against independent ones), or that torch writes so that they can't be traced
-(classes).
-"""
+"""KL divergences in closed form, also those that neither torch nor Pyro registers."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from pyro import distributions as dist
@@ -22,7 +21,7 @@ from torch.distributions import (
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import on_particles
 from pyro_vae.pair.nodes import masked
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import NO_CLOSED_FORM, Structure
 from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words, times_shares
 
 
@@ -86,3 +85,38 @@ def closed_kl(name: str, terms: SiteTerms, structure: Structure) -> Tensor:
     kl = masked(kl_divergence(guide.fn, prior.fn), guide.mask)
     at = replace(structure.geometry, enumerated={} if shares is None else structure.enumerated)
     return times_shares(on_particles(kl, terms, guide.dim, guide.particle_dim, at), shares)
+
+
+def _own_scale(node: Any) -> Tensor:
+    """What ``poutine.scale`` multiplies a site by, without the scales of plates that subsample."""
+    scale = torch.as_tensor(node["scale"], dtype=torch.float64)
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size not in (None, frame.size):
+            scale = scale * (frame.size / frame.full_size)
+    return scale
+
+
+def analytic_kl(
+    model: Mapping[str, Any], guide: Mapping[str, Any], latents: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The rule by site: all latents before it in the model come before it in the guide, and a
+    closed form exists.
+
+    Then the model's conditional at this site is a function of values that the guide has drawn
+    already, and the inner expectation of the ELBO at this site is the KL divergence itself.
+    """
+    analytic, sampled, guide_order = [], {}, list(guide)
+    for position, name in enumerate(latents):
+        before = guide_order[: guide_order.index(name)]
+        if late := [other for other in latents[:position] if other not in before]:
+            sampled[name] = f"the guide samples {late[0]!r} after it, the model before it"
+            continue
+        if not torch.allclose(_own_scale(model[name]), _own_scale(guide[name])):
+            sampled[name] = "poutine.scale of the model differs from that of the guide"
+            continue
+        try:
+            kl_divergence(guide[name]["fn"], model[name]["fn"])
+            analytic.append(name)
+        except NotImplementedError:
+            sampled[name] = NO_CLOSED_FORM
+    return tuple(analytic), sampled

@@ -1,4 +1,4 @@
-"""The kernel: unscaled log densities of every site, (K, B), for K draws of the guide at each of B
+"""Layouts of many draws: unscaled log densities of every site, (K, B), for K draws at each of B
 images.
 """
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.pair.enumeration import conditionals, enumerated
-from pyro_vae.pair.geometry import Geometry
 from pyro_vae.pair.nodes import (
     Call,
     Fields,
@@ -31,6 +30,7 @@ from pyro_vae.pair.nodes import (
     sample_nodes,
 )
 from pyro_vae.pair.program import Program
+from pyro_vae.pair.structure import Geometry
 from pyro_vae.pair.terms import Site, SiteTerms, same_scale, scale_words
 
 PARTICLE_PLATE = "_pyro_vae_particles"

@@ -1,24 +1,26 @@
-"""Log densities and log weights of any pair, as tensors: what every estimator of log p(x) stands
-on.
-"""
+"""Log densities and log importance weights of any pair, as tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.errors import UserError
-from pyro_vae.fields import as_fields
+from pyro_vae.fields import argument_of, as_fields
+from pyro_vae.formatting import Printed
 from pyro_vae.pair import observed_support
-from pyro_vae.pair.independence import Independence, independence
+from pyro_vae.pair.comparison import Independence, independence
 from pyro_vae.pair.nodes import Fields
+from pyro_vae.pair.observed_support import check_all_support
 from pyro_vae.pair.program import without_scales
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.supports import support_notes
 from pyro_vae.pair.terms import SiteTerms
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
@@ -32,13 +34,24 @@ def log_densities(
     num_particles: int = 1,
     **fields: Any,
 ) -> SiteTerms:
-    """Unscaled log densities of every site at ``num_particles`` draws of the guide, each ``(K,
-    B)``, in nats.
+    """The log densities of every site at draws of the guide, each ``(K, B)``, in nats.
 
-    The modules run in eval mode; gradients flow where they are enabled.
+    They are unscaled, so that log p(x, z) is their sum. Modules run in eval mode. Gradients flow
+    where they are enabled.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``SiteTerms``: by site name ``observed`` (log p(x | …)), ``prior`` (log p(z | …)) and
+        ``guide`` (log q(z | …)), each with ``log_prob``, ``(K, B)``, and ``value``.
 
     Raises:
-        UserError: the pair is no pair (which site, which plate, which shapes, what to change).
+        UserError: the two programs do not fit together: which site, which plate, which shapes, and
+            what to change.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False):
@@ -54,15 +67,29 @@ def log_weights(
     ignore_scales: bool = False,
     **fields: Any,
 ) -> Tensor:
-    """log p(x, z_k) − log q(z_k | x) with z_k ~ q(z | x): ``(K, B)``, in nats (Burda et al. 2016,
-    equation 8).
+    """log importance weights log p(x, z_k) − log q(z_k | x), z_k ~ q(z | x), in nats.
+
+    Example::
+
+        log_w = pv.log_weights(model, guide, x, num_particles=100)  # (100, B)
+        log_px = log_w.logsumexp(0) - math.log(100)  # L_K of each image
 
     Args:
-        ignore_scales: whether ``poutine.scale`` in the programs is without effect here.
+        model, guide: Pyro programs, as `fit` takes them.
+        x: a batch of images ``(B, *event_shape)``.
+        num_particles: K, draws for each image.
+        ignore_scales: whether to leave out ``poutine.scale`` in the programs.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        ``(K, B)``, in nats. Gradients flow where they are enabled.
 
     Raises:
-        UserError: as `log_densities`; and where these are not the log weights of each image's p(x):
-            a subsampling plate, a scaled site, a point mass, images that depend on each other.
+        UserError: as `log_densities`; or these are not the log weights of each image's p(x): a
+            subsampling plate, a scaled site, a point mass, images that depend on each other.
+
+    Reference:
+        Burda et al. 2016, equation 8.
     """
     pair, images, named = prepare(model, guide, x, fields, num_particles)
     with pair.active(training=False, may_create=False), without_scales(ignore_scales):
@@ -153,3 +180,97 @@ def refuse_subsampling(structure: Structure) -> None:
             "log weight. For log p(x) write pyro.plate(name, x.shape[0]), without the size of "
             "the whole set"
         )
+
+
+LAYOUT_WORDS = {
+    "plate": "an outer plate of draws: the guide's network runs once for each image",
+    "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
+    "network runs once for each image",
+    "repeat": "each image repeated: the guide's network runs once for each draw",
+}
+
+
+@dataclass(frozen=True)
+class PairReport(Printed):
+    """What was found out about a pair that can be trained; ``print`` shows it in words."""
+
+    structure: Structure
+    layout: str  # of many draws: plate, rows or repeat; none where log p(x) can't be had
+    fields: tuple[str, ...]  # those that the two programs name
+    warnings: tuple[str, ...] = ()  # images that depend on each other, supports that differ
+
+    def __str__(self) -> str:
+        s = self.structure
+        lines = [
+            f"observed sites: {', '.join(s.observed)}; latent sites: "
+            f"{', '.join(s.latents) or 'none'}",
+            *(
+                [
+                    f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
+                    + (" (subsampling: fit only, no log p(x))" if s.subsampling else "")
+                ]
+                if s.plates[0]
+                else []
+            ),
+            *s.words(),
+            *([f"many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
+        ]
+        if self.fields:
+            lines.append(f"fields: {', '.join(self.fields)}")
+        if s.score_function:
+            lines.append(
+                f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
+                "score-function gradients)"
+            )
+        if s.asked:
+            lines.append(
+                "trained only by Pyro's own objectives: "
+                f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
+            )
+        if s.own_draws_only:
+            lines.append(
+                f"scored only at their own last draw: {', '.join(s.own_draws_only)} (no STL, "
+                "DReG, AIS)"
+            )
+        if s.not_held:
+            lines.append(f"no STL, no DReG: {s.not_held}")
+        if s.point_masses:
+            lines.append(f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))")
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+
+
+@takes_fields
+def check_pair(
+    model: Callable[..., Any], guide: Callable[..., Any], x: Any, **fields: Any
+) -> PairReport:
+    """Check that a model and a guide fit together, before training. Nothing is trained or changed.
+
+    Both programs run on five images like ``x``.
+
+    Example::
+
+        print(pv.check_pair(model, guide, x))  # sites, plates, layout, warnings
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        x: images ``(N, *event_shape)``.
+        **fields: named arguments of the programs, one row for each image.
+
+    Returns:
+        A `PairReport`, which prints the sites, the plates, which KLs are closed, and what the pair
+        can't be used for.
+
+    Raises:
+        UserError: they do not fit together: which site, which plate, both shapes, and what to
+            change.
+    """
+    pair, images, named = prepare(model, guide, x, fields, 1, may_create=True)
+    structure = pair.structure(images, named, scored=False)
+    check_all_support(pair, images, named)
+    wanted = sorted((pair.model.field_names | pair.guide.field_names) & {*map(argument_of, named)})
+    if structure.unscored:
+        return PairReport(structure, "", tuple(wanted), (f"fit only: {structure.unscored}",))
+    notes = support_notes(pair, images, named)
+    if site := independence(pair, images, named).site:
+        notes += (f"site {site} depends on the other images of its batch: fit only, no log p(x)",)
+    return PairReport(structure, pair.layout(images, named), tuple(wanted), notes)

@@ -1,9 +1,10 @@
-"""Modules while programs run: which are called, and what they keep (buffers, counters, averages)."""
+"""The state of modules in a run: which are called, and their buffers (counters, averages)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pyro
 import torch
@@ -16,16 +17,17 @@ def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
     """Give the modules clones of these buffers, which the function may change, and put the
     originals back.
     """
-    originals = [module._buffers[name] for module, name in buffers]
-    clones: dict[int, Tensor] = {}
-    for (module, name), original in zip(buffers, originals, strict=True):
-        assert original is not None
-        module._buffers[name] = clones.setdefault(id(original), original.clone())
+    originals: list[Any] = [
+        (module._buffers, name, module._buffers[name]) for module, name in buffers
+    ]
+    clones = {id(original): original.clone() for *_, original in originals}
+    for own, name, original in originals:
+        own[name] = clones[id(original)]
     try:
         yield
     finally:
-        for (module, name), original in zip(buffers, originals, strict=True):
-            module._buffers[name] = original
+        for own, name, original in originals:
+            own[name] = original
 
 
 @contextmanager

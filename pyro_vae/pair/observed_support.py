@@ -1,6 +1,4 @@
-"""The support of what the model observes, at all images of a set, and what the programs say
-themselves against the fields.
-"""
+"""The support of the observed sites, checked at all images of a set."""
 
 from __future__ import annotations
 
@@ -16,8 +14,16 @@ from torch.distributions import constraints
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
-from pyro_vae.pair.laws import innermost, law_of
-from pyro_vae.pair.nodes import Fields, copies, log_prob_of, masks_of, sample_nodes, taken
+from pyro_vae.pair.nodes import (
+    Fields,
+    copies,
+    innermost,
+    law_of,
+    log_prob_of,
+    masks_of,
+    sample_nodes,
+    taken,
+)
 from pyro_vae.pair.program import validation
 from pyro_vae.pair.trial import Nodes, trace_pair
 from pyro_vae.protocols import hook
@@ -165,19 +171,23 @@ def check_support_of_set(
         if all(map(holds_all, observed(few).values())):
             return
         for rows in parts:
-            for name, node in observed(rows).items():
+            for node in observed(rows).values():
                 check_support(node)
-                if len(bad := _images_of_nan(node)):
-                    raise UserError(
-                        f"image {first + rows.start + int(bad[0])}: log_prob of site {name!r} is NaN: look "
-                        "for NaN in the image or in the network's output, which validate_args=False "
-                        "hides"
-                    )
+                _refuse_nan(node, first + rows.start)
 
 
-def _images_of_nan(node: Any) -> Tensor:
-    """The images, by number among those of the node, at which its log density is NaN."""
-    bad = log_prob_of(node).isnan()
+def _refuse_nan(node: Any, first: int) -> None:
+    """A ``UserError`` for the first image, counted from ``first``, whose log density is NaN."""
+    if len(bad := _rows_of(node, log_prob_of(node).isnan())):
+        raise UserError(
+            f"image {first + int(bad[0])}: log_prob of site {node['name']!r} is NaN: look "
+            "for NaN in the image or in the network's output, which validate_args=False "
+            "hides"
+        )
+
+
+def _rows_of(node: Any, bad: Tensor) -> Tensor:
+    """The images, by number among those of the node, where something is True."""
     dims = [frame.dim for frame in node["cond_indep_stack"] if frame.vectorized]
     data = max(dims, key=lambda dim: bad.shape[dim] if bad.dim() >= -dim else 0, default=None)
     if data is None or bad.dim() < -data:

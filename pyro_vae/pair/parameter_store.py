@@ -1,4 +1,4 @@
-"""Where ``pyro.param`` statements find their parameters: a pair's own store, or Pyro's."""
+"""Parameter stores for ``pyro.param``: a pair's own, or Pyro's."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ParameterStore(Messenger):
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Run programs under this store, the global one being hidden; may be entered again inside."""
+        """Run programs under this store instead of the global one; can be nested."""
         if self._entered:
             yield
             return
@@ -120,7 +120,7 @@ class PyrosStore(ParameterStore):
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """As it is; in a dry run a copy that has the same parameters, behind a ``poutine.block``."""
+        """As it is; in a dry run a copy with the same parameters, in a ``poutine.block``."""
         if self._entered or not in_dry_run():
             yield
             return

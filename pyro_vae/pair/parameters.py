@@ -1,4 +1,4 @@
-"""What was trained, by name: read, kept in one file, put back, and handed to Pyro."""
+"""Parameters of a pair by name: read, saved, loaded, copied to Pyro's parameter store."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ class Own:
 def parameters(
     model: Callable[..., Any], guide: Callable[..., Any], *, fill_store: bool = False
 ) -> dict[str, Tensor]:
-    """Every parameter of the pair by its name, as the programs see it: copies of the constrained
-    values.
+    """All parameters of a pair by name: copies of their constrained values.
 
-    A module's parameters have their names in it, behind ``model.`` or ``guide.`` where the two
-    programs are two modules, or behind the name that a function has for the module; a
-    ``pyro.param`` has its own. What a program makes or meets as it runs is known once it has run
+    A parameter of a module is named after the module, with ``model.`` or ``guide.`` in front where
+    the two programs are two modules, or with the name that a function has for the module. A
+    ``pyro.param`` has its own name. What a program creates as it runs is known once it has run
     (`fit`, `check_pair`).
 
     Args:
         model, guide: the pair, as `fit` takes it.
-        fill_store: whether Pyro's own ``pyro.get_param_store()``, which `fit` leaves empty, receives
-            them too, under the names that Pyro gives them, for code that reads them there.
+        fill_store: whether to copy them to Pyro's own ``pyro.get_param_store()`` too, under Pyro's
+            names. `fit` leaves that store empty.
 
     Returns:
-        The name of each parameter -> its constrained value, a copy.
+        Name -> constrained value, a copy.
 
     Raises:
-        UserError: there is none; with ``fill_store`` two that Pyro gives one name.
+        UserError: there is no parameter; with ``fill_store``, two have the same name in Pyro's
+            store.
     """
     pair = Pair.of(model, guide)
     own = {name: each for name, each in tensors_of(pair).items() if each.kind != "buffer"}
@@ -77,14 +77,13 @@ def parameters(
 
 
 def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> Path:
-    """Write every parameter and buffer of the pair, in whatever form the programs are, as one
-    safetensors file; it appears whole or not at all.
+    """Save every parameter and buffer of a pair to one safetensors file.
 
-    Its metadata is JSON: each tensor's constraint and kind, and a SHA-256 of all. Tensors are
-    unconstrained.
+    The file appears whole or not at all. Its tensors are unconstrained; its metadata has each
+    tensor's constraint and kind as JSON, and a SHA-256 of all.
 
     Args:
-        path: the file, which is overwritten where there is one.
+        path: the file; an existing one is replaced.
         model, guide: the pair, as `fit` takes it.
 
     Returns:
@@ -114,18 +113,18 @@ def save_parameters(path: str | Path, model: Callable[..., Any], guide: Callable
 
 
 def load_parameters(path: str | Path, model: Callable[..., Any], guide: Callable[..., Any]) -> None:
-    """Put what `save_parameters` wrote into the pair, in place: all of it, or nothing.
+    """Load a file of `save_parameters` into a pair, in place: all of it, or nothing.
 
-    A ``pyro.param`` that the programs have not made yet is made with the file's value when they
-    first run.
+    A ``pyro.param`` that the programs have not created yet gets the file's value when they first
+    run.
 
     Args:
         path: the file.
         model, guide: a pair of the same programs.
 
     Raises:
-        UserError: the file is damaged or no such file; its names, shapes or constraints are not
-            those of the pair, and which.
+        UserError: the file is damaged or missing; or its names, shapes or constraints are not those
+            of the pair: the sentence lists them.
     """
     place = Path(path)
     tensors, about = read_parameters(place)

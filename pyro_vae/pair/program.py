@@ -1,6 +1,4 @@
-"""One adapter for every program: a PyroModule, an nn.Module, a bound method, a function or a
-closure.
-"""
+"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function or a partial."""
 
 from __future__ import annotations
 
@@ -35,21 +33,7 @@ class Program:
     """
 
     def __init__(self, role: str, call: Callable[..., Any]) -> None:
-        if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
-            raise UserError(
-                f"the {role} must be callable (a PyroModule, a method or a function), got "
-                f"{type(call).__name__}"
-            )
-        if inspect.isclass(call):
-            raise UserError(
-                f"the {role} is the class {call.__name__}, not an instance of it: call it with "
-                "its arguments first"
-            )
-        if getattr(type(call), "forward", None) is nn.Module.forward:
-            raise UserError(
-                f"the {role} is a {type(call).__name__}, a module without a forward: give the "
-                "method that is the program, as in fit(vae.model, vae.guide, x)"
-            )
+        _refuse_other(role, call)
         self.role, self.call = role, call
         inner = _unwrapped(call)
         owner = (
@@ -104,7 +88,7 @@ class Program:
         return self.call(x, **{**placed, **given})
 
     def select(self, fields: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The fields that the program receives; a ``UserError`` where a required one was not given."""
+        """The fields that the program gets; a ``UserError`` if a required one was not given."""
         if (names := tuple(fields)) not in self._selected:
             given = {name: argument_of(name) for name in names}
             at_hand = {*given.values()}
@@ -134,6 +118,25 @@ class Program:
     def wants(self, field: str) -> bool:
         """Whether the signature names this field itself."""
         return field in self.field_names
+
+
+def _refuse_other(role: str, call: Any) -> None:
+    """A ``UserError`` for what is no program."""
+    if not callable(call) or isinstance(call, Distribution | SVI | ELBO):
+        raise UserError(
+            f"the {role} must be callable (a PyroModule, a method or a function), got "
+            f"{type(call).__name__}"
+        )
+    if inspect.isclass(call):
+        raise UserError(
+            f"the {role} is the class {call.__name__}, not an instance of it: call it with "
+            "its arguments first"
+        )
+    if getattr(type(call), "forward", None) is nn.Module.forward:
+        raise UserError(
+            f"the {role} is a {type(call).__name__}, a module without a forward: give the "
+            "method that is the program, as in fit(vae.model, vae.guide, x)"
+        )
 
 
 def handled(call: Callable[..., Any]) -> tuple[Any, ...]:
@@ -191,7 +194,7 @@ def _referred(
 
 
 class WithoutScales(Messenger):
-    """Inside, no site has a scale, whatever ``poutine.scale`` a program is in: its plain densities."""
+    """Inside: no ``poutine.scale`` has an effect; the plain densities."""
 
     def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = 1.0

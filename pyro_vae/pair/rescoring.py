@@ -1,5 +1,5 @@
-"""log q once more at the same draws, its parameters held fixed while z keeps its path: what path
-derivatives need.
+"""Rescoring: log q again at the same draws, with constant parameters, for path-derivative
+gradients.
 """
 
 from __future__ import annotations

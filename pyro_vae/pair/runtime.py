@@ -1,5 +1,5 @@
-"""A pair of programs, understood once: its parameters, its plates, its sites, its analytic KLs, its
-layout for many draws.
+"""The `Pair`: a model and a guide with their parameters, plates, sites, closed KLs, and the layout
+for many draws.
 """
 
 from __future__ import annotations
@@ -17,66 +17,66 @@ from pyro_vae.ambient import exact, turn
 from pyro_vae.errors import UserError
 from pyro_vae.pair.comparison import PROBE_IMAGES, cheapest_layout, probe
 from pyro_vae.pair.dry_run import understand
-from pyro_vae.pair.known import KNOWN, Known, like, parts_of, weakly
 from pyro_vae.pair.layouts import run
 from pyro_vae.pair.module_state import modules_called
 from pyro_vae.pair.nodes import Draw, Fields, Score, plain_draw, plain_score
-from pyro_vae.pair.parameter_store import ParameterStore, PyrosStore, dry_run
+from pyro_vae.pair.parameter_store import PyrosStore, dry_run
 from pyro_vae.pair.program import Program, validation
-from pyro_vae.pair.structure import Structure
+from pyro_vae.pair.structure import KNOWN, Known, Structure, like, parts_of, weakly
 from pyro_vae.pair.terms import SiteTerms
-from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, trace_pair
+from pyro_vae.pair.trial import refuse_autoguide, refuse_broken_parameters, why_not_whole
 from pyro_vae.rng import kept_randomness
 from pyro_vae.tensors import as_float
 
 
 class Pair:
-    """The engine's view of a model and its guide, in whatever form they are written."""
+    """A model and its guide, as the engine runs them. Get one by `Pair.of`.
+
+    Any form of Pyro program will do. The pair knows the parameters, the modules and the structure
+    (sites, plates, closed KLs) of the two.
+
+    Args:
+        model, guide: Pyro programs, as `fit` takes them.
+        store: where ``pyro.param`` statements find their parameters; by default a store of the
+            pair's own.
+
+    Raises:
+        UserError: the guide is an autoguide of Pyro, which has one latent for all images.
+    """
 
     def __init__(
         self,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        store: ParameterStore | None = None,
+        known: Known | None = None,
     ) -> None:
         refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
         self.guide.take_places(self.model)
         self.model.take_places(self.guide)
-        self._use(Known() if store is None else Known(store))
-        self._met: list[
-            tuple[nn.Module, bool]
-        ] = []  # modules found on a run, with the mode that they had
+        self._known = known or Known()
+        self.store, self._known.pair = self._known.store, weakref.ref(self)
+        for module in (*self.model.modules, *self.guide.modules):
+            self._known.modules.setdefault(id(module), module)
+        # modules found on a run, with the mode that they had
+        self._met: list[tuple[nn.Module, bool]] = []
         self._training: bool | None = None
         self._device: torch.device | None = None
 
     @staticmethod
     def of(model: Callable[..., Any], guide: Callable[..., Any]) -> Pair:
-        """The pair of these two: what is known of it, and its parameters, live as long as both
-        programs.
+        """The pair of these two programs, always the same one while both exist.
 
-        Programs are known by identity, methods by their object and their function.
+        Programs are compared by identity; bound methods by their object and their function.
         """
         parts = parts_of(model), parts_of(guide)
         key = tuple(tuple(map(id, each)) for each in parts)
-        known = KNOWN.get(key)
-        pair = None if known is None else known.pair()
-        if pair is None:
-            pair = Pair(model, guide)
-            if known is None:
-                known = KNOWN[key] = pair._known
-                known.parts = tuple(
-                    weakly(part, lambda _: KNOWN.pop(key, None)) for part in (*parts[0], *parts[1])
-                )
-            pair._use(known)
+        if (known := KNOWN.get(key)) is not None:
+            return known.pair() or Pair(model, guide, known)
+        pair = Pair(model, guide)
+        KNOWN[key], gone = pair._known, lambda _: KNOWN.pop(key, None)
+        pair._known.parts = tuple(weakly(part, gone) for part in (*parts[0], *parts[1]))
         return pair
-
-    def _use(self, known: Known) -> None:
-        self._known, self.store = known, known.store
-        known.pair = weakref.ref(self)
-        for program in (self.model, self.guide):
-            for module in program.modules:
-                known.modules.setdefault(id(module), module)
 
     @property
     def in_pyros_store(self) -> Pair:
@@ -84,9 +84,7 @@ class Pair:
         if self._known.in_pyros_store is None:
             self._known.in_pyros_store = Known(PyrosStore())
         known = self._known.in_pyros_store
-        pair = known.pair() or Pair(self.model.call, self.guide.call, known.store)
-        pair._use(known)
-        return pair
+        return known.pair() or Pair(self.model.call, self.guide.call, known)
 
     # ---- its parts
 
@@ -97,26 +95,22 @@ class Pair:
 
     @property
     def was_run(self) -> bool:
-        """Whether the programs have run, so that what they make and meet is known."""
+        """Whether the programs have run, so that their parameters and modules are known."""
         return bool(self._known.structures)
 
     def name_of(self, parameter: Tensor) -> tuple[str, str]:
-        """The program that was first seen to use this parameter, and its name there: ``("model",
-        "net.weight")``.
-        """
+        """The program that uses this parameter, and its name there: ``("model", "net.weight")``."""
         if (seen := self.seen(parameter)) is not None:
             return seen
-        for program in (
-            self.guide,
-            self.model,
-        ):  # one that only training reaches, or an unconstrained PyroParam
+        for program in (self.guide, self.model):
+            # one that only training reaches, or an unconstrained PyroParam
             for name, own in program.owner.named_parameters() if program.owner is not None else ():
                 if own is parameter:
                     return program.role, name
         return "captured", f"tensor of shape {tuple(parameter.shape)}"
 
     def seen(self, parameter: Tensor) -> tuple[str, str] | None:
-        """The program that was seen to use this parameter, and its name there."""
+        """The program that used this parameter in a run, and its name there; None if none did."""
         return next((name for name, each in self._known.names.items() if each is parameter), None)
 
     def to(self, device: torch.device) -> Pair:
@@ -129,8 +123,8 @@ class Pair:
         return self
 
     def tensors(self) -> list[Tensor]:
-        """All that training changes: every parameter and buffer of the modules, and the private
-        parameters.
+        """All tensors that training changes: parameters and buffers of the modules, and the pair's
+        own parameters.
         """
         found: dict[int, Tensor] = {}
         for module in self.modules:
@@ -138,20 +132,19 @@ class Pair:
                 found.setdefault(id(tensor), tensor)
         return [*found.values(), *self.store.parameters.values()]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """Those of the modules, each once, and the private ones."""
+        found = {id(p): p for module in self.modules for p in module.parameters(recurse=False)}
+        return [*found.values(), *self.store.parameters.values()]
+
     def buffers(self) -> list[Tensor]:
-        """Those of the modules."""
+        """The buffers of the modules."""
         return [buffer for module in self.modules for buffer in module.buffers(recurse=False)]
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """That of the programs' real parameters, where they have any."""
-        own = (
-            parameter for module in self.modules for parameter in module.parameters(recurse=False)
-        )
-        for tensor in (*own, *self.store.parameters.values()):
-            if tensor.is_floating_point():
-                return tensor.dtype
-        return None
+        """The dtype of the programs' real parameters, or None."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
     def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
         """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
@@ -163,37 +156,20 @@ class Pair:
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = self._why_not_whole(x, fields)
+                self._known.whole[key] = why_not_whole(self, *probe(x, fields, PROBE_IMAGES))
             if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
         return as_float(x) if dtype is None else x.to(dtype)
 
-    def _why_not_whole(self, x: Tensor, fields: Fields) -> str:
-        """Nothing where both programs run on whole numbers as they are, and the model draws images
-        so.
-        """
-        try:
-            self.store.before = frozenset(self.store.parameters)
-            with self.probing():
-                few = probe(x, fields, PROBE_IMAGES)
-                trace_pair(self, *few)[0].compute_log_prob()
-                plain_draw(self.model, *few)
-        except Exception as error:  # whatever a program raises on numbers of another kind
-            return " ".join((str(error) or repr(error)).splitlines()[:2])
-        finally:
-            self.store.forget_new()
-        return ""
-
     # ---- running it
 
     @contextmanager
     def active(self, *, training: bool | None = None, may_create: bool = True) -> Iterator[None]:
-        """The private store, validation off (a dry run has validated), modules in the mode asked
-        for; all restored after.
+        """Inside: the pair's own parameter store, no validation, modules in the mode asked for.
 
-        Eval mode is float32 arithmetic, whatever the caller has set; one thread at a time is in
-        here.
+        All is restored afterwards. Eval mode uses float32 arithmetic, whatever the caller has set.
+        One thread at a time can be inside.
         """
         with turn(), exact() if training is False else nullcontext():
             outer, outer_may_create, num_met = self._training, self.store.may_create, len(self._met)
@@ -228,8 +204,19 @@ class Pair:
         *,
         every_value: bool = False,
     ) -> SiteTerms:
-        """The kernel, inside ``active``: the terms of ``num_particles`` draws at each image, ``(K,
-        B)``; with ``every_value`` at all values of the sites that the guide asks to enumerate.
+        """The log densities of every site at ``num_particles`` draws for each image; call it inside
+        `active`.
+
+        Args:
+            x: a batch of images ``(B, *event_shape)``.
+            fields: named arguments, one row for each image.
+            num_particles: K.
+            layout: how the K draws are run; by default the cheapest that is right.
+            score, draw: how sites are scored and how the guide draws.
+            every_value: whether sites that the guide asks to enumerate take all their values.
+
+        Returns:
+            The terms of each site, ``(K, B)``, nats.
         """
         structure = self.structure(x, fields)
         values = structure.enumerated if every_value else {}
@@ -274,9 +261,7 @@ class Pair:
         return found
 
     def layout(self, x: Tensor, fields: Fields, *, every_value: bool = False) -> str:
-        """The cheapest layout for many draws whose values, at 5 images and 7 draws, are those of
-        repetition.
-        """
+        """The cheapest layout for many draws whose values agree with those of plain repetition."""
         values = self.structure(x, fields).enumerated if every_value else {}
         key = like(x, fields), bool(values)
         if key not in self._known.layouts:
@@ -285,8 +270,8 @@ class Pair:
 
     @contextmanager
     def measuring(self, place: torch.device, seed: int | None = None) -> Iterator[None]:
-        """Eval mode, no gradients, no new parameters; the caller's random state is kept, and begins
-        anew at the ``seed``.
+        """Inside: eval mode, no gradients, no new parameters, random numbers from ``seed``; all
+        restored afterwards.
         """
         with self.active(training=False, may_create=False), kept_randomness(place), torch.no_grad():
             if seed is not None:
@@ -295,8 +280,8 @@ class Pair:
 
     @contextmanager
     def probing(self) -> Iterator[None]:
-        """Eval mode, no gradients, the random state untouched; modules that a closure hides are
-        found, and in eval mode.
+        """Inside: eval mode, no gradients, an unchanged random state; modules that a closure hides
+        are found.
         """
 
         def meet(module: nn.Module) -> None:
@@ -317,7 +302,7 @@ class Pair:
             yield
 
     def note_parameters(self, program: Program) -> None:
-        """Name the parameters that the store has seen since the last call as ``program``'s."""
+        """Name the parameters that the store has seen since the last call after ``program``."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
             if (

@@ -1,6 +1,4 @@
-"""Named fields beside x (labels, masks, weights) against the programs' signatures: each is one that
-a program takes, or is refused.
-"""
+"""The signatures of the programs, and the named fields that they take."""
 
 from __future__ import annotations
 
@@ -19,7 +17,8 @@ Result = TypeVar("Result")
 
 
 def takes_fields(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """Let a function of ``model`` and ``guide`` with ``**fields`` refuse a field that neither takes.
+    """Let a function of ``model`` and ``guide`` with ``**fields`` refuse a field that neither
+    takes.
 
     A program that has ``**kwargs`` takes every field; ``index`` may always be given, as it is made
     where it is not. A field ``mask`` that no program names marks x: NaN where it is False. Without

@@ -1,11 +1,65 @@
-"""What is known of a pair after its dry run."""
+"""The structure of a pair, as its dry run found it."""
 
 from __future__ import annotations
 
+import inspect
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from pyro_vae.pair.geometry import Geometry
+from torch import Tensor, nn
+
+from pyro_vae.errors import UserError
+from pyro_vae.fields import Part, made_of
+from pyro_vae.pair.nodes import (
+    Draw,
+    Fields,
+    Score,
+    plain_draw,
+    plain_score,
+)
+from pyro_vae.pair.parameter_store import ParameterStore
+from pyro_vae.pair.program import handled, scales_ignored
+from pyro_vae.pair.terms import rows_first
+
+if TYPE_CHECKING:
+    from pyro_vae.pair.runtime import Pair
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How to run a pair: the names of its data plates, the first free dimension, how the guide is
+    run and sites scored.
+    """
+
+    data_plates: frozenset[str] = frozenset({"data"})
+    particle_dim: int = -2  # left of all plates
+    score: Score = plain_score
+    draw: Draw = plain_draw
+    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
+    # the guide's sites to run at all their values, each with how many it has
+    enumerated: Mapping[str, int] = field(default_factory=dict)
+    in_place: bool = (
+        False  # whether a program writes into its batch, so that each run needs one of its own
+    )
+
+    def frame(self, node: Any) -> Any:
+        """The data plate of a site, one of its own ``cond_indep_stack``."""
+        for frame in node["cond_indep_stack"]:
+            if frame.name in self.data_plates:
+                return frame
+        raise UserError(
+            f"site {node['name']!r} is outside the data plate: sample it inside `with "
+            "pyro.plate('data', x.shape[0]):`"
+        )
+
+    def rows(self, node: Any, value: Tensor | None = None) -> Tensor:
+        """`Site.rows` of a site that is not scored."""
+        value = node["value"] if value is None else value
+        return rows_first(value, node["fn"], self.frame(node).dim)
+
 
 NO_CLOSED_FORM = "no closed form is registered for its two distributions"
 """Why the KL of a latent is sampled, where its order of sampling would allow a closed form."""
@@ -63,3 +117,52 @@ class Structure:
         return lines + [
             f"KL of {name!r}: sampled, because {why}" for name, why in self.sampled.items()
         ]
+
+
+@dataclass(eq=False)
+class Known:
+    """What is known of two programs for as long as both live; it has no strong reference to either,
+    nor to their modules.
+    """
+
+    store: ParameterStore = field(default_factory=ParameterStore)
+    structures: dict[Any, Structure] = field(default_factory=dict)
+    layouts: dict[Any, str] = field(default_factory=dict)
+    # why whole numbers of such a shape and dtype don't stay what they are; empty where they do
+    whole: dict[Any, str] = field(default_factory=dict)
+    modules: weakref.WeakValueDictionary[int, nn.Module] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+    names: weakref.WeakValueDictionary[tuple[str, str], Tensor] = field(
+        default_factory=weakref.WeakValueDictionary
+    )
+    pair: Callable[[], Pair | None] = lambda: None  # the pair in use, if there is one
+    parts: tuple[Any, ...] = ()  # references to what it is the knowledge of
+    in_pyros_store: Known | None = (
+        None  # the same of these programs under Pyro's own parameter store
+    )
+
+
+KNOWN: dict[Any, Known] = {}  # by the parts' identities, until one of the parts is gone
+
+
+def parts_of(call: Callable[..., Any]) -> tuple[Any, ...]:
+    """What makes a program this one: an object and its function for a method, which is made anew at
+    each access.
+    """
+    return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
+
+
+def weakly(part: Any, gone: Callable[[Any], Any]) -> Any:
+    try:
+        return weakref.ref(part, gone)
+    except TypeError:  # it can't be referred to weakly: its parameters are kept for good
+        return part
+
+
+def like(x: Tensor, fields: Fields) -> Any:
+    rows = sorted(
+        (name, made_of(name) if isinstance(name, Part) else "", tuple(value.shape[1:]), value.dtype)
+        for name, value in fields.items()
+    )
+    return tuple(x.shape[1:]), x.dtype, x.device, tuple(rows), scales_ignored()

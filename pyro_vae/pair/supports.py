@@ -1,6 +1,4 @@
-"""Where one program puts probability and the other none: what the draws of a proposal can't show by
-themselves.
-"""
+"""Supports of guide and prior: where one has probability and the other has none."""
 
 from __future__ import annotations
 
@@ -15,12 +13,12 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.pair.comparison import probe
-from pyro_vae.pair.laws import law_of
 from pyro_vae.pair.layouts import trace_model
 from pyro_vae.pair.nodes import (
     Fields,
     copies,
     latent_nodes,
+    law_of,
     log_prob_of,
     masked,
     plain_draw,

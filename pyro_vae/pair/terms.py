@@ -1,4 +1,4 @@
-"""What a run leaves: the log density of each site, (K, B), and log weights made of them."""
+"""Site terms: the log density of each site, (K, B), and log weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both programs run once on a few images; whatever one raises becomes one sentence."""
+"""Trial run of both programs on a few images; what they raise becomes one sentence."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
-from pyro_vae.pair.laws import ONE_KIND, two_kinds
-from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
+from pyro_vae.pair.nodes import ONE_KIND, Fields, plain_draw, sample_nodes, two_kinds
 from pyro_vae.pair.program import Program, validation
 
 if TYPE_CHECKING:
@@ -95,6 +94,20 @@ def _trace(
         raise UserError(why) from error
     pair.note_parameters(program)
     return trace
+
+
+def why_not_whole(pair: Pair, x: Tensor, fields: Fields) -> str:
+    """Nothing where both programs run on whole numbers as they are, and the model draws images so."""
+    try:
+        pair.store.before = frozenset(pair.store.parameters)
+        with pair.probing():
+            trace_pair(pair, x, fields)[0].compute_log_prob()
+            plain_draw(pair.model, x, fields)
+    except Exception as error:  # whatever a program raises on numbers of another kind
+        return " ".join((str(error) or repr(error)).splitlines()[:2])
+    finally:
+        pair.store.forget_new()
+    return ""
 
 
 def refuse_broken_parameters(pair: Pair) -> None:

@@ -1,14 +1,12 @@
-"""Pairs that Pyro trains and that have no log p(x) of one image: why, and which of their sites are
-not of one image.
-"""
+"""Pairs that can be trained but have no log p(x) of one image, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_vae.pair.laws import ONE_KIND, two_kinds
+from pyro_vae.pair.nodes import ONE_KIND, two_kinds
 
 Nodes = Mapping[str, Any]
 
@@ -30,23 +28,9 @@ def unscored(model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: i
         few: the same at one image fewer.
     """
     every = frozenset((*model, *guide))
-    if changed := sorted(every ^ {*few[0], *few[1]}):
-        return Unscored(
-            f"the sites change with the number of images ({', '.join(changed[:3])} …), as in "
-            "`for i in pyro.plate(…)`, so log p(x) of one image is not defined: use one "
-            "vectorised plate, `with pyro.plate('data', x.shape[0]):`",
-            loose=every,
-        )
-    for sites in (model, guide):
-        for node in sites.values():
-            for frame in node["cond_indep_stack"]:
-                if frame.full_size == num_images and frame.size != num_images:
-                    return Unscored(
-                        f"plate {frame.name!r} takes {frame.size} of its {num_images} images, "
-                        "so the others have no log p(x). fit makes the batches: write the "
-                        "plate for all rows that the program gets (subsample_size=None)",
-                        loose=every,
-                    )
+    nodes = (*model.values(), *guide.values())
+    if why := _changing(every ^ {*few[0], *few[1]}) or _cut(nodes, num_images):
+        return Unscored(why, loose=every)
     for name, node in guide.items():
         own = name not in model or model[name]["is_observed"]
         if own and node["infer"].get("is_auxiliary"):
@@ -86,6 +70,27 @@ def unscored(model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: i
                 f"latent site {name!r} is {words}, so their ratio is not a weight: {ONE_KIND}"
             )
     return Unscored()
+
+
+def _changing(names: Collection[str]) -> str:
+    if not names:
+        return ""
+    return (
+        f"the sites change with the number of images ({', '.join(sorted(names)[:3])} …), as in "
+        "`for i in pyro.plate(…)`, so log p(x) of one image is not defined: use one "
+        "vectorised plate, `with pyro.plate('data', x.shape[0]):`"
+    )
+
+
+def _cut(nodes: Iterable[Any], num_images: int) -> str:
+    for frame in (frame for node in nodes for frame in node["cond_indep_stack"]):
+        if frame.full_size == num_images and frame.size != num_images:
+            return (
+                f"plate {frame.name!r} takes {frame.size} of its {num_images} images, "
+                "so the others have no log p(x). fit makes the batches: write the "
+                "plate for all rows that the program gets (subsample_size=None)"
+            )
+    return ""
 
 
 def _is_shared(node: Any, fewer: Any, num_images: int) -> bool:

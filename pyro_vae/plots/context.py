@@ -1,4 +1,4 @@
-"""What there is to show of a run."""
+"""The context of a picture: a run's pair, data and options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a training's course."""
+"""The page of training curves."""
 
 from __future__ import annotations
 

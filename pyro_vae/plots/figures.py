@@ -1,4 +1,4 @@
-"""What the pages are drawn with: grids of images to the pixel, scatters, curves."""
+"""Figure elements: grids of images, scatter plots, curves."""
 
 from __future__ import annotations
 

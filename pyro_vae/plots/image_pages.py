@@ -1,4 +1,4 @@
-"""The pages of images and of what the model makes of them."""
+"""Pages of images, reconstructions and samples."""
 
 from __future__ import annotations
 

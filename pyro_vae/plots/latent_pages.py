@@ -1,4 +1,4 @@
-"""The pages of the latent space, and ways through it."""
+"""Pages of the latent space, and paths through it."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def latent(subject: Subject) -> Figure:
 
 
 def manifold(subject: Subject) -> Figure:
-    """Means of p(x | z) on a grid of z that is even in probability under N(0, I) (AEVB, figure 4)."""
+    """Means of p(x | z) on a grid of even quantiles of N(0, I) (AEVB, figure 4)."""
     shape = subject.event_shape
     picture_shape(shape)
     if subject.means.shape[1] != 2:

@@ -1,4 +1,4 @@
-"""The pages of images restored by the posterior: pixels missing, or under noise."""
+"""Pages of imputed and denoised images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A check of a run's log weights that needs no trust in this package: a script for stock Pyro,
-written into the run.
+"""Audit: a script for stock Pyro that recomputes a run's log weights without this package.
 
 The script imports torch, pyro and copies of the source that the model and the guide are made of,
 nothing that evaluates.
@@ -11,12 +10,14 @@ import ast
 import importlib.util
 import io
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from math import isfinite
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ from pyro_vae.files import write_atomically
 from pyro_vae.pair.log_weights import prepare, refuse_unscorable
 from pyro_vae.pair.terms import Site
 from pyro_vae.protocols import hook
+from pyro_vae.runs.options import Audit
+from pyro_vae.runs.run_data import trained
+from pyro_vae.runs.run_folder import Run
+from pyro_vae.training import checkpoint_files
 
 NUM_IMAGES, NUM_DRAWS = 20, 5
 TOLERANCE = 1e-5
@@ -42,124 +47,52 @@ ENGINE = ("pyro_vae.pair.runtime", "pyro_vae.pair.layouts", "pyro_vae.pair.progr
 NAMESPACES = ("pyro_vae.models", "pyro_vae.guides")
 """Packages that import all of their parts: a copy of one imports those alone that are copied."""
 
-SCRIPT = '''\
-"""Recomputes log weights of pyro_vae by stock Pyro; exits with 1 where they differ. Written by `pyro-vae audit`.
-
-log w = log p(x, z) - log q(z | x), in nats, of {num_images} test images at {num_draws} stored draws z of each. In audit/ are copies
-of the source of model and guide, and data.pt: x, z, and the log weights that pyro_vae gave them.
-"""
-import sys
-from pathlib import Path
-
-import pyro
-import torch
-from pyro import poutine
-
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE / "audit"))
-sys.dont_write_bytecode = True
-{imports}
-
-WEIGHTS, TOLERANCE = "{weights}", {tolerance}  # of |log w|, as all is float32
-{pair}
-PROGRAMS = (1, model, {model_fields}), (-1, guide, {guide_fields})  # sign of its densities, fields that it takes
-tensors = torch.load(HERE / WEIGHTS, weights_only=True, map_location="cpu")["sections"]
-model.load_state_dict(tensors["model"])
-guide.load_state_dict(tensors["guide"])
-data = torch.load(HERE / "audit" / "data.pt", weights_only=True)
+SCRIPT = Template(Path(__file__).with_name("audit.py.txt").read_text(encoding="utf-8"))
 
 
-def log_weight(image, draw):
-    """The log densities of all sites of both programs, of one image alone, with its latents at a stored draw."""
-    total, rows = 0.0, slice(image, image + 1)
-    latents = {{site: values[draw, image] for site, values in data["latents"].items()}}
-    for sign, program, names in PROGRAMS:
-        pyro.clear_param_store()
-        given = poutine.condition(program.eval(), data=latents)
-        trace = poutine.trace(given).get_trace(data["x"][rows], **{{name: data["fields"][name][rows] for name in names}})
-        total += sign * trace.log_prob_sum().item()
-    return total
-
-
-largest, equal = 0.0, True
-print(f"{{WEIGHTS}}: log w at the first of {num_draws} draws, by pyro_vae and by pyro {{pyro.__version__}}; largest difference")
-for image, stored in enumerate(data["log_weights"].double()):
-    with torch.no_grad():
-        found = torch.tensor([log_weight(image, draw) for draw in range(len(stored))]).double()
-    apart = (found - stored).abs()
-    equal &= bool((apart <= TOLERANCE * stored.abs().clamp(min=1)).all())
-    largest = max(largest, apart.max().item())
-    print(f"image {{image:2}} {{stored[0]:15.6f}} {{found[0]:15.6f}}   {{apart.max():.1e}}")
-print(f"largest difference {{largest:.1e}} nats; tolerance {{TOLERANCE:g}} of |log w|")
-files = [getattr(module, "__file__", None) for name, module in sys.modules.items() if name.startswith("pyro_vae.")]
-assert all(str(file or HERE).startswith(str(HERE)) for file in files), "an installed pyro_vae was imported, no copy"
-sys.exit(0 if equal else "a log weight differs by more than that")
-'''
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was written."""
-
-    script: Path
-    copies: Mapping[Path, Path]  # each copy's place in the run, and what it is a copy of
-
-
-def write_audit(
-    folder: Path,
-    weights: Path,
-    model: Any,
-    guide: Any,
-    calls: Sequence[registry.Call],
-    x: Any,
-    fields: Mapping[str, Any],
-    seed: int,
-) -> Audit:
+def write_audit(run: Run, options: Audit, tell: Callable[[str], None]) -> dict[Path, Path]:
     """Write ``audit.py``, and what it needs beside the checkpoint, into a run's folder.
 
-    Args:
-        weights: the checkpoint that model and guide were loaded from.
-        calls: how they and their parts were constructed.
-        x: a few images, ``(N, *event_shape)``, and ``fields``, N rows each.
-        seed: of the draws.
+    Returns:
+        dict: each copy of a source file, and what it is a copy of.
 
     Raises:
         UserError: a pair whose log weights can't be had by tracing its two programs at given
             latents, or without this engine.
     """
-    data, names = _data(model, guide, x, fields, seed)
-    writer = _Writer(calls)
-    pair = writer.statements({"model": model, "guide": guide})
+    with registry.recorded() as calls:
+        experiment, _ = trained(run, options, tell)
+    number = min(NUM_IMAGES, len(experiment.images("test", None)[0]))
+    x, fields = experiment.images("test", number)[0], experiment.fields("test", number)
+    model, guide, folder = experiment.model, experiment.guide, run.folder
+    weights = checkpoint_files.newest(run.checkpoints).path
+    data, names = _data(model, guide, x, fields, options.seed)
+    writer = _Writer(calls, model=model, guide=guide)
     sources = Sources()
-    for part in (
-        *writer.classes.values(),
-        *(call.part for call in calls),
-    ):  # a part may construct its own parts
+    # a part may construct its own parts
+    for part in (*writer.classes, *(call.part for call in calls)):
         sources.add(part.__module__, part.__name__)
     copies = sources.copies()
     beside = folder / "audit"
-    text = SCRIPT.format(
+    text = SCRIPT.substitute(
         num_images=len(data["x"]),
         num_draws=NUM_DRAWS,
         imports="\n".join(writer.imports()),
-        pair="\n".join(pair),
+        pair="\n".join(writer.statements),
         weights=weights.relative_to(folder).as_posix(),
         model_fields=names["model"],
         guide_fields=names["guide"],
         tolerance=TOLERANCE,
     )
-    contents = {beside / name: words.encode() for name, words in sources.packages().items()}
-    contents |= {beside / name: path.read_bytes() for name, path in copies.items()}
     stored = io.BytesIO()
     torch.save(data, stored)
-    for path, content in {
-        **contents,
-        beside / "data.pt": stored.getvalue(),
-        folder / "audit.py": text.encode(),
-    }.items():
+    contents = {beside / name: words.encode() for name, words in sources.packages().items()}
+    contents |= {beside / name: path.read_bytes() for name, path in copies.items()}
+    contents |= {beside / "data.pt": stored.getvalue(), folder / "audit.py": text.encode()}
+    for path, content in contents.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
-    return Audit(folder / "audit.py", {beside / name: path for name, path in copies.items()})
+    return {beside / name: path for name, path in copies.items()}
 
 
 def _data(
@@ -219,80 +152,66 @@ def _alone(site: Site) -> Tensor:
     return values.movedim(2, 2 + len(site.fn.batch_shape) + site.dim).contiguous()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # The pair as Python
 
 
 class _Writer:
-    """Objects as the calls that made them, each class under a name of its own."""
+    """Objects as the calls that made them, each class under a name of its own.
 
-    def __init__(self, calls: Sequence[registry.Call]) -> None:
+    What several parts have in common is assigned once, before they are.
+    """
+
+    def __init__(self, calls: Sequence[registry.Call], **objects: Any) -> None:
         self._calls = {id(call.made): call for call in calls}
-        self.classes: dict[str, type] = {}
-        self._names: dict[int, str] = {}  # of objects that have a statement
-        self._statements: list[str] = []
-
-    def statements(self, objects: Mapping[str, Any]) -> list[str]:
-        """An assignment for each of the objects, and before it for those that several of them hold."""
-        used: dict[int, list[str]] = {}
-        for value in objects.values():
-            self._count(value, used)
-        shared = {i: names[0] for i, names in used.items() if len(names) > 1}
-        wanted = shared | {id(value): name for name, value in objects.items()}
-        for value in objects.values():
-            self._write(value, wanted)
-        return self._statements
+        given = [
+            each for call in calls for value in call.arguments.values() for each in _all(value)
+        ]
+        self._shared = {key for key, uses in Counter(map(id, given)).items() if uses > 1}
+        self._names = {id(value): name for name, value in objects.items()}
+        self._written: set[int] = set()
+        self.classes: dict[type, str] = {}
+        self.statements: list[str] = []
+        for name, value in objects.items():
+            self._expression(name, value)
 
     def imports(self) -> list[str]:
         """A line for each class."""
         lines = []
-        for name, part in self.classes.items():
+        for part, name in self.classes.items():
             alias = "" if name == part.__name__ else f" as {name}"
             lines.append(f"from {_copied_as(part.__module__)} import {part.__name__}{alias}")
         return sorted(lines)
 
-    def _count(self, value: Any, used: dict[int, list[str]], name: str = "") -> None:
+    def _expression(self, name: str, value: Any) -> str:
+        """For the argument of this name."""
         if (call := self._calls.get(id(value))) is None:
-            return
-        used.setdefault(id(value), []).append(name)
-        if len(used[id(value)]) == 1:
-            for argument, inner in call.arguments.items():
-                for each in inner if isinstance(inner, list | tuple) else [inner]:
-                    self._count(each, used, argument)
-
-    def _write(self, value: Any, wanted: Mapping[int, str]) -> str:
-        """An expression; an object that has a name is assigned first."""
-        if id(value) in self._names:
+            return self._plain(name, value)
+        if id(value) in self._written:
             return self._names[id(value)]
-        if (call := self._calls.get(id(value))) is None:
-            return self._plain(value, wanted)
-        arguments = [
-            f"{name}={self._argument(name, each, wanted)}" for name, each in call.arguments.items()
-        ]
-        text = f"{self._class(call.part)}({', '.join(arguments)})"
-        if id(value) not in wanted:
+        given = (f"{key}={self._expression(key, each)}" for key, each in call.arguments.items())
+        text = f"{self._class(call.part)}({', '.join(given)})"
+        if id(value) not in self._shared | self._names.keys():
             return text
-        self._names[id(value)] = wanted[id(value)]
-        self._statements.append(f"{wanted[id(value)]} = {text}")
-        return wanted[id(value)]
+        own = self._names.setdefault(id(value), _free(name, self._names.values()))
+        self.statements.append(f"{own} = {text}")
+        self._written.add(id(value))
+        return own
 
-    def _argument(self, name: str, value: Any, wanted: Mapping[int, str]) -> str:
-        if name == "net" and isinstance(value, str):
-            return self._class(lookup.resolve("net", value))
-        return self._write(value, wanted)
-
-    def _plain(self, value: Any, wanted: Mapping[int, str]) -> str:
+    def _plain(self, name: str, value: Any) -> str:
         match value:
+            case str() if name == "net":
+                return self._class(lookup.resolve("net", value))
             case type():
                 return self._class(value)
             case float() if not isfinite(value):
                 return f"float({str(value)!r})"
             case None | bool() | int() | float() | str():
                 return repr(value)
-            case list():
-                return f"[{', '.join(self._write(each, wanted) for each in value)}]"
-            case tuple():  # a torch.Size too
-                inner = ", ".join(self._write(each, wanted) for each in value)
+            case list() | tuple():  # a torch.Size too
+                inner = ", ".join(self._expression(name, each) for each in value)
+                if isinstance(value, list):
+                    return f"[{inner}]"
                 return f"({inner},)" if len(value) == 1 else f"({inner})"
         raise UserError(
             f"no audit: the pair has a {type(value).__name__} that was not built from the run's "
@@ -300,17 +219,19 @@ class _Writer:
         )
 
     def _class(self, part: type) -> str:
-        for name, known in self.classes.items():
-            if known is part:
-                return name
-        name, number = part.__name__, 2
-        while name in self.classes:
-            name, number = f"{part.__name__}{number}", number + 1
-        self.classes[name] = part
-        return name
+        return self.classes.setdefault(part, _free(part.__name__, self.classes.values()))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def _all(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    """This name, or the first of name2, name3, … that is not taken."""
+    return next(each for n in count(1) if (each := f"{name}{n if n > 1 else ''}") not in taken)
+
+
+# ------------------------------------------------------------------------------------------
 # The source that it needs
 
 
@@ -406,11 +327,9 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
 def _source_of(module: str) -> Path | None:
     """The module's file; None where there is no such module, or it is not written in Python."""
     with suppress(ImportError, ValueError, AttributeError):
-        loaded = sys.modules.get(module)
-        spec = importlib.util.find_spec(module) if loaded is None else None
-        origin = getattr(loaded, "__file__", None) if loaded is not None else spec and spec.origin
-        if origin and origin.endswith(".py"):
-            return Path(origin)
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin and spec.origin.endswith(".py"):
+            return Path(spec.origin)
     return None
 
 

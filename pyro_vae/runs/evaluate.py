@@ -1,4 +1,4 @@
-"""A run's evaluations: its trained pair scored, and what is found kept in its folder."""
+"""Evaluation of a run: its pair is scored, and the result is stored in its folder."""
 
 from __future__ import annotations
 
@@ -33,15 +33,9 @@ def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
     nothing left to do.
     """
     run.results()  # damaged results are told before the work, not after
+    new = options.split == "all"
     experiment, steps = distributed.current().after_the_first(
-        lambda: trained(
-            run,
-            options.data,
-            options.data_root,
-            tell,
-            new=options.split == "all",
-            trust=options.trust,
-        )
+        lambda: trained(run, options, tell, new)
     )
     try:
         found = outcome(experiment, options, steps)
@@ -49,7 +43,7 @@ def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
         stopped.kept = "nothing was added to the run"
         raise
     if found is not None:
-        keep(run, experiment, found, options)
+        keep_all(run, experiment, found, options)
     return found
 
 
@@ -66,12 +60,9 @@ def outcome(experiment: Experiment, options: Evaluate, steps: int) -> Outcome | 
     return replace(found, figures={**found.figures, **provenance(time.monotonic() - begun)})
 
 
-def keep(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) -> None:
-    """Write an evaluation into the run's folder, the estimate before the figures that say that it
-    is there: each file appears whole or not at all.
-    """
-    keep_estimate(run, found)
-    run.add_result(evaluations=[{"split": found.split, **found.figures}])
+def keep_all(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) -> None:
+    """Write an evaluation into the run's folder, with what is drawn of it."""
+    keep(run, found)
     try:
         keep_images(run, experiment, found, options.pictures, options.device)
     except Stopped as stopped:
@@ -79,11 +70,14 @@ def keep(run: Run, experiment: Experiment, found: Outcome, options: Evaluate) ->
         raise
 
 
-def keep_estimate(run: Run, found: Outcome) -> None:
-    """The per-image figures for `compare`, where there are such figures."""
-    if found.estimate is not None and found.x is not None:
+def keep(run: Run, found: Outcome) -> None:
+    """Write the estimate, for `compare`, before the figures that say that it is there: each file
+    appears whole or not at all.
+    """
+    if found.estimate is not None:
         path = run.estimate_file(found.figures["method"], found.split)
         save_estimate(path, found.estimate, run.trained())
+    run.add_result(evaluations=[{"split": found.split, **found.figures}])
 
 
 def keep_images(
@@ -122,21 +116,12 @@ def evaluated(run: Run, options: Compare, number: int | None, tell: Tell) -> Log
     """A fresh estimate, which is added to the run."""
     if not options.quiet:
         tell(f"evaluating {run}")
-    evaluation = Evaluate(
-        run.folder,
-        method=options.method,
-        num_samples=options.num_samples,
-        num_images=number,
-        split=options.split,
-        seed=options.seed,
-        device=options.device,
-        compile=options.compile,
-        quiet=options.quiet,
-    )
-    experiment, steps = trained(run, options.data, options.data_root, tell, trust=options.trust)
+    own = {"method": options.method, "split": options.split, "data": options.data}
+    evaluation = Evaluate.like(options, run.folder, num_images=number, **own)
+    experiment, steps = trained(run, options, tell)
     found = outcome(experiment, evaluation, steps)
     assert found is not None and found.estimate is not None
-    keep(run, experiment, found, evaluation)
+    keep_all(run, experiment, found, evaluation)
     return found.estimate
 
 

@@ -1,6 +1,4 @@
-"""The ways of `pyro-vae evaluate`: one row of a table a method, from a run's experiment to figures
-and a headline.
-"""
+"""The methods of `pyro-vae evaluate`: a table with one row for each."""
 
 from __future__ import annotations
 

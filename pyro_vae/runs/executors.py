@@ -1,5 +1,5 @@
-"""Pieces of work on several processes, here or on a cluster; one that kills its process is tried
-once more, alone.
+"""Executors: work on several processes, here or on a cluster; work that kills its process is
+retried.
 
 Both engines have the interface of `concurrent.futures`: loky's processes on this machine, and a
 Dask cluster elsewhere (dask-jobqueue brings Slurm, PBS and Kubernetes). A process that is killed

@@ -1,4 +1,4 @@
-"""From the options of a training to its objects: data, what is observed of them, model and guide."""
+"""The objects of an experiment, built from its options: data, observation, model and guide."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_vae.choices import lookup, registry, specs
 from pyro_vae.data import datasets as image_data
-from pyro_vae.data.datasets import ImageData
+from pyro_vae.data.datasets import ImageData, Likeness
 from pyro_vae.data.labels import refuse_unfit
 from pyro_vae.data.transforms import OBSERVES, Observed, doubts, observe
 from pyro_vae.errors import UserError
@@ -29,6 +29,15 @@ from pyro_vae.training.checkpoint import state_of
 
 PARTS_OF_MODELS = ("prior", "likelihood")
 """The options that a model receives where its constructor names them."""
+
+TAKEN = (*PARTS_OF_MODELS, "net", "latent_dim")
+"""The options that no part need take."""
+
+SAID = (
+    *("model", "prior", "likelihood", "guide", "net", "latent_dim"),
+    *("objective", "init_from", "freeze"),
+)
+"""The options that a protocol tells, in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +78,17 @@ class Experiment:
 
     @property
     def fields_train(self) -> dict[str, Any]:
-        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those of
-        them that are kept.
+        """The named fields of ``x_train``: the labels ``y``, where a program names them, or those
+        of them that are kept.
         """
-        found = self._fields(self.data.train_labels, self.train_rows)
-        number = self.options.labels
+        found, number = self._fields(self.data.train_labels, self.train_rows), self.options.labels
         if number is None:
             return found
         kept = few_labels(found["y"], number, self.options.data_seed)
         return {"y": torch.where(kept, found["y"], -1)}
 
     def accuracy(self, split: str, number: int | None) -> dict[str, float]:
-        """The share of `images` that the guide's q(y | x) gives their own class, where it has one."""
+        """The accuracy of the guide's q(y | x) on `images`, if it has one."""
         classify, y = hook(self.guide, "classify"), self.fields(split, number).get("y")
         if classify is None or y is None:
             return {}
@@ -93,19 +101,19 @@ class Experiment:
     @property
     def fields_valid(self) -> dict[str, Any]:
         """The named fields of the images held out."""
-        return (
-            {} if self.valid_rows is None else self._fields(self.data.train_labels, self.valid_rows)
-        )
+        rows = self.valid_rows
+        return {} if rows is None else self._fields(self.data.train_labels, rows)
 
     def fields(self, split: str, number: int | None) -> dict[str, Any]:
         """The named fields of `images` (the same arguments)."""
-        whole = self.fields_valid if split == "valid" else self._fields(self.data.test_labels)
+        every = slice(None)
+        whole = (
+            self._fields(self.data.test_labels, every) if split != "valid" else self.fields_valid
+        )
         return {name: value[_chosen(len(value), number)] for name, value in whole.items()}
 
-    def _fields(self, labels: Tensor | None, rows: Tensor | None = None) -> dict[str, Any]:
-        if labels is None or not self.wants_labels:
-            return {}
-        return {"y": labels if rows is None else labels[rows]}
+    def _fields(self, labels: Tensor | None, rows: Tensor | slice) -> dict[str, Any]:
+        return {} if labels is None or not self.wants_labels else {"y": labels[rows]}
 
     @property
     def doubts(self) -> str:
@@ -136,8 +144,8 @@ class Experiment:
         return {"x": self.stored_valid, **self.fields_valid}
 
     def images(self, split: str, number: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every call), and
-        words for the protocol.
+        """The images of ``test``, ``valid`` or ``all``, or ``number`` of them (the same at every
+        call), and words for the protocol.
 
         Raises:
             UserError: nothing was held out, or fewer images than that are there.
@@ -148,47 +156,31 @@ class Experiment:
                 raise UserError(
                     "--split valid: this run has no validation images (its --valid-fraction is 0)"
                 )
-            x, words = (
-                self._observed_valid(self.stored_valid),
-                f"validation ({self.options.valid_fraction:g} of train)",
-            )
+            # the draw that `fit` makes of the validation set, from its own seed
+            draw, x = self.observed.observe, self.stored_valid
+            x = x if draw is None else draw.fixed(x, self.options.seed, "validation")
+            words = f"validation ({self.options.valid_fraction:g} of train)"
+        one = self.data.one
         if number is not None and number > len(x):
-            raise UserError(
-                f"{number} {self.data.one}s were requested, but the {split} set has {len(x)}"
-            )
+            raise UserError(f"{number} {one}s were requested, but the {split} set has {len(x)}")
         if number is None or number == len(x):
             return x, {"images": words}
-        return x[_chosen(len(x), number)], {
-            "images": f"{number} of {len(x)} {words} {self.data.one}s, chosen from seed 0"
-        }
-
-    def _observed_valid(self, rows: Tensor) -> Tensor:
-        """The draw that `fit` makes of the validation set, from its own seed."""
-        draw = self.observed.observe
-        return rows if draw is None else draw.fixed(rows, self.options.seed, "validation")
+        words = f"{number} of {len(x)} {words} {one}s, chosen from seed 0"
+        return x[_chosen(len(x), number)], {"images": words}
 
     def protocol(self, steps: int) -> dict[str, Any]:
         """What is known of the numbers that come out, in words."""
         known = {key: value for key, value in self.observed.protocol.items() if key != "sha256"}
-        taken = _taken(self.options)
-        parts = {name: getattr(self.options, name) for name in PARTS_OF_MODELS if name in taken}
-        shapes: dict[str, Any] = {
-            n: getattr(self.options, n) for n in ("net", "latent_dim") if n in taken
-        }
-        if dims := hook(self.model, "latent_dims"):  # a hierarchy's, which may say them itself
-            shapes["latent_dim"] = tuple(dims)
-        return {
-            **known,
-            **({"kind": self.kind} if self.kind else {}),
-            **({"missing": "left out (NaN)"} if self.options.missing else {}),
-            "model": self.options.model,
-            **parts,
-            "guide": self.options.guide,
-            **shapes,
-            "objective": self.options.objective,
-            **{n: str(v) for n in ("init_from", "freeze") if (v := getattr(self.options, n))},
-            "steps": steps,
-        }
+        options, dims = self.options, hook(self.model, "latent_dims")
+        taken = _taken(options) | {"latent_dim"} if dims else _taken(options)
+        names = [name for name in SAID if name in taken or name not in TAKEN]
+        said = {"kind": self.kind, "missing": options.missing and "left out (NaN)"}
+        said |= {name: getattr(options, name) for name in names}
+        if dims:  # a hierarchy's, which may say them itself
+            said["latent_dim"] = tuple(dims)
+        paths = {name: str(value) for name, value in said.items() if isinstance(value, Path)}
+        given = {name: value for name, value in {**said, **paths}.items() if value}
+        return {**known, **given, "steps": steps}
 
 
 def few_labels(y: Tensor, number: int, seed: int) -> Tensor:
@@ -222,8 +214,13 @@ def _chosen(size: int, number: int | None) -> Tensor:
     return permutation(size, 0)[:number].sort().values
 
 
-def load_data(options: Train, data: str | None = None, root: Path | None = None) -> ImageData:
-    """The data that the options name, or those at another place."""
+def load_data(
+    options: Train,
+    data: str | None = None,
+    root: Path | None = None,
+    like: Likeness | None = None,
+) -> ImageData:
+    """The data that the options name, or those at another place; of others ``like`` them, all."""
     found = image_data.load(
         options.data if data is None else data,
         options.data_root if root is None else root,
@@ -232,6 +229,7 @@ def load_data(options: Train, data: str | None = None, root: Path | None = None)
         columns=options.columns,
         label=options.label,
         missing=options.missing,
+        like=like,
     )
     return found if options.levels is None else found.with_levels(options.levels)
 
@@ -327,11 +325,8 @@ def build_pair(
         "net": options.net,
         "num_data": num_data,
     }
-    if options.missing is not None:
-        context["missing"] = options.missing
-    context |= {
-        k: v for k, v in (("levels", levels), ("num_classes", num_classes)) if v is not None
-    }
+    known = {"missing": options.missing, "levels": levels, "num_classes": num_classes}
+    context |= {name: value for name, value in known.items() if value is not None}
     of_guides = (
         {"input_scale": float(levels - 1)} if levels is not None and _sees_levels(options) else {}
     )
@@ -392,7 +387,7 @@ def _taken(options: Train) -> set[str]:
 def _refuse_unused(options: Train) -> None:
     """An option that no part of the experiment reads would be recorded, and mean nothing."""
     taken = _taken(options)
-    for name in (*PARTS_OF_MODELS, "net", "latent_dim"):
+    for name in TAKEN:
         choice = getattr(options, name)
         if name not in taken and choice != getattr(Train, name):
             raise UserError(

@@ -1,6 +1,4 @@
-"""The training of a run, from its first step or from its last checkpoint: recorded, and stopped
-without a loss.
-"""
+"""The training of a run, new or resumed."""
 
 from __future__ import annotations
 
@@ -98,22 +96,22 @@ def fit_run(
         raise
     except Lost as lost:
         raise Lost(f"{lost}; {recorder.kept()}") from lost
-    except CantWrite as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         kept = recorder.kept()
-        if not run.config_file.is_file():
-            run.discard()
-        raise Failure(
-            f"{run} can't be written: {error.strerror} ({error.filename}); {kept}"
-        ) from error
-    except OSError as error:  # of the data or a part, which read and write files of their own
-        raise Failure(f"{first_line(error)}; {recorder.kept()}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if isinstance(error, CantWrite):
+            what = f"{run} can't be written: {error.strerror} ({error.filename})"
+            if not run.config_file.is_file():
+                run.discard()
+        elif isinstance(error, OSError):  # of the data or a part, which read and write files
+            what = first_line(error)
+        elif is_out_of_memory(error):
+            what = (
+                f"this training does not fit into the memory ({first_line(error)}): use a smaller "
+                "net, a smaller --batch-size or another device"
+            )
+        else:
             raise
-        raise Failure(
-            f"this training does not fit into the memory ({first_line(error)}): use a smaller "
-            f"net, a smaller --batch-size or another device; {recorder.kept()}"
-        ) from error
+        raise Failure(f"{what}; {kept}") from error
 
 
 def _fit(

@@ -1,4 +1,4 @@
-"""The cells of a sweep: training options of which some have several values, crossed.
+"""The grid of a sweep: training options with several values, combined.
 
 A grid file is TOML. Its top level has the options of `pyro-vae train`; one whose value is a list is
 crossed with the others. Each ``[[cell]]`` table adds options of its own to those of the top level,

@@ -1,4 +1,4 @@
-"""The runs below a folder as a table: what each was trained on and of, and its latest log p(x)."""
+"""The table of runs below a folder: data, parts, latest log p(x)."""
 
 from __future__ import annotations
 

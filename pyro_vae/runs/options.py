@@ -1,5 +1,4 @@
-"""What the command line and a configuration file can say: one dataclass a command, its types and
-ranges checked.
+"""The options of the commands and of configuration files: one dataclass for each command.
 
 Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
 line's help.
@@ -84,9 +83,9 @@ class Experiment:
     levels: int | None = option(None, least=2, below=257)
     """How many levels the stored whole numbers have; by default 256, or 2 where all are 0 or 1."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
-    """How grey pixels become 0 or 1 for a Bernoulli: drawn anew each time the image is used (dynamic),
-    drawn once (static), 1 above one half (threshold), or not at all (none). auto: as the likelihood
-    needs.
+    """How grey pixels become 0 or 1 for a Bernoulli: drawn anew each time the image is used
+    (dynamic), drawn once (static), 1 above one half (threshold), or not at all (none). auto: as the
+    likelihood needs.
     """
     missing: Literal["nan"] | None = None
     """What marks a missing entry of x: NaN, or an empty field of a table. The likelihood leaves it
@@ -117,7 +116,8 @@ class Train(Settings, Experiment, Options):
         "data": "data images_key columns label labels data_root levels binarize missing valid_fraction data_seed",
         "model": "model prior likelihood guide latent_dim net",
         "training": "objective steps epochs batch_size learning_rate optimizer schedule kl_weight "
-        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile",
+        "kl_warmup grad_clip early_stopping init_from freeze on_divergence seed device compile "
+        "precision",
         "evaluation": "num_samples eval_images",
         "run": "out config resume checkpoint_minutes pictures trust json quiet",
     }
@@ -175,8 +175,8 @@ class Train(Settings, Experiment, Options):
     quiet: bool = False
     """Show no progress on stderr."""
     trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have
+    not trained on this machine.
     """
 
     def check(self) -> None:
@@ -214,8 +214,8 @@ class Scored(Options):
     data_root: Path | None = None
     """The folder of the named sets' files now."""
     trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have
+    not trained on this machine.
     """
 
 
@@ -247,14 +247,14 @@ class Evaluate(Scoring):
     run: Path = field(metadata=BY_PLACE)
     """The run's folder."""
     method: Literal["iw", "ais", "bdmc", "refine", "prior"] = "iw"
-    """iw: importance sampling. ais: annealed importance sampling. bdmc: a lower and an upper bound on
-    simulated images. refine: the two gaps of the guide. prior: naive Monte Carlo from the prior.
+    """iw: importance sampling. ais: annealed importance sampling. bdmc: a lower and an upper bound
+    on simulated images. refine: the two gaps of the guide. prior: naive Monte Carlo from the prior.
     """
     proposal: str | None = None
     """iw: where the draws come from, such as "Defensive(scale=2)"; by default the guide."""
     precision: Literal["float32", "tf32", "bfloat16"] | None = None
-    """iw: the precision of matrix products. Less than float32 is quicker; its error is measured, and
-    printed with the number.
+    """iw: the precision of matrix products. Less than float32 is quicker; its error is measured,
+    and printed with the number.
     """
     num_samples: int | None = option(None, least=1, below=10**9)
     """iw, refine, prior: K, the draws of z for each image; by default 5000."""
@@ -269,8 +269,8 @@ class Evaluate(Scoring):
     ais, bdmc and refine.
     """
     split: Literal["test", "valid", "all"] = "test"
-    """Which images: the test set (test), the validation images (valid), or all images of another data
-    set, given by --data (all).
+    """Which images: the test set (test), the validation images (valid), or all images of another
+    data set, given by --data (all).
     """
     pictures: bool = True
     """iw, ais: draw the page of plots into the run's folder."""
@@ -278,7 +278,7 @@ class Evaluate(Scoring):
     """The seed of the draws."""
 
     def check(self) -> None:
-        """Raise a ``UserError`` where a type or a range is wrong, or an option is not the method's."""
+        """Raise a ``UserError`` for a wrong type or range, or an option of another method."""
         check_fields(self)
         for name, methods in OF_METHODS.items():
             if getattr(self, name) is not None and self.method not in methods:
@@ -293,6 +293,12 @@ class Evaluate(Scoring):
             )
         if self.method == "bdmc" and self.split != "test":
             raise UserError("--method bdmc simulates its own images: leave --split out")
+
+    @classmethod
+    def like(cls, options: Train | Compare, run: Path, **own: Any) -> Evaluate:
+        """Of this run, with the options of another command and ``own`` ones."""
+        names = ("num_samples", "seed", "data_root", "device", "compile", "quiet", "trust")
+        return cls(run, **{**{name: getattr(options, name) for name in names}, **own})
 
 
 OF_METHODS: dict[str, tuple[str, ...]] = {
@@ -334,12 +340,12 @@ class Compare(Scoring):
     method: Literal["iw", "ais"] = "iw"
     """The estimator to compare; a run without a stored estimate is evaluated first."""
     num_samples: int | None = option(None, least=1, below=10**9)
-    """iw: K. A run with another stored K is evaluated again; by default any stored K is used, and 5000
-    if there is none.
+    """iw: K. A run with another stored K is evaluated again; by default any stored K is used, and
+    5000 if there is none.
     """
     num_images: int | None = option(None, least=1)
-    """The number of images. A run with another stored number is evaluated again; by default the number
-    of the first stored result.
+    """The number of images. A run with another stored number is evaluated again; by default the
+    number of the first stored result.
     """
     split: Literal["test", "valid"] = "test"
     """Which images: the test set, or the validation images."""
@@ -395,8 +401,8 @@ class Sample(Options):
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto takes CUDA where there is a GPU."""
     trust: bool = False
-    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have not
-    trained on this machine.
+    """Run the Python files that the run uses (file.py:Name, module:Name) and with which you have
+    not trained on this machine.
     """
 
 
@@ -440,8 +446,8 @@ class Plot(Shown):
 
 @dataclass(frozen=True)
 class Runs(Options):
-    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors, the
-    date and the duration.
+    """Show the runs in a folder as a table: data, parts, log p(x) of the test set with its errors,
+    the date and the duration.
     """
 
     command: ClassVar[str] = "runs"
@@ -456,7 +462,8 @@ class Runs(Options):
     from the largest, words from A to Z.
     """
     where: tuple[str, ...] = ()
-    """Only runs with this value of an option: NAME=VALUE, such as "guide=IAF" (with any arguments)."""
+    """Only runs with this value of an option: NAME=VALUE, such as "guide=IAF" (with any arguments).
+    """
     json: bool = False
     """Print a JSON list, with all options and figures."""
     csv: bool = False
@@ -488,8 +495,8 @@ class Bench(Options):
     suites: tuple[Literal["training", "epochs", "evaluation", "memory", "startup"], ...] = field(
         default=(), metadata=BY_PLACE
     )
-    """training: one step; epochs: whole epochs; evaluation: log p(x); memory: memory and host reads;
-    startup: import and help. By default all.
+    """training: one step; epochs: whole epochs; evaluation: log p(x); memory: memory and host
+    reads; startup: import and help. By default all.
     """
     only: tuple[str, ...] = ()
     """Cases of the suites, such as "iwae b20"; by default all."""
@@ -509,7 +516,7 @@ class Bench(Options):
     """Print the results as one JSON object; the tables go to stderr."""
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Configuration files
 
 

@@ -1,10 +1,8 @@
-"""The user's own code in the options of a training."""
+"""The user's own code among the options of a training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from pyro_vae.choices import specs, user_code
 from pyro_vae.errors import UserError
@@ -27,26 +25,9 @@ def own_code(options: Train) -> dict[str, str]:
         if not isinstance(value, str) or ":" not in value:
             continue
         with suppress(UserError, OSError):  # no choice, but a path; or gone in the meantime
-            for reference in _references(specs.parse(value)):
-                place = reference.rpartition(":")[0]
-                if digest := user_code.digest_of(place):
+            for each in specs.within(specs.parse(value)):
+                name = each.name if isinstance(each, specs.Choice) else each
+                place = name.rpartition(":")[0] if isinstance(name, str) else ""
+                if place and (digest := user_code.digest_of(place)):
                     found[place] = digest
     return found
-
-
-def _references(choice: specs.Choice) -> Iterator[str]:
-    """The names with a colon in a choice and in its arguments, bare ones too."""
-    if ":" in choice.name:
-        yield choice.name
-    for value in (*choice.args, *choice.kwargs.values()):
-        yield from _within(value)
-
-
-def _within(value: Any) -> Iterator[str]:
-    if isinstance(value, specs.Choice):
-        yield from _references(value)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _within(each)
-    elif isinstance(value, str) and ":" in value:
-        yield value

@@ -1,4 +1,4 @@
-"""The parts of each slot, as ``pyro-vae list`` shows them."""
+"""The parts of each slot, for ``pyro-vae list``."""
 
 from __future__ import annotations
 

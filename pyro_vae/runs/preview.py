@@ -1,4 +1,4 @@
-"""What a sweep would do: its cells with their time and what is refused, or a command for each."""
+"""Dry run of a sweep: its cells with their time, what is refused, or a command for each."""
 
 from __future__ import annotations
 

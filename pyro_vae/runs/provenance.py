@@ -1,4 +1,4 @@
-"""When an evaluation was made, how long it took, and by what."""
+"""Provenance of an evaluation: date, duration, versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trained cells in an order: by log p(x) of the same test images, each difference with two errors.
+"""The ranking of a sweep's cells by log p(x) of the same test images, with two errors.
 
 Two errors, as two questions are asked. *Over images*: are these trained models different? The
 images' differences, averaged over the seeds, have a standard error (the seeds are what they are).
@@ -9,7 +9,7 @@ benchmarks).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, nan, sqrt
 from statistics import fmean, stdev
@@ -44,20 +44,22 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One method, over its seeds; nats an image."""
+    """One method: its cells, a seed each, and how far it is from the first row, in nats an image."""
 
-    method: Method
-    names: tuple[str, ...]
-    num_seeds: int
-    mean: float
-    se_mc: float
-    difference: float  # from the first row, over the seeds that both have
-    se_images: float  # of that difference, for these trained models
-    se_seeds: float  # of that difference, for the methods; NaN with one seed
-    high_khat: float
-    median_ess: float
-    active_units: tuple[float, ...]  # the mean over the seeds, and how many there are; or nothing
-    seconds: float
+    cells: tuple[Scored, ...]
+    difference: float  # over the seeds that both have
+    se_images: float  # of the difference, for these trained models
+    se_seeds: float  # of the difference, for the methods; NaN with one seed
+
+    @property
+    def method(self) -> Method:
+        """The options that tell it from the others."""
+        return self.cells[0].method
+
+    @property
+    def num_seeds(self) -> int:
+        """How many cells it has."""
+        return len(self.cells)
 
 
 @dataclass(frozen=True)
@@ -143,32 +145,13 @@ def _ranked(group: Sequence[Scored]) -> Ranking:
     for cell in group:
         methods.setdefault(cell.method, {})[cell.seed] = cell
     order = sorted(methods.values(), key=lambda by_seed: -_mean(by_seed.values()))
-    rows = tuple(_row(by_seed, order[0]) for by_seed in order)
+    rows = [Row(tuple(each.values()), *paired(each, order[0])) for each in order]
     first = group[0].test
-    return Ranking(rows, len(first.log_px), first.protocol)
+    return Ranking(tuple(rows), len(first.log_px), first.protocol)
 
 
-def _mean(cells: object) -> float:
-    return fmean(cell.test.mean for cell in cells)  # type: ignore[attr-defined]
-
-
-def _row(cells: Mapping[int, Scored], first: Mapping[int, Scored]) -> Row:
-    difference, se_images, se_seeds = paired(cells, first)
-    every = list(cells.values())
-    return Row(
-        method=every[0].method,
-        names=tuple(cell.name for cell in every),
-        num_seeds=len(every),
-        mean=_mean(every),
-        se_mc=sqrt(sum(cell.test.se_mc**2 for cell in every)) / len(every),
-        difference=difference,
-        se_images=se_images,
-        se_seeds=se_seeds,
-        high_khat=fmean(float(getattr(cell.test, "high_khat", nan)) for cell in every),
-        median_ess=fmean(float(cell.test.ess.median()) for cell in every),
-        active_units=tuple(map(fmean, zip(*(cell.active_units for cell in every), strict=False))),
-        seconds=fmean(cell.seconds for cell in every),
-    )
+def _mean(cells: Iterable[Scored]) -> float:
+    return fmean(cell.test.mean for cell in cells)
 
 
 def paired(cells: Mapping[int, Scored], others: Mapping[int, Scored]) -> tuple[float, float, float]:
@@ -189,25 +172,24 @@ def paired(cells: Mapping[int, Scored], others: Mapping[int, Scored]) -> tuple[f
 
 
 def _cells(row: Row, varied: Sequence[str], first: bool) -> tuple[str, ...]:
-    said = dict(row.method)
-    parts = [said.get(name, "") for name in varied] or [row.names[0]]
-    compared = (
-        ("first", "", "")
-        if first
-        else tuple(map(_shown, (row.difference, row.se_images, row.se_seeds)))
-    )
+    said, cells = dict(row.method), row.cells
+    se_mc = sqrt(sum(cell.test.se_mc**2 for cell in cells)) / len(cells)
+    units = map(fmean, zip(*(cell.active_units for cell in cells), strict=False))
+    compared = row.difference, row.se_images, row.se_seeds
     return (
-        *parts,
+        *([said.get(name, "") for name in varied] or [cells[0].name]),
         str(row.num_seeds),
-        figure(row.mean),
-        figure(row.se_mc, 3),
-        *compared,
-        f"{row.high_khat:.0%}" if isfinite(row.high_khat) else "–",
-        f"{row.median_ess:.0f}" if isfinite(row.median_ess) else "–",
-        " of ".join(f"{number:.3g}" for number in row.active_units) or "–",
-        f"{row.seconds:.0f} s" if isfinite(row.seconds) else "–",
+        figure(_mean(cells)),
+        figure(se_mc, 3),
+        *(("first", "", "") if first else map(_shown, compared)),
+        _shown(fmean(float(getattr(cell.test, "high_khat", nan)) for cell in cells), "{:.0%}"),
+        _shown(fmean(float(cell.test.ess.median()) for cell in cells), "{:.0f}"),
+        " of ".join(f"{number:.3g}" for number in units) or "–",
+        _shown(fmean(cell.seconds for cell in cells), "{:.0f} s"),
     )
 
 
-def _shown(value: float) -> str:
-    return figure(value) if isfinite(value) else "–"
+def _shown(value: float, form: str = "") -> str:
+    if not isfinite(value):
+        return "–"
+    return form.format(value) if form else figure(value)

@@ -1,4 +1,4 @@
-"""The data of a run, wherever they are now: known by their SHA-256, not by their place."""
+"""The data of a run, found again and recognised by their SHA-256."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_vae.data import datasets
 from pyro_vae.data.datasets import ImageData, Likeness
 from pyro_vae.errors import UserError
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
-from pyro_vae.runs.options import Train
+from pyro_vae.runs.options import Scored, Train
 from pyro_vae.runs.run_folder import Run
 
 OBSERVED_LEVELS = ("dynamic", "static", "threshold")
@@ -20,30 +20,22 @@ OBSERVED_LEVELS = ("dynamic", "static", "threshold")
 
 
 def trained(
-    run: Run,
-    data: str | None,
-    data_root: Path | None,
-    tell: Callable[[str], None],
-    new: bool = False,
-    trust: bool = False,
+    run: Run, options: Scored, tell: Callable[[str], None], new: bool = False
 ) -> tuple[Experiment, int]:
     """A run's experiment with the trained model and guide in it, and the steps that they were
     trained for.
 
     Args:
-        data, data_root: where its data are now.
-        new: take all of ``data``, another set than its own, as the test set.
-        trust: run the code of its parts that this user has not trained with.
+        options: where its data are now, and whether the code of its parts is trusted.
+        new: take all of ``options.data``, another set than its own, as the test set.
     """
-    own = run.options()
-    with run.code(trust):
+    own, place = run.options(), (options.data, options.data_root)
+    with run.code(options.trust):
         model, guide, held = run.load_pair(tell=tell)
         steps = int(held.metadata.get("step", 0))
-        if new and data is not None:
-            found = whole(own, held.metadata, data, data_root)
-            return scored(own, found, model, guide), steps
-        found = of_run(run, own, held.metadata, data, data_root)
-        return prepare(own, found, (model, guide)), steps
+        if new:
+            return scored(own, whole(own, held.metadata, *place), model, guide), steps
+        return prepare(own, of_run(run, own, held.metadata, *place), (model, guide)), steps
 
 
 def resumed(run: Run, options: Train, known: Mapping[str, Any]) -> Experiment:
@@ -99,21 +91,15 @@ def of_run(
     )
 
 
-def whole(options: Train, known: Mapping[str, Any], data: str, data_root: Path | None) -> ImageData:
+def whole(
+    options: Train, known: Mapping[str, Any], data: str | None, data_root: Path | None
+) -> ImageData:
     """All of another set, as a test set on the run's own scale: its levels and its classes."""
     # an older version noted the levels that are observed alone
     observed = 256 if options.binarize in OBSERVED_LEVELS else known.get("levels")
     levels = known.get("data_levels", observed)
-    found = datasets.load_whole(
-        data,
-        data_root if data_root is not None else options.data_root,
-        like=Likeness(levels, tuple(known.get("classes") or ()) or None),
-        seed=options.data_seed,
-        images_key=options.images_key,
-        columns=options.columns,
-        label=options.label,
-        missing=options.missing,
-    )
+    like = Likeness(levels, tuple(known.get("classes") or ()) or None)
+    found = load_data(options, data, data_root, like)
     shape = list(found.event_shape)
     if shape != known["event_shape"]:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
+"""The run folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
 evaluations/, pictures.
 """
 
@@ -63,6 +63,11 @@ OF_THE_PAIR = (
 """The options without which a checkpoint's tensors mean something else, or are another run's."""
 
 
+def _inside(name: str) -> Any:
+    """The path of that name in a run's folder."""
+    return property(lambda run: run.folder / name)
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's folder. ``made`` are the folders that were made for it, the outermost first."""
@@ -70,35 +75,12 @@ class Run:
     folder: Path
     made: tuple[Path, ...] = field(default=(), repr=False)
 
-    @property
-    def config_file(self) -> Path:
-        """All options as they were given."""
-        return self.folder / "config.toml"
-
-    @property
-    def environment_file(self) -> Path:
-        """Versions and machine."""
-        return self.folder / "environment.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One line an epoch."""
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def results_file(self) -> Path:
-        """How the training went, and every evaluation."""
-        return self.folder / "results.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the trained tensors are."""
-        return self.folder / "checkpoints"
-
-    @property
-    def per_image_file(self) -> Path:
-        """The latest evaluation's figures by image."""
-        return self.folder / "per_image.csv"
+    config_file = _inside("config.toml")  # all options as they were given
+    environment_file = _inside("environment.json")  # versions and machine
+    metrics_file = _inside("metrics.jsonl")  # one line an epoch
+    results_file = _inside("results.json")  # how the training went, and every evaluation
+    checkpoints = _inside("checkpoints")  # where the trained tensors are
+    per_image_file = _inside("per_image.csv")  # the latest evaluation's figures by image
 
     def estimate_file(self, method: str, split: str) -> Path:
         """The latest estimate of its kind, for `pyro-vae compare`."""
@@ -108,14 +90,13 @@ class Run:
         """The SHA-256 of the checkpoint that `load` takes; where none is sound, of the last one."""
         try:
             newest = checkpoint_files.newest(self.checkpoints)
-            path = newest.path
-            if newest.note:
-                tell(newest.note)
         except checkpoint_files.Damaged:
             if not (found := checkpoint_files.complete(self.checkpoints)):
                 raise
-            path = found[-1]
-        return checkpoint_files.digest_of(path)
+            return checkpoint_files.digest_of(found[-1])
+        if newest.note:
+            tell(newest.note)
+        return checkpoint_files.digest_of(newest.path)
 
     def __str__(self) -> str:
         return shown(self.folder)
@@ -143,25 +124,19 @@ class Run:
         """
         code: Any = {}
         with suppress(OSError, ValueError, AttributeError):
-            code = json.loads(self.environment_file.read_text(encoding="utf-8")).get("code")
+            code = _read_json(self.environment_file).get("code")
         return user_code.of_run(self.folder, trusted, code if isinstance(code, dict) else {})
 
     def resumed(self, device: torch.device) -> None:
         """Add where and by which command the run goes on to environment.json."""
         try:
-            held = json.loads(self.environment_file.read_text(encoding="utf-8"))
+            held = _read_json(self.environment_file)
             before = list(held.get("resumed", []))
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-            TypeError,
-        ):  # only a record of what was: never in the way
+        except (OSError, ValueError, AttributeError, TypeError):  # a mere record: never in the way
             set_aside(self.environment_file, why="damaged")
             held, before = {}, []
-        _write_json(
-            self.environment_file, {**held, "resumed": [*before, environment(device, sys.argv)]}
-        )
+        now = environment(device, sys.argv)
+        _write_json(self.environment_file, {**held, "resumed": [*before, now]})
 
     def sweep(self) -> None:
         """Remove what a killed process left half written."""
@@ -170,10 +145,8 @@ class Run:
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         """Add one epoch to metrics.jsonl."""
-        with (
-            writing(self.metrics_file),
-            open(self.metrics_file, "a", encoding="utf-8") as file,
-        ):
+        path = self.metrics_file
+        with writing(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -198,15 +171,11 @@ class Run:
         """Take back what `create` and `begin` made, for a training that was refused; nothing else
         is touched.
         """
-        for path in (
-            self.config_file,
-            self.environment_file,
-            self.folder / LOCK,
-            self.folder / HOLDER,
-        ):
+        own = self.config_file, self.environment_file, self.folder / LOCK, self.folder / HOLDER
+        for path in own:
             path.unlink(missing_ok=True)
         for folder in reversed(self.made):
-            with suppress(OSError):  # not empty: it has come to hold something of someone else's
+            with suppress(OSError):  # not empty: something of someone else's is in it
                 folder.rmdir()
 
     # ---- reading
@@ -245,7 +214,7 @@ class Run:
     def results(self) -> dict[str, Any]:
         """What results.json holds; a ``UserError`` where that can't be read."""
         try:
-            held = json.loads(self.results_file.read_text(encoding="utf-8"))
+            held = _read_json(self.results_file)
         except FileNotFoundError:
             return {}
         except (ValueError, OSError) as error:
@@ -275,15 +244,15 @@ class Run:
             tell(found.note)
         self.check_config(held, path, OF_THE_PAIR)
         shape, num_data = held.metadata.get("event_shape"), held.metadata.get("num_data")
-        sound = isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape)
-        if not (sound and isinstance(shape, list)) or type(num_data) is not int or num_data < 1:
+        sizes = [*shape, num_data] if isinstance(shape, list) else [0]
+        if not all(type(size) is int and size > 0 for size in sizes):
             raise UserError(
                 f"{path}: not a checkpoint of a run (the shape of its images is missing)"
             )
         known = {
             name: held.metadata[name] for name in ("levels", "num_classes") if name in held.metadata
         }
-        model, guide = build_pair(self.options(), list(shape or ()), num_data, **known)
+        model, guide = build_pair(self.options(), sizes[:-1], sizes[-1], **known)
         checkpoint.restore(held, model, guide, str(path))
         return model.eval(), guide.eval(), held
 
@@ -313,24 +282,13 @@ class Unwritten(Run):
         """The first process holds it."""
         return nullcontext()
 
-    def begin(self, options: Train, device: torch.device) -> None:
-        """Nothing, as for all that follows."""
+    def _nothing(self, *args: Any, **named: Any) -> None: ...
 
-    def resumed(self, device: torch.device) -> None: ...
-
-    def sweep(self) -> None: ...
-
-    def add_row(self, row: Mapping[str, Any]) -> None: ...
-
-    def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None: ...
-
-    def add_result(self, **entries: Any) -> None: ...
-
-    def discard(self) -> None: ...
+    begin = resumed = sweep = add_row = write_rows = add_result = discard = _nothing
 
 
 class Recorder(Checkpoints):
-    """The callback of a run: each epoch goes to metrics.jsonl, and checkpoints to the run's folder."""
+    """The callback of a run: it writes epochs to metrics.jsonl, and checkpoints."""
 
     def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
         super().__init__(run.checkpoints, minutes, metadata)
@@ -455,16 +413,23 @@ def open_run(folder: str | Path) -> Run:
 def load(
     run_folder: str | Path, checkpoint: str = "last", *, trust: bool = False
 ) -> tuple[Any, Any]:
-    """The trained model and guide of a run, in eval mode, on the CPU: rebuilt from its config.toml,
-    then filled.
+    """Load the trained model and guide of a run folder, in eval mode, on the CPU.
 
-    ``checkpoint`` is ``last``, or ``best``: that of the highest validation ELBO. Where the last one
-    is damaged or lacks its SHA-256, the one before it is taken, with a warning. ``trust``: run the
-    code of parts given as ``file.py:Name`` or ``module:Name`` that you have not trained with.
+    They are built from its config.toml, and their parameters are read from a checkpoint.
+
+    Args:
+        run_folder: the folder of ``pyro-vae train``.
+        checkpoint: ``last``; or ``best``, that of the highest validation ELBO. If the last one is
+            damaged or has no SHA-256, the one before it is used, with a warning.
+        trust: whether to run code of parts given as ``file.py:Name`` or ``module:Name`` that you
+            have not trained with on this machine.
+
+    Returns:
+        ``(model, guide)``.
 
     Raises:
-        UserError: such code without ``trust``; no run there, or its configuration or checkpoint is missing, damaged or does not
-            fit.
+        UserError: such code without ``trust``; no run there; its configuration or checkpoint is
+            missing or damaged, or the two do not fit together.
     """
     run = open_run(run_folder)
     with run.code(trust):
@@ -541,6 +506,10 @@ def _without_folders(word: str) -> str:
     return re.sub(
         r"(?:(?<=^)|(?<=[\s'\"=(,]))(?:~[^/\s]*|[A-Za-z]:)?[/\\](?:[^/\\'\"=(),:]*[/\\])*", "", word
     )
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _write_json(path: Path, held: Mapping[str, Any]) -> None:

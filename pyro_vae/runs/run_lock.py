@@ -1,6 +1,4 @@
-"""One process trains in a run's folder at a time: a lock that the system releases when its holder
-dies.
-"""
+"""The lock of a run folder: one process trains in it at a time."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Sizes that no memory holds, refused before they are begun."""
+"""Size limits: what can't fit into memory is refused before it is begun."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -38,7 +37,9 @@ def refuse_impossible(
     """A ``UserError`` where the pair that ``build`` makes has more parameters than there is memory:
     it is made without numbers first, and counted.
     """
-    largest = max(_numbers(options))
+    parts = (options.model, options.prior, options.likelihood, options.guide, options.net)
+    written = [each for part in parts for each in specs.within(specs.parse(part))]
+    largest = max([0, *(each for each in written if isinstance(each, int))])
     if largest > LARGEST:
         raise UserError(f"{largest} is too large for the size of a part: choose smaller parts")
     if max(prod(event_shape) // 1000, options.latent_dim, largest) < WORTH_COUNTING:
@@ -73,22 +74,3 @@ def refuse_impossible(
             ) from error
     finally:
         handle.remove()
-
-
-def _numbers(options: Train) -> Iterator[int]:
-    """Whole numbers in the choices of the parts."""
-    yield 0
-    for choice in (options.model, options.prior, options.likelihood, options.guide, options.net):
-        with suppress(UserError):
-            yield from _within(specs.parse(choice))
-
-
-def _within(value: Any) -> Iterator[int]:
-    if isinstance(value, specs.Choice):
-        for each in (*value.args, *value.kwargs.values()):
-            yield from _within(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _within(each)
-    elif isinstance(value, int):
-        yield value

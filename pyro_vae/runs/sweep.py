@@ -26,7 +26,7 @@ NO_SCORE = "trained, but its guide gives no log p(x) of each test image by impor
 
 @dataclass(frozen=True)
 class Outcome:
-    """A cell, and what came of it: a run folder, or one line that says why there is none."""
+    """The result of one cell: a run folder, or a sentence that says why there is none."""
 
     cell: Cell
     folder: Path
@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep(Printed):
-    """Cells that were run: `rankings` of those that are scored, and the line of each that is not."""
+    """The result of `sweep`: the outcome of each cell, and `rankings` of those that were scored."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -47,7 +47,9 @@ class Sweep(Printed):
 
     @property
     def rankings(self) -> list[Ranking]:
-        """One for each quantity, kind and data set: what can't be compared starts another."""
+        """A ranking for each quantity, kind and data set; what can't be compared is in separate
+        ones.
+        """
         return rank(self.scored)
 
     def tables(self) -> list[Table]:
@@ -95,23 +97,30 @@ def sweep(
     tell: Callable[[str], None] = print,
     **options: Any,
 ) -> Sweep:
-    """Train and score every cell of a grid that is not yet done, and rank them.
+    """Train and score every cell of a grid of options, and rank the cells by log p(x).
+
+    A cell whose run is finished is not run again; one that was stopped is resumed.
+
+    Example::
+
+        grid = {"guide": ["MeanField", "IAF"], "seed": [0, 1], "steps": 2000}
+        print(pv.sweep(grid, out="runs/guides").table())
 
     Args:
         grid: a TOML file (`pyro_vae.runs.grid`), or its content: option -> value or list of values,
-            crossed; or several such tables.
-        out: the folder of the cells' run folders. Workers on other machines must share it.
-        jobs: cells at a time; torch's threads are divided among them.
+            which are combined; or several such tables.
+        out: the folder for the cells' run folders. Workers on other machines must share it.
+        jobs: cells at a time; they share the threads.
         on: ``here``, or the address of a Dask scheduler, ``tcp://host:8786``.
-        tell: is given one line about each cell that ends.
-        **options: options of `pyro-vae train` for all cells; they win over those of the grid, and
-            lists are crossed too.
+        tell: called with one line about each cell that ends.
+        **options: options of `pyro-vae train` for all cells. They win over those of the grid; lists
+            are combined too.
 
     Returns:
-        Sweep: in the grid's order.
+        A `Sweep`, in the grid's order: ``.table()``, ``.best``, ``.rankings``.
 
     Raises:
-        UserError: the grid is wrong; nothing was trained then.
+        UserError: the grid is wrong; nothing was trained.
     """
     every, folder = planned(grid, options), Path(out).expanduser()
     check_folders(every, folder)
@@ -186,7 +195,7 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
     images, from where it is.
     """
     from pyro_vae.runs import run_folder
-    from pyro_vae.runs.evaluate import keep_estimate, outcome
+    from pyro_vae.runs.evaluate import keep, outcome
     from pyro_vae.runs.run_data import trained
     from pyro_vae.runs.train import is_complete, train_run
 
@@ -201,24 +210,13 @@ def bring_to_its_end(options: Train, folder: Path) -> None:
     done = not options.valid_fraction or run.estimate_file("iw", "valid").is_file()
     if not scored or (counted and done):
         return
-    experiment, steps = trained(run, None, options.data_root, _unheard)
+    own = {"num_images": options.eval_images, "quiet": True}
+    evaluation = Evaluate.like(options, folder, split="valid", **own)
+    experiment, steps = trained(run, evaluation, _unheard)
     if not counted:
         run.add_result(active_units=_active_units(experiment, options.device))
-    if done:
-        return
-    evaluation = Evaluate(
-        folder,
-        split="valid",
-        num_samples=options.num_samples,
-        num_images=options.eval_images,
-        seed=options.seed,
-        device=options.device,
-        compile=options.compile,
-        quiet=True,
-    )
-    if (found := outcome(experiment, evaluation, steps)) is not None:
-        keep_estimate(run, found)
-        run.add_result(evaluations=[{"split": "valid", **found.figures}])
+    if not done and (found := outcome(experiment, evaluation, steps)) is not None:
+        keep(run, found)
 
 
 MOST_DIAGNOSED = 500

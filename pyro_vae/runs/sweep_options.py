@@ -1,6 +1,4 @@
-"""What `pyro-vae sweep` can say: the options of `train`, each with several values, and how its cells
-are run.
-"""
+"""The options of `pyro-vae sweep`: those of `train`, each with several values."""
 
 from __future__ import annotations
 
@@ -28,14 +26,14 @@ class SweepBase(Options):
         "pyro-vae sweep grid.toml --jobs 4 --out runs/guides",
     )
     grid: Path | None = dataclasses.field(default=None, metadata=BY_PLACE)
-    """A TOML file of options. A list gives several values to an option. Each table [[cell]] adds cells
-    with its own options.
+    """A TOML file of options. A list gives several values to an option. Each table [[cell]] adds
+    cells with its own options.
     """
     jobs: int = option(1, least=1)
     """The number of cells that run at the same time; they share the threads."""
     on: str = "here"
-    """here; a Dask scheduler's address (tcp://host:8786); or print, which prints one command per cell
-    for any other scheduler.
+    """here; a Dask scheduler's address (tcp://host:8786); or print, which prints one command per
+    cell for any other scheduler.
     """
     out: Path = OUT
     """The folder for the runs of the cells; workers on other machines must share it."""

@@ -1,12 +1,9 @@
-"""A run from its beginning, or from its last checkpoint, to its number: trained, recorded, scored,
-and stopped without a loss.
-"""
+"""Training of a run, new or resumed, and its evaluation at the end."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.runs import evaluate, run_folder
 from pyro_vae.runs.evaluate import Tell
+from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment, dry_run, prepare
 from pyro_vae.runs.fit_run import fit_run, last_state
 from pyro_vae.runs.options import Evaluate, Train
@@ -34,20 +32,10 @@ from pyro_vae.training.history import History
 from pyro_vae.training.loop import evaluate_elbo
 from pyro_vae.training.state import TrainingState
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that is trained and scored."""
-
-    run: Run
-    figures: dict[str, Any]  # what --json prints and results.json keeps
-    headline: str
+Show = Callable[[Run, Outcome], None]
 
 
-Show = Callable[[Finished], None]
-
-
-def train_run(options: Train, tell: Tell, show: Show = lambda done: None) -> None:
+def train_run(options: Train, tell: Tell, show: Show = lambda run, found: None) -> None:
     """Train, evaluate, and leave a run behind.
 
     Args:
@@ -133,28 +121,20 @@ def _finished(
         if not options.quiet:
             tell(str(history) + (f"; stopped by {history.stopped}" if history.stopped else ""))
         if structure.point_masses:
-            if not distributed.goes_on():
-                return
-            site = structure.point_masses[0]
-            figures, headline = _reconstruction_error(experiment, device, history, site)
-            run.add_result(evaluations=[{"split": "test", **figures}])
-            found = None
+            site, goes_on = structure.point_masses[0], distributed.goes_on()
+            found = _reconstruction_error(experiment, device, history, site) if goes_on else None
         else:
-            found = evaluate.outcome(
-                experiment, _last_evaluation(run, experiment), history.num_steps
-            )
-            if found is None:
-                return
-            figures, headline = found.figures, found.headline
-            evaluate.keep_estimate(run, found)
-            run.add_result(evaluations=[{"split": "test", **figures}])
+            evaluation = _last_evaluation(run, experiment)
+            found = evaluate.outcome(experiment, evaluation, history.num_steps)
+        if found is None:
+            return
+        evaluate.keep(run, found)
     except Stopped as stopped:
         stopped.kept = f"the trained pair is saved; score it with: pyro-vae evaluate {run}"
         raise
-    show(Finished(run, figures, headline))
+    show(run, found)
     try:
-        if found is not None:
-            evaluate.keep_images(run, experiment, found, options.pictures, options.device)
+        evaluate.keep_images(run, experiment, found, options.pictures, options.device)
         if options.pictures:
             with evaluate.drawing(run):
                 write_pictures(run, experiment)
@@ -164,37 +144,21 @@ def _finished(
 
 
 def _as_result(history: History) -> dict[str, Any]:
-    return {
-        "steps": history.num_steps,
-        "epochs": len(history.train),
-        "seconds": round(history.seconds, 3),
-        "compile": history.compile,
-        "note": history.note,
-        "stopped": history.stopped,
-        "skipped": history.skipped,
-        "init": history.init,
-        "resumed": history.resumed,
-    }
+    told = ("compile", "note", "stopped", "skipped", "init", "resumed")
+    length = {"steps": history.num_steps, "epochs": len(history.train)}
+    seconds = {"seconds": round(history.seconds, 3)}
+    return {**length, **seconds, **{name: getattr(history, name) for name in told}}
 
 
 def _last_evaluation(run: Run, experiment: Experiment) -> Evaluate:
     """The evaluation that ends a training: a guide without a network fits the test images first."""
-    options = experiment.options
-    return Evaluate(
-        run.folder,
-        method="iw" if experiment.amortized else "refine",
-        num_samples=options.num_samples,
-        num_images=options.eval_images,
-        seed=options.seed,
-        device=options.device,
-        compile=options.compile,
-        quiet=options.quiet,
-    )
+    options, method = experiment.options, "iw" if experiment.amortized else "refine"
+    return Evaluate.like(options, run.folder, method=method, num_images=options.eval_images)
 
 
 def _reconstruction_error(
     experiment: Experiment, device: torch.device, history: History, site: str
-) -> tuple[dict[str, Any], str]:
+) -> Outcome:
     """−log p(x | z) of the test images, for a guide that has no density."""
     begun = time.monotonic()
     pair = Pair.of(experiment.model, experiment.guide)
@@ -215,10 +179,8 @@ def _reconstruction_error(
         "warnings": [why],
         **provenance(time.monotonic() - begun),
     }
-    return (
-        result,
-        f"reconstruction error −log p(x | z): {error:.2f} nats (N = {len(x)})\n  {why}",
-    )
+    line = f"reconstruction error −log p(x | z): {error:.2f} nats (N = {len(x)})\n  {why}"
+    return Outcome(result, line, "test")
 
 
 def write_pictures(

@@ -1,5 +1,4 @@
-"""What may run after each epoch: any callable of the training's state; returning True ends the
-training.
+"""Callbacks of `fit`: any callable that takes an `EpochEnd`; returning True ends the training.
 
 A callback that has ``state_dict`` and ``load_state_dict`` is resumed with the training. One that
 has ``at_boundary(state, after)`` is called after each "step", and after each "epoch" once all
@@ -9,6 +8,7 @@ tensors are the living ones, to be written at once or copied.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """The state that a callback receives after each epoch.
+    """What a callback gets after each epoch.
 
     Attributes:
-        pair: the two programs that are trained.
-        train: this epoch's record.
-        valid: that of the validation set, where there is one.
+        pair: the two programs that are trained, a `Pair`.
+        train: the `Record` of this epoch, in nats per image.
+        valid: that of the validation set, or None.
         history: all records so far.
-        last: whether the training would end here in any case.
-        capture: makes a `TrainingState`; `training_state` copies it.
+        last: whether this is the last epoch in any case.
+        capture: makes a `TrainingState` that shares its tensors with the training; `training_state`
+            copies it.
     """
 
     pair: Pair
@@ -44,20 +45,25 @@ class EpochEnd:
     capture: Callable[[], TrainingState] = field(repr=False)
 
     def training_state(self) -> TrainingState:
-        """For ``fit(…, resume=state)``; callbacks later in the list have not seen this epoch in it,
-        so be the last one.
+        """A copy of the training's state, for ``fit(…, resume=state)``.
+
+        Callbacks later in the list have not seen this epoch yet, so put the callback that takes it
+        last.
         """
         return self.capture().copy()
 
 
 @dataclass
 class EarlyStopping:
-    """End when the validation ELBO has not risen by ``min_delta`` nats for ``patience`` epochs;
-    keep the best parameters.
+    """A callback that ends the training when the validation ELBO no longer rises; the best
+    parameters are restored.
 
     Args:
-        patience: epochs without a rise after which it ends.
-        min_delta: the least rise that counts, in nats.
+        patience: epochs without a rise after which the training ends.
+        min_delta: the smallest rise that counts, in nats.
+
+    Raises:
+        UserError: `fit` has no ``x_valid``; raised at the end of the first epoch.
     """
 
     patience: int = 10
@@ -66,7 +72,7 @@ class EarlyStopping:
     _state: list[Tensor] = field(default_factory=list, init=False, repr=False)
 
     def __call__(self, state: EpochEnd) -> bool:
-        """Whether to stop now; at the end the best epoch's parameters and buffers are put back."""
+        """Whether to stop now; at the end the best epoch's parameters and buffers are restored."""
         if state.valid is None:
             raise UserError("EarlyStopping needs the validation ELBO: give fit(…, x_valid=…)")
         if self.best is None or state.valid.elbo > self.best.elbo + self.min_delta:
@@ -86,6 +92,25 @@ class EarlyStopping:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from that state."""
         self.best = None if state["best"] is None else Record(**state["best"])
         self._state = list(state["tensors"])
+
+
+@dataclass
+class Occasional:
+    """Something that costs time: done where it is at most a part of the time since the last."""
+
+    share: int
+    since: float = field(default_factory=time.perf_counter)
+    cost: float = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether it is worth its time again."""
+        return time.perf_counter() - self.since > self.share * self.cost
+
+    def done(self, begun: float) -> None:
+        """It has been done, from ``begun`` until now."""
+        self.since = time.perf_counter()
+        self.cost = self.since - begun

@@ -1,5 +1,4 @@
-"""A checkpoint: named sections of tensors in one file, written whole or not at all, with a SHA-256
-beside it.
+"""The checkpoint file: named sections of tensors, written atomically, with a SHA-256.
 
 A section is what a ``state_dict`` holds: a run's checkpoint has ``model`` and ``guide``, and what a
 training needs to go on.

@@ -1,4 +1,4 @@
-"""The checkpoints in a folder: the last ones and the best, sound or not, kept and set aside."""
+"""The checkpoint files in a folder: the last ones and the best; damaged ones are renamed."""
 
 from __future__ import annotations
 

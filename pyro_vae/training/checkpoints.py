@@ -1,6 +1,4 @@
-"""Checkpoints of a training as it runs: a callback of `fit` that keeps the last, the one before,
-and the best.
-"""
+"""Checkpoint callback of `fit`: it keeps the last checkpoint, the one before, and the best."""
 
 from __future__ import annotations
 
@@ -16,9 +14,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.files import sweep
 from pyro_vae.signals import Stopped, Waiting
 from pyro_vae.training import checkpoint_files, snapshot
-from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.callbacks import EpochEnd, Occasional
 from pyro_vae.training.checkpoint import Checkpoint
-from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.state import TrainingState
 
 SHARE = 50
@@ -28,22 +25,22 @@ one.
 
 
 class Checkpoints:
-    """A callback of ``fit``: writes a checkpoint every so many minutes, within an epoch too, and at
-    the end of an epoch.
+    """A callback of `fit` that writes checkpoints: every few minutes, and at the end of an epoch.
 
-    ``folder`` keeps the last one, the one before, and the parameters of the best validation ELBO:
-    what ``fit(…, resume=folder)`` goes on from. Older ones are removed where this object wrote
-    them; those of another process stay. Epochs that are short against a write are not each written.
-    ``minutes=0`` writes after every step. Of several processes the first one decides and writes.
+    ``folder`` keeps the last two checkpoints, and the parameters of the best validation ELBO.
+    ``fit(…, resume=folder)`` continues from the last one. Older ones that this object wrote are
+    removed; those of another process stay. After short epochs not every end of an epoch is written,
+    so that writing takes at most 1/50 of the time. Of several processes the first one decides and
+    writes.
 
     Args:
-        folder: where they are; it is made where there is none.
-        minutes: between two checkpoints, at most; 0 for one after every step.
-        metadata: plain values that each file has besides.
+        folder: where the checkpoints are; it is made if there is none.
+        minutes: the largest time between two checkpoints; 0 writes after every step.
+        metadata: plain values that are stored in each file.
 
     Raises:
         UserError: ``minutes`` is negative.
-        OSError: the folder can't be written; what it held stays.
+        OSError: the folder can't be written; what is in it is unchanged.
     """
 
     def __init__(
@@ -81,8 +78,8 @@ class Checkpoints:
             self._best = Checkpoint(snapshot.mapped(tensors, Tensor.clone), known)
 
     def at_boundary(self, state: Callable[[], TrainingState], after: str) -> None:
-        """Write a checkpoint where one is due, at the end, or where a signal waits, which is raised
-        then.
+        """Write a checkpoint if one is due, at the end, or if a signal waits, which is raised
+        afterwards.
         """
         stopped, since = self.waiting.signal, time.perf_counter() - self._writes.since
         due = since >= 60 * self.minutes or (after == "epoch" and self._writes.due)
@@ -96,14 +93,14 @@ class Checkpoints:
             raise stopped
 
     def kept(self) -> str:
-        """Which checkpoint there is, for a training that ends."""
+        """A sentence on the checkpoint that a stopped training can go on from."""
         self._look()
         return (
             f"checkpoint: {self.last}" if self.last is not None else "no checkpoint was written yet"
         )
 
     def save(self, state: TrainingState) -> None:
-        """Write this state, and the best parameters where they are new."""
+        """Write this state, and the best parameters if they are new."""
         if not self.group.first:
             return
         begun = time.perf_counter()
@@ -131,7 +128,7 @@ class Checkpoints:
         return {"best_elbo": self.best_elbo}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; a checkpoint that was passed over is set aside."""
+        """Continue from that state; newer checkpoints, which it passes over, are renamed."""
         self.best_elbo = state["best_elbo"]
         if self.group.first and checkpoint_files.listed(self.folder):
             checkpoint_files.set_aside(checkpoint_files.newest(self.folder).unsound)

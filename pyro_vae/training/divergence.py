@@ -1,6 +1,4 @@
-"""Where a training stopped being finite: the very step, and the site or the gradient at which it
-begins.
-"""
+"""Search for the step and the site at which a training diverged (became NaN or infinite)."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.loaders import Batch
 from pyro_vae.objectives import Loss
-from pyro_vae.pair.laws import innermost
+from pyro_vae.pair.nodes import innermost
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.terms import Site
 
@@ -23,18 +21,16 @@ if TYPE_CHECKING:
 
 
 class Diverged(RuntimeError):
-    """The loss, a gradient or a parameter became NaN or infinite; model and guide are as they were
-    before that step.
+    """The loss, a gradient or a parameter became NaN or infinite. `fit` raises it.
 
-    ``step`` (counted from 1, None where it could not be found), ``learning_rate``, ``site`` (where
-    it begins, in words), and ``state``, from which a training can be resumed.
+    Model and guide are as they were before that step.
 
     Args:
         message: the sentence.
         step: the step, counted from 1; None where it could not be found.
         learning_rate: that of the step.
-        site: where it begins, in words.
-        state: the `TrainingState` before that step, from which a training can go on.
+        site: the site or gradient that is not finite first, in words.
+        state: the `TrainingState` before that step, for ``fit(…, resume=state)``.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
     """
     with loop.loss.pair.active(training=True):
         while loop.at.step < reached:
-            before = loop.snapshot()
+            before = loop.taken().copy()
             for batch in loop.steps(loop.stepper.step):
                 (first_bad, _), step = loop.stepper.health.read(), loop.at.step
                 if first_bad is not None or not all_finite(loop.stepper.parameters):
@@ -87,7 +83,7 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
                     return what, step, site
                 if step >= reached:
                     return None
-                before = loop.snapshot()
+                before = loop.taken().copy()
             loop.at.begin_epoch(loop.at.epoch + 1)
     return None
 

@@ -1,5 +1,5 @@
-"""``fit``: stochastic variational inference on any pair; what is asked for is checked and built,
-then the loop runs.
+"""``fit``: stochastic variational inference (SVI) of a pair. It checks the arguments, builds the
+training, and runs its loop.
 """
 
 from __future__ import annotations
@@ -12,34 +12,32 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
 from tqdm import tqdm
 
 from pyro_vae import distributed
-from pyro_vae.ambient import casts_anew, turn, unusual
+from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
-from pyro_vae.data.loaders import Resident, Source, make_source
+from pyro_vae.data.loaders import Source, make_source
 from pyro_vae.data.transforms import Observation
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
-from pyro_vae.pair import observed_support
-from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
-from pyro_vae.training.data_init import start_from_data
 from pyro_vae.training.divergence import Diverged
 from pyro_vae.training.history import History
-from pyro_vae.training.init import Init, begin
+from pyro_vae.training.init import Init, begin, start_from_data
 from pyro_vae.training.kl_warmup import Warmup, make_warmup
 from pyro_vae.training.loop import Loop
 from pyro_vae.training.optimizers import OptimizerSpec
 from pyro_vae.training.options import (
     FitOptions,
     check_callbacks,
+    check_data,
     draw_once,
+    first_batch,
     observations,
     refuse_unseen,
     validation_source,
@@ -81,65 +79,81 @@ def fit(
     on_divergence: str = "stop",
     init: Init | None = None,
     resume: TrainingState | str | Path | None = None,
+    precision: str = "float32",
     **fields: Any,
 ) -> History:
-    """Train a model and a guide by SVI; both are changed in place and left on ``device``.
+    """Train a model and a guide by stochastic variational inference (SVI).
 
-    Where torch.distributed is initialised (under torchrun), every process calls this with the same
-    arguments: R of them take ``batch_size`` images each, and the gradient is that of one process
-    with R times as many.
+    Both are changed in place, and stay on ``device``. Under torch.distributed (torchrun) every one
+    of R processes makes the same call and takes ``batch_size`` images a step; the gradient is that
+    of one process with R times as many.
+
+    Example::
+
+        history = pv.fit(model, guide, x, num_epochs=2, batch_size=6, progress=False)
+        history.train[-1].elbo  # nats per image
 
     Args:
         model, guide: Pyro programs of ``x``, ``(B, *event_shape)``, and of the named fields that
-            their signatures have.
+            their signatures have. Each is a PyroModule, a bound method, or a function.
         x_train: images ``(N, *event_shape)``, a tensor or array; or a torch Dataset or DataLoader,
             which streams.
         objective: a name, a call such as ``"Trace_ELBO(num_particles=5)"``, an objective, or one of
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
-        num_epochs, num_steps: the length; ``num_steps`` wins where it is given.
-        batch_size: images a step.
-        learning_rate: that of the optimiser, at its highest.
-        optimizer: a name or call, ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a function of
-            the list of parameters that returns an optimiser.
+        num_epochs, num_steps: the length of the training; ``num_steps`` wins where it is given.
+        batch_size: images in one step.
+        learning_rate: the largest learning rate of the schedule.
+        optimizer: a name or call, such as ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a
+            function of the list of parameters that returns an optimiser.
         schedule: how the learning rate falls: ``cosine`` to 0, ``constant``, ``linear``,
             ``geometric``, or a Schedule.
         kl_weight, kl_warmup: the weight of the KL (β), reached linearly from 0 over ``kl_warmup``
-            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``; by site as ``{"z1":
-            1.0, "z2": 0.5}``, the others' being 1.
+            epochs, or by a warm-up such as ``"Cyclical(cycles=4, ramp=0.5)"``. ``{"z1": 1.0, "z2":
+            0.5}`` gives weights by site; the others' are 1.
         grad_clip: the largest norm of the gradient of the mean loss per image.
-        callbacks: called with an ``EpochEnd`` after each epoch; True ends the training.
+        callbacks: called with an ``EpochEnd`` after each epoch; returning True ends the training.
             ``Checkpoints`` is one.
-        freeze: ``"model"``, ``"guide"``, or a pattern of names as `pyro_vae.parameters` has them,
-            such as ``"model.likelihood.*"``: these parameters stay as they are.
-        binarize: ``dynamic`` (drawn afresh at each visit), ``static`` (once, from ``seed``),
-            ``threshold``, ``none``; or an ``Observation``. A validation set is drawn once.
-        x_valid: images, or a dict with ``x`` and the fields' names; its ELBO is measured after each
-            epoch.
-        seed: of the noise, the order and the binarization. The caller's random state is left as it
-            was.
+        freeze: ``"model"``, ``"guide"``, or a pattern of names of `parameters`, such as
+            ``"model.likelihood.*"``: these parameters do not change.
+        binarize: ``dynamic`` (new binary pixels at each visit), ``static`` (drawn once),
+            ``threshold``, ``none``; or an ``Observation``, such as ``pv.data.observe(…).observe``.
+            A validation set is drawn once.
+        x_valid: validation images, or a dict with ``x`` and the named fields; their ELBO is
+            measured after each epoch.
+        seed: of the noise, the order of the images and the binarization. The caller's random state
+            is unchanged.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or a ``torch.device``.
-        compile: ``off`` runs the programs eagerly at each step; ``graph`` and ``inductor`` trace
-            them once, and are your word that Python decides nothing in them (docs/tracing.md);
-            ``auto`` traces parts of this package, and no other's.
+        compile: ``off`` runs the programs eagerly at each step. ``graph`` and ``inductor`` trace
+            them once; with programs of your own you thereby say that no Python value changes
+            between steps (docs/tracing.md). ``auto`` traces the parts of this package only.
         progress: whether steps and figures are shown on stderr.
-        on_divergence: ``stop``, or ``skip``: a step that is not finite is taken back and counted
-            (the device is then read at each step).
-        init: whose parameters to begin with, where name and shape are the same: a folder of a run
-            or of ``Checkpoints``, a file of `save_parameters`, a pair, or a mapping such as
-            `parameters` returns. ``history.init`` says which are fresh.
-        resume: a ``TrainingState``, or the folder of ``Checkpoints``: go on from there, with all
-            other arguments as they were; on the CPU, in the same tier and with as many threads, bit
-            for bit as if it had never been stopped.
-        **fields: tensors with one row an image, passed to the programs that name them.
+        on_divergence: ``stop``, or ``skip``: a step that is not finite is undone and counted (the
+            device is then read at each step).
+        init: initial values for the parameters, where name and shape are the same: a run folder, a
+            folder of ``Checkpoints``, a file of `save_parameters`, a pair, or a mapping such as
+            `parameters` returns. ``history.init`` lists the parameters that were not in it.
+        resume: a ``TrainingState``, or a folder of ``Checkpoints``: continue that training. All
+            other arguments must be as they were. On the CPU, with the same tier and number of
+            threads, the result is bit for bit that of a training without a stop.
+        precision: ``bfloat16`` rounds the factors and results of a step's products, as torch's
+            autocast does; draws, densities, sums, the optimiser and the validation stay in float32.
+            ``history.note`` has the error on the first batch's ELBO.
+        **fields: tensors with one row for each image, passed to the programs that name them.
 
     Returns:
-        One record an epoch, nats per image: ``history.train`` and ``history.valid``.
+        A `History`: ``history.train`` and ``history.valid`` have one record for each epoch, in nats
+        per image.
 
     Raises:
-        UserError: what can't be trained, in one sentence, before anything is.
-        Diverged: something is not finite; it names the step and the site, and the parameters are
-            those of the step before.
+        UserError: the pair, the data or an option can't be trained with; raised before the first
+            step.
+        Diverged: something is not finite. The error names the step and the site; the parameters are
+            those before that step.
+
+    Reference:
+        Hoffman et al. 2013, "Stochastic Variational Inference"; Kingma and Welling 2014,
+        "Auto-Encoding Variational Bayes" (AEVB), algorithm 1.
     """
     options = FitOptions.of(locals())
     with turn(), torch.enable_grad(), casts_anew():
@@ -159,39 +173,19 @@ def _fit(
     decay: Schedule = registry.build("schedule", options.schedule)
     place = find_device(options.device)
     pair, group = Pair.of(model, guide).to(place), distributed.current()
-    observe, once = observations(options.binarize, x_train)
-    part = group.rank, group.size
-    source = make_source(
-        draw_once(x_train, once, seed, "train"),
-        fields,
-        options.batch_size,
-        place,
-        "x_train",
-        part,
-        missing=observe is None or isinstance(observe, Observation),
-    )
-    if options.x_valid is not None:
-        refuse_unseen(pair.guide.owner)
-    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    observe, observed, source, valid = _sources(pair, options, x_train, fields, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
-    settings = {
-        "num_steps": total_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": _words(goal), "optimizer": _words(options.optimizer),
-        "learning_rate": options.learning_rate,
-        "schedule": _words(decay), "kl_weight": options.kl_weight, "kl_warmup": _words(warmup),
-        "grad_clip": options.grad_clip, "freeze": options.freeze,
-        "binarize": _words(observe or once), "seed": seed,
-        "x_valid": valid.num_images if valid is not None else 0,
-        "on_divergence": options.on_divergence,
-        "processes": group.size,
-    }  # fmt: skip
+    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
+    if options.precision != "float32":
+        need_float32(options.precision, pair.dtype)
+        loss.rounded, settings["precision"] = True, options.precision
     kl_weight, loss.site_weights = by_site(options.kl_weight)
     options = replace(options, kl_weight=kl_weight)
     begun = _begun(options.resume, settings)
     with own_randomness(seed, place), pair.active():
-        images, rows = _first_batch(source, observe, pair)
-        _check_data(pair, source, observe, images, rows)
+        images, rows = first_batch(source, observe, pair)
+        check_data(pair, source, observe, images, rows)
         structure = pair.structure(images, rows, scored=False)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
@@ -201,7 +195,7 @@ def _fit(
         started = "" if begun is not None or options.init is None else begin(pair, options.init)
         group.broadcast(pair.tensors())
         if valid is not None:
-            _check_data(pair, valid, None, *_first_batch(valid, None, pair))
+            check_data(pair, valid, None, *first_batch(valid, None, pair))
         if (
             begun is not None and options.compile == "auto"
         ):  # the tier that it ran in, for the same bits
@@ -215,12 +209,58 @@ def _fit(
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
-            lines = [f"training step: {history.note}", *structure.words()]
-            lines += [f"init: {history.init}"] if history.init else []
-            lines += [f"resumed {history.resumed[-1]}"] if begun is not None else []
-            tqdm.write("\n".join(lines), file=sys.stderr)
+            said = [
+                f"training step: {history.note}",
+                *structure.words(),
+                f"init: {history.init}" * bool(history.init),
+                f"resumed {history.resumed[-1]}" if begun is not None else "",
+            ]
+            tqdm.write("\n".join(filter(None, said)), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
+
+
+def _sources(
+    pair: Pair, options: FitOptions, x_train: Any, fields: dict[str, Any], place: torch.device
+) -> tuple[Observation | None, Observation | None, Source, Source | None]:
+    """What is applied at each visit, and what is applied at all; the training set and that of
+    validation.
+    """
+    observe, once = observations(options.binarize, x_train)
+    group, seed = distributed.current(), options.seed
+    source = make_source(
+        draw_once(x_train, once, seed, "train"),
+        fields,
+        options.batch_size,
+        place,
+        "x_train",
+        (group.rank, group.size),
+        missing=observe is None or isinstance(observe, Observation),
+    )
+    if options.x_valid is not None:
+        refuse_unseen(pair.guide.owner)
+    valid = validation_source(options.x_valid, observe or once, seed, fields, source, place)
+    return observe, observe or once, source, valid
+
+
+def _settings(
+    options: FitOptions,
+    source: Source,
+    valid: Source | None,
+    num_steps: int,
+    *parts: Any,
+) -> dict[str, Any]:
+    """What a training that goes on must have in common with the one that was stopped, in words."""
+    goal, decay, warmup, observe = map(_words, parts)
+    return {
+        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
+        "objective": goal, "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
+        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": observe, "seed": options.seed,
+        "x_valid": valid.num_images if valid is not None else 0,
+        "on_divergence": options.on_divergence, "processes": distributed.current().size,
+    }  # fmt: skip
 
 
 def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
@@ -249,7 +289,7 @@ def _take_up(
     goes on.
     """
     begun.restore_callbacks(callbacks)
-    at = begun.snapshot.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
+    at = begun.restore(stepper.loss.pair, stepper.update.optim, start.sums.device)
     stepper.health.begin(at.step, at.skipped)
     history = begun.records()
     history.compile, history.note = new.compile, new.note
@@ -269,39 +309,3 @@ def _words(value: Any) -> str:
     return (
         words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
     )
-
-
-def _first_batch(
-    source: Source, observe: Observation | None, pair: Pair
-) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = taken(*next(source.in_order()), slice(5))
-    return pair.cast(observe(x) if observe is not None else x, named), named
-
-
-def _check_data(
-    pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
-) -> None:
-    """What the dry run shows on five images, and the support of the observed site on all of
-    them.
-    """
-    for program in (pair.model, pair.guide):
-        if program.wants("index") and "index" not in fields:
-            raise UserError(
-                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
-                "give its Dataset instead"
-            )
-    if isinstance(source, Resident):
-        observed_support.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or not isinstance(source, Resident):
-        return
-    if observe is None:
-        observed_support.check_support_of_set(pair, source.num_images, source.part)
-    elif source.x.is_floating_point() and len(
-        missing := source.x.isnan().flatten(1).any(1).nonzero()
-    ):
-        first = max(0, int(missing[0]) - 4)
-        few, named = source.part(slice(first, first + 5))
-        observed_support.check_support_of_set(
-            pair, len(few), lambda rows: (observe(few), named), first
-        )

@@ -1,4 +1,4 @@
-"""What a training leaves behind: one record an epoch."""
+"""The training history: one record for each epoch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pyro_vae.formatting import Printed
 
 @dataclass(frozen=True)
 class Record:
-    """Means per image, in nats. ``elbo = reconstruction − kl`` at KL weight 1, whatever the
-    objective.
+    """The figures of one epoch: means per image, in nats.
+
+    ``elbo = reconstruction − kl`` at KL weight 1, whatever the objective.
     """
 
     epoch: int
@@ -23,19 +24,19 @@ class Record:
 
 @dataclass
 class History(Printed):
-    """The records of ``fit``, one an epoch; ``valid`` is empty where no validation set was given.
+    """The training history that `fit` returns: one record for each epoch.
 
     Attributes:
-        train: one record an epoch, means per image in nats.
-        valid: those of the validation set.
+        train: one `Record` for each epoch: means per image, in nats.
+        valid: those of the validation set; empty without one.
         num_steps: optimiser steps.
-        seconds: of the training, its set-up apart.
-        compile: the tier that ran.
-        note: why it was chosen, and what was checked.
-        stopped: which callback ended it early, and where.
-        skipped: steps that were taken back, as something was not finite.
-        init: what it began with: whose parameters, and which are fresh; empty where all are.
-        resumed: where it was resumed, and what is not as it was.
+        seconds: duration of the training, without its set-up.
+        compile: how the step ran: ``off`` (eagerly), ``graph`` or ``inductor``.
+        note: why that was chosen, and what was checked.
+        stopped: which callback ended the training early, and when.
+        skipped: steps that were undone because something was not finite.
+        init: the source of the initial parameters, and those that were not in it.
+        resumed: where the training was resumed, and what differs from before.
     """
 
     train: list[Record] = field(default_factory=list)

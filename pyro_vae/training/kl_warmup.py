@@ -1,4 +1,4 @@
-"""KL warm-up: the share of the KL weight that is reached after so many steps."""
+"""KL warm-up: the KL weight as a function of the step."""
 
 from __future__ import annotations
 

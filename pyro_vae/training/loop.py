@@ -1,6 +1,4 @@
-"""The training loop: batches, steps and records; a training between two steps is a
-`TrainingState`.
-"""
+"""The training loop: batches, steps and records."""
 
 from __future__ import annotations
 
@@ -19,14 +17,13 @@ from pyro_vae.data.loaders import Batch, Source
 from pyro_vae.objectives import Loss
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness
-from pyro_vae.training.callbacks import EpochEnd
+from pyro_vae.training.callbacks import EpochEnd, Occasional
 from pyro_vae.training.divergence import Diverged, find_step, largest
 from pyro_vae.training.history import History, Record
 from pyro_vae.training.kl_warmup import Warmup
-from pyro_vae.training.occasional import Occasional
 from pyro_vae.training.schedules import Schedule
-from pyro_vae.training.snapshot import Position, Snapshot
-from pyro_vae.training.state import TrainingState, callback_states, history_state
+from pyro_vae.training.snapshot import Position
+from pyro_vae.training.state import TrainingState
 from pyro_vae.training.stepper import Stepper
 
 SHARE_OF_MEMORY, SHARE_OF_CHECK = 300, 100
@@ -178,16 +175,12 @@ class Loop:
         """
         self.read()
         self.note_progress()
-        return self.as_state(self.snapshot(copy=False))
+        return self.taken(self.callbacks)
 
-    def snapshot(self, *, copy: bool = True) -> Snapshot:
-        """Parameters, optimiser, position and random numbers as they are."""
-        return Snapshot.take(self.loss.pair, self.stepper.update.optim, self.at, copy=copy)
-
-    def as_state(self, snapshot: Snapshot) -> TrainingState:
-        """A snapshot with all that a resumed training is told besides."""
-        history, states = history_state(self.history), callback_states(self.callbacks)
-        return TrainingState(snapshot, history, states, self.settings, self.place)
+    def taken(self, callbacks: Sequence[Any] = ()) -> TrainingState:
+        """The state as it is, with that of these callbacks."""
+        pair, optim, about = self.loss.pair, self.stepper.update.optim, (self.settings, self.place)
+        return TrainingState.take(pair, optim, self.at, self.history, callbacks, *about)
 
     def note_progress(self) -> None:
         """Steps and seconds so far, into the history."""
@@ -197,12 +190,12 @@ class Loop:
     def remember(self) -> None:
         """Keep a copy of the present state, which is finite."""
         begun = time.perf_counter()
-        self.safe = self.snapshot()
+        self.safe = self.taken().copy()
         self.memory.done(begun)
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """Be at this snapshot again."""
-        at = snapshot.restore(self.loss.pair, self.stepper.update.optim, self.at.sums.device)
+    def restore(self, state: TrainingState) -> None:
+        """Be at this state again."""
+        at = state.restore(self.loss.pair, self.stepper.update.optim, self.at.sums.device)
         vars(self.at).update(vars(at))
         self.stepper.health.begin(at.step, at.skipped)
 
@@ -235,7 +228,7 @@ class Loop:
 
     def end_diverged(self) -> NoReturn:
         """Find the step that was not finite, from the last state that was, and end there."""
-        reached, first = self.at.step, self.safe.position.step + 1
+        reached, first = self.at.step, self.safe.step + 1
         self.restore(self.safe)
         own_order = self.stepper.source.own_order
         found = None if own_order else find_step(self, reached)
@@ -263,7 +256,7 @@ class Loop:
             f"{what} ({place}, learning rate {rate:.2g}){begins}: lower the learning rate, set "
             "grad_clip, or look for infinities in the data"
         )
-        return Diverged(message, step, rate, site, self.as_state(self.snapshot()))
+        return Diverged(message, step, rate, site, self.taken(self.callbacks).copy())
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Torch optimisers by name; Adam and AdamW by their fused kernel."""
+"""Optimisers by name; Adam and AdamW use torch's fused kernel."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The options of ``fit``: one dataclass that checks their ranges, and what is made of its data
-arguments.
-"""
+"""The options of ``fit``: ranges are checked, data and validation data are prepared."""
 
 from __future__ import annotations
 
@@ -11,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
 from pyro_vae.errors import UserError
 from pyro_vae.fields import constants, merged
+from pyro_vae.pair import observed_support
+from pyro_vae.pair.nodes import taken
+from pyro_vae.pair.runtime import Pair
 from pyro_vae.protocols import hook
 from pyro_vae.tensors import as_images
 from pyro_vae.training.callbacks import EpochEnd
@@ -101,10 +103,6 @@ def draw_once(x: Any, observation: Observation | None, seed: int, part: str) -> 
     )
 
 
-def _is_float(x: Any) -> bool:
-    return torch.as_tensor(x).is_floating_point() if hasattr(x, "__array__") else False
-
-
 def refuse_unseen(guide: Any) -> None:
     """A ``UserError`` for a guide that has no q(z | x) of images that it was not fitted on (its
     ``amortized`` is False).
@@ -137,12 +135,9 @@ def validation_source(
             f"set has {', '.join(sorted(fields)) or 'none'}: give x_valid as a dict with 'x' "
             "and the same fields"
         )
-    if (
-        observation is not None
-        and isinstance(train, Resident)
-        and not train.x.is_floating_point()
-        and _is_float(x)
-    ):
+    levels = isinstance(train, Resident) and not train.x.is_floating_point()
+    is_float = hasattr(x, "__array__") and torch.as_tensor(x).is_floating_point()
+    if observation is not None and levels and is_float:
         raise UserError(
             "x_valid is floating point, but x_train has integer levels: give x_valid as "
             "stored, because fit binarizes it itself"
@@ -165,3 +160,39 @@ def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], 
                 f"callbacks has a {type(callback).__name__}: expected functions of an EpochEnd"
             )
     return listed
+
+
+def first_batch(
+    source: Source, observe: Observation | None, pair: Pair
+) -> tuple[Tensor, dict[str, Tensor]]:
+    x, named = taken(*next(source.in_order()), slice(5))
+    return pair.cast(observe(x) if observe is not None else x, named), named
+
+
+def check_data(
+    pair: Pair, source: Source, observe: Observation | None, x: Tensor, fields: Mapping[str, Tensor]
+) -> None:
+    """What the dry run shows on five images, and the support of the observed site on all of
+    them.
+    """
+    for program in (pair.model, pair.guide):
+        if program.wants("index") and "index" not in fields:
+            raise UserError(
+                f"the {program.role} needs the field 'index', which a DataLoader does not give: "
+                "give its Dataset instead"
+            )
+    if isinstance(source, Resident):
+        observed_support.check_fields(pair, source.fields)
+    structure = pair.structure(x, fields, scored=False)
+    if structure.subsampling or not isinstance(source, Resident):
+        return
+    if observe is None:
+        observed_support.check_support_of_set(pair, source.num_images, source.part)
+    elif source.x.is_floating_point() and len(
+        missing := source.x.isnan().flatten(1).any(1).nonzero()
+    ):
+        first = max(0, int(missing[0]) - 4)
+        few, named = source.part(slice(first, first + 5))
+        observed_support.check_support_of_set(
+            pair, len(few), lambda rows: (observe(few), named), first
+        )

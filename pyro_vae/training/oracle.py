@@ -1,6 +1,4 @@
-"""The live oracle: a user's own pair held against stock Pyro and torch at its first batch, and what
-was held, in words.
-"""
+"""The live oracle: a user's own pair is compared with stock Pyro and torch at its first batch."""
 
 from __future__ import annotations
 
@@ -10,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pyro
@@ -25,7 +24,7 @@ from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
-from pyro_vae.pair.independence import Independence, independence
+from pyro_vae.pair.comparison import Independence, independence
 from pyro_vae.pair.log_weights import refuse_interacting
 from pyro_vae.pair.module_state import attributes_kept, statistics_kept
 from pyro_vae.pair.nodes import Fields, copies, taken
@@ -75,6 +74,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             found = [_held_loss(pair, loss.objective, structure, seen, fields, stepper.parameters)]
             if step := _held_step(stepper, x, fields):
                 found.append(step)
+            notes += _rounding(stepper, *batch)
     words = (
         f"checked against pyro.infer {pyro.__version__}: {', '.join([*found, *_in_words(alone)])}"
     )
@@ -84,6 +84,22 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
             "log p(x) of one image",
         )
     return words, *notes
+
+
+def _rounding(stepper: Stepper, x: Tensor, fields: Fields) -> tuple[str, ...]:
+    """The error on the batch's ELBO of a step whose products are rounded, in the same noise."""
+    loss = stepper.loss
+    if not loss.rounded:
+        return ()
+    elbos = []
+    for loss.rounded in (False, True):
+        pyro.set_rng_seed(0)
+        with torch.no_grad():
+            _, reconstruction, kl = stepper.step.mean_loss(*copies(x, fields))[0].tolist()
+        elbos.append((reconstruction - kl) / len(x))
+    return (
+        f"bfloat16 products: {elbos[1] - elbos[0]:+.1g} nats an image on the first batch's ELBO",
+    )
 
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
@@ -151,37 +167,12 @@ def _held_loss(
     watched = [] if other or any(map(hooked, parameters)) else list(parameters)
     one = torch.ones((), dtype=pair.dtype, device=x.device)
 
-    def stock() -> Tensor:
-        batch = copies(x, fields)
-        # what the guide wrote into its batch is there
-        model: Callable[[], Any] = lambda: pair.model(*copies(*batch))  # noqa: E731
-        if structure.summed:
-            model = infer.config_enumerate(model, default="parallel")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # what the guide observes is no density of z: weights are without it
-            guide = poutine.block(
-                lambda: pair.guide(*batch),
-                hide_fn=lambda site: site["type"] == "sample" and site["is_observed"],
-            )
-            return torch.as_tensor(stock_loss(theirs, model, guide), device=x.device)
-
-    def differentiated(run: Callable[[], Tensor]) -> list[Tensor]:
-        pyro.set_rng_seed(0)
-        with statistics_kept():
-            value = run()
-        if not (watched and value.requires_grad):
-            return [value.detach()]
-        gradients = torch.autograd.grad(value, watched, allow_unused=True)
-        filled = (
-            torch.zeros_like(p) if g is None else g for p, g in zip(watched, gradients, strict=True)
-        )
-        return [value.detach(), *(gradient.detach() for gradient in filled)]
-
     def estimated() -> Tensor:
         terms = pair.run(*copies(x, fields), every_value=True)
         return ours.estimate(terms, structure, one).loss
 
+    differentiated = partial(_differentiated, watched)
+    stock = partial(_stock, pair, theirs, bool(structure.summed), x, fields)
     own = differentiated(estimated)
     if not all(bool(value.isfinite().all()) for value in own):
         return "not the loss, because it or its gradient is not finite here"
@@ -209,6 +200,34 @@ def _held_loss(
                 "with pyro.infer.SVI, and report the pair"
             )
     return f"loss{of}, gradient" if watched else f"loss{of}"
+
+
+def _stock(pair: Pair, elbo: ELBO, summed: bool, x: Tensor, fields: Fields) -> Tensor:
+    """Pyro's own loss of the pair, run by Pyro's own code."""
+    batch = copies(x, fields)
+    # what the guide wrote into its batch is there
+    model: Callable[[], Any] = lambda: pair.model(*copies(*batch))  # noqa: E731
+    if summed:
+        model = infer.config_enumerate(model, default="parallel")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # what the guide observes is no density of z: weights are without it
+        guide = poutine.block(
+            lambda: pair.guide(*batch),
+            hide_fn=lambda site: site["type"] == "sample" and site["is_observed"],
+        )
+        return torch.as_tensor(stock_loss(elbo, model, guide), device=x.device)
+
+
+def _differentiated(watched: Sequence[Tensor], run: Callable[[], Tensor]) -> list[Tensor]:
+    """A loss in the same noise at each call, and its gradients, 0 where it does not depend."""
+    pyro.set_rng_seed(0)
+    with statistics_kept():
+        value = run()
+    if not (watched and value.requires_grad):
+        return [value.detach()]
+    gradients = torch.autograd.grad(value, watched, allow_unused=True, materialize_grads=True)
+    return [each.detach() for each in (value, *gradients)]
 
 
 def _counterparts(objective: Objective, structure: Structure) -> tuple[Objective, ELBO]:

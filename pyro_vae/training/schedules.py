@@ -1,6 +1,4 @@
-"""Learning-rate schedules: a factor for the learning rate, as a function of the share of the steps
-that is done.
-"""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The options of a training that are numbers and words: one dataclass, which `fit` and the command
-line both read.
+"""Training settings that are numbers and words: one dataclass for `fit` and the command line.
 
 Free of torch, so that ``pyro-vae --help`` is quick. The docstrings below the fields are the command
 line's help.
@@ -57,8 +56,8 @@ class Settings:
     "Cyclical(cycles=4, ramp=0.5)"; by default it has its full value from the start.
     """
     grad_clip: float | None = option(None, above=0)
-    """The largest norm of the gradient: a larger gradient is scaled down to it; by default gradients
-    are not changed.
+    """The largest norm of the gradient: a larger gradient is scaled down to it; by default
+    gradients are not changed.
     """
     freeze: str | None = None
     """What is not trained: model, guide, or a pattern of parameters' names, such as
@@ -67,8 +66,12 @@ class Settings:
     seed: int = option(0, least=0, below=2**32)
     """The seed of the initial parameters, the order of the images and the noise."""
     compile: Literal["auto", "inductor", "graph", "off"] = "auto"
-    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain Pyro
-    (off). auto compiles if the number of steps is worth it.
+    """How a training step is run: compiled (inductor), as a replayed graph (graph), or as plain
+    Pyro (off). auto compiles if the number of steps is worth it.
+    """
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """The numbers that a training step multiplies; sums and the optimiser are in float32. The error
+    on the ELBO of the first batch is in the note on the training step.
     """
     on_divergence: Literal["stop", "skip"] = "stop"
     """If a loss or gradient is NaN or infinite: stop and say where, or skip and count the step.

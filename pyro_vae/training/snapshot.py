@@ -1,9 +1,9 @@
-"""What the next steps of a training depend on: taken from it, and put back into it."""
+"""Parts of a training's state: its position, a pair's tensors and an optimiser's, put back."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -44,60 +44,20 @@ class Position:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """What the next steps depend on: position, parameters and buffers, the optimiser's state,
-    torch's random numbers.
+def restore_tensors(pair: Pair, sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put `tensors_of` back into the very tensors that are there; a ``UserError`` where they are
+    not the pair's.
     """
-
-    position: Position
-    tensors: Mapping[
-        str, Mapping[str, Any]
-    ]  # ``model`` and ``guide`` as their state_dicts, ``other`` for the rest
-    optimizer: Mapping[str, Any]
-    random: Mapping[str, Tensor]
-
-    @staticmethod
-    def take(
-        pair: Pair, optimizer: torch.optim.Optimizer, position: Position, *, copy: bool = True
-    ) -> Snapshot:
-        """The present state; without ``copy`` its tensors are the living ones, for a file that is
-        written at once.
-        """
-        device = position.sums.device
-        random = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        taken = Snapshot(replace(position), tensors_of(pair), optimizer.state_dict(), random)
-        return mapped(taken, torch.clone) if copy else taken
-
-    def restore(
-        self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device
-    ) -> Position:
-        """Put everything back into the very tensors that are there, on ``device``, and give the
-        position.
-
-        Raises:
-            UserError: the tensors are not the pair's, or the optimiser's state is not such an
-                optimiser's.
-        """
-        checkpoint.restore_sections(self.tensors, _owners(pair), "the state")
-        other, held = _other(pair), self.tensors.get("other", {})
-        if other.keys() != held.keys() or any(
-            other[name].shape != held[name].shape for name in other
-        ):
-            raise UserError(
-                f"the state has {_counted(held)} besides those of model and guide, but the pair "
-                f"has {_counted(other)}: resume with the same programs that were trained"
-            )
-        with torch.no_grad():
-            for name, tensor in other.items():
-                tensor.copy_(held[name])
-        restore_optimizer(optimizer, self.optimizer)
-        torch.set_rng_state(self.random["cpu"])
-        if device.type == "cuda" and "cuda" in self.random:
-            torch.cuda.set_rng_state(self.random["cuda"].cpu(), device)
-        return replace(self.position, sums=self.position.sums.to(device, copy=True))
+    checkpoint.restore_sections(sections, _owners(pair), "the state")
+    other, held = _other(pair), sections.get("other", {})
+    if {n: t.shape for n, t in other.items()} != {n: t.shape for n, t in held.items()}:
+        raise UserError(
+            f"the state has {_counted(held)} besides those of model and guide, but the pair "
+            f"has {_counted(other)}: resume with the same programs that were trained"
+        )
+    with torch.no_grad():
+        for name, tensor in other.items():
+            tensor.copy_(held[name])
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
@@ -147,6 +107,7 @@ def _owners(pair: Pair) -> dict[str, torch.nn.Module]:
 
 
 def tensors_of(pair: Pair) -> dict[str, dict[str, Any]]:
+    """``model`` and ``guide`` as their state_dicts, ``other`` for the rest."""
     sections: dict[str, dict[str, Any]] = {
         role: dict(owner.state_dict()) for role, owner in _owners(pair).items()
     }

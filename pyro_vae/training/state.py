@@ -1,13 +1,11 @@
-"""A training between two steps: all that its rest depends on, taken from it, put back into it, and
-held by a checkpoint.
-"""
+"""The state of a training between two steps: taken, saved, loaded and restored."""
 
 from __future__ import annotations
 
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,61 +14,109 @@ from torch import Tensor
 
 from pyro_vae.ambient import unusual
 from pyro_vae.errors import UserError
+from pyro_vae.pair.runtime import Pair
 from pyro_vae.training import checkpoint_files
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.history import History, Record
-from pyro_vae.training.snapshot import PROGRAMS, Position, Snapshot, mapped
+from pyro_vae.training.snapshot import (
+    PROGRAMS,
+    Position,
+    mapped,
+    restore_optimizer,
+    restore_tensors,
+    tensors_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """A training between two steps, as ``fit(…, resume=state)`` takes it up again; plain values and
-    tensors alone.
+    """The complete state of a training between two steps, for ``fit(…, resume=state)``.
+
+    It consists of plain values and tensors only.
 
     Args:
-        snapshot: parameters, optimiser, random numbers and position.
+        position: how far it is.
+        tensors: ``model`` and ``guide`` as their state_dicts, ``other`` for the rest.
+        optimizer: the optimiser's state_dict.
+        random: torch's random numbers, by device.
         history: the records so far, as plain values.
-        callbacks: (class name, state) of those that have a state.
-        settings: those of `fit`, in words.
-        place: where and how the steps ran.
+        callbacks: (class name, state) of the callbacks that have a state.
+        settings: the arguments of `fit`, as text.
+        place: device, tier and threads of the steps.
     """
 
-    snapshot: Snapshot
+    position: Position
+    tensors: Mapping[str, Mapping[str, Any]]
+    optimizer: Mapping[str, Any]
+    random: Mapping[str, Tensor]
     history: Mapping[str, Any] = field(default_factory=dict)
     callbacks: Sequence[Sequence[Any]] = ()  # (class name, state_dict) of those that have a state
     settings: Mapping[str, Any] = field(default_factory=dict)  # of `fit`, in words, to be compared
     place: Mapping[str, Any] = field(default_factory=dict)  # where and how the steps ran
 
+    @staticmethod
+    def take(
+        pair: Pair,
+        optimizer: torch.optim.Optimizer,
+        position: Position,
+        history: History,
+        callbacks: Sequence[Any],
+        *about: Mapping[str, Any],
+    ) -> TrainingState:
+        """The present state, its tensors the living ones; ``about`` are settings and place."""
+        random = {"cpu": torch.get_rng_state()}
+        if position.sums.is_cuda:
+            random["cuda"] = torch.cuda.get_rng_state(position.sums.device)
+        held = asdict(history)
+        return TrainingState(
+            replace(position),
+            tensors_of(pair),
+            optimizer.state_dict(),
+            random,
+            {**held, "resumed": list(held["resumed"])},
+            [
+                [type(c).__name__, c.state_dict()]
+                for c in callbacks
+                if hasattr(c, "load_state_dict")
+            ],
+            *about,
+        )
+
+    def restore(
+        self, pair: Pair, optimizer: torch.optim.Optimizer, device: torch.device
+    ) -> Position:
+        """Put tensors and random numbers back, on ``device``, and give the position.
+
+        Raises:
+            UserError: the tensors are not the pair's, or the optimiser's state is not such an
+                optimiser's.
+        """
+        restore_tensors(pair, self.tensors)
+        restore_optimizer(optimizer, self.optimizer)
+        torch.set_rng_state(self.random["cpu"])
+        if device.type == "cuda" and "cuda" in self.random:
+            torch.cuda.set_rng_state(self.random["cuda"].cpu(), device)
+        return replace(self.position, sums=self.position.sums.to(device, copy=True))
+
     @property
     def step(self) -> int:
-        """Steps that are done."""
-        return self.snapshot.position.step
+        """The number of steps that are done."""
+        return self.position.step
 
     @property
     def epochs(self) -> int:
-        """Whole epochs that are done."""
+        """The number of whole epochs that are done."""
         return len(self.history["train"])
 
     def copy(self) -> TrainingState:
-        """The same with tensors of its own."""
+        """A copy with tensors of its own."""
         return mapped(self, torch.clone)
 
     def to_checkpoint(self, metadata: Mapping[str, Any]) -> Checkpoint:
-        """As sections of a checkpoint, its tensors on the CPU: ``model`` and ``guide`` first, which
-        are all that `load` needs.
-        """
-        sections = {
-            **self.snapshot.tensors,
-            "optimizer": self.snapshot.optimizer,
-            "random": self.snapshot.random,
-        }
-        rest = {
-            "position": asdict(self.snapshot.position),
-            "history": self.history,
-            "callbacks": self.callbacks,
-            "settings": self.settings,
-            "place": self.place,
-        }
+        """The state as sections of a checkpoint, with its tensors on the CPU."""
+        parts = dict(vars(self))
+        sections = {**parts.pop("tensors"), **{n: parts.pop(n) for n in ("optimizer", "random")}}
+        rest = {**parts, "position": asdict(self.position)}
         moved: dict[tuple[Any, ...], Tensor] = {}  # one copy of what several names share
         return mapped(
             Checkpoint(
@@ -82,10 +128,10 @@ class TrainingState:
 
     @staticmethod
     def from_checkpoint(held: Checkpoint, name: str) -> TrainingState:
-        """The state in a checkpoint; ``name`` is the file's, for the error.
+        """The state in a checkpoint; ``name`` is the file's name, for the error.
 
         Raises:
-            UserError: there is none in it.
+            UserError: the checkpoint has no such state.
         """
         rest = held.sections.get("training")
         if rest is None:
@@ -100,15 +146,10 @@ class TrainingState:
                 type(n) is int for n in (position.step, position.seen)
             ):
                 raise TypeError("position")
-            tensors = {
-                role: held.sections[role] for role in (*PROGRAMS, "other") if role in held.sections
-            }
-            snapshot = Snapshot(
-                position, tensors, held.sections["optimizer"], held.sections["random"]
-            )
-            state = TrainingState(
-                snapshot, rest["history"], rest["callbacks"], rest["settings"], rest["place"]
-            )
+            tensors = {n: held.sections[n] for n in (*PROGRAMS, "other") if n in held.sections}
+            own: dict[str, Any] = {n: held.sections[n] for n in ("optimizer", "random")}
+            own |= {n: rest[n] for n in ("history", "callbacks", "settings", "place")}
+            state = TrainingState(position, tensors, **own)
             state.records()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
@@ -117,17 +158,22 @@ class TrainingState:
         return state
 
     def save(self, path: str | Path) -> None:
-        """Write it into one file, atomically, with its SHA-256 beside it."""
+        """Write the state into one file, atomically; its SHA-256 goes into a second file."""
         checkpoint_files.save(Path(path), self.to_checkpoint({}))
 
     @staticmethod
     def load(path: str | Path) -> TrainingState:
-        """Read what `save` wrote, or the newest sound checkpoint of a folder that ``Checkpoints``
-        keeps.
+        """Read a file of `save`, or the newest undamaged checkpoint of a folder of ``Checkpoints``.
+
+        Args:
+            path: the file or the folder.
+
+        Returns:
+            The state.
 
         Raises:
-            UserError: nothing there, damaged, of a newer version, or without the state of a
-                training.
+            UserError: there is no such file, or it is damaged, of a newer version, or has no state
+                of a training.
         """
         if Path(path).is_dir():
             found = checkpoint_files.newest(Path(path))
@@ -177,21 +223,6 @@ class TrainingState:
             )
         for callback, (_, state) in zip(stateful, self.callbacks, strict=True):
             callback.load_state_dict(state)
-
-
-def callback_states(callbacks: Sequence[Any]) -> list[list[Any]]:
-    """(class name, state) of the callbacks that have ``state_dict`` and ``load_state_dict``."""
-    return [
-        [type(each).__name__, each.state_dict()]
-        for each in callbacks
-        if hasattr(each, "load_state_dict")
-    ]
-
-
-def history_state(history: History) -> dict[str, Any]:
-    """The history as plain values."""
-    held = asdict(history)
-    return {**held, "resumed": list(held["resumed"])}
 
 
 def this_place(device: torch.device, tier: str) -> dict[str, Any]:

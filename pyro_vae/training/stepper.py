@@ -1,6 +1,4 @@
-"""What is trained, by which optimiser and in which form: found at the start, and anew where a
-callback (un)freezes.
-"""
+"""The stepper: it selects what is trained, the optimiser, and the form of the step."""
 
 from __future__ import annotations
 
@@ -13,19 +11,18 @@ from torch import Tensor, nn
 from pyro_vae.compile.trace import NotStageable
 from pyro_vae.data.loaders import Source
 from pyro_vae.data.transforms import Observation
-from pyro_vae.distributed import Alone
+from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.nodes import copies, taken
 from pyro_vae.pair.parameters import tensors_of
 from pyro_vae.pair.rescoring import leaves
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.optimizers import make_optimizer
 from pyro_vae.training.options import FitOptions
 from pyro_vae.training.select_step import select_step
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 
 
 class Stepper:
@@ -38,7 +35,7 @@ class Stepper:
         observe: Observation | None,
         options: FitOptions,
         total_steps: int,
-        group: Alone,
+        group: Group,
     ) -> None:
         self.loss, self.observe, self.options, self.group = loss, observe, options, group
         self.health = Health.on(loss.kl_weight.device, skip=options.on_divergence == "skip")
@@ -105,15 +102,7 @@ class Stepper:
                 ) from None
 
     def _signature(self) -> list[tuple[int, bool]]:
-        return [(id(p), p.requires_grad) for p in parameters_of(self.loss.pair)]
-
-
-def parameters_of(pair: Pair) -> list[nn.Parameter]:
-    """Every parameter of the modules that the programs are known to run, and of ``pyro.param``
-    statements.
-    """
-    found = {id(p): p for module in pair.modules for p in module.parameters(recurse=False)}
-    return [*found.values(), *pair.store.parameters.values()]
+        return [(id(p), p.requires_grad) for p in self.loss.pair.parameters()]
 
 
 def trainable(
@@ -133,7 +122,7 @@ def trainable(
     with pair.probing(), torch.enable_grad():
         value = loss.step(pair.cast(x if observe is None else observe(x)), fields).loss
     reached = leaves(value)
-    every = {id(p): p for p in (*reached, *parameters_of(pair)) if p.requires_grad}
+    every = {id(p): p for p in (*reached, *pair.parameters()) if p.requires_grad}
     frozen = {id(p) for p in frozen_by(pair, freeze, [*every.values()])}
     kept = {i: p for i, p in every.items() if i not in frozen}
     if not any(id(p) in kept for p in reached):

@@ -1,11 +1,11 @@
-"""The training step: plain Pyro, ``backward`` and the optimiser; or all of it traced once, and
-replayed or compiled.
+"""The training step: the Pyro programs, ``backward`` and the optimiser, run eagerly or as one
+traced graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.ambient import products_as
+from pyro_vae.ambient import products_as, products_rounded
 from pyro_vae.compile.trace import NotStageable, TensorFunction, agree, restored, trace
 from pyro_vae.data.loaders import Batch
 from pyro_vae.data.transforms import Observation
@@ -88,7 +88,9 @@ class TrainStep:
     def mean_loss(self, x: Tensor, fields: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The three sums, and the mean loss of an image, 0-dim, with its graph."""
         seen = self.loss.pair.cast(x if self.observe is None else self.observe(x))
-        estimate = self.loss.step(seen, fields)
+        rounded = self.loss.rounded
+        with products_rounded(seen.device.type) if rounded else nullcontext():
+            estimate = self.loss.step(seen, fields)
         return estimate.figures(), estimate.loss / (estimate.plate_scale * len(x))
 
     def check(self, *batches: Batch) -> None:
@@ -252,7 +254,9 @@ class StagedStep(TrainStep):
         arguments = [[x, *(fields[name] for name in names)] for x, fields in batches]
         groups = [1, len(self.parameters), len(self.parameters)]
         with products_as("ieee"):  # under TF32 two right steps differ by a thousandth
-            agree(outcome(self), outcome(eager), arguments, groups)
+            # a compiler leaves out roundings to bfloat16 between operations that it fuses
+            tolerance = 1e-2 if self.loss.rounded else 1e-4
+            agree(outcome(self), outcome(eager), arguments, groups, tolerance)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
+from torch import Tensor
 
 from benchmarks import (
     coverage,
@@ -43,6 +44,8 @@ from benchmarks.host_reads import host_reads, reads_per_epoch
 from benchmarks.reproduce import __main__ as reproduce
 from pyro_vae.cli import bench
 from pyro_vae.cli.entry import main, parse
+from pyro_vae.data.datasets import load
+from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
 from pyro_vae.runs.options import SUITES, Bench
 
@@ -246,6 +249,25 @@ def test_outside_a_checkout_the_command_says_what_to_do(
         bench.find_benchmarks()
     assert main(["bench", "--quick"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_few_labels_by_hand_are_one_algorithm_with_the_parts() -> None:
+    """The same weights, batches and noise: after two passes, one of them with a last small batch,
+    the classes are those of `fit` to rounding.
+    """
+    data = load("digits", seed=0)
+    seen = observe(data)
+    y = torch.where(torch.arange(50) % 5 == 0, data.train_labels[:50], -1)
+    asked = semi_supervised.SemiSupervised(epochs=2, batch_size=16, hidden=7, latent_dim=3)
+    x = seen.x_train[:50].flatten(1)
+    images, before, after = seen.x_test[:20].flatten(1), list[Tensor](), list[Tensor]()
+    for _, classify, train in semi_supervised.train_both(x, y, seen.observe, asked, seed=3):
+        before.append(torch.log_softmax(classify(images), -1).detach())
+        train()
+        after.append(torch.log_softmax(classify(images), -1).detach())
+    torch.testing.assert_close(*before)
+    torch.testing.assert_close(*after, rtol=1e-4, atol=1e-4)
+    assert float((after[0] - before[0]).abs().max()) > 0.01
 
 
 # ---- commands as they are printed

@@ -1,5 +1,5 @@
-"""Tensors, arrays, Datasets and DataLoaders as people have them: served as the tensor is, or refused
-in a line.
+"""Tensors, arrays, Datasets and DataLoaders as people have them: served as the tensor is, or
+refused in a line.
 """
 
 from __future__ import annotations

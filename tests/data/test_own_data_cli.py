@@ -37,8 +37,8 @@ def test_labels_are_checked_before_anything_is_built(
 
 
 def test_a_table_has_no_pages_of_pixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its rows and features are told; the curves and the latent space, under the classes' names, are
-    drawn.
+    """Its rows and features are told; the curves and the latent space, under the classes' names,
+    are drawn.
     """
     random = np.random.default_rng(0)
     lines = [f"{a:.3f},{b:.3f},{c:.3f},{'xyz'[i % 3]}" for i, (a, b, c) in

@@ -210,6 +210,33 @@ def test_under_autocast_every_step_casts_the_parameters_as_they_are(tier: str) -
             assert not torch.allclose(own, first, atol=2e-3)
 
 
+@pytest.mark.parametrize("tier", ["off", "graph"])
+def test_a_rounded_training_is_that_of_layers_written_with_casts(tier: str) -> None:
+    """Parameters and their updates in float32; the note has the error on the first batch's ELBO."""
+
+    def cast(layer: torch.nn.Linear) -> None:
+        def forward(x: torch.Tensor) -> torch.Tensor:
+            arguments = (each.bfloat16() for each in (x, layer.weight, layer.bias))
+            return torch.nn.functional.linear(*arguments).float()
+
+        layer.forward = forward
+
+    ours, written, quick = pair(), pair(), QUICK | {"compile": tier}
+    for module in (each for program in written for each in program.modules()):
+        if isinstance(module, torch.nn.Linear):
+            cast(module)
+    history = pv.fit(*ours, X, precision="bfloat16", **quick)
+    expected = pv.fit(*written, X, **quick)
+    assert history.train == expected.train and history.compile == tier
+    for own, other in zip(ours, written, strict=True):
+        for a, b in zip(own.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b) and a.dtype == torch.float32
+    error = float(history.note.partition("bfloat16 products: ")[2].partition(" nats an image")[0])
+    assert 0 < abs(error) < 0.1 and "bfloat16" not in expected.note
+    with pytest.raises(pv.UserError, match="float64"):
+        pv.fit(*(program.double() for program in ours), X, precision="bfloat16", **quick)
+
+
 def test_a_training_that_goes_on_under_other_settings_says_so() -> None:
     states: list[Any] = []
     pv.fit(*pair(), X, callbacks=[lambda end: states.append(end.training_state())], **QUICK)

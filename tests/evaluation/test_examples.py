@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+from operator import attrgetter
 from textwrap import dedent
 
 import pytest
@@ -13,18 +15,22 @@ from pyro_vae import guides, models
 
 
 @pytest.mark.parametrize(
-    "name", ["compare", "encode", "impute", "log_marginal", "reconstruct", "sample"]
+    "name",
+    [
+        *("fit", "check_pair", "log_marginal", "log_weights", "compare", "encode", "reconstruct"),
+        *("sample", "impute", "data.load", "data.observe"),
+    ],
 )
 def test_an_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     shape = (1, 4, 4)
     x = torch.rand(6, *shape, generator=torch.Generator().manual_seed(0)).round()
     model = models.GenerativeModel(models.StandardNormal(2), models.Bernoulli(shape, 2))
     guide = guides.MeanField(shape, 2)
-    words = inspect.getdoc(getattr(pv, name)) or ""
+    words = inspect.getdoc(attrgetter(name)(pv)) or ""
     block = words.partition("Example::\n\n")[2].partition("\n\n")[0]
     assert block.count("pv.") and f"pv.{name}(" in block
-    given = {"pv": pv, "torch": torch, "model": model, "guide": guide, "x": x}
+    given = {"pv": pv, "math": math, "torch": torch, "model": model, "guide": guide, "x": x}
     exec(dedent(block), given)
-    assert "print" not in block or "log p(x)" in capsys.readouterr().out
+    assert "print" not in block or name == "check_pair" or "log p(x)" in capsys.readouterr().out
     for kept in given.keys() & {"z", "images"}:
         assert given[kept].shape[1:] == {"z": (2,), "images": shape}[kept]

@@ -3,16 +3,18 @@ halves the tile.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae import guides, models
+from pyro_vae import ambient, guides, models
 from pyro_vae.ambient import SETTINGS
 from pyro_vae.compile import trace
-from pyro_vae.evaluation.precision import Precision, find_precision, measure_error
+from pyro_vae.evaluation import traced
+from pyro_vae.evaluation.precision import find_precision, measure_error
 from pyro_vae.evaluation.traced import TracedWeights
 from pyro_vae.memory import is_out_of_memory
 
@@ -28,28 +30,27 @@ def images(size: int = 12) -> Tensor:
     return (torch.rand(size, 1, 6, 6, generator=torch.Generator().manual_seed(1)) < 0.3).float()
 
 
-def test_bfloat16_rounds_the_factors_of_products_and_nothing_else() -> None:
-    weight, bias, x = torch.randn(5, 7), torch.randn(5), torch.randn(3, 7)
-    program = trace.trace(lambda x: [torch.addmm(bias, x, weight.t()).exp().sum(-1)], [x])
-    find_precision("bfloat16").rewrite(program.graph)
-    product = (x.bfloat16() @ weight.bfloat16().t()).float() + bias
-    assert torch.equal(program(x)[0], product.exp().sum(-1))
-    kinds = {
-        str(node.kwargs.get("dtype"))
-        for node in program.graph.graph.nodes
-        if "_to_copy" in str(node.target)
-    }
-    assert kinds == {"torch.bfloat16", "torch.float32"}
+def test_bfloat16_rounds_products_and_nothing_else() -> None:
+    """Their factors and results; the same functions eagerly and in a trace."""
+    dense, conv = torch.nn.Linear(7, 5), torch.nn.Conv2d(3, 4, 3, padding=1)
+    x, image = torch.randn(3, 7), torch.randn(2, 3, 8, 8)
 
+    def run(x: Tensor, image: Tensor) -> list[Tensor]:
+        products = dense(x), conv(image), torch.einsum("bi,oi->bo", x, dense.weight)
+        return [each.exp().sum(-1) for each in products]
 
-@pytest.mark.parametrize("biased", [True, False])
-def test_bfloat16_rounds_a_convolution_and_adds_its_bias_in_float32(biased: bool) -> None:
-    layer, x = torch.nn.Conv2d(3, 4, 3, padding=1, bias=biased), torch.randn(2, 3, 8, 8)
-    program = trace.trace(lambda x: [layer(x).flatten(1).sum(-1)], [x])
-    find_precision("bfloat16").rewrite(program.graph)
-    products = torch.nn.functional.conv2d(x.bfloat16(), layer.weight.bfloat16(), padding=1).float()
-    expected = products + layer.bias.view(-1, 1, 1) if biased else products
-    assert torch.equal(program(x)[0], expected.flatten(1).sum(-1))
+    wx, (weight, bias) = x.bfloat16(), (each.bfloat16() for each in dense.parameters())
+    filters = (each.bfloat16() for each in conv.parameters())
+    rounded = (
+        torch.nn.functional.linear(wx, weight, bias),
+        torch.nn.functional.conv2d(image.bfloat16(), *filters, padding=1),
+        wx @ weight.t(),
+    )
+    with ambient.products_rounded("cpu"):
+        eager, program = run(x, image), trace.trace(run, [x, image])
+    for own, traced_one, expected in zip(eager, program(x, image), rounded, strict=True):
+        assert torch.equal(own, traced_one)
+        assert torch.equal(own, expected.float().exp().sum(-1))
 
 
 def test_the_error_is_measured_told_and_small() -> None:
@@ -72,17 +73,20 @@ def test_a_reduced_program_that_is_wrong_is_refused(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
-    rewrite = Precision.rewrite
+    own = traced.trace
 
-    def wrong(self: Precision, module: torch.fx.GraphModule) -> None:
-        rewrite(self, module)
-        (end,) = (node for node in module.graph.nodes if node.op == "output")
-        (result,) = end.args[0]
-        with module.graph.inserting_before(end):
-            end.args = ([module.graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
-        module.recompile()
+    def wrong(*arguments: Any) -> trace.TensorProgram:
+        program = own(*arguments)
+        if torch.is_autocast_enabled("cpu"):
+            graph = program.graph.graph
+            (end,) = (node for node in graph.nodes if node.op == "output")
+            (result,) = end.args[0]
+            with graph.inserting_before(end):
+                end.args = ([graph.call_function(torch.ops.aten.mul.Tensor, (result, factor))],)
+            program.graph.recompile()
+        return program
 
-    monkeypatch.setattr(Precision, "rewrite", wrong)
+    monkeypatch.setattr(traced, "trace", wrong)
     with pytest.raises(
         pv.UserError, match=r"differs from the eager one .* use precision='float32'"
     ):
@@ -124,7 +128,7 @@ def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> Non
     assert [each.fp32_precision for each in SETTINGS] == before
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def memory_for(rows: int, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

@@ -1,5 +1,5 @@
-"""What only shows or helps ends no work: streams, encodings, pictures, caches, a file system's fsync,
-a compiler, the terminal.
+"""What only shows or helps ends no work: streams, encodings, pictures, caches, a file system's
+fsync, a compiler, the terminal.
 """
 
 from __future__ import annotations

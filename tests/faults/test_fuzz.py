@@ -259,7 +259,7 @@ def checkpoint_ending(folder: Path, path: Path, content: bytes, known: bool) -> 
     return ONE_LINE if ONE_LINE in ends else ANSWER
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 
 
 def endings(kind: str, folder: Path, examples: int) -> list[str]:

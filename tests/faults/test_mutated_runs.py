@@ -196,8 +196,8 @@ def test_a_resume_of_a_changed_folder_loses_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One to three changes, then a resume or two, and an evaluation: no traceback, every content still there, and a sound
-    checkpoint is taken.
+    """One to three changes, then a resume or two, and an evaluation: no traceback, every content
+    still there, and a sound checkpoint is taken.
     """
     moments = random.Random(seed)
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)

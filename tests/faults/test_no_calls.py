@@ -1,5 +1,5 @@
-"""Choices that name what is no part, in all places of a choice: nothing is called, all is refused in
-a line.
+"""Choices that name what is no part, in all places of a choice: nothing is called, all is refused
+in a line.
 """
 
 from __future__ import annotations

@@ -390,7 +390,9 @@ def test_values_outside_the_support_are_named(
     thinned(SPECS, ["MLP(hidden=(4,), output_bias=mean)", "Conv(channels=(3,), output_bias=mean)"]),
 )
 def test_a_decoder_starts_at_the_mean(spec: str, net: str) -> None:
-    """With the last layer's weights at 0, p(x | z) has the mean that is not in the table, whatever z is."""
+    """With the last layer's weights at 0, p(x | z) has the mean that is not in the table, whatever
+    z is.
+    """
     part = build(spec, net=net)
     assert part.waits_for_data
     highest = 1.0 if part.observes in ("binary", "unit", "real") else LEVELS - 1.0

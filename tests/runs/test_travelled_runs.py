@@ -148,16 +148,16 @@ def test_few_levels_and_few_classes_keep_their_meaning(tmp_path: Path) -> None:
     """A new set whose largest level is small, or that has some of the named classes, is on the
     scale of the whole set.
     """
-    from pyro_vae.data.datasets import Likeness, load_whole
+    from pyro_vae.data.datasets import Likeness, load
 
     save(tmp_path / "x.npz", images=images()[:5] // 15, labels=np.array(["c", "a", "c", "c", "a"]))
-    found = load_whole(tmp_path / "x.npz", like=Likeness(17, ("a", "b", "c")))
+    found = load(tmp_path / "x.npz", like=Likeness(17, ("a", "b", "c")))
     assert found.levels == 17 and found.classes == ("a", "b", "c")
     assert found.test_labels is not None and found.test_labels.tolist() == [2, 0, 2, 2, 0]
     with pytest.raises(pv.UserError, match="unknown class 'c'"):
-        load_whole(tmp_path / "x.npz", like=Likeness(17, ("a", "b")))
+        load(tmp_path / "x.npz", like=Likeness(17, ("a", "b")))
     with pytest.raises(pv.UserError, match="level 16 found where levels 0 to 3"):
-        load_whole(tmp_path / "x.npz", like=Likeness(4, ("a", "b", "c")))
+        load(tmp_path / "x.npz", like=Likeness(4, ("a", "b", "c")))
 
 
 def test_a_stopped_run_goes_on_with_moved_data(

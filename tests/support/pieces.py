@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def square(piece: tuple[int, str, str]) -> int:
-    """number²; ``kill`` ends the process, ``kill once`` the first time alone, ``raise`` is an error.
+    """number²; ``kill`` ends the process, ``kill once`` the first time alone, ``raise`` is an
+    error.
 
     Args:
         piece: the number, what happens, and a file that remembers that it has happened.

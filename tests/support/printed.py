@@ -130,8 +130,8 @@ def fresh_copy(folder: Path) -> Path:
 def run_page(
     page: Path, folder: Path, languages: Sequence[str] = RUN
 ) -> subprocess.CompletedProcess[str]:
-    """Run a page's session in a copy of the repository, as one who has activated `.venv`; it ends at
-    the first block or command that fails.
+    """Run a page's session in a copy of the repository, as one who has activated `.venv`; it ends
+    at the first block or command that fails.
     """
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},

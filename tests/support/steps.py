@@ -10,10 +10,9 @@ from pyro_vae import guides, models
 from pyro_vae.compile import trace
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.training.nan_guard import Health
 from pyro_vae.training.stepper import trainable
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import Health, Update
 
 needs_compiler = pytest.mark.skipif(
     bool(trace.missing_compiler(torch.device("cpu"))),

@@ -16,7 +16,7 @@ from pyro_vae.data.transforms import Dequantize, Dynamic
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train
-from pyro_vae.training import data_init
+from pyro_vae.training import init
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.state import TrainingState
 
@@ -249,11 +249,11 @@ def test_the_sample_of_a_large_set_is_a_random_part_of_it(
     """Of a set in the order of its classes some of each class, all of them images of the set, none
     of them twice.
     """
-    monkeypatch.setattr(data_init, "MOST_IMAGES", 200)
+    monkeypatch.setattr(init, "MOST_IMAGES", 200)
     x = torch.arange(1000.0).reshape(-1, 1)
     source = make_source(x if kind == "tensor" else TensorDataset(x), {}, 30, torch.device("cpu"))
     first, again, other = (
-        data_init.TrainingImages(Pair.of(*pair()), source, None, seed).sample for seed in (0, 0, 1)
+        init.TrainingImages(Pair.of(*pair()), source, None, seed).sample for seed in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert 200 <= len(first) < 230 and len(first.unique()) == len(first)

@@ -120,7 +120,7 @@ def test_a_resumed_training_is_the_whole_one(case: str) -> None:
         assert same(tensors(*whole), tensors(*again))
         assert resumed.train == history.train and resumed.valid == history.valid
         for part in ("optimizer", "random"):
-            ours, theirs = (getattr(state.states[14].snapshot, part) for state in (end, keep))
+            ours, theirs = (getattr(state.states[14], part) for state in (end, keep))
             assert str(ours) == str(theirs)
         assert (
             len(resumed.resumed) == 1
@@ -226,7 +226,7 @@ def test_the_new_calls_rate_wins(name: str) -> None:
     for role, program in zip(
         ("model", "guide"), again, strict=True
     ):  # at a rate of 0 nothing moves
-        kept = state.snapshot.tensors[role]
+        kept = state.tensors[role]
         assert all(torch.equal(value, kept[name]) for name, value in program.state_dict().items())
 
 

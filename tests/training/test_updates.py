@@ -13,12 +13,18 @@ from torch import Tensor
 
 from pyro_vae.compile.trace import NotStageable, trace
 from pyro_vae.data.loaders import Resident
-from pyro_vae.training.cuda_graph import CapturedStep, Rows
 from pyro_vae.training.fit import fit
-from pyro_vae.training.nan_guard import Health, gradient_norm
-from pyro_vae.training.select_step import select_step
+from pyro_vae.training.select_step import CapturedStep, Rows, select_step
 from pyro_vae.training.train_step import StagedStep, TrainStep
-from pyro_vae.training.updates import Update, adam_state, is_plain_adam, make_state, written_adam
+from pyro_vae.training.updates import (
+    Health,
+    Update,
+    adam_state,
+    gradient_norm,
+    is_plain_adam,
+    make_state,
+    written_adam,
+)
 from tests.support.grids import pairwise, thinned
 from tests.support.steps import images, needs_compiler, small_pair, step_of
 
