@@ -15,7 +15,7 @@ from pyro_vae.analysis.generate import decode
 from pyro_vae.analysis.latents import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import inference_data
-from pyro_vae.evaluation.digests import Digest
+from pyro_vae.evaluation.observed import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.fields import as_fields
 from pyro_vae.formatting import shorten

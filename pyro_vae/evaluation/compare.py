@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
-from pyro_vae.evaluation.digests import refuse_other_data
+from pyro_vae.evaluation.observed import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
 from pyro_vae.table import Table
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from pyro_vae.ambient import turn
 from pyro_vae.data.loaders import Batch, Resident
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.digests import refuse_other_data
 from pyro_vae.evaluation.estimate import Estimate, difference, over_images
 from pyro_vae.evaluation.importance import log_marginal
+from pyro_vae.evaluation.observed import refuse_other_data
 from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.setup import Setup

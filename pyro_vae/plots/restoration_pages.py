@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.analysis.chains import Restored
+from pyro_vae.analysis.gibbs import Restored
 from pyro_vae.analysis.restoration import denoise, impute
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
