@@ -104,8 +104,8 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def captured(on: Setting) -> Outcome:
-    """A training is one CUDA graph, with fresh noise at each replay, and its parameters are those
-    of the step that is not captured.
+    """A training is replayed CUDA graphs of several steps, with fresh noise at each replay, and its
+    parameters are those of the step that is not captured.
     """
     from pyro_vae.compile.trace import NotStageable
     from pyro_vae.training import select_step
@@ -119,7 +119,7 @@ def captured(on: Setting) -> Outcome:
         other = pair()
         on.fit(*other, bits(200))
     apart = float((flat(*one) - flat(*other)).abs().max())
-    said = not on.on_cuda or history.note.find("captured as one CUDA graph") >= 0
+    said = "captured as a CUDA graph, 5 steps a launch" in history.note
     return said and apart < 1e-4 and on.generator_lives(), {"note": history.note, "apart": apart}
 
 
@@ -132,7 +132,37 @@ def each_guide(on: Setting) -> Outcome:
         history = on.fit(model, guide, bits(200, SMALL), num_steps=20, objective="Trace_ELBO")
         figures[name] = history.note.partition("; checked")[0]
         fine = fine and on.generator_lives()
-    return fine and (not on.on_cuda or "captured" in figures["MeanField"]), figures
+    return fine and "captured" in figures["MeanField"], figures
+
+
+def annealed(on: Setting) -> Outcome:
+    """AIS whose target is replayed gives the numbers of the programs themselves: in float64, as a
+    chain that is accepted or not by rounding is another.
+    """
+    model, guide = (program.double() for program in pair("MeanField", 4, SMALL, (16,)))
+    x = bits(20, SMALL).double()
+    found = []
+    for tier in ("off", "graph"):
+        synchronize()
+        begun = time.perf_counter()
+        how = {"num_steps": 20 if on.quick else 200, "compile": tier, "device": on.device}
+        log_px = pv.ais(model, guide, x, **how).log_px.cpu()
+        found.append((log_px, time.perf_counter() - begun))
+    apart = float((found[0][0] - found[1][0]).abs().max())
+    seconds = [round(took, 2) for _, took in found]
+    return apart < 1e-6, {"apart": apart, "seconds": seconds}
+
+
+def rounded_training(on: Setting) -> Outcome:
+    """`fit` in bfloat16: the error that it tells is small, and so is that of its ELBO."""
+    elbos, notes = [], []
+    for precision in ("float32", "bfloat16"):
+        history = on.fit(*pair(), bits(200), precision=precision)
+        elbos.append(history.train[-1].elbo)
+        notes.append(history.note)
+    said = notes[1].partition("bfloat16 products: ")[2]
+    apart = elbos[1] - elbos[0]
+    return bool(said) and abs(apart) < 0.5, {"said": said, "apart": apart, "note": notes[1]}
 
 
 def second_device(on: Setting) -> Outcome:
@@ -336,6 +366,8 @@ def speed(on: Setting) -> Outcome:
 CHECKS: dict[str, tuple[Callable[[Setting], Outcome], int]] = {
     "captured": (captured, 60),
     "each_guide": (each_guide, 120),
+    "annealed": (annealed, 60),
+    "rounded_training": (rounded_training, 40),
     "second_device": (second_device, 30),
     "layouts": (layouts, 40),
     "precisions": (precisions, 120),
@@ -411,6 +443,10 @@ def in_a_process(name: str, asked: Options, limit: float) -> dict[str, Any]:
 
 def one(check: Callable[[Setting], Outcome], on: Setting) -> Outcome:
     """What a check says; an error is a check that failed."""
+    from pyro_vae.training.select_step import CAPTURES
+
+    if not on.on_cuda:  # the same lines, the step itself being its replay
+        CAPTURES["cpu"] = lambda step, device: step
     try:
         fine, figures = check(on)
         return bool(fine), figures

@@ -46,15 +46,15 @@ class SemiSupervised:
     six passes end near 50%."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the parameters, the noise and the choice of the labels."""
-    epochs: int = 6
+    epochs: int = 8
     """Passes over the training set."""
-    batch_size: int = 200
+    batch_size: int = 100
     """Images a step."""
     learning_rate: float = 1e-3
     """Adam's at its highest, at the first step."""
-    hidden: int = 300
+    hidden: int = 128
     """Width of the one hidden layer of each network."""
-    latent_dim: int = 20
+    latent_dim: int = 50
     """Dimensions of z."""
     out: Path = RESULTS
     """Where the JSON goes."""
@@ -142,8 +142,8 @@ def by_hand(
 def train_both(
     x: Tensor, y: Tensor, draw: Observation | None, asked: SemiSupervised, seed: int
 ) -> Iterator[tuple[str, Any, Callable[[], Any]]]:
-    """(name, q(y | x) as logits, its training) of the parts and `fit`, and of the loop by hand: from
-    the same weights, on the same batches, in the same noise.
+    """(name, q(y | x) as logits, its training) of the parts and `fit`, and of the loop by hand:
+    from the same weights, on the same batches, in the same noise.
     """
     torch.manual_seed(seed)
     model, guide, plain = pair(x.shape[1], asked, asked.alpha)

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 import pyro_vae
 
 HERE = Path(__file__).parent
@@ -72,6 +74,14 @@ def linked(app: Any, document: str, text: list[str]) -> None:
         text[0] = text[0].replace(there, here)
 
 
+def dashed(app: Any, document: nodes.document, name: str) -> None:
+    """A dash between a parameter and its description, where Sphinx writes two hyphens."""
+    for text in list(document.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Any) -> None:
+    app.connect("doctree-resolved", dashed)
     app.connect("autodoc-process-docstring", as_written, priority=400)
     app.connect("source-read", linked)

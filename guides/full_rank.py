@@ -40,7 +40,7 @@ class FullRank(AmortizedGuide):
     ) -> None:
         num_below = latent_dim * (latent_dim - 1) // 2
         super().__init__(event_shape, latent_dim, 2 * latent_dim + num_below, net, **net_args)
-        # where each entry of L stands in the vector (below, diagonal, 0): a gather, as a trace
+        # where each entry of L is in the vector (below, diagonal, 0): a gather, as a trace
         # can't follow a boolean mask
         position = torch.full((latent_dim, latent_dim), num_below + latent_dim)
         row, column = torch.tril_indices(latent_dim, latent_dim, -1)

@@ -43,8 +43,8 @@ class PerDatum(MeanField):
         self.table = nn.Parameter(
             torch.zeros(num_data, 2 * latent_dim)
         )  # each q_n begins as N(0, I)
-        # what tells an image from another: |x · r|, one number; −1 for a row that no training step
-        # has seen
+        # what distinguishes an image from another: |x · r|, one number; −1 for a row that no
+        # training step has seen
         num_pixels = torch.Size(event_shape).numel()
         self.register_buffer("direction", torch.arange(1.0, num_pixels + 1).sin(), persistent=False)
         self.register_buffer("seen", torch.full((num_data,), -1.0))

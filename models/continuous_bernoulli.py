@@ -1,18 +1,18 @@
 """Continuous Bernoulli likelihood, for pixels in [0, 1]."""
 
 import math
-from typing import Any
 
 import torch
 from pyro import distributions as dist
+from pyro_vae.models.bernoulli import Bernoulli
 from torch import Tensor
 from torch.nn import functional as F
 
-from pyro_vae.nn.conditional import INNER, Likelihood, NetSpec
+from pyro_vae.nn.conditional import INNER
 from pyro_vae.nn.special import solve
 
 
-class ContinuousBernoulli(Likelihood):
+class ContinuousBernoulli(Bernoulli):
     """x_d | z ~ CB(λ = σ(l_d(z))), density C(λ) λ^x (1−λ)^(1−x) on [0, 1].
 
     Args:
@@ -33,15 +33,6 @@ class ContinuousBernoulli(Likelihood):
     kind = "density"
     observes = "unit"
 
-    def __init__(
-        self,
-        event_shape: tuple[int, ...],
-        latent_dim: int,
-        net: NetSpec = "MLP",
-        **net_args: Any,
-    ) -> None:
-        super().__init__(event_shape, latent_dim, 1, net, **net_args)
-
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """p(x | z = context)."""
         (logits,) = self.outputs(context)
@@ -53,8 +44,8 @@ class ContinuousBernoulli(Likelihood):
 
 
 class _ContinuousBernoulli(dist.ContinuousBernoulli):
-    """Pyro's, computed from the logit: through λ, which float32 holds within 1e-7 of 0 and 1, the
-    mass at l = 30 is 0.5.
+    """Pyro's, computed from the logit: through λ, which float32 rounds to within 1e-7 of 0 and 1,
+    the mass at l = 30 is 0.5.
     """
 
     @property
@@ -85,7 +76,7 @@ class _ContinuousBernoulli(dist.ContinuousBernoulli):
 
 
 NEAR = 0.1
-"""Below it the series in (l/2)², whose error is 1e-13, stand in for 0/0."""
+"""Below it the series in (l/2)², whose error is 1e-13, replace 0/0."""
 
 
 def _mean(logits: Tensor) -> Tensor:

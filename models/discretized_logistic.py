@@ -17,8 +17,8 @@ from pyro_vae.nn.special import solve
 from pyro_vae.validation import check_whole
 
 LOG_SCALES = (-7.0, 7.0)
-"""Held between: a logistic of e⁻⁷ lies in one of 256 levels (the lower bound of Salimans et al.'s
-code), one of e⁷ in the ends.
+"""Clamped between: a logistic of e⁻⁷ falls into one of 256 levels (the lower bound of Salimans et
+al.'s code), one of e⁷ in the ends.
 """
 
 

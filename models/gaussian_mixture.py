@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COVARIANCES = ("diagonal", "full")
 INSIDE = 1.001
-"""EM holds standard deviations this factor above ``min_scale``, so that their parameters stay
+"""EM keeps standard deviations this factor above ``min_scale``, so that their parameters stay
 finite.
 """
 NUMBERS = 4_000_000
@@ -175,7 +175,7 @@ class GaussianMixture(StartsFromData, PyroModule):
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "Number of distinct clusters"
-            )  # the others then lie on top of these
+            )  # the others then are on top of these
             found = KMeans(number, n_init=1, random_state=int(torch.randint(2**31, ()))).fit(
                 rows.cpu().numpy()
             )

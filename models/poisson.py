@@ -26,7 +26,7 @@ class Counts(Likelihood):
 
     Args:
         event_shape, latent_dim, net: as of `Likelihood`.
-        per_pixel: the law's own numbers for each pixel, beside the rate.
+        per_pixel: the law's own numbers for each pixel, besides the rate.
         zero_inflation: ``learned`` (one g, shared by all pixels), ``per_pixel`` (g_d(z), a further
             output of the decoder), or None.
     """

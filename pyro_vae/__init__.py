@@ -11,7 +11,7 @@ from typing import Any
 from pyro_vae.lazy import homes, loaded
 
 _HOMES = homes(__file__)
-# no module has the name of a public function: once imported, it would stand in the function's place
+# no module has the name of a public function: once imported, it would replace the function
 __all__ = [name for name, home in _HOMES.items() if home != __name__]
 
 

@@ -27,8 +27,8 @@ noticed at once.
 """
 
 STEP_WAIT = timedelta(minutes=15)
-"""For gradients: over NCCL the others of a process that died are told by this time alone. It covers
-a compiler's time, and a checkpoint's.
+"""For gradients: over NCCL the others of a process that died notice it by this time alone. It
+covers a compiler's time, and a checkpoint's.
 """
 
 _of_small_values: Any = None
@@ -77,7 +77,7 @@ class Group:
 
     def begin_step(self, seed: int, step: int, device: torch.device) -> None:
         """Before a training step's noise is drawn. Of several processes it is a function of (seed,
-        rank, step): a checkpoint need not hold every process's generators.
+        rank, step): a checkpoint need not have every process's generators.
         """
         if self.size > 1:
             set_generators(mix(seed, self.rank, step), device)
@@ -87,8 +87,8 @@ class Group:
         return islice(batches, self.rank, None, self.size)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Give the tensors, in place, the values of the first process's: as bytes, which any backend
-        takes.
+        """Give the tensors, in place, the values of the first process's: as bytes, which any
+        backend takes.
         """
         for tensor in tensors if self.size > 1 else ():
             if tensor.numel():
@@ -116,7 +116,7 @@ class Group:
 
     def once(self, work: Callable[[], Result]) -> Result:
         """What ``work`` gives, done by the first process, and told to the others; where it fails
-        there, the others are told by its absence.
+        there, the others notice that nothing comes.
         """
         held: list[Any] = [work() if self.first else None]
         self._told(dist.broadcast_object_list, held, 0, self.small)

@@ -27,7 +27,7 @@ def did_you_mean(kind: str, name: str, choices: Iterable[str]) -> str:
 
 
 def nearest(name: str, choices: Iterable[str], cutoff: float = 0.6) -> list[str]:
-    """The choices that ``name`` may stand for: whole words (epochs: num_epochs), initials (lr:
+    """The choices that ``name`` may mean: whole words (epochs: num_epochs), initials (lr:
     learning_rate), or the nearest spelling; upper and lower case alike.
     """
     by_lower = {choice.lower(): choice for choice in choices}

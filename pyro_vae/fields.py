@@ -22,7 +22,7 @@ from pyro_vae.tensors import A_FIELD, as_tensor
 
 
 class _Rows:
-    """Stands for a leaf that has rows."""
+    """A placeholder for a leaf that has rows."""
 
     def __repr__(self) -> str:
         return "rows"
@@ -71,12 +71,12 @@ def is_constant(name: str) -> TypeGuard[Part]:
 
 
 def made_of(name: Part) -> str:
-    """What tells two fields of one name, shape and dtype apart: the constant, in words."""
+    """What distinguishes two fields of one name, shape and dtype: the constant, in words."""
     return f"{name.spec}{name.value!r}"
 
 
 def merged(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields by the programs' names: a mapping called ``fields`` holds those that an option has
+    """The fields by the programs' names: a mapping called ``fields`` has those that an option has
     the name of.
     """
     inner = fields.get("fields")
@@ -89,12 +89,12 @@ def merged(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_fields(fields: Mapping[str, Any], num_images: int) -> dict[str, Tensor]:
-    """What was given beside x as tensors with one row an image.
+    """What was given besides x as tensors with one row an image.
 
     Args:
         fields: by the programs' names: tensors and arrays with one row an image; dicts, lists and
             tuples of them; packed sequences; and what is one for all images (a number, None, a
-            string, a tensor of no dimensions). A mapping called ``fields`` may hold some.
+            string, a tensor of no dimensions). A mapping called ``fields`` may have some.
         num_images: rows.
 
     Raises:
@@ -173,7 +173,7 @@ def _is_one(value: Any) -> bool:
 
 
 def has_rows(value: Any) -> bool:
-    """Whether it is numbers by rows, or holds them."""
+    """Whether it is numbers by rows, or has them."""
     return isinstance(value, Tensor | np.ndarray) or _is_nested(value)
 
 

@@ -30,7 +30,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_in_order(contents: Mapping[Path, bytes]) -> None:
-    """Write several files beside their places; once all are on the disk, put each in its place, in
+    """Write several files next to their places; once all are on the disk, put each in its place, in
     this order.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def homes(file: str) -> dict[str, str]:
-    """Each name of the stub beside this file, ``__init__.pyi``, with the module that has it.
+    """Each name of the stub next to this file, ``__init__.pyi``, with the module that has it.
 
     One import is on each line, as ruff writes them; a parser would be slow to load.
     """

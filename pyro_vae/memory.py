@@ -67,7 +67,7 @@ _LARGEST = 31 * 2**20  # below DEFAULT_MMAP_THRESHOLD_MAX, 32 MiB
 
 
 def keep_freed_memory() -> None:
-    """Let glibc's allocator hold on to blocks of up to 31 MiB (mallopt(3): its thresholds rise when
+    """Let glibc's allocator keep blocks of up to 31 MiB (mallopt(3): its thresholds rise when
     such a block is freed).
 
     The block is never written to, so that this costs no memory. Without it temporaries are cleared

@@ -1,7 +1,7 @@
 """Protocols of parts: the optional hooks that a part may have besides its Pyro program.
 
 A part has the hooks that it needs and inherits nothing for them. `Local` and `DataStart` are two
-methods that belong together, and are asked for by ``isinstance``; of the others each stands alone,
+methods that belong together, and are asked for by ``isinstance``; of the others each is separate,
 and `hook` reads it, with the default that is written here.
 """
 

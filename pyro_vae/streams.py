@@ -67,7 +67,8 @@ def prepare() -> None:
 
 @contextmanager
 def careful() -> Iterator[None]:
-    """Inside, losing standard error is no matter, and losing standard output is told at the end.
+    """Inside, losing standard error is no matter, and losing standard output is reported at the
+    end.
 
     Raises:
         OSError: what was printed to standard output did not get there.

@@ -115,7 +115,7 @@ def as_mask(mask: Any, images: Tensor, what: str) -> Tensor:
     """
     found = torch.as_tensor(mask)
     if found.dtype != torch.bool:
-        raise UserError(f"{what} holds {found.dtype}: expected bool, one for each pixel of x")
+        raise UserError(f"{what} has {found.dtype}: expected bool, one for each pixel of x")
     try:
         return found.to(images.device).broadcast_to(images.shape)
     except RuntimeError:

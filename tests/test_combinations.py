@@ -213,7 +213,7 @@ WORKS_AND_IS_SAID: Rows = {
     "`VampPrior`, a flow that inverts each z (`IAF`, `NSF`)": lambda: warned(
         prior="VampPrior", guide="IAF", latent_dim=20
     ),
-    "a discrete latent that the guide lacks": lambda: understood(
+    "a discrete latent that is not in the guide": lambda: understood(
         model="GaussianMixture", guide="Empty"
     ),
 }

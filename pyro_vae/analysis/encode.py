@@ -27,7 +27,7 @@ from pyro_vae.pair.structure import Geometry
 from pyro_vae.validation import check_choice, check_count
 
 AVERAGED_DRAWS = 100
-"""Draws that stand in for a mean that a distribution doesn't have: an error of a tenth of its
+"""Draws that replace a mean that a distribution doesn't have: an error of a tenth of its
 standard deviation.
 """
 

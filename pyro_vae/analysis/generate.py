@@ -212,7 +212,7 @@ class Generation:
         images = as_images(x)
         if len(images) != self.size:
             raise UserError(
-                f"x holds {len(images)} images: expected {self.size}, one for each to be made"
+                f"x has {len(images)} images: expected {self.size}, one for each to be made"
             )
         return images.to(self.place)
 
@@ -227,7 +227,7 @@ class Generation:
             return self.pair.cast(zeros)
         if not self.takes_size:
             raise UserError(
-                "the model takes no `size`, and can't tell what its images look like: give like=x, "
+                "the model takes no `size`, and does not know the shape of its images: give like=x, "
                 "with a few images x, or write the model so that model(None, size=n) generates n "
                 "images"
             )
@@ -242,7 +242,7 @@ class Generation:
 
 
 def _no_guide(x: Tensor) -> None:
-    """Stands in where a model is run alone."""
+    """A replacement where a model is run alone."""
 
 
 class _FittedElsewhere(ParameterStore):
@@ -264,6 +264,6 @@ def _data_plate(name: str, node: Any) -> Any:
     ]
     if not frames:
         raise UserError(
-            f"site {name!r} of the model stands outside the data plate: sample it inside pyro.plate"
+            f"site {name!r} of the model is outside the data plate: sample it inside pyro.plate"
         )
     return max(frames, key=lambda frame: frame.dim == -1)

@@ -165,7 +165,7 @@ def denoise(
 
 def _log_noise(noise: Noise, y: Tensor, x: Tensor) -> Tensor:
     """log p(y_d | x_d), nats, of x's shape; −inf where y is no value of the noise at x."""
-    with validation(distributions=False):  # y may lie outside a support that moves with x
+    with validation(distributions=False):  # y may be outside a support that moves with x
         law = noise(x)
         found = law.log_prob(y)
     if not isinstance(found, Tensor) or found.shape != x.shape:

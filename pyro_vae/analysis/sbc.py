@@ -74,7 +74,7 @@ class SBC(Result):
         return lines
 
     def _how(self) -> str:
-        """In words, of the dimension with the smallest p-value: where the truth lies among the
+        """In words, of the dimension with the smallest p-value: where the truth is among the
         draws.
         """
         name = min(self.p_values, key=lambda site: float(self.p_values[site].min()))

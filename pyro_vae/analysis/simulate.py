@@ -52,7 +52,7 @@ def simulate(
         trace = plain_draw(made.generate, blank, named)
         drawn = trace.nodes[name]["value"]
         if drawn.numel() == blank.numel():
-            # where x lies along other plates, its images come first; that this is so is checked
+            # where x is along other plates, its images come first; that this is so is checked
             # next
             x = pair.cast(at.rows(trace.nodes[name]).reshape(blank.shape))
             again = plain_draw(poutine.replay(pair.model, trace=trace), x, named)

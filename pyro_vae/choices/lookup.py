@@ -60,7 +60,7 @@ def members(slot: str) -> dict[str, Any]:
 
 
 def resolve(slot: str, name: str) -> Any:
-    """The part that ``name`` stands for: a member, an installed entry point, ``module:Name`` or
+    """The part of this ``name``: a member, an installed entry point, ``module:Name`` or
     ``file.py:Name``.
 
     The latter two import what they name: this is the one place that runs the user's code. What they

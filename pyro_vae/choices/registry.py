@@ -131,7 +131,7 @@ def _construct(
         raise UserError(
             f"{label} needs {', '.join(missing)}: write {missing[0]}=... (known here: {there})"
         )
-    # a part may build what it holds in another context than its own: a decoder that also receives a
+    # a part may build what it has in another context than its own: a decoder that also receives a
     # class has more inputs
     inner = hook(part, "context_of") or (lambda argument, values, context: context)
     built = {

@@ -48,8 +48,8 @@ def parse(spec: str) -> Choice:
     return _Reader(spec.strip()).choice()
 
 
-# a colon is no part of the grammar but in strings and references, so one pass over the text tells
-# them apart
+# a colon is no part of the grammar but in strings and references, so one pass over the text
+# separates them
 _TOKENS = re.compile(
     r"""(?P<refused>'{3}|"{3}|\#)
     | (?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")

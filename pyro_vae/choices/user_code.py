@@ -41,7 +41,7 @@ _stored: ContextVar[_Stored | None] = ContextVar("_stored", default=None)
 
 @contextmanager
 def of_run(folder: Path, trusted: bool, code: Mapping[str, str]) -> Iterator[None]:
-    """Inside, files are looked for beside the run too, and code is run that is known, or trusted.
+    """Inside, files are looked for next to the run too, and code is run that is known, or trusted.
 
     Args:
         folder: the run's.
@@ -121,7 +121,7 @@ def _installed() -> list[Path]:
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    """What is imported inside is compiled from its source: a ``.pyc`` beside it may be of other
+    """What is imported inside is compiled from its source: a ``.pyc`` next to it may be of other
     code.
     """
     before = sys.pycache_prefix, sys.dont_write_bytecode
@@ -148,7 +148,7 @@ def _load_file(place: str) -> Any:
         return sys.modules[name]
     module = sys.modules[name] = ModuleType(name)
     module.__file__, module.__spec__ = str(path), ModuleSpec(name, None, origin=str(path))
-    try:  # compiled from its source: a ``.pyc`` beside it may be of other code
+    try:  # compiled from its source: a ``.pyc`` next to it may be of other code
         guarded(
             lambda: exec(compile(source, str(path), "exec", dont_inherit=True), vars(module)), place
         )

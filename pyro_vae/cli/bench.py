@@ -25,7 +25,7 @@ def run(options: Bench) -> dict[str, Any]:
         UserError: there is no benchmarks folder, as in a package that was not installed from a
             checkout.
         SystemExit: a suite refused its options, in its own line.
-        Failure: a suite failed; what it said stands above.
+        Failure: a suite failed; what it said is above.
     """
     folder = find_benchmarks()
     results = {}
@@ -65,7 +65,7 @@ def run(options: Bench) -> dict[str, Any]:
 
 
 def find_benchmarks() -> Path:
-    """The folder beside the package that this very code belongs to."""
+    """The folder next to the package that this very code belongs to."""
     folder = Path(__file__).resolve().parents[2] / "benchmarks"
     if not (folder / "harness.py").exists():
         raise UserError(

@@ -32,7 +32,7 @@ from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import train_run, write_pictures
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
-"""Columns of `list` where standard output is no terminal, and of its texts beside the names in a
+"""Columns of `list` where standard output is no terminal, and of its texts besides the names in a
 terminal however narrow.
 """
 

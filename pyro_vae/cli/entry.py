@@ -118,7 +118,7 @@ def _read(given: list[str], configured: dict[str, Any]) -> Any:
 
 
 def _refuse_command(word: str) -> None:
-    """What stands where a command does and is none: --help and --version end here too."""
+    """A first word that is no command; --help and --version end here too."""
     if not word.startswith("-"):
         raise UserError(did_you_mean("command", word, COMMANDS))
     parser = Parser(prog="pyro-vae", description=textwrap.fill(DESCRIPTION, 80))
@@ -130,7 +130,7 @@ def _refuse_command(word: str) -> None:
 
 
 def _resumed(given: list[str], folder: Path) -> Train:
-    """The options of the run in ``folder``, with those beside --resume that say no more than where
+    """The options of the run in ``folder``, with those besides --resume that say no more than where
     and how it goes on.
     """
     config = folder.expanduser() / "config.toml"
@@ -156,7 +156,7 @@ def _resumed(given: list[str], folder: Path) -> Train:
 
 
 def _one_length(options: Train, configured: dict[str, Any]) -> Train:
-    """--steps beside a configured number of epochs wins over it, and the other way round."""
+    """--steps together with a configured number of epochs wins over it, and the other way round."""
     for given, other in (("steps", "epochs"), ("epochs", "steps")):
         beside = given not in configured and getattr(options, given) is not None
         if beside and other in configured and getattr(options, other) == configured[other]:

@@ -69,7 +69,7 @@ def read_options(kind: type[Any], words: Sequence[str], known: Mapping[str, Any]
     Words that are not of the option's type are left as they are, for `check_fields` to refuse.
 
     Raises:
-        UserError: an unknown option, or a value that lacks or is too many.
+        UserError: an unknown option, or a missing value, or too many.
         SystemExit: after --help.
     """
     parser = command_parser(kind)

@@ -55,7 +55,7 @@ def _unviewed(node: fx.Node) -> fx.Node | None:
 
 
 def _uncopied(node: fx.Node) -> fx.Node | None:
-    """What the node holds a copy of."""
+    """What the node has a copy of."""
     if node.target is _aten.cat.default:
         parts: Any = node.args[0]
         return parts[0] if len(parts) == 1 else None

@@ -110,7 +110,7 @@ def _fed_by_draws(nodes: Sequence[fx.Node], varying: fx.Node | None) -> set[fx.N
     """Random calls, an input that counts as one, all that follows from them, and what any of these
     writes to.
 
-    A tensor that a draw is written into (``h += noise``) is made anew for each tile of draws:
+    A tensor that a draw is written into (``h += noise``) is made new for each tile of draws:
     handed over, it would keep what the last one has written.
     """
     fed: set[fx.Node] = set() if varying is None else {varying}

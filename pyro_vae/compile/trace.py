@@ -207,7 +207,7 @@ def agree(
     tolerance: float = 1e-4,
     floor: float = 0.0,
 ) -> None:
-    """Hold a tensor program against the function that it is traced from, in the same noise, on each
+    """Compare a tensor program with the function that it is traced from, in the same noise, on each
     batch of arguments.
 
     Args:

@@ -105,7 +105,7 @@ def _checked(where: str, array: NDArray[Any], missing: bool) -> Tensor:
             raise UserError(
                 f"{where}: "
                 f"{one_of(array)} "
-                f"{index} holds "
+                f"{index} has "
                 f"{value}; "
                 "expected a "
                 "finite float32: "

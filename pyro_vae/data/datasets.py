@@ -1,7 +1,7 @@
 """Data sets as stored: named sets, `.npz` and `.npy` files, tables, folders of images; each with
 its split and SHA-256.
 
-`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source holds
+`load` gives an `ImageData`: integer grey levels (uint8), or floats, exactly as the source has
 them. What a model observes of them (binarized, dequantized, scaled) is the subject of
 `pyro_vae.data.transforms`.
 
@@ -177,8 +177,8 @@ def load(
         columns: the columns of a table, as in `a,b,pixel0:pixel783`; by default all but `label`.
         label: the array of a `.npz` file, or the column of a table, that has the labels.
         missing: ``"nan"`` if a NaN, or an empty field of a table, marks a missing value.
-        like: the scale of another set. All images of this one, in their own order and on that scale,
-            are then `test` (and `train`).
+        like: the scale of another set. All images of this one, in their own order and on that
+            scale, are then `test` (and `train`).
 
     Returns:
         An `ImageData`.

@@ -39,7 +39,7 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
-    # what a user is told of where the images are, where that is unusual
+    # what the user is told about where the images are, where that is unusual
     note = ""
 
     @property
@@ -77,7 +77,7 @@ class Source(ABC):
 
 GATHERED = 2**20
 """Bytes of images that one gather brings together: several small batches, which then are slices of
-what lies in the cache.
+what is in the cache.
 """
 
 
@@ -185,7 +185,7 @@ ROOM = 0.7
 
 
 def has_room(x: Tensor, device: torch.device) -> bool:
-    """Whether the device has memory for all of the images beside the work on them."""
+    """Whether the device has memory for all of the images besides the work on them."""
     if device.type != "cuda" or x.device == device:
         return True
     free, _ = torch.cuda.mem_get_info(device)

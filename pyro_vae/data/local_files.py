@@ -234,8 +234,8 @@ def _in_colour(files: list[File]) -> bool:
 def _read_images(
     files: list[File], first: Path, colour: bool
 ) -> tuple[NDArray[np.uint8], list[str] | None]:
-    """(N, H, W) or (N, 3, H, W), every frame of every file, all of the size of the file `first`; and
-    the class of each, where they have classes.
+    """(N, H, W) or (N, 3, H, W), every frame of every file, all of the size of the file `first`;
+    and the class of each, where they have classes.
     """
     expected = next(_read_frames(first, colour)).shape
     numbers = [_frames(file) for file, _ in files]

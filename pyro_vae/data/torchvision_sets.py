@@ -71,7 +71,7 @@ def read_cifar10(
     with tempfile.TemporaryDirectory() as scratch:
         home = root
         if archive.is_file() and not unpacked.is_dir():
-            # Unpack beside a link, so that a read-only root serves; checked first, as a download
+            # Unpack next to a link, so that a read-only root serves; checked first, as a download
             # would overwrite it.
             if not datasets.utils.check_integrity(str(archive), datasets.CIFAR10.tgz_md5):
                 raise UserError(

@@ -96,15 +96,15 @@ def _grey(batch: Tensor, levels: int | None) -> Tensor:
 
 
 def _of(binary: Tensor, batch: Tensor) -> Tensor:
-    """The pixels as float32; NaN, which floats alone may hold, where the batch has it."""
+    """The pixels as float32; NaN, which floats alone may have, where the batch has it."""
     pixels = binary.to(torch.float32)
     return pixels.masked_fill(batch.isnan(), torch.nan) if batch.is_floating_point() else pixels
 
 
 @dataclass(frozen=True)
 class Dynamic(Observation):
-    """x ~ Bernoulli(grey level), drawn anew at each visit (Salakhutdinov & Murray 2008); floats are
-    the probability.
+    """x ~ Bernoulli(grey level), drawn again at each visit (Salakhutdinov & Murray 2008); floats
+    are the probability.
     """
 
     fresh: ClassVar[bool] = True

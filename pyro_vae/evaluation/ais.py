@@ -90,7 +90,7 @@ def ais(
 
     The path is q(z | x)^(1−β) p(x, z)^β with β from 0 to 1 in T = ``num_steps`` steps. The chains
     start at draws of the guide and move by HMC in unconstrained space. One step size for each image
-    is found in a pilot run and then fixed, so that E[ŵ] = p(x) holds exactly in the run that
+    is found in a pilot run and then fixed, so that E[ŵ] = p(x) is exact in the run that
     counts.
 
     Args:

@@ -163,7 +163,7 @@ def _numbered(name: str, number: int) -> list[str]:
 
 
 def _attribute(value: Any) -> str | int | float:
-    """What a netCDF file can hold."""
+    """What a netCDF file can store."""
     if isinstance(value, str | float) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     return json.dumps(value, default=str)

@@ -42,7 +42,7 @@ class Estimate(Result):
 
     columns: ClassVar[tuple[str, ...]] = ()  # the figures of each image, (N,)
     hidden: ClassVar[tuple[str, ...]] = ("estimator", "num_samples", "num_images", "num_dims")
-    """What the printed protocol lacks, as the headline has it."""
+    """What the printed protocol does not have, as the headline has it."""
 
     protocol: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

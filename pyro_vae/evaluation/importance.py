@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributed
+from pyro_vae.ambient import exact
 from pyro_vae.choices import registry
 from pyro_vae.data.loaders import Batch, Resident
 from pyro_vae.evaluation.precision import (
-    DRAWS,
     FLOAT32,
     IMAGES,
     Precision,
+    error_in_words,
     find_precision,
-    measure_error,
 )
 from pyro_vae.evaluation.proposals import Proposal
 from pyro_vae.evaluation.result import EXACT, LogMarginal
@@ -26,7 +26,7 @@ from pyro_vae.evaluation.scorer import Scorer
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
 from pyro_vae.evaluation.weight_sums import Gathered
-from pyro_vae.pair.nodes import Fields, taken
+from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import permutation
 from pyro_vae.validation import check_count
@@ -106,7 +106,7 @@ def log_marginal(
     setup = Setup(model, guide, seed, device, progress and group.first, ignore_scales)
     setup.notes += (drawn.warning,) if drawn.warning else ()
     found = Gathered(num_samples)
-    with setup.running(), arithmetic.running():
+    with setup.running(), exact(arithmetic.products):
         tile = tile_sizes(num_samples, setup.rows)[1]
         setup.begin(x, fields, lambda _: tile, drawn.check, drawn.draws_from_guide)
         scorer = Scorer(setup, drawn, num_samples, compile, arithmetic)
@@ -139,21 +139,22 @@ def log_marginal(
     )
 
 
-def _in_words(setup: Setup, scorer: Scorer, compiled: Precision) -> str:
+def _in_words(setup: Setup, scorer: Scorer, arithmetic: Precision) -> str:
     """The precision, for the protocol; a reduced one with its error against float32, in the same
     noise on a few of the images: random ones, of a stream the first.
     """
-    if not compiled.reduced:
+    if not arithmetic.reduced:
         return setup.dtype_name
-    plain = Scorer(setup, scorer.proposal, scorer.num_samples, "graph", FLOAT32)
-
-    def exact(x: Tensor, fields: Fields, k: int) -> Tensor:
-        with FLOAT32.running():
-            return plain.estimate(x, fields, k)
-
     few, source = taken(*setup.first, slice(IMAGES)), setup.source
     if isinstance(source, Resident):
         rows = permutation(source.num_images, 0)[:IMAGES]
         few = source.take(rows.to(source.x.device))
-    error = measure_error(exact, scorer.estimate, *few, min(scorer.num_samples, DRAWS))
-    return f"{compiled.words} ({error})"
+
+    def log_px(of: Scorer) -> Tensor:
+        return torch.cat([figures["log_px"] for figures, _ in of.score(0, *few)])
+
+    plain = Scorer(setup, scorer.proposal, scorer.num_samples, "graph", FLOAT32)
+    with exact(FLOAT32.products):
+        own = log_px(plain)
+    error = error_in_words(log_px(scorer) - own, scorer.num_samples)
+    return f"{arithmetic.words} ({error})"

@@ -116,7 +116,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
 
 
 def _khat(axes: Axes, ll: LogMarginal) -> None:
-    """k̂ in the order of the images; constant weights (−∞) lie on the lower edge, unknown ones are
+    """k̂ in the order of the images; constant weights (−∞) are on the lower edge, unknown ones are
     counted in the title.
     """
     khat = ll.khat.double().cpu().numpy()

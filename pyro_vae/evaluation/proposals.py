@@ -40,7 +40,7 @@ class Proposal(ABC):
 
     slot: ClassVar[str] = "proposal"
     warning: ClassVar[str] = ""
-    draws_from_guide: ClassVar[bool] = True  # so that log p(x) lacks what the guide never draws
+    draws_from_guide: ClassVar[bool] = True  # so that log p(x) misses what the guide never draws
 
     @property
     def strata(self) -> tuple[float, ...]:
@@ -153,7 +153,7 @@ class Prior(Proposal):
         refuse_subsampling(structure)
 
     def is_exact(self, structure: Structure) -> bool:
-        """Discrete sites that the guide lacks are drawn as well."""
+        """Discrete sites that the guide does not have are drawn as well."""
         return not (structure.latents or structure.summed)
 
     def kernel(self, pair: Pair) -> Kernel:

@@ -30,12 +30,12 @@ from pyro_vae.pair.nodes import innermost, taken
 from pyro_vae.pair.runtime import Pair
 
 LOOKED_AT = 8
-"""Images on which the arguments are told apart, and one more for each argument that is constant on
-these: the model runs on them once for each argument.
+"""Images on which the arguments are distinguished, and one more for each argument that is constant
+on these: the model runs on them once for each argument.
 """
 
 DIGESTED = 32
-"""Images whose values stand for those of a site that observes no argument itself."""
+"""Images whose values represent those of a site that observes no argument itself."""
 
 
 @dataclass
@@ -142,7 +142,7 @@ class Quantity:
             nodes = run()
             found = self._found(run, nodes)
             own = {site: found.is_itself(site, arguments) for site in found.sites}
-            if not all(own.values()):  # the digest is of more rows than tell the arguments apart
+            if not all(own.values()):  # the digest is of more rows than were changed
                 run = Run(self.pair, kept)
                 found.digested = observed(run(), run.at)
         laws = {name: nodes[name]["fn"] for name in found.sites}

@@ -53,7 +53,7 @@ class LogMarginal(Estimate):
         debiased_px: jackknifed L_K, ``(N,)``. Its bias is of second order in 1/K, and it is no
             bound.
         curve: k -> mean L_k of the first k of the same draws, for some k up to K.
-        num_samples: K.
+        num_samples: K, the number of draws for each image.
         bits_offset: as given to `log_marginal`.
         protocol: what was scored and how: data, digests, estimator, seed, versions.
         notes: remarks of the estimator, which `warnings` shows first.

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 
 class Scorer:
-    """K draws of a proposal at every image of a set; where the device's memory does not hold one
+    """K draws of a proposal at every image of a set; where the device's memory is too small for one
     run of the model, the next ones are half as large.
 
     Attributes:
@@ -63,14 +63,6 @@ class Scorer:
     def score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[Figures, Curve]]:
         """The figures of these images, the first of which is the set's number ``start``."""
         return self._within_memory(lambda: self._score(start, images, fields))
-
-    def estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        """log p(x) of a few images, ``(B,)``, in the present random state."""
-        return self._within_memory(lambda: self._estimate(images, fields, num_samples))
-
-    def _estimate(self, images: Tensor, fields: Fields, num_samples: int) -> Tensor:
-        tiles = self._tiles(images, fields)
-        return torch.cat([self._stream(*tile, num_samples)[0]["log_px"] for _, *tile in tiles])
 
     def _score(self, start: int, images: Tensor, fields: Fields) -> list[tuple[Figures, Curve]]:
         scored = []
@@ -126,7 +118,7 @@ class Scorer:
                         "one image and one draw of this model don't fit into the memory: use "
                         f"another device or a smaller model ({first_line(error)})"
                     ) from error
-            # outside the handler, whose traceback holds on to the tensors of the run that failed
+            # outside the handler, whose traceback keeps the tensors of the run that failed
             self._halve()
 
     def _halve(self) -> None:

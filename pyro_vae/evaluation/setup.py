@@ -64,7 +64,7 @@ class Setup:
         check: Callable[[Structure], None] = refuse_bad_weights,
         supports: bool = True,
     ) -> None:
-        """The images as a source in tiles of ``tile(N)``, and the first of them held against stock
+        """The images as a source in tiles of ``tile(N)``, and the first of them compared with stock
         Pyro; to be called inside `running`.
 
         Args:

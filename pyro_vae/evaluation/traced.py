@@ -11,7 +11,6 @@ from torch import Tensor
 from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
 from pyro_vae.data.loaders import Batch
-from pyro_vae.errors import UserError
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
@@ -20,6 +19,7 @@ from pyro_vae.memory import keep_freed_memory
 from pyro_vae.pair.nodes import Fields, Score, plain_score
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.rng import kept_randomness
+from pyro_vae.training.select_step import CAPTURES, captured
 
 STAGED = {"inductor": "compiled by inductor", "graph": "traced graph, replayed"}
 AS_ASKED = "as asked for"
@@ -31,27 +31,33 @@ Weights = Callable[[Tensor, Mapping[str, Tensor]], Draw]
 
 WORTH_COMPILING = 60.0
 """Estimated seconds of evaluation from which compiling is worth its time."""
-_FLOPS_PER_SECOND = 1e11
+_FLOPS_PER_SECOND = {"cpu": 1e11, "cuda": 2e13}
+"""CUDA's is reckoned, and was not measured."""
 _TOLERANCE = (
     1e-4  # nats, relative to the log weight's size, against the eager program in the same noise
 )
-_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and told besides
+_ROUGHLY = 0.02  # the same for reduced precision, whose error is measured and reported besides
 
 
 class EagerWeights:
     """The Pyro programs themselves, for every tile of draws."""
 
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
+    def __init__(self, kernel: Kernel, precision: Precision = FLOAT32) -> None:
+        self.kernel, self.precision = kernel, precision
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Draw:
         """The kernel's log weights."""
-        return lambda k: self.kernel(x, fields, k, plain_score)
+
+        def draw(k: int) -> Tensor:
+            with self.precision.rounding(x.device):
+                return self.kernel(x, fields, k, plain_score)
+
+        return draw
 
 
 class TracedWeights:
     """The kernel as a tensor program for each number of draws; ``others`` is a tile of other rows
-    to hold it against.
+    to compare it with.
     """
 
     def __init__(
@@ -72,7 +78,7 @@ class TracedWeights:
         return lambda k: tile(k)()[0]
 
     def prepare(self, x: Tensor, fields: Mapping[str, Tensor], k: int) -> None:
-        """Trace the log weights of ``k`` draws, split and compile them, and hold them against the
+        """Trace the log weights of ``k`` draws, split and compile them, and compare them with the
         eager kernel.
 
         Raises:
@@ -137,10 +143,11 @@ def make_weights(
     """
     check_tier(compile)
     kernel, work = proposal.kernel(pair), num_images * num_samples
-    seconds = 2.0 * sum(t.numel() for t in pair.tensors()) * work / _FLOPS_PER_SECOND
+    flops = 2.0 * sum(t.numel() for t in pair.tensors()) * work
+    seconds = flops / _FLOPS_PER_SECOND.get(first[0].device.type, 1e11)
     note, tiers = AS_ASKED, ["inductor", "graph"]
     if compile == "auto":
-        note = f"about {seconds:.0f} s of work"
+        note = f"about {seconds:.0f} s of computing"
     if compile == "graph" or (compile == "auto" and seconds < WORTH_COMPILING):
         tiers = ["graph"]
     if compile == "off":
@@ -154,13 +161,7 @@ def make_weights(
         weights.prepare(*first, chunk)
         return weights
 
-    weights, how = _best(tiers, traced, EagerWeights(kernel), note)
-    if precision.reduced and isinstance(weights, EagerWeights):
-        raise UserError(
-            f"{precision.words} need a program that is traced, but this one runs as {how}: leave "
-            "compile out, or use precision='float32'"
-        )
-    return weights, how
+    return _best(tiers, traced, EagerWeights(kernel, precision), note)
 
 
 def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
@@ -197,12 +198,10 @@ class Target:
     """
 
     def __init__(self, space: Unconstrained) -> None:
-        self.space, self.parts = space, list[SplitProgram]()
+        self.space = space
 
     def tile(self, x: Tensor, fields: Fields) -> TileTarget:
         """The target on these images."""
-        if self.parts:
-            return TileTarget(*(part.tile(x, *fields.values()) for part in self.parts))
 
         def terms(u: Tensor) -> Sequence[Tensor]:
             return self.space.differentiate(u, x, fields)
@@ -211,7 +210,7 @@ class Target:
 
 
 class TracedTarget(Target):
-    """Traced once for tiles of one size, and split at u; held against the programs on these and
+    """Traced once for tiles of one size, and split at u; compared with the programs on these and
     other rows.
 
     Raises:
@@ -220,7 +219,7 @@ class TracedTarget(Target):
 
     def __init__(self, space: Unconstrained, tier: str, first: Batch, others: Batch) -> None:
         super().__init__(space)
-        names = list(first[1])
+        names, self.parts = list(first[1]), list[SplitProgram]()
 
         def differentiate(u: Tensor, x: Tensor, *values: Tensor) -> list[Tensor]:
             return list(space.differentiate(u, x, dict(zip(names, values, strict=True))))
@@ -233,6 +232,16 @@ class TracedTarget(Target):
                 eager = lambda *a, outputs=outputs: differentiate(*a)[outputs]  # noqa: E731
                 agree(part, eager, batches, [1] * 3, floor=1.0)
                 self.parts.append(part)
+        self.u = batches[0][0]
+        self.replays = not program.host_reads and self.u.device.type in CAPTURES
+
+    def tile(self, x: Tensor, fields: Fields) -> TileTarget:
+        """The programs' bodies on these images, each as a CUDA graph where there can be one."""
+        calls = [part.tile(x, *fields.values()) for part in self.parts]
+        if self.replays:  # whose results the next call writes over
+            runs = [captured(call, self.u) for call in calls]
+            calls = [lambda u, run=run: [each.clone() for each in run(u)] for run in runs]
+        return TileTarget(*calls)
 
 
 def make_target(

@@ -114,16 +114,16 @@ class Unconstrained:
             u = u.detach().requires_grad_()
             log_q, log_p = self.terms(u, x, fields)
             # not of the sums, of which autograd would ask ones_like: a graph of the gradients alone
-            # then lacks the densities
+            # then misses the densities
             ones = u.new_ones(u.shape[:-1])
             (grad_q,) = torch.autograd.grad(log_q, u, ones, retain_graph=True)
             (grad_p,) = torch.autograd.grad(log_p, u, ones)
         return log_q.detach(), log_p.detach(), grad_q, grad_p
 
-    # ---- how u lies along a site's batch dimensions
+    # ---- how u is along a site's batch dimensions
 
     def positions(self, name: str, num_batch: int, chained: bool) -> tuple[int, ...]:
-        """Where (chain, image), or both as one row, stand among a site's batch dimensions."""
+        """Where (chain, image), or both as one row, are among a site's batch dimensions."""
         image = num_batch + self.dims[name]
         if not chained or self.layout == "repeat":
             return (image,)

@@ -93,8 +93,8 @@ class Prior(ConditionalDistribution):
 class Likelihood(StartsFromData, ConditionalDistribution):
     """p(x | z): a decoder network and the law of an image given its output.
 
-    ``kind`` tells whether it is a mass function or a density: log p(x) is comparable within a kind
-    only. ``observes`` tells what values a pixel may take, from which ``--binarize auto`` chooses:
+    ``kind`` says whether it is a mass function or a density: log p(x) is comparable within a kind
+    only. ``observes`` says what values a pixel may take, from which ``--binarize auto`` chooses:
     ``binary`` {0, 1}, ``unit`` [0, 1], ``real``, ``levels`` (the integers 0 … levels − 1 that are
     stored in the file) or ``counts`` (whole numbers from 0, without a largest one).
 
@@ -214,7 +214,7 @@ class DiagonalNormal(ConditionalDistribution):
     """p(z | c) = N(μ(c), diag σ²(c)), with (μ, log σ) = net(c): for the context c,
     ``net.in_shape``, z is a vector.
 
-    It stands in a model, p(z1 | z2), and in a guide, q(z1 | x) and q(z2 | z1), alike.
+    It is used in a model, p(z1 | z2), and in a guide, q(z1 | x) and q(z2 | z1), alike.
     """
 
     def __init__(self, net: Net) -> None:
@@ -247,7 +247,7 @@ def number_or_word(setting: str, value: Any, words: Sequence[str], symbol: str) 
 
 
 INNER = 1e-3
-"""A mean at the edge of the support has no finite outputs: it is held this share of the range
+"""A mean at the edge of the support has no finite outputs: it is kept this share of the range
 inside (Burda et al.'s code).
 """
 

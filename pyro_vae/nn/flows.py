@@ -31,7 +31,7 @@ with _validation_kept():
     from zuko.transforms import ComposedTransform
 
 FLOWS = ("RealNVP", "MAF", "NSF")
-"""Flows by name; a coupling is the autoregressive one in two passes (and holds no index that a
+"""Flows by name; a coupling is the autoregressive one in two passes (and has no index that a
 trace can't follow).
 """
 

@@ -40,7 +40,7 @@ def encoders(
 
 
 def level_args(net_args: Mapping[str, Any], num_levels: int) -> list[dict[str, Any]]:
-    """The network's arguments at each level, from the image upwards; ``hidden`` holds widths for
+    """The network's arguments at each level, from the image upwards; ``hidden`` has widths for
     all, or each level's own.
 
     The first level has them all. Above it networks are MLPs between vectors, and have those that an

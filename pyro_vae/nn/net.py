@@ -199,7 +199,7 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
-    """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, beside ``args``."""
+    """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``."""
     rest = registry.unpack_net("net", {**args, "net": net})
     return rest.pop("net"), rest
 
@@ -269,7 +269,8 @@ def make_encoder(net: NetSpec, event_shape: tuple[int, ...], num_outputs: int, *
         A network of any number of batch dimensions; one that is ready is part of it.
 
     Raises:
-        UserError: no such network; arguments beside one that is ready, or one of other shapes.
+        UserError: no such network; arguments together with one that is ready, or one of other
+            shapes.
     """
     return _built("encoder", net, args, _image_shape(event_shape), (num_outputs,))
 

@@ -153,7 +153,7 @@ def is_known(y: Tensor) -> Tensor:
 
 
 class ClassEmbedding(nn.Linear):
-    """A learned embedding of the class's code, laid beside the image as one more channel, or behind
+    """A learned embedding of the class's code, appended to the image as one more channel, or behind
     the pixels of a flat one.
     """
 

@@ -19,7 +19,7 @@ def mark_rows(table: nn.Parameter) -> None:
 
 
 def tables_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """The marked tables among its parameters, for which no kernel may stand in for
+    """The marked tables among its parameters, for which no kernel may replace
     ``optimizer.step()``.
     """
     return [
@@ -30,7 +30,7 @@ def tables_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 def hold_absent_rows(optimizer: torch.optim.Optimizer) -> None:
     """Undo, in each step, what ``optimizer`` does to rows of a marked table whose gradient is zero.
 
-    Momentum, and Adam's averages, would move them by gradients of past batches. Their state is held
+    Momentum, and Adam's averages, would move them by gradients of past batches. Their state is kept
     as well, so that a row has the averages of its own visits (as in ``torch.optim.SparseAdam``,
     here for every optimiser).
     """

@@ -98,7 +98,7 @@ def weighted(terms: SiteTerms, kl_weight: Tensor) -> Tensor:
 
 
 def share(site: Site, terms: SiteTerms) -> float | Tensor:
-    """β_s: what the site is scaled by beside its plate."""
+    """β_s: what the site is scaled by besides its plate."""
     return site.scale / terms.plate_scale
 
 

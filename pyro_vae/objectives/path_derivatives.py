@@ -43,7 +43,7 @@ class PathDerivative(MultiSampleObjective):
             )
         if structure.not_held:
             raise UserError(
-                f"{name} scores each draw a second time with the guide's parameters held fixed, "
+                f"{name} scores each draw a second time with the guide's parameters constant, "
                 f"but {structure.not_held}: use objective='Trace_ELBO' or 'IWAE(5)', or a guide "
                 "that depends only on x and its parameters"
             )

@@ -263,7 +263,7 @@ def _one_more_run(
 
 
 def _marked(model: Program, summed: Collection[str]) -> Any:
-    """The model, with the sites that the guide lacks asked to be enumerated."""
+    """The model, with the sites that the guide does not have asked to be enumerated."""
 
     def parallel(site: Any) -> dict[str, str]:
         return {"enumerate": "parallel"} if site["name"] in summed else {}

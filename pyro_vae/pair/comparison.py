@@ -1,5 +1,5 @@
-"""Comparison of runs of a pair: the same log densities at all sites, the cheapest layout, and whether
-the images of a batch are independent, so that log p(x) of one image is defined.
+"""Comparison of runs of a pair: the same log densities at all sites, the cheapest layout, and
+whether the images of a batch are independent, so that log p(x) of one image is defined.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Independence(NamedTuple):
     site: str = (
         ""  # at which the density of an image depends on the other images of its batch, in words
     )
-    unchecked: str = ""  # why that can't be told
+    unchecked: str = ""  # why that can't be known
 
 
 def independence(pair: Pair, x: Tensor, fields: Fields) -> Independence:

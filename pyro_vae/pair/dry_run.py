@@ -254,7 +254,7 @@ def _check_values(node: Any, num_images: int) -> None:
 
 
 def _fits(batch: torch.Size, plates: torch.Size) -> bool:
-    """Whether values of this batch shape lie in the plates, none being paired with every other."""
+    """Whether values of this batch shape are in the plates, none being paired with every other."""
     try:
         return torch.broadcast_shapes(batch, plates) == plates
     except RuntimeError:

@@ -1,9 +1,8 @@
 """Exact enumeration of discrete latents, by Pyro's enumeration.
 
-Those that the guide lacks are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those that it
-    has
-and asks to be enumerated (``config_enumerate``) are V weighted draws, E_q(y | x)[f] = Σ_y q(y | x)
-f.
+Those that are not in the guide are summed out: p(x, z) = Σ_c p(c) p(z | c) p(x | z, c). Those of
+the guide that are to be enumerated (``config_enumerate``) are V weighted draws,
+E_q(y | x)[f] = Σ_y q(y | x) f.
 """
 
 from __future__ import annotations

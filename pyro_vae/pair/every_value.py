@@ -66,7 +66,7 @@ def _other_plate(node: Any, data_plate: Any) -> str:
 def summed_out(
     model: Mapping[str, Any], guide: Mapping[str, Any], plates: Mapping[str, Any]
 ) -> dict[str, int]:
-    """The discrete sites that the guide lacks, and how many values each has."""
+    """The discrete sites that the guide does not have, and how many values each has."""
     found = {}
     for name, node in model.items():
         if node["is_observed"] or name in guide:
@@ -83,7 +83,7 @@ def summed_out(
 
 def at_every_value(pair: Pair, batch: Callable[[], Batch], structure: Structure) -> Structure:
     """The structure once the programs have run at all values of the sites that ask for it, which
-    are sampled where they fail; and of those that the guide lacks.
+    are sampled where they fail; and of those that the guide does not have.
 
     Raises:
         UserError: the model can't run at all values of the sites that are summed out.

@@ -67,7 +67,7 @@ def _kl_classes(q: dist.OneHotCategorical, p: dist.OneHotCategorical) -> Tensor:
 
 
 def refuse_lone_scale(name: str, prior: Site, guide: Site) -> None:
-    """A KL as one term carries the guide's scale: one that stands in the model alone would be
+    """A KL as one term carries the guide's scale: one that is in the model alone would be
     without effect.
     """
     if not same_scale(prior.scale, guide.scale):

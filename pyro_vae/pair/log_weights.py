@@ -130,7 +130,7 @@ def refuse_unscorable(pair: Pair, x: Tensor, fields: Fields) -> None:
 
 def refuse_interacting(pair: Pair, x: Tensor, fields: Fields) -> Independence:
     """Raise where an image's density depends on the other images of its batch; else whether that
-    could be told.
+    could be known.
     """
     found = independence(pair, x, fields)
     if found.site:
@@ -183,10 +183,10 @@ def refuse_subsampling(structure: Structure) -> None:
 
 
 LAYOUT_WORDS = {
-    "plate": "an outer plate of draws: the guide's network runs once for each image",
+    "plate": "an outer plate; the guide's network runs once for each image",
     "rows": "an outer plate around the guide, and the model on flattened rows: the guide's "
     "network runs once for each image",
-    "repeat": "each image repeated: the guide's network runs once for each draw",
+    "repeat": "each image is repeated; the guide's network runs once for each draw",
 }
 
 
@@ -201,42 +201,27 @@ class PairReport(Printed):
 
     def __str__(self) -> str:
         s = self.structure
-        lines = [
-            f"observed sites: {', '.join(s.observed)}; latent sites: "
-            f"{', '.join(s.latents) or 'none'}",
-            *(
-                [
-                    f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide"
-                    + (" (subsampling: fit only, no log p(x))" if s.subsampling else "")
-                ]
-                if s.plates[0]
-                else []
-            ),
-            *s.words(),
-            *([f"many draws: {LAYOUT_WORDS[self.layout]}"] if self.layout else []),
-        ]
-        if self.fields:
-            lines.append(f"fields: {', '.join(self.fields)}")
-        if s.score_function:
-            lines.append(
-                f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
-                "score-function gradients)"
-            )
-        if s.asked:
-            lines.append(
-                "trained only by Pyro's own objectives: "
-                f"{'; '.join(f'{n!r} asks {what}' for n, what in s.asked.items())}"
-            )
-        if s.own_draws_only:
-            lines.append(
-                f"scored only at their own last draw: {', '.join(s.own_draws_only)} (no STL, "
-                "DReG, AIS)"
-            )
-        if s.not_held:
-            lines.append(f"no STL, no DReG: {s.not_held}")
-        if s.point_masses:
-            lines.append(f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))")
-        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
+        asked = "; ".join(f"{name!r} asks {what}" for name, what in s.asked.items())
+        subsampling = " (subsampling: fit only, no log p(x))" if s.subsampling else ""
+        told: dict[str, Any] = {
+            f"data plate: {s.plates[0]!r} in the model, {s.plates[1]!r} in the guide{subsampling}": s.plates[
+                0
+            ],
+            **dict.fromkeys(s.words(), True),
+            f"layout of many draws: {LAYOUT_WORDS.get(self.layout)}": self.layout,
+            f"fields: {', '.join(self.fields)}": self.fields,
+            f"not reparameterised: {', '.join(s.score_function)} (Trace_ELBO's "
+            "score-function gradients)": s.score_function,
+            f"trained only by Pyro's own objectives: {asked}": asked,
+            f"scored only at their own last draw:  {', '.join(s.own_draws_only)} (no STL, "
+            "DReG, AIS)": s.own_draws_only,
+            f"no STL, no DReG: {s.not_held}": s.not_held,
+            f"point masses: {', '.join(s.point_masses)} (an autoencoder: no log p(x))": s.point_masses,
+        }
+        sites = f"{', '.join(s.observed)}; latent sites: {', '.join(s.latents) or 'none'}"
+        lines = [line for line, holds in told.items() if holds]
+        lines += [f"warning: {text}" for text in self.warnings]
+        return "\n".join([f"observed sites: {sites}", *lines])
 
 
 @takes_fields

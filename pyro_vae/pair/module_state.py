@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -28,6 +29,18 @@ def own_buffers(buffers: Sequence[tuple[nn.Module, str]]) -> Iterator[None]:
     finally:
         for own, name, original in originals:
             own[name] = original
+
+
+@contextmanager
+def randomness_kept() -> Iterator[None]:
+    """Torch's, Python's and NumPy's random state is put back on leaving."""
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    state = get_rng_state()
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        set_rng_state(state)
 
 
 @contextmanager
@@ -82,7 +95,7 @@ def modules_called(meet: Callable[[nn.Module], None]) -> Iterator[None]:
     """Call ``meet`` on every ``nn.Module`` just before it runs inside, or is registered by
     ``pyro.module``.
 
-    Those that a closure hides are met too, and one that only holds others, whose own mode a program
+    Those that a closure hides are met too, and one that only has others, whose own mode a program
     may ask for.
     """
     handle, register = register_module_forward_pre_hook(lambda module, _: meet(module)), pyro.module

@@ -72,7 +72,7 @@ def repeated(x: Tensor, fields: Fields, times: int) -> tuple[Tensor, Fields]:
 
 
 def masked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
-    """``log_prob`` where the site's mask holds, 0 elsewhere."""
+    """``log_prob`` where the site's mask is True, 0 elsewhere."""
     if mask is None or mask is True:
         return log_prob
     if mask is False:

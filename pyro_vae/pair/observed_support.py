@@ -165,7 +165,7 @@ def check_support_of_set(
             begin = max(0, min(row, num_images - 5))
             try:
                 observed(slice(begin, begin + 5))
-            except UserError:  # perhaps for what they all lack, such as a sequence of full length
+            except UserError:  # perhaps for what they all miss, such as a sequence of full length
                 if not join_the_first(slice(begin, begin + 5)):
                     raise
         if all(map(holds_all, observed(few).values())):

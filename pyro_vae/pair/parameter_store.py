@@ -12,11 +12,11 @@ from typing import Any
 import pyro
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyro_vae.errors import UserError
+from pyro_vae.pair.module_state import randomness_kept
 
 
 class ParameterStore(Messenger):
@@ -124,14 +124,12 @@ class PyrosStore(ParameterStore):
         if self._entered or not in_dry_run():
             yield
             return
-        store, random_state = pyro.get_param_store(), get_rng_state()  # Python's and NumPy's too
-        self._entered = True
+        self._entered, store = True, pyro.get_param_store()
         try:
-            with poutine.block(), store.scope(store.get_state()):
+            with randomness_kept(), poutine.block(), store.scope(store.get_state()):
                 yield
         finally:
             self._entered = False
-            set_rng_state(random_state)
 
 
 _dry: ContextVar[bool] = ContextVar("_dry", default=False)

@@ -73,7 +73,7 @@ class Program:
         self._placed: dict[str, str] = {}  # what takes the place of another program's argument
 
     def take_places(self, other: Program) -> None:
-        """Receive an argument of ``other`` as one that stands in its place under a name of its own,
+        """Receive an argument of ``other`` as one that is in its place under a name of its own,
         as where Pyro gives both programs the same positional arguments.
         """
         for theirs, own in zip(other.positional[1:], self.positional[1:], strict=False):
@@ -166,7 +166,7 @@ def _referred(
     call: Callable[..., Any], known: frozenset[int] = frozenset()
 ) -> list[tuple[str, nn.Module]]:
     """The modules that a function names, in its closure or globally, and those that a ``partial``
-    holds, each with that name.
+    has, each with that name.
 
     A run meets what it calls; this finds what a later one may: a parameter of train mode, of a
     later epoch.

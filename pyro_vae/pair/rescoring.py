@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Held(TorchFunctionMode):
     """Inside, these tensors are constants: every operation receives their detached selves.
 
-    It holds what it is given wherever that is used, in a module, a ``pyro.param`` or a closure, and
-    leaves tensors that the program makes for itself alone (the inner gradient steps of a
+    They are constant wherever they are used, in a module, a ``pyro.param`` or a closure. It leaves
+    tensors that the program makes for itself alone (the inner gradient steps of a
     semi-amortized guide).
     """
 
@@ -73,9 +73,10 @@ def _at_copies(
 def rescored(
     guide: Call, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
 ) -> poutine.Trace:
-    """The guide run at the values of ``at``, its latents scored with ``parameters`` held fixed."""
+    """The guide run at the values of ``at``, its latents scored with ``parameters`` kept constant."""
     with Held(parameters), statistics_kept(), warnings.catch_warnings():
-        # pyro.module warns of parameters that require no gradient, which is what being held is
+        # pyro.module warns of parameters that require no gradient, which is what constant
+        # parameters are
         warnings.filterwarnings("ignore", message=".*was not registered in the param store")
         again = plain_draw(poutine.replay(guide, trace=at), x, fields)
         for node in latent_nodes(again).values():
@@ -99,7 +100,7 @@ def leaves(*values: Tensor) -> list[nn.Parameter]:
 
 
 def probe(pair: Pair, x: Tensor, fields: Fields) -> dict[str, Any]:
-    """What `Structure` tells of scoring a given z: ``own_draws_only`` and ``not_held``; inside
+    """What `Structure` says of scoring a given z: ``own_draws_only`` and ``not_held``; inside
     ``pair.probing``.
     """
     latents = latent_nodes(plain_draw(pair.guide, x, fields))
@@ -127,7 +128,7 @@ def _why_not_held(guide: Program, x: Tensor, fields: Fields) -> str:
         if log_q.requires_grad:
             return (
                 f"log q of its site {name!r} depends on a tensor that requires gradients and "
-                "that can't be held fixed"
+                "that can't be kept constant"
             )
         if not torch.allclose(log_q, again, rtol=1e-4, atol=1e-4):
             return (

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,11 +38,7 @@ class Pair:
 
     Args:
         model, guide: Pyro programs, as `fit` takes them.
-        store: where ``pyro.param`` statements find their parameters; by default a store of the
-            pair's own.
-
-    Raises:
-        UserError: the guide is an autoguide of Pyro, which has one latent for all images.
+        known: what is known of them, with their parameter store; by default nothing.
     """
 
     def __init__(
@@ -81,9 +78,7 @@ class Pair:
     @property
     def in_pyros_store(self) -> Pair:
         """The same programs with Pyro's own parameter store, as stock SVI runs them."""
-        if self._known.in_pyros_store is None:
-            self._known.in_pyros_store = Known(PyrosStore())
-        known = self._known.in_pyros_store
+        known = self._known.in_pyros_store = self._known.in_pyros_store or Known(PyrosStore())
         return known.pair() or Pair(self.model.call, self.guide.call, known)
 
     # ---- its parts
@@ -126,10 +121,8 @@ class Pair:
         """All tensors that training changes: parameters and buffers of the modules, and the pair's
         own parameters.
         """
-        found: dict[int, Tensor] = {}
-        for module in self.modules:
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                found.setdefault(id(tensor), tensor)
+        own = ((m.parameters(recurse=False), m.buffers(recurse=False)) for m in self.modules)
+        found = {id(tensor): tensor for each in own for tensor in chain(*each)}
         return [*found.values(), *self.store.parameters.values()]
 
     def parameters(self) -> list[nn.Parameter]:
@@ -210,7 +203,7 @@ class Pair:
         Args:
             x: a batch of images ``(B, *event_shape)``.
             fields: named arguments, one row for each image.
-            num_particles: K.
+            num_particles: K, the number of draws for each image.
             layout: how the K draws are run; by default the cheapest that is right.
             score, draw: how sites are scored and how the guide draws.
             every_value: whether sites that the guide asks to enumerate take all their values.
@@ -248,13 +241,12 @@ class Pair:
             except UserError as error:
                 self.store.forget_new()
                 refuse_broken_parameters(self)
-                whole = [
-                    why for (shape, _), why in self._known.whole.items() if shape == x.shape[1:]
-                ]
+                kinds = self._known.whole.items()
+                whole = next((why for (shape, _), why in kinds if shape == x.shape[1:]), "")
                 self._known.whole.clear()  # what is not understood may be otherwise after a fit
-                if not any(whole) or str(error) == whole[0]:
+                if whole in ("", str(error)):
                     raise
-                raise UserError(f"{error}; and on whole numbers, as given: {whole[0]}") from error
+                raise UserError(f"{error}; and on whole numbers, as given: {whole}") from error
         found = self._known.structures[key]
         if scored and found.unscored:
             raise UserError(found.unscored)
@@ -292,22 +284,16 @@ class Pair:
                 self._met.append((module, module.training))
                 module.training = False
 
-        with (
-            dry_run(),
-            self.active(training=False),
-            torch.random.fork_rng(),
-            torch.no_grad(),
-            modules_called(meet),
-        ):
+        active = self.active(training=False)
+        with dry_run(), active, torch.random.fork_rng(), torch.no_grad(), modules_called(meet):
             yield
 
     def note_parameters(self, program: Program) -> None:
         """Name the parameters that the store has seen since the last call after ``program``."""
         other = self.guide if program is self.model else self.model
         for name, parameter in self.store.seen.items():
-            if (
-                self.seen(parameter) is None
-            ):  # a guide may run its model: the other's module alone has it
+            # a guide may run its model: the other's module alone has it
+            if self.seen(parameter) is None:
                 whose = other if other.owns(parameter) and not program.owns(parameter) else program
                 self._known.names[whose.role, name] = parameter
         self.store.seen.clear()

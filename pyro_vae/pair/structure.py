@@ -38,7 +38,7 @@ class Geometry:
     particle_dim: int = -2  # left of all plates
     score: Score = plain_score
     draw: Draw = plain_draw
-    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide lacks
+    summed: tuple[str, ...] = ()  # the model's discrete sites that the guide does not have
     # the guide's sites to run at all their values, each with how many it has
     enumerated: Mapping[str, int] = field(default_factory=dict)
     in_place: bool = (
@@ -67,7 +67,7 @@ NO_CLOSED_FORM = "no closed form is registered for its two distributions"
 
 @dataclass(frozen=True)
 class Structure:
-    """Sites, plates and closed forms of a pair, as a dry run on a few images told."""
+    """Sites, plates and closed forms of a pair, as a dry run on a few images showed."""
 
     observed: tuple[str, ...]
     latents: tuple[str, ...]  # in the model's order
@@ -80,7 +80,7 @@ class Structure:
     subsampling: bool
     # latents that the guide scores at its own last draw alone, as a planar flow does
     own_draws_only: tuple[str, ...] = ()
-    # why log q of a given z can't be taken with the guide's parameters held fixed, if it can't
+    # why log q of a given z can't be taken with the guide's parameters kept constant, if it can't
     not_held: str = ""
     # what sites of the guide ask of their objective that is not served here, and which one of
     # Pyro's serves it
@@ -93,7 +93,8 @@ class Structure:
     unscored: str = ""
     # latents of the whole set, outside the plate of images
     shared: tuple[str, ...] = ()
-    # discrete sites that the guide lacks, which are summed out, and how many values each has
+    # discrete sites that the guide does not have, which are summed out, and how many values each
+    # has
     summed: dict[str, int] = field(default_factory=dict)
 
     @cached_property
@@ -147,8 +148,8 @@ KNOWN: dict[Any, Known] = {}  # by the parts' identities, until one of the parts
 
 
 def parts_of(call: Callable[..., Any]) -> tuple[Any, ...]:
-    """What makes a program this one: an object and its function for a method, which is made anew at
-    each access.
+    """What makes a program this one: an object and its function for a method, which is made again
+    at each access.
     """
     return (call.__self__, call.__func__) if inspect.ismethod(call) else handled(call) or (call,)
 

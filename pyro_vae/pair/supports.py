@@ -38,7 +38,7 @@ def support_notes(pair: Pair, x: Tensor, fields: Fields) -> tuple[str, ...]:
     """Warnings where the guide has no density at draws of the prior, found by the values
     themselves.
 
-    What lies there is missing in the mean weight, and no diagnostic of the guide's own draws can
+    What is there is missing in the mean weight, and no diagnostic of the guide's own draws can
     see it.
 
     Args:

@@ -45,11 +45,11 @@ class SiteTerms:
     """All sites of one run of the pair, model sites in the model's order, guide sites in the
     guide's.
 
-    ``observed`` holds log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
-    name, in nats. A discrete
-    site that the guide lacks is in none of them: the others' densities are those with that site
-    summed out. A site of the guide that is enumerated makes each draw V rows, one a value: K is
-    then V · ``num_particles``, and the rows of one draw are weighted by `shares`.
+    ``observed`` has log p(x | …), ``prior`` log p(z | …), ``guide`` log q(z | …), each by site
+    name, in nats. A discrete site that is not in the guide is in none of them: the others'
+    densities are those with that site summed out. A site of the guide that is enumerated makes each
+    draw V rows, one a value: K is then V · ``num_particles``, and the rows of one draw are weighted
+    by `shares`.
     """
 
     num_particles: int

@@ -123,7 +123,7 @@ def refuse_broken_parameters(pair: Pair) -> None:
             if not bool(torch.isfinite(parameter).all()):
                 raise UserError(
                     f"parameter {name!r}{of} has a NaN or an infinity, such as after a training "
-                    "that diverged: build the networks anew"
+                    "that diverged: build the networks again"
                 )
 
 

@@ -17,7 +17,7 @@ class Unscored:
 
     why: str = ""  # a sentence; empty where log p(x) can be had
     shared: tuple[str, ...] = ()  # latents of the whole set
-    loose: frozenset[str] = frozenset()  # sites that no plate of images tells apart by image
+    loose: frozenset[str] = frozenset()  # sites that no plate separates by image
 
 
 def unscored(model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: int) -> Unscored:

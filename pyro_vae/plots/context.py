@@ -53,7 +53,7 @@ class Subject:
         return self.labels is not None and (pair.model.wants("y") or pair.guide.wants("y"))
 
     def fields(self, rows: slice) -> dict[str, Any]:
-        """What the programs take beside these images."""
+        """What the programs take besides these images."""
         return {"y": self.labels[rows]} if self.conditional and self.labels is not None else {}
 
     @property

@@ -30,7 +30,7 @@ COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
-"""Ten classes, told apart by colour-blind readers too (Petroff 2021, arXiv:2107.02270)."""
+"""Ten classes, distinguished by colour-blind readers too (Petroff 2021, arXiv:2107.02270)."""
 
 
 def samples_figure(images: Tensor, values: tuple[float, float]) -> Figure:
@@ -127,7 +127,7 @@ def scatter(
         assert labels is not None
         of = labels[: len(xy)].numpy()
         colours = np.array(COLOURS)[np.searchsorted(classes, of)]
-        order = np.random.default_rng(0).permutation(len(xy))  # no class lies on top of the others
+        order = np.random.default_rng(0).permutation(len(xy))  # no class is on top of the others
         axes.scatter(xy[order, 0], xy[order, 1], s=size, c=colours[order], linewidths=0, alpha=0.8)
         for label, colour in zip(classes, COLOURS, strict=False):
             axes.scatter([], [], s=18, color=colour, linewidths=0, label=class_name(label))
@@ -148,7 +148,7 @@ def scatter(
 def _write_classes(
     axes: Axes, xy: NDArray[np.float32], of: NDArray[np.int64], class_name: Callable[[int], str]
 ) -> None:
-    """Each class's name at its median, unless another's stands there already."""
+    """Each class's name at its median, unless another's is there already."""
     least = 0.04 * float(np.ptp(xy, axis=0).max())
     placed: list[NDArray[np.float32]] = []
     for label in np.unique(of):
@@ -170,7 +170,7 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
 
 
 def zoom(axes: Axes) -> None:
-    """Limits that leave out what lies far beyond the rest: the first epochs, before anything is
+    """Limits that leave out what is far beyond the rest: the first epochs, before anything is
     learnt.
     """
     lines = [np.asarray(line.get_ydata(), float) for line in axes.get_lines()]

@@ -32,7 +32,7 @@ def arc(start: Tensor, end: Tensor, at: Tensor) -> Tensor:
     """(sin((1 − t) ω) a + sin(t ω) b) / sin ω, ω the angle between a and b, ``(n, D)`` (White 2016,
     equation 1).
 
-    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all lie on that
+    Between vectors of one length, as Gaussian draws in many dimensions nearly are, all are on that
     sphere; it is the line where a and b are parallel, or one is 0.
     """
     t, lengths = at.to(start).unsqueeze(-1), start.norm() * end.norm()
@@ -47,7 +47,7 @@ class PriorLaw:
     """The marginal p(z_s) of one latent site."""
 
     discrete: bool
-    real: bool  # whether it lies on all of R^D
+    real: bool  # whether it is on all of R^D
     mean: Tensor  # event shape
     sd: Tensor
 
@@ -131,7 +131,7 @@ def manifold(subject: Subject) -> Figure:
     at = torch.arange(-3, 4) / 2
     places = torch.special.ndtr(
         at
-    ).numpy()  # where each z stands between the edges of the grid, from 0 to 1
+    ).numpy()  # where each z is between the edges of the grid, from 0 to 1
     names = [f"{z:g}".replace("-", "−") for z in at.tolist()]
     axes.set_xticks(places * width - 0.5, names)
     axes.set_yticks((1 - places) * height - 0.5, names)

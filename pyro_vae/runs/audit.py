@@ -51,7 +51,7 @@ SCRIPT = Template(Path(__file__).with_name("audit.py.txt").read_text(encoding="u
 
 
 def write_audit(run: Run, options: Audit, tell: Callable[[str], None]) -> dict[Path, Path]:
-    """Write ``audit.py``, and what it needs beside the checkpoint, into a run's folder.
+    """Write ``audit.py``, and what it needs besides the checkpoint, into a run's folder.
 
     Returns:
         dict: each copy of a source file, and what it is a copy of.

@@ -32,7 +32,7 @@ def evaluate_run(run: Run, options: Evaluate, tell: Tell) -> Outcome | None:
     """Score the run's pair as asked for, and keep what is found; None in processes that have
     nothing left to do.
     """
-    run.results()  # damaged results are told before the work, not after
+    run.results()  # damaged results are reported before the work, not after
     new = options.split == "all"
     experiment, steps = distributed.current().after_the_first(
         lambda: trained(run, options, tell, new)

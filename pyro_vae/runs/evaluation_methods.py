@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """One way: an estimator, and the options of `evaluate` that it takes beside those of all.
+    """One way: an estimator, and the options of `evaluate` that it takes besides those of all.
 
     ``num_images``: on how many where nobody says (None: all). ``divided``: several processes share
     the images out, and all have the outcome; else it is the first one's work. ``compared``: its

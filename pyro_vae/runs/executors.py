@@ -85,7 +85,7 @@ def run_all(
         jobs: how many pieces at a time.
     """
     waiting, suspects = dict(enumerate(pieces)), dict[int, Piece]()
-    while waiting:  # a pool that broke is begun anew, without the pieces that were under way
+    while waiting:  # a pool that broke is begun again, without the pieces that were under way
         done, lost = yield from _round(work, waiting, jobs, pool)
         suspects |= {number: waiting[number] for number in lost}
         waiting = {n: p for n, p in waiting.items() if n not in done and n not in lost}
@@ -116,7 +116,8 @@ def _round(
                 continue
             done.add(number)
             yield number, future.result() if error is None else error
-    # of a broken pool all that is left is told to be broken; only the first few can be the cause
+    # of a broken pool all that is left is reported to be broken; only the first few can be the
+    # cause
     begun = [number for number in pieces if number in lost][: max(1, jobs)]
     return done, set(begun)
 

@@ -37,7 +37,7 @@ SAID = (
     *("model", "prior", "likelihood", "guide", "net", "latent_dim"),
     *("objective", "init_from", "freeze"),
 )
-"""The options that a protocol tells, in this order."""
+"""The options that a protocol says, in this order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +45,8 @@ class Experiment:
     """All that a training and its evaluation need.
 
     Attributes:
-        train_rows, valid_rows: the rows of the stored training set to fit on, and those held out
-            (None for none).
+        train_rows, valid_rows: the rows of the stored training set to fit on, and those for
+            validation (None for none).
         kind: ``mass`` or ``density``, or None where the model does not say.
     """
 
@@ -100,7 +100,7 @@ class Experiment:
 
     @property
     def fields_valid(self) -> dict[str, Any]:
-        """The named fields of the images held out."""
+        """The named fields of the validation images."""
         rows = self.valid_rows
         return {} if rows is None else self._fields(self.data.train_labels, rows)
 
@@ -128,12 +128,13 @@ class Experiment:
 
     @property
     def stored_valid(self) -> Tensor | None:
-        """The images held out, for `fit`, which observes them once as `images` does; or None."""
+        """The validation images, for `fit`, which observes them once as `images` does; or None."""
         return None if self.valid_rows is None else self.observed.x_train[self.valid_rows]
 
     @property
     def x_valid(self) -> Tensor | dict[str, Any] | None:
-        """What `fit` receives as the images held out: with their named fields, where there are any.
+        """What `fit` receives as the validation images: with their named fields, where there are
+        any.
 
         Nothing, where the guide has no q(z | x) of them (it is not ``amortized``).
         """
@@ -148,7 +149,7 @@ class Experiment:
         call), and words for the protocol.
 
         Raises:
-            UserError: nothing was held out, or fewer images than that are there.
+            UserError: there are no validation images, or fewer images than that are there.
         """
         x, words = self.observed.x_test, {"all": "new"}.get(split, "test")
         if split == "valid":
@@ -365,7 +366,7 @@ def _names(slot: str, choice: str, *, required: bool = False) -> set[str]:
     read = specs.parse(choice)
     try:
         parameters = [*inspect.signature(lookup.resolve(slot, read.name)).parameters.values()]
-    except (TypeError, ValueError):  # no signature, or nothing to call: the registry tells which
+    except (TypeError, ValueError):  # no signature, or nothing to call: the registry says which
         return set()
     names = {p.name for p in parameters if not (required and p.default is not p.empty)}
     if any(p.kind is p.VAR_KEYWORD for p in parameters) and not required:
@@ -424,8 +425,8 @@ def _sees_levels(options: Train) -> bool:
 
 
 def _check_levels(model: Any, observes: str, known: Mapping[str, int], name: str) -> None:
-    """A mass over other levels than the data's has outcomes that never happen, or lacks some that
-    do.
+    """A mass over other levels than the data's has outcomes that never happen, or does not have
+    some that do.
     """
     levels = hook(getattr(model, "likelihood", model), "levels")
     if observes == "levels" and levels is not None and levels != known.get("levels", levels):
@@ -474,8 +475,8 @@ def if_large(experiment: Experiment) -> str:
 
 
 def dry_run(experiment: Experiment, device: torch.device) -> Structure:
-    """The pair's structure on a few test images, once it is sure that a checkpoint can hold the
-    pair.
+    """The pair's structure on a few test images, once it is sure that a checkpoint can store
+    the pair.
 
     Raises:
         UserError: a bad pair, or one with parameters that no ``state_dict`` has.

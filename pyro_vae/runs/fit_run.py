@@ -27,7 +27,7 @@ from pyro_vae.training.state import TrainingState
 def last_state(
     run: Run, tell: Callable[[str], None]
 ) -> tuple[TrainingState | None, Mapping[str, Any]]:
-    """What the run's newest sound checkpoint holds and its metadata, or None where none was
+    """What the run's newest sound checkpoint has and its metadata, or None where none was
     written; ``tell`` hears which one is taken.
 
     Raises:

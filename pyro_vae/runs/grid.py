@@ -31,7 +31,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What tells it from the other cells, in letters that serve as a folder's name."""
+        """What distinguishes it from the other cells, in letters that serve as a folder's name."""
         words = [
             f"{name}{value}" if isinstance(value, int | float) else str(value)
             for name, value in self.varied.items()

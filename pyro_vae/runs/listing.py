@@ -71,7 +71,7 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def chosen(rows: Sequence[dict[str, Any]], where: Iterable[str], sort: str) -> list[dict[str, Any]]:
-    """The rows of which each ``NAME=VALUE`` holds, in the order of ``sort``: the largest number
+    """The rows of which each ``NAME=VALUE`` is true, in the order of ``sort``: the largest number
     first, texts from A to Z, and last those that have none.
 
     Raises:

@@ -83,7 +83,7 @@ class Experiment:
     levels: int | None = option(None, least=2, below=257)
     """How many levels the stored whole numbers have; by default 256, or 2 where all are 0 or 1."""
     binarize: Literal["auto", "dynamic", "static", "threshold", "none"] = "auto"
-    """How grey pixels become 0 or 1 for a Bernoulli: drawn anew each time the image is used
+    """How grey pixels become 0 or 1 for a Bernoulli: new pixels each time the image is used
     (dynamic), drawn once (static), 1 above one half (threshold), or not at all (none). auto: as the
     likelihood needs.
     """
@@ -555,7 +555,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds; a ``UserError`` where it can't be read."""
+    """The contents of a TOML file; a ``UserError`` where it can't be read."""
     try:
         return tomllib.loads(path.expanduser().read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:

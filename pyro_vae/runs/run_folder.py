@@ -104,7 +104,7 @@ class Run:
     # ---- writing
 
     def held(self) -> AbstractContextManager[None]:
-        """Hold the folder's lock inside; a ``UserError`` where another process does."""
+        """Inside: this process has the folder's lock; a ``UserError`` if another process has it."""
         return hold(self.folder)
 
     def begin(self, options: Train, device: torch.device) -> None:
@@ -150,7 +150,7 @@ class Run:
             file.write(json.dumps(finite(row)) + "\n")
 
     def write_rows(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Let metrics.jsonl hold these epochs and no others; its other lines are moved to
+        """Write exactly these epochs to metrics.jsonl; its other lines are moved to
         metrics.jsonl.superseded.
         """
         lines = [json.dumps(finite(row)).encode() for row in rows]
@@ -212,7 +212,7 @@ class Run:
         return [row for row in rows if isinstance(row, dict)]
 
     def results(self) -> dict[str, Any]:
-        """What results.json holds; a ``UserError`` where that can't be read."""
+        """The contents of results.json; a ``UserError`` where that can't be read."""
         try:
             held = _read_json(self.results_file)
         except FileNotFoundError:
@@ -279,7 +279,7 @@ class Unwritten(Run):
     """A run as all but the first of several processes have it: read, and never written to."""
 
     def held(self) -> AbstractContextManager[None]:
-        """The first process holds it."""
+        """The first process has it."""
         return nullcontext()
 
     def _nothing(self, *args: Any, **named: Any) -> None: ...
@@ -462,7 +462,7 @@ def environment(device: torch.device, command: Iterable[str]) -> dict[str, Any]:
 
 
 def shown(path: Path) -> str:
-    """The path relative to the current folder where it lies in it, else as it is."""
+    """The path relative to the current folder where it is in it, else as it is."""
     with suppress(ValueError):
         return str(path.resolve().relative_to(Path.cwd()))
     return str(path)

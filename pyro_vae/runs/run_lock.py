@@ -21,10 +21,10 @@ LOCK, HOLDER = ".run.lock", ".run.holder"
 
 @contextmanager
 def hold(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock inside.
+    """Inside: this process has the folder's lock.
 
     Raises:
-        UserError: another process holds it; its number and host are named.
+        UserError: another process has it; its number and host are named.
     """
     try:
         _held[folder] = _Held.of(folder)
@@ -46,7 +46,7 @@ def keep(folder: Path) -> None:
     have been removed.
 
     Raises:
-        Failure: another process holds it now.
+        Failure: another process has it now.
     """
     while (held := _held.get(folder)) is not None and held.file != _file_of(folder):
         try:
@@ -76,7 +76,7 @@ class _Held:
         found = os.fstat(descriptor)
         file = found.st_dev, found.st_ino
         if file == _file_of(folder):
-            # beside the lock, as opening the lock's own file may empty it
+            # next to the lock, as opening the lock's own file may empty it
             holder = json.dumps({"pid": os.getpid(), "host": platform.node()})
             write_atomically(folder / HOLDER, holder.encode())
         return _Held((lock,), file)
@@ -107,7 +107,7 @@ def is_held(folder: Path) -> bool:
 
 
 def in_use(folder: Path) -> str:
-    """Who holds the lock, and what to do."""
+    """Who has the lock, and what to do."""
     return f"{folder} is in use by {_holder(folder)}: wait until it is done, or stop it"
 
 

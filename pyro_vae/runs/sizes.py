@@ -66,7 +66,9 @@ def refuse_impossible(
         raise UserError(f"this pair has {what}: choose smaller parts") from None
     except UserError:
         raise
-    except Exception as error:  # what is wrong otherwise is told when the pair is made in earnest
+    except (
+        Exception
+    ) as error:  # what is wrong otherwise is reported when the pair is made in earnest
         if any(words in str(error).lower() for words in ("overflow", "storage size")):
             raise UserError(
                 f"this pair does not fit into any memory ({first_line(error)}): choose smaller "

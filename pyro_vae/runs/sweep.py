@@ -135,7 +135,7 @@ def sweep(
 
 
 def planned(grid: Any, options: Mapping[str, Any]) -> list[Cell]:
-    """The cells of a grid file, or of what it would hold."""
+    """The cells of a grid file, or of what it would have."""
     tables = (
         read_grid(Path(grid))
         if isinstance(grid, str | Path)
@@ -239,7 +239,7 @@ def _active_units(experiment: Any, device: str) -> list[int] | None:
 
 
 def _unheard(line: str) -> None:
-    """What a run tells on its way; a sweep tells how each cell ends."""
+    """What a run says on its way; a sweep says how each cell ends."""
 
 
 def score_of(outcome: Outcome) -> Scored | None:

@@ -99,7 +99,7 @@ def _prepared(
     experiment = distributed.current().after_the_first(how)  # which may download the data
     if not options.quiet:
         tell(str(experiment.data))
-    # too many are told before the training, not after
+    # too many are reported before the training, not after
     experiment.images("test", options.eval_images)
     return experiment, dry_run(experiment, device)
 
@@ -113,7 +113,7 @@ def _finished(
     tell: Tell,
     show: Show,
 ) -> None:
-    """Train and evaluate, the run's folder being held."""
+    """Train and evaluate, this process having the run's lock."""
     options = experiment.options
     history = fit_run(experiment, run, device, state)
     try:

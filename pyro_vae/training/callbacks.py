@@ -1,9 +1,10 @@
 """Callbacks of `fit`: any callable that takes an `EpochEnd`; returning True ends the training.
 
 A callback that has ``state_dict`` and ``load_state_dict`` is resumed with the training. One that
-has ``at_boundary(state, after)`` is called after each "step", and after each "epoch" once all
-callbacks have run ("end" after the last), with a function that gives the `TrainingState` there; its
-tensors are the living ones, to be written at once or copied.
+has ``at_boundary(state, after)`` is called after each "step" (of the steps of one CUDA graph after
+the last), and after each "epoch" once all callbacks have run ("end" after the last), with a
+function that gives the `TrainingState` there; its tensors are the living ones, to be written at
+once or copied.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The checkpoint file: named sections of tensors, written atomically, with a SHA-256.
 
-A section is what a ``state_dict`` holds: a run's checkpoint has ``model`` and ``guide``, and what a
+A section is what a ``state_dict`` has: a run's checkpoint has ``model`` and ``guide``, and what a
 training needs to go on.
 """
 
@@ -50,8 +50,8 @@ class Unchecked(Damaged):
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a file holds: sections of tensors, and plain values about them (epoch, step, shape of an
-    image).
+    """The contents of a file: sections of tensors, and plain values about them (epoch, step, shape
+    of an image).
     """
 
     sections: Mapping[str, Mapping[str, Any]]
@@ -62,7 +62,7 @@ def state_of(model: Any, guide: Any) -> dict[str, dict[str, Any]]:
     """The sections ``model`` and ``guide``.
 
     Raises:
-        UserError: one of them is no ``nn.Module``, so that nothing tells which tensors are its own.
+        UserError: one of them is no ``nn.Module``, so that nothing says which tensors are its own.
     """
     sections = {}
     for role, program in (("model", model), ("guide", guide)):
@@ -163,7 +163,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _refuse_bomb(path: Path, content: bytes) -> None:
-    """A checkpoint packs nothing: what would unpack to more than the file holds is none."""
+    """A checkpoint packs nothing: what would unpack to more than the file has is none."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             unpacked = sum(each.file_size for each in archive.infolist())
@@ -197,7 +197,7 @@ def _check_format(path: Path, held: Mapping[str, Any]) -> None:
 
 
 def manifest(path: Path) -> Path:
-    """The file beside ``path`` that holds its SHA-256."""
+    """The file next to ``path`` that has its SHA-256."""
     return path.with_name(path.name + ".sha256")
 
 

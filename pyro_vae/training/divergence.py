@@ -68,7 +68,7 @@ def find_step(loop: Loop, reached: int) -> tuple[str, int, str] | None:
     with loop.loss.pair.active(training=True):
         while loop.at.step < reached:
             before = loop.taken().copy()
-            for batch in loop.steps(loop.stepper.step):
+            for [batch] in loop.steps(loop.stepper.step.run):
                 (first_bad, _), step = loop.stepper.health.read(), loop.at.step
                 if first_bad is not None or not all_finite(loop.stepper.parameters):
                     what = f"a gradient or parameter is not finite in epoch {before.position.epoch}"

@@ -41,6 +41,7 @@ from pyro_vae.training.options import (
     observations,
     refuse_unseen,
     validation_source,
+    words_of,
 )
 from pyro_vae.training.oracle import check_training
 from pyro_vae.training.schedules import Schedule
@@ -176,7 +177,7 @@ def _fit(
     observe, observed, source, valid = _sources(pair, options, x_train, fields, place)
     loss, warmup = Loss(goal, pair).to(place), make_warmup(options.kl_warmup)
     total_steps = options.num_steps or options.num_epochs * source.num_batches
-    settings = _settings(options, source, valid, total_steps, goal, decay, warmup, observed)
+    settings = words_of(options, source, valid, total_steps, goal, decay, warmup, observed)
     if options.precision != "float32":
         need_float32(options.precision, pair.dtype)
         loss.rounded, settings["precision"] = True, options.precision
@@ -243,26 +244,6 @@ def _sources(
     return observe, observe or once, source, valid
 
 
-def _settings(
-    options: FitOptions,
-    source: Source,
-    valid: Source | None,
-    num_steps: int,
-    *parts: Any,
-) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped, in words."""
-    goal, decay, warmup, observe = map(_words, parts)
-    return {
-        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
-        "objective": goal, "optimizer": _words(options.optimizer),
-        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
-        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
-        "binarize": observe, "seed": options.seed,
-        "x_valid": valid.num_images if valid is not None else 0,
-        "on_divergence": options.on_divergence, "processes": distributed.current().size,
-    }  # fmt: skip
-
-
 def _begun(resume: Any, settings: Mapping[str, Any]) -> TrainingState | None:
     """The stopped training that is to go on, which had these settings."""
     begun = TrainingState.load(resume) if isinstance(resume, str | Path) else resume
@@ -285,7 +266,7 @@ def _take_up(
     stepper: Stepper,
     callbacks: Sequence[Any],
 ) -> tuple[History, Position]:
-    """Put a stopped training's state into what has been built afresh, and say in one line where it
+    """Put a stopped training's state into what has been built again, and say in one line where it
     goes on.
     """
     begun.restore_callbacks(callbacks)
@@ -301,11 +282,3 @@ def _take_up(
         line += f"; {changed}"
     history.resumed = (*history.resumed, line)
     return history, at
-
-
-def _words(value: Any) -> str:
-    """A choice in words that are the same in another process."""
-    words = value if isinstance(value, str) else repr(value)
-    return (
-        words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
-    )

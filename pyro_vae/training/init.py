@@ -1,5 +1,5 @@
-"""Initialisation: from the data (a decoder's bias at the mean image, a mixture at k-means), and from
-another pair's parameters, where name and shape are the same.
+"""Initialisation: from the data (a decoder's bias at the mean image, a mixture at k-means), and
+from another pair's parameters, where name and shape are the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start_from_data(pair: Pair, source: Source, observe: Observation | None, see
 
 
 class TrainingImages:
-    """The images that are trained on, and none of those held out, as the model will see them; read
+    """The images that are trained on, and no validation images, as the model will see them; read
     when they are asked for.
     """
 
@@ -98,7 +98,7 @@ def begin(pair: Pair, init: Init) -> str:
             f"init: {of} has no parameter of the name and shape of one of this pair's "
             f"({', '.join(trained[:3])}, …): give one with a part in common"
         )
-    # a buffer beside parameters is what they were trained with (BatchNorm's); one alone is a
+    # a buffer besides parameters is what they were trained with (BatchNorm's); one alone is a
     # setting
     owners = {name.rpartition(".")[0] for name in trained if name in held}
     with torch.no_grad():

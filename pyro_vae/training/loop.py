@@ -87,10 +87,10 @@ class Loop:
         once, at its end.
         """
         with self.loss.pair.active(training=True):
-            for _ in self.steps(
-                self.step_or_skip if self.stepper.health.skip else self.stepper.step
-            ):
-                bar.update()
+            run, several = self.stepper.step.run, self.stepper.step.together
+            skip = self.stepper.health.skip
+            for batches in self.steps(self.step_or_skip) if skip else self.steps(run, several):
+                bar.update(len(batches))
                 for boundary in self.boundaries:
                     boundary(self.state, "step")
         self.group.broadcast(self.loss.pair.buffers())
@@ -101,30 +101,26 @@ class Loop:
         *means, _ = self.read()
         return as_record(means, self.at.epoch, self.at.step)
 
-    def steps(
-        self, take: Callable[[Tensor, Mapping[str, Tensor]], Tensor | None]
-    ) -> Iterator[Batch]:
-        """The steps of this epoch that are left, one at a time, each after it was taken; nothing is
-        read.
+    def steps(self, take: Callable[..., Tensor | None], together: int = 1) -> Iterator[list[Batch]]:
+        """The steps of this epoch that are left, at most so many at a time, after they were taken;
+        nothing is read.
         """
-        at, update = self.at, self.stepper.update
-        per_pass, alone = self.stepper.source.num_batches, self.group.size == 1
-        rate = risen = None  # what has been told already is not told again
-        for x, named in self.batches():
-            if rate != (rate := self.decay(at.step / self.total_steps)):
-                update.set_rate(rate)
-            if risen != (risen := self.warmup(at.step, self.total_steps, per_pass)):
-                self.loss.kl_weight.fill_(float(self.options.kl_weight) * risen)
-            if not alone:  # the noise of each process is its own
+        at, total, batches = self.at, self.total_steps, self.batches()
+        weight, per_pass = float(self.options.kl_weight), self.stepper.source.num_batches
+        while several := list(islice(batches, together)):
+            numbers = range(at.step, at.step + len(several))
+            risen = [weight * self.warmup(n, total, per_pass) for n in numbers]
+            schedules = list(zip((self.decay(n / total) for n in numbers), risen, strict=True))
+            if self.group.size > 1:  # the noise of each process is its own
                 self.group.begin_step(self.options.seed, at.step, at.sums.device)
-            sums = take(x, named)
-            at.step += 1
+            sums = take(several, schedules)
+            at.step += len(several)
             if sums is None:
                 at.skipped += 1
             else:
                 at.sums += sums
-                at.seen += len(x) * self.group.size
-            yield x, named
+                at.seen += sum(len(x) for x, _ in several) * self.group.size
+            yield several
 
     def batches(self) -> Iterator[Batch]:
         """What is left of this pass; a last one that is cut short belongs to it, as its few batches
@@ -167,7 +163,7 @@ class Loop:
             self.stepper.recheck(mix(self.options.seed, end.train.epoch))
             self.checks.done(begun)
 
-    # ---- what a checkpoint holds
+    # ---- what a checkpoint has
 
     def state(self) -> TrainingState:
         """All that the rest depends on, its tensors the living ones. Reads the device; what is not
@@ -214,12 +210,12 @@ class Loop:
             self.end_diverged()
         return figures
 
-    def step_or_skip(self, x: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
+    def step_or_skip(self, batch: Sequence[Batch], schedules: Any) -> Tensor | None:
         """A step, or None where it was left out because something was not finite; reads the
         device.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.loss.pair.buffers()]
-        sums = self.stepper.step(x, named)
+        sums = self.stepper.step.run(batch, schedules)
         if self.stepper.health.read()[1] == self.at.skipped:
             return sums
         for buffer, before in buffers:  # BatchNorm's statistics have seen the batch

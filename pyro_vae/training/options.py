@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pyro_vae import distributed
 from pyro_vae.data.loaders import Resident, Source, make_source
 from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
 from pyro_vae.errors import UserError
@@ -31,7 +32,7 @@ from pyro_vae.validation import check_choice
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions(Settings):
-    """All that ``fit`` takes beside the programs and the data; its docstring says what each is.
+    """All that ``fit`` takes besides the programs and the data; its docstring says what each is.
 
     Raises:
         UserError: one is out of its range.
@@ -196,3 +197,31 @@ def check_data(
         observed_support.check_support_of_set(
             pair, len(few), lambda rows: (observe(few), named), first
         )
+
+
+def words_of(
+    options: FitOptions,
+    source: Source,
+    valid: Source | None,
+    num_steps: int,
+    *parts: Any,
+) -> dict[str, Any]:
+    """What a training that goes on must have in common with the one that was stopped, in words."""
+    goal, decay, warmup, observe = map(_words, parts)
+    return {
+        "num_steps": num_steps, "num_images": source.num_images, "batch_size": source.batch_size,
+        "objective": goal, "optimizer": _words(options.optimizer),
+        "learning_rate": options.learning_rate, "schedule": decay, "kl_weight": options.kl_weight,
+        "kl_warmup": warmup, "grad_clip": options.grad_clip, "freeze": options.freeze,
+        "binarize": observe, "seed": options.seed,
+        "x_valid": valid.num_images if valid is not None else 0,
+        "on_divergence": options.on_divergence, "processes": distributed.current().size,
+    }  # fmt: skip
+
+
+def _words(value: Any) -> str:
+    """A choice in words that are the same in another process."""
+    words = value if isinstance(value, str) else repr(value)
+    return (
+        words if " at 0x" not in words else getattr(value, "__qualname__", type(value).__qualname__)
+    )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from copy import copy, deepcopy
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ import pyro
 import torch
 from pyro import infer, poutine
 from pyro.infer import ELBO
-from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
 from pyro_vae.compile.trace import apart, restored
@@ -26,7 +24,7 @@ from pyro_vae.objectives.elbo import Trace_ELBO
 from pyro_vae.objectives.pyro_elbo import stock_loss
 from pyro_vae.pair.comparison import Independence, independence
 from pyro_vae.pair.log_weights import refuse_interacting
-from pyro_vae.pair.module_state import attributes_kept, statistics_kept
+from pyro_vae.pair.module_state import attributes_kept, randomness_kept, statistics_kept
 from pyro_vae.pair.nodes import Fields, copies, taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
@@ -34,7 +32,7 @@ from pyro_vae.pair.supports import support_notes
 from pyro_vae.training.select_step import hooked
 from pyro_vae.training.stepper import Stepper
 from pyro_vae.training.train_step import TrainStep
-from pyro_vae.training.updates import Update
+from pyro_vae.training.updates import PLAIN, has_hooks
 
 MOST_IMAGES = 8
 """Of the first batch: enough for BatchNorm, and a small part of an epoch's work."""
@@ -46,21 +44,21 @@ another order.
 
 
 def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
-    """Hold the training step against `pyro.infer` and torch's unfused optimiser; what is changed is
+    """Compare the training step with `pyro.infer` and torch's unfused optimiser; what is changed is
     put back.
 
     Args:
         batch: of images as they are stored, with their fields.
 
     Returns:
-        What was held and what was not, and what is to be said of the pair, a sentence each.
+        What was compared and what was not, and what is to be said of the pair, a sentence each.
 
     Raises:
         UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
     """
     loss, pair = stepper.loss, stepper.loss.pair
     x, fields = taken(*batch, slice(MOST_IMAGES))
-    with _own_randomness(), pair.active():
+    with randomness_kept(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
         structure = pair.structure(seen, fields, scored=False)
         notes, alone = _unscored_notes(stepper, structure), Independence(structure.unscored)
@@ -91,15 +89,13 @@ def _rounding(stepper: Stepper, x: Tensor, fields: Fields) -> tuple[str, ...]:
     loss = stepper.loss
     if not loss.rounded:
         return ()
-    elbos = []
+    found = []
     for loss.rounded in (False, True):
         pyro.set_rng_seed(0)
-        with torch.no_grad():
-            _, reconstruction, kl = stepper.step.mean_loss(*copies(x, fields))[0].tolist()
-        elbos.append((reconstruction - kl) / len(x))
-    return (
-        f"bfloat16 products: {elbos[1] - elbos[0]:+.1g} nats an image on the first batch's ELBO",
-    )
+        found.append(stepper.step.mean_loss(*copies(x, fields))[0] / len(x))
+    _, reconstruction, kl = (found[1] - found[0]).tolist()
+    error = reconstruction - kl
+    return (f"bfloat16 products: {error:+.1g} nats an image on the first batch's ELBO",)
 
 
 def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
@@ -119,7 +115,7 @@ def _unscored_notes(stepper: Stepper, structure: Structure) -> tuple[str, ...]:
 def check_scores(
     pair: Pair, x: Tensor, fields: Fields, *, supports: bool = True
 ) -> tuple[str, tuple[str, ...]]:
-    """Hold the log weights of the first images against stock Pyro's, and each image's against
+    """Compare the log weights of the first images with stock Pyro's, and each image's against
     another batch's.
 
     Args:
@@ -127,13 +123,13 @@ def check_scores(
             from.
 
     Returns:
-        What was held, for the protocol; and warnings.
+        What was compared, for the protocol; and warnings.
 
     Raises:
         UserError: images depend on each other; the guide draws where the prior has no density; the
             weights are not Pyro's.
     """
-    with _own_randomness():
+    with randomness_kept():
         alone = refuse_interacting(pair, x, fields)
         notes = support_notes(pair, x, fields) if supports else ()
         few = copies(*taken(x, fields, slice(MOST_IMAGES)))
@@ -162,7 +158,7 @@ def _held_loss(
     if not objective.stageable:
         return "loss and gradient are its own"
     ours, theirs = _counterparts(objective, structure)
-    # a hook is the user's, and may count; beside sums Pyro has another score-function estimator
+    # a hook is the user's, and may count; besides sums Pyro has another score-function estimator
     other = isinstance(theirs, infer.TraceEnum_ELBO) and structure.score_function
     watched = [] if other or any(map(hooked, parameters)) else list(parameters)
     one = torch.ones((), dtype=pair.dtype, device=x.device)
@@ -250,31 +246,14 @@ def _held_step(stepper: Stepper, x: Tensor, fields: Fields) -> str:
     """One eager step by copies of the optimiser: in its own form, and neither fused nor batched
     over parameters.
     """
-    update, parameters = stepper.update, stepper.parameters
-    kind, hooks = (
-        type(update.optim),
-        (update.optim._optimizer_step_pre_hooks, update.optim._optimizer_step_post_hooks),
-    )
-    if (
-        not kind.__module__.startswith("torch.optim")
-        or update.reduce is not None
-        or any(map(hooked, parameters))
-        or any(hooks)
-    ):
+    update, parameters, outcomes = stepper.update, stepper.parameters, []
+    kind = type(update.optim)
+    own = update.reduce is not None or has_hooks(update.optim) or any(map(hooked, parameters))
+    if own or not kind.__module__.startswith("torch.optim"):
         return ""
-    outcomes = []
-    for form in ({}, {"fused": False, "foreach": False}):
-        optim = copy(update.optim)
-        optim.state = defaultdict(
-            dict, {p: deepcopy(state) for p, state in update.optim.state.items()}
-        )
-        optim.param_groups = [{**group, **form} for group in update.optim.param_groups]
-        step = TrainStep(
-            stepper.loss,
-            parameters,
-            Update(optim, parameters, update.health, update.grad_clip),
-            stepper.observe,
-        )
+    for form in ({}, PLAIN):
+        state = defaultdict(dict, {p: deepcopy(own) for p, own in update.optim.state.items()})
+        step = TrainStep(stepper.loss, parameters, update.like(form, state), stepper.observe)
         with stepper.step.undone():
             pyro.set_rng_seed(0)
             try:
@@ -301,15 +280,3 @@ def _apart(own: Sequence[Tensor], judge: Sequence[Tensor], tolerance: float) -> 
     )
     eps = max((torch.finfo(each.dtype).eps for each in (*own, *judge)), default=0.0)
     return f"{worst:.1e} of {size:.1e}" if worst > tolerance * eps * max(size, 1e-3) else ""
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Torch's, Python's and NumPy's random state is put back on leaving."""
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    state = get_rng_state()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        set_rng_state(state)

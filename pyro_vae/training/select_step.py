@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,78 +16,101 @@ from pyro_vae.objectives import Loss
 from pyro_vae.protocols import Part
 from pyro_vae.training.train_step import StagedStep, TrainStep
 
+TOGETHER = 20
+"""Steps of one launch, so that the host is no bound of a small one."""
+
 WARM_UPS = 3
 """Runs on a side stream before a graph is captured, as torch asks for."""
 
 
-Capture = Callable[[Callable[[], Tensor], torch.device], Callable[[], Tensor]]
-"""(step, device) -> a function that does the step again, with no word from the host."""
+Found = TypeVar("Found")
 
 
-class Rows(Source):
+class Rows(Resident):
     """A resident source whose shuffled batches are row numbers, for a step that gathers its images
     itself.
     """
 
     def __init__(self, source: Resident) -> None:
-        self.source, self.batch_size, self.num_images = source, source.batch_size, source.num_images
-
-    @property
-    def num_batches(self) -> int:
-        """Batches in one pass."""
-        return self.source.num_batches
+        vars(self).update(vars(source))
 
     def shuffled(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """The rows of each batch in the place of its images."""
-        return ((rows, {}) for rows in self.source.rows(seed, epoch, skip))
-
-    def in_order(self) -> Iterator[Batch]:
-        """Images, as the source has them."""
-        return self.source.in_order()
+        return ((rows, {}) for rows in self.rows(seed, epoch, skip))
 
     def images(self, batch: Batch) -> Batch:
         """The images of these rows."""
-        return self.source.take(batch[0])
+        return self.take(batch[0])
 
 
 class CapturedStep(TrainStep):
-    """A step on batches of one size as one CUDA graph: called with rows, it gathers their images in
-    the graph.
+    """Steps on batches of one size as CUDA graphs, of one step and of several: called with rows,
+    they gather their images in the graph.
 
-    The host copies the rows, the rate and the KL weight to where the graph reads them, and replays
+    The host copies the rows, the rates and the KL weights to where a graph reads them, and replays
     it. Noise goes on from replay to replay, as torch's generator is part of the capture.
     """
 
-    def __init__(
-        self,
-        inner: StagedStep,
-        rows: Rows,
-        capture: Capture | None = None,
-    ) -> None:
+    def __init__(self, inner: StagedStep, rows: Rows) -> None:
         super().__init__(inner.loss, inner.parameters, inner.update, inner.observe)
         self.tier, self.inner, self.source = inner.tier, inner, rows
-        self._rows = next(rows.shuffled(0, 0))[0].clone()
+        self.together = max(1, min(TOGETHER, rows.num_images // rows.batch_size))
+        first = next(rows.shuffled(0, 0))[0]
+        schedules = torch.ones(self.together, 2, dtype=torch.float64, device=first.device)
         with self.undone():
             try:
-                self._replay = (capture or capture_on_cuda)(
-                    lambda: inner(*rows.images((self._rows, {}))), self._rows.device
-                )
+                self._step = captured(lambda rows: inner(*self.source.images((rows, {}))), first)
+                self._steps = captured(self._several, first.expand(self.together, -1), schedules)
             except Exception as error:
                 raise NotStageable(f"no CUDA graph ({first_line(error)})") from error
+        self._shape = first.shape
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """One replay; rows of another size take the inner step."""
-        if x.shape != self._rows.shape:
+        if x.shape != self._shape:
             return self.inner(*self.source.images((x, {})))
-        self._rows.copy_(x)
-        return self._replay()
+        return self._step(x)
+
+    def run(self, batches: Sequence[Batch], schedules: Sequence[tuple[float, float]]) -> Tensor:
+        """One replay for as many full batches as there are in its graph."""
+        rows = [x for x, _ in batches if x.shape == self._shape]
+        if not 1 < self.together == len(rows):
+            return super().run(batches, schedules)
+        self.update.set_rate(schedules[-1][0])
+        return self._steps(torch.stack(rows), torch.tensor(schedules, dtype=torch.float64))
+
+    def _several(self, rows: Tensor, schedules: Tensor) -> Tensor:
+        total: Any = 0.0
+        initial = self.update.optim.param_groups[0]["initial_lr"]
+        for own, (rate, weight) in zip(rows, schedules, strict=True):
+            self.update.rate.copy_(initial * rate)
+            self.loss.kl_weight.copy_(weight)
+            total = total + self.inner(*self.source.images((own, {})))
+        return total
 
     def check(self, *batches: Batch) -> None:
         """Of the step that was captured."""
         self.inner.check(*batches)
 
 
-def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+def captured(function: Callable[..., Found], *arguments: Tensor) -> Callable[..., Found]:
+    """The function of tensors of these shapes as one graph, into which the tensors are copied; each
+    call writes over the results of the last one.
+    """
+    given = [argument.contiguous().clone() for argument in arguments]
+    replay: Callable[[], Found] = CAPTURES[given[0].device.type](
+        lambda: function(*given), given[0].device
+    )
+
+    def run(*arguments: Tensor) -> Found:
+        for place, argument in zip(given, arguments, strict=True):
+            place.copy_(argument, non_blocking=True)
+        return replay()
+
+    return run
+
+
+def capture_on_cuda(step: Callable[[], Any], device: torch.device) -> Callable[[], Any]:
     """Warm up on a side stream, then capture; the function that is given replays.
 
     Streams and graphs belong to the current device, so that ``device`` is made the current one: a
@@ -109,7 +133,7 @@ def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callabl
             torch.rand((), device=device)
             raise
 
-    def replay() -> Tensor:
+    def replay() -> Any:
         with torch.cuda.device(device):
             graph.replay()
         return output
@@ -117,11 +141,20 @@ def capture_on_cuda(step: Callable[[], Tensor], device: torch.device) -> Callabl
     return replay
 
 
+CAPTURES = {"cuda": capture_on_cuda}
+"""By the kind of device: (step, device) -> a function that does the step again, with no word from
+the host.
+"""
+
+
 WORTH_COMPILING = 90.0
 """Estimated seconds of training from which inductor's compile time (about 15 s, cold) is worth a
 fifth of them.
 """
-_SECONDS_PER_NODE, _FLOPS_PER_SECOND = 6e-6, 2e11
+_SPEEDS = {"cpu": (6e-6, 2e11), "cuda": (2e-6, 2e13)}
+"""Seconds for an operation, and operations on numbers a second. CUDA's are reckoned, and were not
+measured.
+"""
 
 PURE = ("torch.nn.", "pyro.", "zuko.", "pyro_vae.")
 """Packages in whose modules Python decides nothing between steps."""
@@ -164,11 +197,12 @@ def select_step(
         * len(batches[0][0])
         * objective.num_particles
     )
-    seconds = total_steps * (_SECONDS_PER_NODE * step.num_nodes + flops / _FLOPS_PER_SECOND)
-    why = f"about {seconds:.0f} s of work" if compile == "auto" else "as asked for"
+    per_node, per_second = _SPEEDS.get(batches[0][0].device.type, _SPEEDS["cpu"])
+    seconds = total_steps * (per_node * step.num_nodes + flops / per_second)
+    why = f"about {seconds:.0f} s of training" if compile == "auto" else "as asked for"
     note = f"traced graph, replayed ({why})"
     if compile == "auto" and seconds <= WORTH_COMPILING:
-        note = f"traced graph, replayed ({why}: less than compiling is worth)"
+        note = f"traced graph, replayed ({why}: too short for compiling to pay)"
     elif compile != "graph":
         try:
             compiled = StagedStep(eager, "inductor")
@@ -184,13 +218,15 @@ def select_step(
 
 def _captured(step: StagedStep, source: Source, note: str) -> tuple[TrainStep, Source, str]:
     """The step as a CUDA graph, where it can be one."""
-    if not (step.adam and isinstance(source, Resident) and source.x.device.type == "cuda"):
+    if not (step.adam and isinstance(source, Resident) and source.x.device.type in CAPTURES):
         return step, source, note
     if step.host_reads:
         return step, source, f"{note}; no CUDA graph (the host reads in {step.host_reads[0]})"
     try:  # all of the optimiser's numbers are tensors
         rows = Rows(source)
-        return CapturedStep(step, rows), rows, f"{note}, captured as one CUDA graph"
+        captured_step = CapturedStep(step, rows)
+        said = f"captured as a CUDA graph, {captured_step.together} steps a launch"
+        return captured_step, rows, f"{note}, {said}"
     except NotStageable as reason:
         return step, source, f"{note}; {reason}"
 

@@ -61,17 +61,15 @@ def restore_tensors(pair: Pair, sections: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step holds
+    """Copy a saved state into the optimiser's own tensors where it has them, as a staged step has
     on to those.
 
     Its rate and other numbers are its own: those that it was made with today.
 
     A parameter that no step had reached has no saved state: an Adam's own begins at zero.
     """
-    present, state = (
-        optimizer.state_dict()["state"],
-        saved["state"],
-    )  # state_dict gives the living tensors
+    # state_dict gives the living tensors, and load_state_dict would take the saved ones for its own
+    present, state = optimizer.state_dict()["state"], saved["state"]
     if not state and not isinstance(optimizer, torch.optim.Adam):
         optimizer.state.clear()
         return
@@ -84,9 +82,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
         return
     try:
         pairs = zip(optimizer.param_groups, saved["param_groups"], strict=True)
-        optimizer.load_state_dict(
-            {**saved, "param_groups": [{**own, "params": was["params"]} for own, was in pairs]}
-        )
+        groups = [{**own, "params": was["params"]} for own, was in pairs]
+        optimizer.load_state_dict({"state": mapped(state, torch.clone), "param_groups": groups})
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"resume: the optimiser's state is not one of this optimiser ({error})"

@@ -205,7 +205,7 @@ class TrainingState:
             )
             raise UserError(
                 f"resume: the state is of another training ({words}): give the same "
-                "options, or train anew"
+                "options, or start a new training"
             )
 
     def restore_callbacks(self, callbacks: Sequence[Any]) -> None:

@@ -77,7 +77,7 @@ class Stepper:
         self._seen = self._signature()
 
     def follow(self) -> bool:
-        """Find everything anew where a parameter was frozen, freed or replaced since; whether it
+        """Find everything again where a parameter was frozen, freed or replaced since; whether it
         was.
         """
         changed = self._signature() != self._seen
@@ -86,7 +86,7 @@ class Stepper:
         return changed
 
     def recheck(self, seed: int) -> None:
-        """Hold a staged step against the programs as they are now, on rows drawn anew.
+        """Compare a staged step with the programs as they are now, on rows drawn again.
 
         Raises:
             UserError: a Python value that the programs read has changed since they were traced.

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import copy
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from pyro_vae.data.transforms import Observation
 from pyro_vae.objectives import Loss
 from pyro_vae.rng import kept_randomness
 from pyro_vae.training.updates import (
+    PLAIN,
     Apply,
     Update,
     adam_state,
@@ -32,7 +32,7 @@ from pyro_vae.training.updates import (
 _MOST_SHAPES = 4
 
 MOST_PARAMETERS = 1_000_000
-"""Above it the optimiser's kernel beside a compiled program is quicker than inside
+"""Above it the optimiser's kernel outside a compiled program is quicker than inside
 (benchmarks/training_step.py: conv).
 """
 
@@ -48,6 +48,7 @@ class TrainStep:
     """
 
     tier = "off"
+    together = 1  # the steps that one call of `run` takes best
     apply: Apply | None = None  # a quicker form of the optimiser's step
 
     def __init__(
@@ -70,6 +71,17 @@ class TrainStep:
         if gradients is not None:
             self.update(sums, gradients, self.apply)
         return sums
+
+    def run(self, batches: Sequence[Batch], schedules: Sequence[tuple[float, float]]) -> Tensor:
+        """A step on each batch, at its factor of the learning rate and its KL weight; their sums
+        together.
+        """
+        total: Any = 0.0
+        for batch, (rate, weight) in zip(batches, schedules, strict=True):
+            self.update.set_rate(rate)
+            self.loss.kl_weight.fill_(weight)
+            total = total + self(*batch)
+        return total
 
     def gradients(self, x: Tensor, fields: Mapping[str, Tensor]) -> Gradients:
         """The sums, and each parameter's gradient of the mean loss of an image: None where the step
@@ -94,7 +106,7 @@ class TrainStep:
         return estimate.figures(), estimate.loss / (estimate.plate_scale * len(x))
 
     def check(self, *batches: Batch) -> None:
-        """Nothing: this is what a staged step is held against."""
+        """Nothing: this is what a staged step is compared with."""
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -108,13 +120,8 @@ class TrainStep:
             if isinstance(each, Tensor)
         ]
         pair, device = self.loss.pair, self.update.rate.device
-        tensors = [
-            *pair.tensors(),
-            *self.parameters,
-            *state,
-            *self.update.health.tensors,
-            self.update.rate,
-        ]
+        scalars = self.update.rate, self.loss.kl_weight, *self.update.health.tensors
+        tensors = [*pair.tensors(), *self.parameters, *state, *scalars]
         buffers = [(module._buffers, dict(module._buffers)) for module in pair.modules]
         try:
             with (
@@ -134,7 +141,7 @@ class StagedStep(TrainStep):
 
     Traced once for each shape of a batch, and replayed; in the tier ``inductor`` compiled for the
     first shape. Adam and AdamW are inside. Any other optimiser, or one that waits for an
-    all-reduce, steps beside the program of the gradients.
+    all-reduce, steps outside the program of the gradients.
     """
 
     def __init__(self, eager: TrainStep, tier: str) -> None:
@@ -210,7 +217,7 @@ class StagedStep(TrainStep):
         return sums, None if self.inside else [next(given) if each else None for each in reached]
 
     def check(self, *batches: Batch) -> None:
-        """Hold the step against eager Pyro and torch's own optimiser, in its plain form, on each
+        """Compare the step with eager Pyro and torch's own optimiser, in its plain form, on each
         batch; all is put back.
 
         Adam begins from second moments of one and takes a large step: from zeros the step is the
@@ -220,12 +227,10 @@ class StagedStep(TrainStep):
         Raises:
             NotStageable: they differ, and by how much.
         """
-        plain, rate, names = copy(self.update.optim), 100.0, list(batches[0][1])
-        form = {"initial_lr": rate, "fused": False, "foreach": False}
-        plain.param_groups = [{**group, **form} for group in plain.param_groups]
-        update = Update(plain, self.parameters, self.update.health, self.update.grad_clip)
-        eager = TrainStep(self.loss, self.parameters, update, self.observe)
-        states = [plain.state[parameter] for parameter in self.parameters] if self.adam else []
+        rate, names = 100.0, list(batches[0][1])
+        plain = self.update.like({**PLAIN, "initial_lr": rate})
+        eager = TrainStep(self.loss, self.parameters, plain, self.observe)
+        states = [plain.optim.state[p] for p in self.parameters] if self.adam else []
         buffers = [each for each in self.loss.pair.buffers() if each.is_floating_point()]
 
         def outcome(step: TrainStep) -> TensorFunction:
@@ -261,7 +266,7 @@ class StagedStep(TrainStep):
 
 @contextmanager
 def buffers_in_place(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """A buffer that a program assigns anew inside is the same tensor with new values on leaving: a
+    """A buffer that a program assigns again inside is the same tensor with new values on leaving: a
     traced step's state.
     """
     before = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +83,10 @@ KERNELS: dict[type, str] = {torch.optim.Adam: "_fused_adam_", torch.optim.AdamW:
 """torch's own fused kernels, by private names; test_updates notices their loss."""
 
 
+PLAIN: Mapping[str, Any] = {"fused": False, "foreach": False}
+"""An optimiser's form that steps parameter by parameter, in torch's plain operations."""
+
+
 class Update:
     """The step of any torch optimiser; one that is not finite leaves no trace."""
 
@@ -101,6 +106,15 @@ class Update:
                 "initial_lr", group["lr"]
             )  # torch's own name for it, kept in its state_dict
         self.set_rate(1.0)
+
+    def like(self, form: Mapping[str, Any], state: Any = None) -> Update:
+        """The same by a copy of the optimiser in another form, such as `PLAIN`, which shares its
+        state unless it has its own; nothing is reduced.
+        """
+        optim = copy(self.optim)
+        optim.state = optim.state if state is None else state
+        optim.param_groups = [{**group, **form} for group in optim.param_groups]
+        return Update(optim, self.parameters, self.health, self.grad_clip)
 
     def set_rate(self, factor: float) -> None:
         """Multiply the learning rates that the optimiser was made with; ``rate`` is where a program
@@ -156,14 +170,18 @@ def own_step(
         optim.step()
 
 
+def has_hooks(optim: torch.optim.Optimizer) -> bool:
+    """Whether something is called with its ``step``."""
+    return bool(optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks)
+
+
 def is_plain_adam(optim: torch.optim.Optimizer) -> bool:
     """Adam or AdamW by its fused kernel, without AMSGrad: what the two forms below are written for.
 
     In one group, and without hooks on its ``step``, which is not called there.
     """
     (group, *others) = optim.param_groups
-    hooks = optim._optimizer_step_pre_hooks or optim._optimizer_step_post_hooks
-    plain = type(optim) in KERNELS and bool(group.get("fused")) and not hooks
+    plain = type(optim) in KERNELS and bool(group.get("fused")) and not has_hooks(optim)
     return (
         plain
         and not others

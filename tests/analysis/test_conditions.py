@@ -47,5 +47,5 @@ def test_rows_are_made_at_the_conditions_of_their_own() -> None:
 def test_a_model_that_only_observes_x_needs_none() -> None:
     case = SPELLINGS["methods"]()
     assert made(case, 7, like=case.x[:1]).shape == (7, case.x.shape[1])
-    with pytest.raises(pv.UserError, match="x holds 3 images: expected 7"):
+    with pytest.raises(pv.UserError, match="x has 3 images: expected 7"):
         made(case, 7, x=case.x[:3])

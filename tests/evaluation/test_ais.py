@@ -20,10 +20,12 @@ from pyro_vae.evaluation.annealing import Kernel, Settings
 from pyro_vae.evaluation.bdmc import BDMC, bdmc
 from pyro_vae.evaluation.traced import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
+from pyro_vae.training.select_step import CAPTURES
 from tests.support import pairs
 from tests.support.exact import Exact, gamma_poisson, ppca, two_levels
 from tests.support.grids import thinned
 from tests.support.spaces import SPACES
+from tests.support.steps import replayed_on_cpu
 
 EXACT: dict[str, Callable[[], Exact]] = {
     "ppca": ppca,
@@ -61,6 +63,19 @@ def both_ways(case: Exact, num_steps: int, size: int = 200, **options: Any) -> B
 def z_score(differences: Tensor) -> float:
     """The mean of independent differences in its own standard errors."""
     return float(differences.mean() / (differences.std() / len(differences) ** 0.5))
+
+
+# ---- the target
+
+
+def test_a_captured_target_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replays write over the results of the last one: points that a chain is at are its own."""
+    case = ppca(3, widen=1.4, shift=0.3)
+    plain = anneal(case, 6)
+    monkeypatch.setitem(CAPTURES, "cpu", replayed_on_cpu)
+    captured = anneal(case, 6)
+    assert torch.equal(captured.log_px, plain.log_px)
+    assert torch.equal(captured.acceptance, plain.acceptance)
 
 
 # ---- the exact guide

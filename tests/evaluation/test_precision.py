@@ -14,7 +14,7 @@ from pyro_vae import ambient, guides, models
 from pyro_vae.ambient import SETTINGS
 from pyro_vae.compile import trace
 from pyro_vae.evaluation import traced
-from pyro_vae.evaluation.precision import find_precision, measure_error
+from pyro_vae.evaluation.precision import error_in_words, find_precision
 from pyro_vae.evaluation.traced import TracedWeights
 from pyro_vae.memory import is_out_of_memory
 
@@ -68,8 +68,17 @@ def test_the_error_is_measured_told_and_small() -> None:
     assert exact.protocol["precision"] == "float32"
 
 
+def test_eager_programs_are_rounded_as_traced_ones() -> None:
+    options = {"num_samples": 50, "precision": "bfloat16", "seed": 3}
+    eager, traced_one = (
+        pv.log_marginal(*pair(), images(), compile=tier, **options) for tier in ("off", "graph")
+    )
+    torch.testing.assert_close(eager.log_px, traced_one.log_px, rtol=0, atol=1e-4)
+    assert eager.protocol["precision"].startswith("bfloat16 products")
+
+
 @pytest.mark.parametrize("factor", [0.8, 0.97, 1.03, 1.25])
-def test_a_reduced_program_that_is_wrong_is_refused(
+def test_a_reduced_program_that_is_wrong_is_not_used(
     factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not the arithmetic of bfloat16, but another function: each log weight off by so much."""
@@ -87,15 +96,15 @@ def test_a_reduced_program_that_is_wrong_is_refused(
         return program
 
     monkeypatch.setattr(traced, "trace", wrong)
-    with pytest.raises(
-        pv.UserError, match=r"differs from the eager one .* use precision='float32'"
-    ):
-        pv.log_marginal(*pair(), images(), num_samples=50, precision="bfloat16")
+    options: dict[str, Any] = {"num_samples": 50, "precision": "bfloat16"}
+    found = pv.log_marginal(*pair(), images(), **options)
+    eager = pv.log_marginal(*pair(), images(), compile="off", **options)
+    assert torch.equal(found.log_px, eager.log_px)
 
 
 def test_the_measured_error_is_mean_and_worst() -> None:
     errors = torch.tensor([0.034, -0.0382])
-    found = measure_error(lambda *_: errors * 0, lambda *_: errors, errors, {}, 1000)
+    found = error_in_words(errors, 1000)
     assert found == "error on 2 of these images at K = 1000: mean -0.002, worst 0.04 nats"
 
 
@@ -104,7 +113,6 @@ def test_the_measured_error_is_mean_and_worst() -> None:
     [
         ({"precision": "half"}, "float32"),
         ({"precision": "tf32"}, "CUDA"),
-        ({"precision": "bfloat16", "compile": "off"}, "compile"),
     ],
 )
 def test_what_can_not_be_had_is_refused(options: dict, words: str) -> None:
@@ -123,7 +131,7 @@ def test_float64_parameters_are_not_rounded() -> None:
 def test_products_are_as_named_on_every_device_and_as_before_afterwards() -> None:
     before = [each.fp32_precision for each in SETTINGS]
     for name, products in (("float32", "ieee"), ("tf32", "tf32"), ("bfloat16", "ieee")):
-        with find_precision(name).running():
+        with ambient.exact(find_precision(name).products):
             assert {each.fp32_precision for each in SETTINGS} == {products}
     assert [each.fp32_precision for each in SETTINGS] == before
 

@@ -481,7 +481,7 @@ def delta() -> tuple[Any, Any]:
         (
             STL(),
             with_a_cache,
-            "STL .* depends on a tensor that requires gradients and that can't be held fixed",
+            "STL .* depends on a tensor that requires gradients and that can't be kept constant",
         ),
         (STL(), with_dropout, "STL .* changes from run to run at the same z, such as with dropout"),
         (IWAE(3), delta, "IWAE weights its draws by q.* point mass .*'Trace_ELBO'"),

@@ -93,7 +93,7 @@ def test_a_mask_marks_x_or_is_refused(name: str) -> None:
     """A field of that name which no program takes is of x's entries, where there is an x."""
     function, given = functions_of_fields()[name], ARGUMENTS.get(name, {"x": X})
     (model, guide), of_x = vae(), {"x", "x_train"} & given.keys()
-    expected = "mask holds torch.float32: expected bool" if of_x else "has no argument 'mask'"
+    expected = "mask has torch.float32: expected bool" if of_x else "has no argument 'mask'"
     with pytest.raises(UserError, match=expected):
         function(model=model, guide=guide, **given, mask=torch.ones(8))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -48,3 +50,17 @@ def step_of(net: str) -> tuple[TrainStep, Tensor, dict[str, Tensor]]:
     x, fields = images(16), {"index": torch.arange(16)}
     with loss.pair.active(training=True):
         return plain_step(loss, x, fields), x, fields
+
+
+def replayed_on_cpu(step: Any, device: torch.device) -> Any:
+    """A capture for the CPU: a replay writes over the results of the last one, as a graph does."""
+    held = step()
+
+    def replay() -> Any:
+        new = step()
+        pairs = [(held, new)] if isinstance(held, Tensor) else zip(held, new, strict=True)
+        for old, new in pairs:
+            old.copy_(new)
+        return held
+
+    return replay

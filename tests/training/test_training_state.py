@@ -173,6 +173,19 @@ def test_an_epochs_end_gives_a_state_by_hand(tmp_path: Path) -> None:
     assert same(tensors(*whole), tensors(*again))
 
 
+def test_a_state_is_as_it_was_after_a_resume() -> None:
+    """An eager optimiser is without a state before its first step: the saved tensors must not become
+    its own.
+    """
+    states: list[TrainingState] = []
+    whole, options = our_pair(), {**LONG, "compile": "off"}
+    fit(*whole, X, callbacks=[lambda end: states.append(end.training_state())], **options)
+    for _ in range(2):
+        again = our_pair()
+        fit(*again, X, resume=states[1], **options)
+        assert same(tensors(*whole), tensors(*again))
+
+
 def test_a_folder_of_checkpoints_is_resumed_and_a_damaged_last_one_passed_over(
     tmp_path: Path,
 ) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.compile.trace import NotStageable, trace
 from pyro_vae.data.loaders import Resident
 from pyro_vae.training.fit import fit
-from pyro_vae.training.select_step import CapturedStep, Rows, select_step
+from pyro_vae.training.select_step import CAPTURES, CapturedStep, Rows, select_step
 from pyro_vae.training.train_step import StagedStep, TrainStep
 from pyro_vae.training.updates import (
     Health,
@@ -26,7 +26,7 @@ from pyro_vae.training.updates import (
     written_adam,
 )
 from tests.support.grids import pairwise, thinned
-from tests.support.steps import images, needs_compiler, small_pair, step_of
+from tests.support.steps import images, needs_compiler, replayed_on_cpu, small_pair, step_of
 
 CPU = torch.device("cpu")
 
@@ -243,7 +243,7 @@ def test_auto_takes_the_graph_for_little_work_and_says_why() -> None:
     eager, _, _ = step_of("MLP")
     optim = torch.optim.Adam(eager.parameters, fused=True)
     step, why = chosen(eager, optim, "auto")
-    assert step.tier == "graph" and "less than compiling is worth" in why
+    assert step.tier == "graph" and "too short for compiling to pay" in why
 
 
 def test_without_a_compiler_the_graph_serves_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +286,10 @@ def test_two_hundred_compiled_steps_follow_the_eager_ones(net: str) -> None:
         assert max(float((a - b).abs().max()) for a, b in zip(*parameters, strict=True)) < 1e-5
 
 
-def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
-    """With the step itself for its replay: rows are gathered, odd batches take the inner step, the
+def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a replay on the CPU: rows are gathered, odd batches take the inner step, the
     state is put back.
     """
     results = []
@@ -299,8 +301,9 @@ def test_a_captured_training_is_the_one_that_is_not_to_the_last_bit() -> None:
         source: Resident | Rows = Resident(images(70), {}, 16, CPU)
         with eager.loss.pair.active(training=True):
             if captured:
+                monkeypatch.setitem(CAPTURES, "cpu", replayed_on_cpu)
                 source = Rows(source)  # type: ignore[arg-type]
-                step = CapturedStep(step, source, lambda inner, device: inner)  # type: ignore[arg-type]
+                step = CapturedStep(step, source)  # type: ignore[arg-type]
             torch.manual_seed(0)
             sums = []
             for epoch in range(2):
@@ -533,6 +536,41 @@ def test_a_hook_on_a_gradient_means_eager_pyro() -> None:
     assert history.compile == "off" and "hook" in history.note and called.count(True) == 3
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_captured_fit_is_the_replayed_one(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several steps a launch, each at its own rate and KL weight; a last small batch, and an epoch
+    that is cut short, take theirs one by one.
+    """
+    options: dict[str, Any] = {"num_steps": 13, "batch_size": 16, "kl_warmup": 2}
+    launches = list[int]()
+    several = CapturedStep._several
+    monkeypatch.setattr(
+        CapturedStep,
+        "_several",
+        lambda self, *given: launches.append(len(given[0])) or several(self, *given),
+    )
+    found = []
+    for capture in (False, True):
+        if capture:
+            monkeypatch.setitem(CAPTURES, "cpu", replayed_on_cpu)
+        history = fit(
+            *small_pair(),
+            images(70),
+            x_valid=images(20, 2),
+            compile="graph",
+            precision=precision,
+            device="cpu",
+            progress=False,
+            **options,
+        )
+        assert ("captured as a CUDA graph, 4 steps a launch" in history.note) == capture
+        found.append((history.train, history.valid))
+    assert found[0] == found[1]
+    assert launches == [4] * (1 + 2)  # of the capture, and of two whole epochs
+
+
 def test_a_step_in_which_the_host_reads_is_not_captured() -> None:
     """A Cholesky factor's error code is read by the host: known from the trace, before a capture
     that would fail.
@@ -546,7 +584,9 @@ def test_a_step_in_which_the_host_reads_is_not_captured() -> None:
     assert trace(lambda x: [torch.linalg.cholesky_ex(x)[0]], [torch.eye(3)]).host_reads == []
 
 
-def test_a_capture_that_fails_is_one_sentence_and_leaves_no_trace() -> None:
+def test_a_capture_that_fails_is_one_sentence_and_leaves_no_trace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     eager, _, _ = step_of("MLP")
     optimizer = torch.optim.Adam(eager.parameters, lr=1e-2, fused=True)
     step, _ = chosen(eager, optimizer, "graph", health=Health.on(CPU))
@@ -556,8 +596,9 @@ def test_a_capture_that_fails_is_one_sentence_and_leaves_no_trace() -> None:
         inner()
         raise RuntimeError("operation not permitted when stream is capturing")
 
+    monkeypatch.setitem(CAPTURES, "cpu", failing)
     rows = Rows(Resident(images(70), {}, 16, CPU))
     with pytest.raises(NotStageable, match=r"no CUDA graph .*not permitted"):
-        CapturedStep(step, rows, failing)  # type: ignore[arg-type]
+        CapturedStep(step, rows)  # type: ignore[arg-type]
     assert all(torch.equal(a, b) for a, b in zip(before, eager.parameters, strict=True))
     assert torch.equal(torch.get_rng_state(), state)
