@@ -273,7 +273,7 @@ def restore(
     def joined(name: str, dim: int = 0) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts], dim=dim)
 
-    moments = map(joined, ("mean", "sd", "se", "acceptance"))
+    moments = joined("mean"), joined("sd"), joined("se"), joined("acceptance")
     return Restored(joined("samples", 1), joined("decoded", 1), *moments, method, num_steps)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -95,9 +95,9 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
     axes.plot(numbers, means, "o-", color=BLUE, lw=1, ms=4)
     if np.isfinite([ll.mean, ll.se_mc]).all():
         axes.axhspan(ll.mean - 2 * ll.se_mc, ll.mean + 2 * ll.se_mc, color=BLUE, alpha=0.15, lw=0)
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
     for point in ll.curve.items():
-        style = {"textcoords": "offset points", "ha": "center", "fontsize": 7, "color": GREY}
-        axes.annotate(number(point[1]), point, (0, 6), **style)
+        axes.annotate(number(point[1]), point, (0, 6), color=GREY, **style)
     axes.set_xscale("log")
     axes.set_xticks(numbers, [f"{k}" for k in numbers], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())

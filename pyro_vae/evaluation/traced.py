@@ -229,7 +229,10 @@ class TracedTarget(Target):
             program = trace(differentiate, batches[0])
             for outputs in (slice(0, 4), GRADIENTS):
                 part = SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
-                eager = lambda *a, outputs=outputs: differentiate(*a)[outputs]  # noqa: E731
+
+                def eager(*arguments: Tensor, outputs: slice = outputs) -> list[Tensor]:
+                    return differentiate(*arguments)[outputs]
+
                 agree(part, eager, batches, [1] * 3, floor=1.0)
                 self.parts.append(part)
         self.u = batches[0][0]
