@@ -8,6 +8,8 @@ from pyro_vae.guides.amortized import AmortizedGuide, NetSpec
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyro_vae.nn.conditional import check_latent_dim
+
 
 class FullRank(AmortizedGuide):
     """q(z | x) = N(μ(x), L(x) L(x)ᵀ), with η = (μ, L below its diagonal, log of L's diagonal).
@@ -38,6 +40,7 @@ class FullRank(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
+        check_latent_dim(latent_dim)
         num_below = latent_dim * (latent_dim - 1) // 2
         super().__init__(event_shape, latent_dim, 2 * latent_dim + num_below, net, **net_args)
         # where each entry of L is in the vector (below, diagonal, 0): a gather, as a trace

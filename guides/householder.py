@@ -39,7 +39,7 @@ class Householder(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_depth("Householder", depth)
+        check_depth("Householder", depth, latent_dim)
         super().__init__(event_shape, latent_dim, (2 + depth) * latent_dim, net, **net_args)
 
     def build(self, eta: Tensor) -> dist.TorchDistribution:

@@ -52,7 +52,7 @@ class IAF(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_depth("IAF", depth)
+        check_depth("IAF", depth, latent_dim)
         check_whole("IAF(width={!r})", width, "units a layer")
         check_whole("IAF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)

@@ -45,7 +45,7 @@ class NSF(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_depth("NSF", depth)
+        check_depth("NSF", depth, latent_dim)
         check_whole("NSF(bins={!r})", bins, "pieces")
         check_whole("NSF(context_dim={!r})", context_dim, "numbers in the context")
         super().__init__(event_shape, latent_dim, 2 * latent_dim + context_dim, net, **net_args)

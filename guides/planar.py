@@ -41,7 +41,7 @@ class Planar(AmortizedGuide):
         net: NetSpec = "MLP",
         **net_args: Any,
     ) -> None:
-        check_depth("Planar", depth)
+        check_depth("Planar", depth, latent_dim)
         super().__init__(
             event_shape, latent_dim, 2 * latent_dim + depth * (1 + 2 * latent_dim), net, **net_args
         )

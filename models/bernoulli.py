@@ -1,11 +1,11 @@
 """Bernoulli likelihood, for binary pixels."""
 
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.nn.conditional import Likelihood, NetSpec, inner_logit
+from pyro_vae.nn.conditional import Likelihood, NetSpec, Observes, inner_logit
 
 
 class Bernoulli(Likelihood):
@@ -29,8 +29,8 @@ class Bernoulli(Likelihood):
         Kingma and Welling 2014, "Auto-Encoding Variational Bayes" (AEVB), appendix C.1.
     """
 
-    kind = "mass"
-    observes = "binary"
+    kind: ClassVar[Literal["mass", "density"]] = "mass"
+    observes: ClassVar[Observes] = "binary"
 
     def __init__(
         self,

@@ -32,7 +32,9 @@ class FlowPrior(Prior):
         self, latent_dim: int, flow: str = "RealNVP", depth: int = 4, width: int = 100
     ) -> None:
         super().__init__(latent_dim)
-        self.flow = density_flow(flow, latent_dim, check_depth("FlowPrior", depth), width)
+        self.flow = density_flow(
+            flow, latent_dim, check_depth("FlowPrior", depth, latent_dim), width
+        )
 
     def forward(self, context: Tensor | None = None) -> dist.TorchDistribution:
         """The flow, batch shape ``()``; the context is not used."""

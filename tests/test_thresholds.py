@@ -16,6 +16,7 @@ from pyro_vae.analysis.mutual_information import Information
 from pyro_vae.analysis.representation import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
 from pyro_vae.analysis.sbc import SBC
 from pyro_vae.evaluation.ais import AnnealedMarginal
+from pyro_vae.evaluation.bdmc import BDMC
 from tests.support.exact import ppca
 
 NUMBER = 200
@@ -147,6 +148,14 @@ def test_a_result_says_it_on_one_side_alone(name: str) -> None:
     words, below, above = CASES[name]
     assert not any(words in text for text in below.warnings)
     assert any(words in text for text in above.warnings)
+
+
+def test_bounds_that_cross_are_told_in_their_line() -> None:
+    lower = torch.linspace(-95, -85, NUMBER, dtype=torch.float64)
+    kept: dict[str, Any] = {"acceptance": torch.ones(NUMBER), "x": torch.zeros(NUMBER, 2)}
+    kept |= {"num_samples": 8, "protocol": {"num_steps": 10}}
+    below, above = (BDMC(lower_px=lower, upper_px=lower + g, **kept) for g in (-0.001, 0.001))
+    assert "the bounds cross" in str(below) and "the bounds cross" not in str(above)
 
 
 def test_high_khat_is_above_seven_tenths_of_those_that_have_one() -> None:

@@ -200,7 +200,7 @@ def _admit(place: str, paths: list[Path], contents: list[bytes]) -> None:
 
 
 def guarded(load: Callable[[], Any], place: str) -> Any:
-    """What ``load`` gives; the error of the user's code in one line, with the line where it arose."""
+    """What ``load`` gives; an error of the user's code in one line, with its line number."""
     try:
         return load()
     except Exception as error:

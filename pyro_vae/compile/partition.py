@@ -1,4 +1,4 @@
-"""Partition of a traced function: one program for what is the same for all draws, one for the rest."""
+"""Partition of a traced function: one program for what all draws share, one for the rest."""
 
 from __future__ import annotations
 

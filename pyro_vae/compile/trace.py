@@ -1,4 +1,4 @@
-"""Tracing: the effect handlers run once, and the Pyro program becomes a graph of tensor operations."""
+"""Tracing: the effect handlers run once; the Pyro program becomes a graph of tensor operations."""
 
 from __future__ import annotations
 

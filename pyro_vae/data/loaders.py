@@ -39,6 +39,8 @@ class Source(ABC):
     num_images: int
     # whether the order is one that (seed, epoch) do not decide, so that no pass can be repeated
     own_order = False
+    # whether a batch is the whole set, in its own order
+    whole = False
     # what the user is told about where the images are, where that is unusual
     note = ""
 
@@ -150,6 +152,15 @@ class Resident(Source):
             n: own[n] if n in own else v.index_select(0, rows) for n, v in self.fields.items()
         }
         return self.x.index_select(0, rows), fields
+
+
+class Whole(Resident):
+    """All rows in each batch, in their own order: what ``SVI.step(x)`` is given."""
+
+    whole = True
+
+    def _order(self, seed: int, epoch: int) -> Tensor:
+        return torch.arange(self.num_images, device=self.x.device)
 
 
 class Hosted(Resident):
@@ -347,16 +358,14 @@ class Streamed(Source):
 def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of ``size``; the last may be smaller."""
     held: list[Batch] = []
-    there = 0
     for batch in batches:
         held.append(batch)
-        there += len(batch[0])
-        while there >= size:
+        while sum(len(x) for x, _ in held) >= size:
             taken, rest = _divided(held, size)
             yield taken
-            held, there = [rest], there - size
-    if there:
-        yield _divided(held, there)[0]
+            held = [rest]
+    if any(len(x) for x, _ in held):
+        yield _divided(held, size)[0]
 
 
 def _divided(batches: list[Batch], size: int) -> tuple[Batch, Batch]:
@@ -399,7 +408,7 @@ def refuse_repeats(data: Any) -> None:
 def make_source(
     data: Any,
     fields: Mapping[str, Any],
-    batch_size: int,
+    batch_size: int | None,
     device: torch.device,
     what: str = "x",
     part: Part = (0, 1),
@@ -413,11 +422,16 @@ def make_source(
         missing: whether a NaN may mark what is missing, which the programs then are to be checked
             for.
     """
-    if isinstance(data, DataLoader | Dataset):
-        return Streamed(data, batch_size, device, part, fields)
+    streamed = isinstance(data, DataLoader | Dataset)
+    if batch_size is None and (streamed or part[1] > 1):
+        raise UserError(
+            "batch_size=None, all rows at once, takes a tensor or array and one process: give a number"
+        )
+    if streamed:
+        return Streamed(data, cast(int, batch_size), device, part, fields)
     x = as_images(data, what, missing=missing)
-    source = Resident if has_room(x, device) else Hosted
-    return source(x, as_fields(fields, len(x)), batch_size, device, part)
+    source = Whole if batch_size is None else Resident if has_room(x, device) else Hosted
+    return source(x, as_fields(fields, len(x)), batch_size or len(x), device, part)
 
 
 def _bounds(num_images: int, batch_size: int, part: Part = (0, 1)) -> list[slice]:

@@ -63,6 +63,7 @@ class BDMC(Estimate):
         line += f"T = {said['num_steps']}, {self.num_samples} chains, N = {self.num_images} "
         line += f"simulated images)  gap {figure(self.gap, 3)} ±{self.se_gap:.3f}  "
         line += f"images ±{self.se_lower:.2f}  acceptance {float(self.acceptance.mean()):.2f}"
+        line += "  the bounds cross: use more images or chains" * (self.gap < 0)
         of_data = "whose true z is known: on real data there is no upper bound"
         return [line, f"  about the model's own images, {of_data}"]
 

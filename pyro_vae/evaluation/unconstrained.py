@@ -1,4 +1,4 @@
-"""A pair in unconstrained space: log q(u | x) and log p(x, u) of all latent sites as one vector u."""
+"""A pair in unconstrained space: log q(u | x) and log p(x, u), u all latent sites as one vector."""
 
 from __future__ import annotations
 

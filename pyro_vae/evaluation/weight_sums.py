@@ -1,4 +1,4 @@
-"""Streaming sums of importance weights, in memory that does not grow with K; k̂ and the jackknife."""
+"""Streaming sums of importance weights, in memory that does not grow with K; k̂ and jackknife."""
 
 from __future__ import annotations
 

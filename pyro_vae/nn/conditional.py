@@ -28,7 +28,8 @@ Observes = Literal["binary", "unit", "real", "levels", "counts"]
 
 def check_latent_dim(latent_dim: int) -> None:
     """A whole number, 1 or more."""
-    check_whole("latent_dim={!r}", latent_dim, "latent dimensions")
+    swapped = " (were the two swapped? the shape comes first)" * isinstance(latent_dim, Sequence)
+    check_whole("latent_dim={!r}" + swapped, latent_dim, "latent dimensions")
 
 
 def in_order(event_shape: Any, latent_dim: Any) -> tuple[tuple[int, ...], int]:

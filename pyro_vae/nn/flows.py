@@ -11,6 +11,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Transform, constraints
 
+from pyro_vae.nn.conditional import check_latent_dim
 from pyro_vae.validation import check_choice, check_whole
 
 
@@ -102,8 +103,9 @@ def pushed_forward(transform: Transform, loc: Tensor, scale: Tensor) -> FlowDist
     return FlowDistribution(NormalizingFlow(forward.inv, base))
 
 
-def check_depth(part: str, depth: Any) -> int:
-    """A whole number of steps, 1 or more."""
+def check_depth(part: str, depth: Any, latent_dim: Any) -> int:
+    """A whole number of steps, 1 or more, on so many latents."""
+    check_latent_dim(latent_dim)
     return check_whole(part + "(depth={!r})", depth, "steps")
 
 

@@ -200,7 +200,10 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
     """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``."""
-    rest = registry.unpack_net("net", {**args, "net": net})
+    given = {**args, "net": net}
+    if isinstance(net, str) and "(" not in net:  # its arguments are looked at as those of a call
+        given = {"net": registry.Choice(net, (), dict(args))}
+    rest = registry.unpack_net("net", given)
     return rest.pop("net"), rest
 
 

@@ -89,7 +89,7 @@ class EncodesClass(OfClasses):
         net: Any,
         net_args: Mapping[str, Any],
     ) -> None:
-        """Make ``classes``, ``embedding`` and ``guide``; a ``UserError`` where that is no family."""
+        """Make ``classes``, ``embedding`` and ``guide``; a ``UserError`` if it is no family."""
         shape = joint_shape(event_shape, num_classes)
         self.classes = OneHot(num_classes)
         self.embedding = ClassEmbedding(event_shape, num_classes)

@@ -126,11 +126,11 @@ class PyroELBO(Objective):
             -1 if at_once else -self.num_particles
         )  # before these Pyro may have run the pair to guess its plates
         models, guides = (each[runs:] for each in traces)
-        scale = _plate_scale(models[-1], len(x))
+        scale = max(_subsampled(site, len(x))[0] for site in models[-1].nodes.values())
         if any(map(_enumerated, (*models, *guides))):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
-        observed, kl = _sum(models, True), _sum(guides, False) - _sum(models, False)
+        observed, kl = _figures(models, guides, len(x))
         observed, kl = (torch.as_tensor(total / draws, device=x.device) for total in (observed, kl))
         return Estimate(loss, observed, kl, scale)
 
@@ -219,23 +219,35 @@ class _Kept(TorchFunctionMode):
 
 
 @torch.no_grad()
-def _sum(traces: list[poutine.Trace], observed: bool) -> Any:
-    """Σ of the log densities, masked and unscaled, of the sites that are observed, or of those that
-    are drawn.
+def _figures(
+    models: list[poutine.Trace], guides: list[poutine.Trace], batch_size: int
+) -> tuple[Any, Any]:
+    """(reconstruction, KL): Σ of the log densities, masked and unscaled, of the sites that are
+    observed, and of those that are drawn; where a plate takes some of its batch, they count for
+    all of it.
     """
-    nodes = [node for trace in traces for _, node in sample_nodes(trace)]
-    return sum(
-        masked(detach_provenance(log_prob_of(node)), node["mask"]).sum()
-        for node in nodes
-        if node["is_observed"] == observed
-    )
+
+    def total(traces: list[poutine.Trace], observed: bool) -> Any:
+        nodes = [node for trace in traces for _, node in sample_nodes(trace)]
+        return sum(
+            _subsampled(node, batch_size)[1]
+            * masked(detach_provenance(log_prob_of(node)), node["mask"]).sum()
+            for node in nodes
+            if node["is_observed"] == observed
+        )
+
+    return total(models, True), total(guides, False) - total(models, False)
 
 
-def _plate_scale(model: poutine.Trace, batch_size: int) -> float:
-    """Full size over batch size of a data plate that subsamples, 1 where none does."""
-    frames = [frame for site in model.nodes.values() for frame in site.get("cond_indep_stack", ())]
-    ratios = (f.full_size / f.size for f in frames if f.size == batch_size and f.full_size)
-    return next((ratio for ratio in ratios if ratio != 1.0), 1.0)
+def _subsampled(site: Any, batch_size: int) -> tuple[float, float]:
+    """Full size over size of a site's plates that subsample: that of the batch, and those that take
+    some of it.
+    """
+    scales = [1.0, 1.0]
+    for frame in site.get("cond_indep_stack", ()):
+        if frame.full_size not in (None, frame.size):
+            scales[frame.size != batch_size] *= frame.full_size / frame.size
+    return scales[0], scales[1]
 
 
 def _enumerated(trace: poutine.Trace) -> bool:
@@ -258,8 +270,8 @@ def _one_more_run(
             return reconstruction(terms), sampled_kl(terms)
         guide = plain_draw(pair.guide, x, fields)
         model = plain_draw(poutine.replay(pair.model, trace=guide), x, fields)
-    latent = _sum([guide], False) - _sum([model], False)
-    return torch.as_tensor(_sum([model], True)), torch.as_tensor(latent)
+    observed, latent = _figures([model], [guide], len(x))
+    return torch.as_tensor(observed), torch.as_tensor(latent)
 
 
 def _marked(model: Program, summed: Collection[str]) -> Any:

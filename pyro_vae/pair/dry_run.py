@@ -29,21 +29,30 @@ from pyro_vae.pair.nodes import (
 from pyro_vae.pair.observed_support import check_support
 from pyro_vae.pair.structure import Geometry, Structure
 from pyro_vae.pair.trial import Nodes, Traces, check_latents, of_batches, shapes_of, trace_pair
-from pyro_vae.pair.unscored import unscored
+from pyro_vae.pair.unscored import Unscored, unscored
 from pyro_vae.protocols import hook
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
 
 
-def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Structure:
-    """The structure that dry runs on 5 and on 4 images agree upon; a ``UserError`` where they show
-    a mistake.
+def understand(
+    pair: Pair,
+    probe: Callable[[int], tuple[Tensor, Fields]],
+    whole: int = 0,
+) -> Structure:
+    """The structure that dry runs on 5 and on 4 images agree upon, or, where they fail,
+    that of a ``whole`` set of so many; a ``UserError`` where they show a mistake.
     """
     batches = probe(5), probe(4), probe(5)
     try:
         runs = trace_pair(pair, *batches[0]), trace_pair(pair, *batches[1])
     except UserError as error:
+        if whole:
+            pair.store.forget_new()
+            run = trace_pair(pair, *probe(whole))
+            why = f"the programs take all {whole} rows of x at once, so one row has no log p(x)"
+            return _read_structure(pair, run, run, f"{why}. On a few: {error}")
         told = isinstance(error.__cause__, UserError | None) or "subsample_size" in str(error)
         if told or not (why := of_batches(pair, probe)):
             raise
@@ -60,26 +69,22 @@ def understand(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> Str
     return structure
 
 
-def _read_structure(pair: Pair, large: Traces, small: Traces) -> Structure:
+def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "") -> Structure:
     num_images = len(large[2])
     model, whole_guide = (dict(sample_nodes(trace)) for trace in large[:2])
     _check_names(pair, model, whole_guide)
     terms = [repr(name) for name, node in whole_guide.items() if node["is_observed"]]
     guide, few = latent_nodes(large[1]), (dict(sample_nodes(small[0])), latent_nodes(small[1]))
     found = unscored(model, guide, few, num_images)
+    if at_once:
+        found = Unscored(at_once, loose=frozenset((*model, *guide)))
     model_plates, guide_plates = (
         _data_plates(role, sites, at_four, num_images, found.loose)
         for role, sites, at_four in zip(("model", "guide"), (model, guide), few, strict=True)
     )
     check_latents(model, guide, model_plates, guide_plates)
     for name, node in model.items():
-        kinds = two_kinds(node, guide[name]) if name in guide else ""
-        try:
-            _check_values(node, num_images)
-        except UserError:
-            if kinds:
-                raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
-            raise
+        _check_node(node, guide.get(name), num_images)
     summed = every_value.summed_out(model, guide, model_plates)
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
@@ -222,6 +227,17 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
                 f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
                 f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
+
+
+def _check_node(node: Any, drawn: Any, num_images: int) -> None:
+    """`_check_values`; where the guide's law is of another kind, that is the reason."""
+    try:
+        _check_values(node, num_images)
+    except UserError:
+        if drawn is not None and (kinds := two_kinds(node, drawn)):
+            words = f"latent site {node['name']!r} is {kinds}: {ONE_KIND}"
+            raise UserError(words) from None
+        raise
 
 
 def _check_values(node: Any, num_images: int) -> None:

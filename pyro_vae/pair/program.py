@@ -1,4 +1,4 @@
-"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function or a partial."""
+"""Program: one interface for a PyroModule, an nn.Module, a bound method, a function, a partial."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Program:
             ]
             self.taken = self.taken.union(*(each.taken for each in reached))
             self._takes_all = any(each._takes_all for each in reached)
-        self._selected: dict[tuple[str, ...], list[str]] = {}  # by the names of what is given
+        self._selected: dict[tuple[str, ...], set[str]] = {}  # by the names of what is given
         self._passes_index = isinstance(self.owner, Local)  # whose local takes all fields
         self._placed: dict[str, str] = {}  # what takes the place of another program's argument
 
@@ -99,8 +99,9 @@ class Program:
                     f"the {self.role} requires the field {missing[0]!r}, which was not given "
                     f"(given fields: {known}): pass {missing[0]}=…, with one row for each image"
                 )
-            self._selected[names] = [n for n, argument in given.items() if self.receives(argument)]
-        return {name: fields[name] for name in self._selected[names]}
+            self._selected[names] = {n for n, argument in given.items() if self.receives(argument)}
+        taken = self._selected[names]  # a name may be a `Part`, whose constant is this call's own
+        return {name: value for name, value in fields.items() if name in taken}
 
     def receives(self, argument: str) -> bool:
         """Whether the program is given this argument, where there is one."""

@@ -73,7 +73,7 @@ def _at_copies(
 def rescored(
     guide: Call, x: Tensor, fields: Fields, at: poutine.Trace, parameters: Sequence[Tensor]
 ) -> poutine.Trace:
-    """The guide run at the values of ``at``, its latents scored with ``parameters`` kept constant."""
+    """The guide run at the values of ``at`` and scored with ``parameters`` as constants."""
     with Held(parameters), statistics_kept(), warnings.catch_warnings():
         # pyro.module warns of parameters that require no gradient, which is what constant
         # parameters are

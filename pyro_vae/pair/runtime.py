@@ -139,17 +139,19 @@ class Pair:
         """The dtype of the programs' real parameters, or None."""
         return next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
 
-    def cast(self, x: Tensor, fields: Fields | None = None) -> Tensor:
+    def cast(self, x: Tensor, fields: Fields | None = None, *, at_once: bool = False) -> Tensor:
         """``x`` in the dtype of the programs' real parameters; as it is, or float32 for integers,
         where they have none.
 
         Whole numbers that are no grey levels (int32, int64: the numbers of words) stay what they
-        are where both programs run on them, which is found out where the fields are at hand.
+        are where both programs run on them, which is found out where the fields are at hand, on a
+        few images, or ``at_once``.
         """
         if x.dtype in (torch.int32, torch.int64):
             key = tuple(x.shape[1:]), x.dtype
             if key not in self._known.whole and fields is not None:
-                self._known.whole[key] = why_not_whole(self, *probe(x, fields, PROBE_IMAGES))
+                few = probe(x, fields, len(x) if at_once else PROBE_IMAGES)
+                self._known.whole[key] = why_not_whole(self, *few)
             if self._known.whole.get(key) == "":
                 return x
         dtype = self.dtype
@@ -222,20 +224,23 @@ class Pair:
 
     # ---- understanding it
 
-    def structure(self, x: Tensor, fields: Fields, *, scored: bool = True) -> Structure:
+    def structure(
+        self, x: Tensor, fields: Fields, *, scored: bool = True, at_once: bool = False
+    ) -> Structure:
         """The pair's structure, from a dry run on 5 and on 4 images like ``x``; a ``UserError``
         explains a bad pair.
 
         Args:
             scored: whether its sites are to be read by image; a pair of which that can't be done
                 is refused then, though it trains.
+            at_once: whether a pair that can't run on a few images may be read on all of these.
         """
         key = like(x, fields)
         if key not in self._known.structures:
             try:
                 self.store.before = frozenset(self.store.parameters)
                 with self.probing():
-                    found = understand(self, lambda size: probe(x, fields, size))
+                    found = understand(self, lambda size: probe(x, fields, size), len(x) * at_once)
                 self.store.refuse_left()
                 self._known.structures[key] = found
             except UserError as error:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
@@ -30,9 +29,6 @@ _OF_A_NAN = (
     "the field mask): missing='nan' of a likelihood and a guide (--missing nan); in your own, "
     "dist.NanMaskedNormal or a mask in the model, x.nan_to_num() in the guide"
 )
-
-MANY = 64
-"""Images at which a pair is tried that fails on a few."""
 
 
 def refuse_autoguide(guide: Callable[..., Any]) -> None:
@@ -97,7 +93,7 @@ def _trace(
 
 
 def why_not_whole(pair: Pair, x: Tensor, fields: Fields) -> str:
-    """Nothing where both programs run on whole numbers as they are, and the model draws images so."""
+    """Nothing if both programs run on whole numbers as they are, and the model draws them."""
     try:
         pair.store.before = frozenset(pair.store.parameters)
         with pair.probing():
@@ -164,43 +160,27 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
             return (
                 f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
                 f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
-                "batches have other images. Make one parameter for the whole set and take its "
-                "rows by the field `index`, or use pyro_vae.guides.PerDatum"
+                "batches have other images. Train it by fit(…, batch_size=None), which makes "
+                "no batches, or make one parameter for the whole set and take its rows by the "
+                "field `index`, or use pyro_vae.guides.PerDatum"
             )
     return ""
 
 
-class _Plates(Messenger):
-    """The sizes of the plates that a program makes, those before a failure as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, str] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            self.sizes.setdefault(msg["fn"].size, msg["name"])
-
-
 def of_batches(pair: Pair, probe: Callable[[int], tuple[Tensor, Fields]]) -> str:
-    """A sentence where programs that fail on a few images take another kind of batch: one on its
-    side, or one of many.
-    """
-    (x, fields), plates = probe(5), _Plates()
-    for program in (pair.guide, pair.model):
-        with suppress(Exception), plates:
-            program(x, fields)
-    if x.dim() > 1 and x.shape[1] in plates.sizes and len(x) not in plates.sizes:
+    """A sentence where programs that fail on a few images take a batch on its side."""
+    x, fields = probe(5)
+    with poutine.trace() as tracer:  # with the plates before a failure as well
+        for program in (pair.model, pair.guide):
+            with suppress(Exception):
+                program(x, fields)
+    made = {n["name"]: n["fn"] for n in tracer.trace.nodes.values() if n["type"] == "sample"}
+    plates = {fn.size: name for name, fn in made.items() if isinstance(fn, _Subsample)}
+    if x.dim() > 1 and x.shape[1] in plates and len(x) not in plates:
         return (
-            f"plate {plates.sizes[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
+            f"plate {plates[x.shape[1]]!r} has {x.shape[1]} images, as many as x has "
             "columns, and images are rows here (x[0] is the first): give x.transpose(0, 1), and "
-            "let the programs transpose it back; otherwise: "
-        )
-    with suppress(UserError):
-        trace_pair(pair, *probe(MANY))
-        return (
-            f"both programs run on {MANY} images and not on 5, so an image has no terms of its "
-            "own: let them make of each row what is that row's; on few, "
+            "let the programs transpose it back, or train it by fit(…, batch_size=None); otherwise: "
         )
     return ""
 
@@ -232,8 +212,8 @@ def _hints(program: Program, fields: Fields, error: Exception) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
         return (
-            ". fit makes the batches: write the plate for all rows that the program gets "
-            "(subsample_size=None)"
+            " (train it by fit(…, batch_size=None), or write the plate for all rows that the "
+            "program gets, as fit makes the batches)"
         )
     found = [
         f"field {name!r} has the value {int(value.min())}"

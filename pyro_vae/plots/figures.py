@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -190,12 +191,16 @@ def quiet(axes: Axes, title: str, across: str, up: str = "", fontsize: int = 8) 
     axes.tick_params(labelsize=8)
 
 
-def side_by_side(cells: Sequence[Sequence[Figure | None]], names: Sequence[str]) -> Figure:
-    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above, None
-    leaves a place empty.
-    """
-    blank = np.full((0, DPI, 3), 255, np.uint8)
-    drawn = [[blank if figure is None else _rendered(figure) for figure in row] for row in cells]
+def told(text: str) -> Figure:
+    """A sentence in the place of a picture."""
+    figure = Figure(figsize=(3, 1), dpi=DPI)
+    figure.text(0.5, 0.5, fill(text, 45), ha="center", va="center", fontsize=8)
+    return figure
+
+
+def side_by_side(cells: Sequence[Sequence[Figure]], names: Sequence[str]) -> Figure:
+    """Figures in rows and columns as one, each drawn as it is alone; the columns' names above."""
+    drawn = [[_rendered(figure) for figure in row] for row in cells]
     widths = [max(cell.shape[1] for cell in column) for column in zip(*drawn, strict=True)]
     gap, head = DPI // 8, round(0.3 * DPI)
     lines = [np.full((head, sum(widths) + gap * len(widths), 3), 255, np.uint8)]

@@ -19,7 +19,7 @@ from pyro_vae.data.datasets import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.plots.context import Subject
-from pyro_vae.plots.figures import COLOURS, quiet, samples_figure, save, side_by_side, zoom
+from pyro_vae.plots.figures import COLOURS, quiet, samples_figure, save, side_by_side, told, zoom
 from pyro_vae.plots.image_pages import classes, reconstructions, samples
 from pyro_vae.plots.images import DoesNotFit, picture_shape, value_range
 from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
@@ -120,8 +120,14 @@ def write_pictures(
     """
     chosen = _known(pages)
     subject = subject_of(model, guide, observed, data, history_rows, seed, device)
-    drawn = ((name, _drawn(name, subject, asked_for=pages is not None)) for name in chosen)
-    return [save(figure, folder / f"{name}.png") for name, figure in drawn if figure is not None]
+    written = []
+    for name in chosen:
+        figure = _drawn(name, subject)
+        if isinstance(figure, Figure):
+            written.append(save(figure, folder / f"{name}.png"))
+        elif pages is not None:
+            raise figure
+    return written
 
 
 def write_beside(
@@ -136,10 +142,12 @@ def write_beside(
     """
     rows = []
     for name in _known(pages):
-        row = [_drawn(name, subject, asked_for=False) for subject in subjects.values()]
-        if not any(row) and pages is not None:
-            _drawn(name, next(iter(subjects.values())), asked_for=True)  # says why
-        rows += [row] if any(row) else []
+        row = [_drawn(name, subject) for subject in subjects.values()]
+        reasons = [each for each in row if isinstance(each, DoesNotFit)]
+        if len(reasons) < len(row):
+            rows.append([each if isinstance(each, Figure) else told(str(each)) for each in row])
+        elif pages is not None:
+            raise reasons[0]
     return save(side_by_side(rows, list(subjects)), path)
 
 
@@ -172,12 +180,11 @@ OF_ANY_DATA = ("curves", "latent")
 """The pages that show no image."""
 
 
-def _drawn(name: str, subject: Subject, asked_for: bool) -> Figure | None:
+def _drawn(name: str, subject: Subject) -> Figure | DoesNotFit:
+    """The page, or why there is none."""
     try:
         if subject.table and name not in OF_ANY_DATA:
             raise DoesNotFit(f"{subject.name} is a table: its rows are not images")
         return PAGES[name](subject)
     except UserError as reason:  # DoesNotFit, or a guide that has no q(z | x) of the images shown
-        if asked_for:
-            raise DoesNotFit(f"no page {name!r}: {str(reason).splitlines()[0]}") from None
-        return None
+        return DoesNotFit(f"no page {name!r}: {str(reason).splitlines()[0]}")

@@ -59,7 +59,7 @@ def denoising(subject: Subject) -> Figure:
         y = law(x).sample()
     found = _found(denoise, subject, y, law)
     errors = rms(y - x), rms(found.mean - x)
-    title = f"Noise taken off by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
+    title = f"Denoising by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
     title += f"RMS error of a pixel: {errors[0]:.3f} before, {errors[1]:.3f} after\n"
     return _page(subject, x, ("noisy", y), found, found.decoded, title)
 

@@ -44,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: its cells, a seed each, and how far it is from the first row, in nats an image."""
+    """One method: its cells, a seed each, and its difference from the first row, nats per image."""
 
     cells: tuple[Scored, ...]
     difference: float  # over the seeds that both have

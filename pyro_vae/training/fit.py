@@ -24,6 +24,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.divergence import Diverged
@@ -61,7 +62,7 @@ def fit(
     x_train: Any,
     objective: str | ELBO = "TraceMeanField_ELBO",
     num_epochs: int = 10,
-    batch_size: int = 128,
+    batch_size: int | None = 128,
     learning_rate: float = 1e-3,
     optimizer: OptimizerSpec = "Adam",
     schedule: str | Schedule = "cosine",
@@ -103,7 +104,9 @@ def fit(
             Pyro's own, such as ``pyro.infer.TraceGraph_ELBO()``, which Pyro's own code runs
             eagerly.
         num_epochs, num_steps: the length of the training; ``num_steps`` wins where it is given.
-        batch_size: images in one step.
+        batch_size: images in one step; None gives each step all rows in their order, as
+            ``SVI.step(x)`` does. This serves programs that take rows of their own, or have a
+            parameter for each row.
         learning_rate: the largest learning rate of the schedule.
         optimizer: a name or call, such as ``"Adam(eps=1e-4)"``, a ``torch.optim`` class, or a
             function of the list of parameters that returns an optimiser.
@@ -187,7 +190,7 @@ def _fit(
     with own_randomness(seed, place), pair.active():
         images, rows = first_batch(source, observe, pair)
         check_data(pair, source, observe, images, rows)
-        structure = pair.structure(images, rows, scored=False)
+        structure = pair.structure(images, rows, scored=False, at_once=source.whole)
         loss.objective = goal.suited(structure)
         for name in loss.site_weights:
             check_choice("latent site of kl_weight", name, structure.latents)
@@ -197,9 +200,8 @@ def _fit(
         group.broadcast(pair.tensors())
         if valid is not None:
             check_data(pair, valid, None, *first_batch(valid, None, pair))
-        if (
-            begun is not None and options.compile == "auto"
-        ):  # the tier that it ran in, for the same bits
+        # the tier that it ran in, for the same bits
+        if begun is not None and options.compile == "auto":
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
         checked = check_training(stepper, next(source.in_order()))
@@ -210,15 +212,16 @@ def _fit(
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
-            said = [
-                f"training step: {history.note}",
-                *structure.words(),
-                f"init: {history.init}" * bool(history.init),
-                f"resumed {history.resumed[-1]}" if begun is not None else "",
-            ]
-            tqdm.write("\n".join(filter(None, said)), file=sys.stderr)
+            tqdm.write("\n".join(_told(history, structure)), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
+
+
+def _told(history: History, structure: Structure) -> list[str]:
+    """What is said before the first step."""
+    init = [f"init: {history.init}"] if history.init else []
+    resumed = [f"resumed {line}" for line in history.resumed[-1:]]
+    return [f"training step: {history.note}", *structure.words(), *init, *resumed]
 
 
 def _sources(

@@ -87,9 +87,10 @@ class Loop:
         once, at its end.
         """
         with self.loss.pair.active(training=True):
-            run, several = self.stepper.step.run, self.stepper.step.together
-            skip = self.stepper.health.skip
-            for batches in self.steps(self.step_or_skip) if skip else self.steps(run, several):
+            step, skip = self.stepper.step, self.stepper.health.skip
+            for batches in self.steps(
+                *((self.step_or_skip, 1) if skip else (step.run, step.together))
+            ):
                 bar.update(len(batches))
                 for boundary in self.boundaries:
                     boundary(self.state, "step")
@@ -109,8 +110,9 @@ class Loop:
         weight, per_pass = float(self.options.kl_weight), self.stepper.source.num_batches
         while several := list(islice(batches, together)):
             numbers = range(at.step, at.step + len(several))
-            risen = [weight * self.warmup(n, total, per_pass) for n in numbers]
-            schedules = list(zip((self.decay(n / total) for n in numbers), risen, strict=True))
+            schedules = [
+                (self.decay(n / total), weight * self.warmup(n, total, per_pass)) for n in numbers
+            ]
             if self.group.size > 1:  # the noise of each process is its own
                 self.group.begin_step(self.options.seed, at.step, at.sums.device)
             sums = take(several, schedules)
@@ -148,7 +150,9 @@ class Loop:
 
     def call_back(self, end: EpochEnd) -> None:
         """The callbacks; then what they may have changed, and what is done now and then."""
-        stops = [number for number, callback in enumerate(self.callbacks, 1) if callback(end)]
+        # a truth value alone ends it: `requires_grad_` returns its module
+        found = [str(callback(end)) in ("True", "tensor(True)") for callback in self.callbacks]
+        stops = [number for number, ended in enumerate(found, 1) if ended]
         wanted = stops[0] if stops else 0, int(self.memory.due), int(self.checks.due)
         stop, remember, check = self.group.largest(*wanted)
         if stop:

@@ -40,6 +40,7 @@ class FitOptions(Settings):
 
     num_epochs: int = option(10, least=1)
     num_steps: int | None = option(None, least=1)
+    batch_size: int | None = option(128, least=1)  # type: ignore[assignment]  # None: all rows
     callbacks: Iterable[Callable[[EpochEnd], bool | None]] = ()
     binarize: str | Observation | None = None
     x_valid: Any = None
@@ -166,8 +167,9 @@ def check_callbacks(callbacks: Any) -> tuple[Callable[[EpochEnd], bool | None], 
 def first_batch(
     source: Source, observe: Observation | None, pair: Pair
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    x, named = taken(*next(source.in_order()), slice(5))
-    return pair.cast(observe(x) if observe is not None else x, named), named
+    x, named = taken(*next(source.in_order()), slice(None if source.whole else 5))
+    seen = observe(x) if observe is not None else x
+    return pair.cast(seen, named, at_once=source.whole), named
 
 
 def check_data(
@@ -184,8 +186,8 @@ def check_data(
             )
     if isinstance(source, Resident):
         observed_support.check_fields(pair, source.fields)
-    structure = pair.structure(x, fields, scored=False)
-    if structure.subsampling or not isinstance(source, Resident):
+    structure = pair.structure(x, fields, scored=False, at_once=source.whole)
+    if source.whole or structure.subsampling or not isinstance(source, Resident):
         return
     if observe is None:
         observed_support.check_support_of_set(pair, source.num_images, source.part)

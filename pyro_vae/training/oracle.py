@@ -57,7 +57,7 @@ def check_training(stepper: Stepper, batch: Batch) -> tuple[str, ...]:
         UserError: the loss, a gradient or the step differs from stock Pyro's and torch's.
     """
     loss, pair = stepper.loss, stepper.loss.pair
-    x, fields = taken(*batch, slice(MOST_IMAGES))
+    x, fields = taken(*batch, slice(None if stepper.source.whole else MOST_IMAGES))
     with randomness_kept(), pair.active():
         seen = pair.cast(x if stepper.observe is None else stepper.observe(x))
         structure = pair.structure(seen, fields, scored=False)

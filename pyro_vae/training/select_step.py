@@ -218,7 +218,9 @@ def select_step(
 
 def _captured(step: StagedStep, source: Source, note: str) -> tuple[TrainStep, Source, str]:
     """The step as a CUDA graph, where it can be one."""
-    if not (step.adam and isinstance(source, Resident) and source.x.device.type in CAPTURES):
+    if not (step.adam and isinstance(source, Resident) and source.kept_on is None):
+        return step, source, note
+    if source.device.type not in CAPTURES:
         return step, source, note
     if step.host_reads:
         return step, source, f"{note}; no CUDA graph (the host reads in {step.host_reads[0]})"

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pyro_vae.errors import UserError
+from pyro_vae.errors import UserError, shortened
 from pyro_vae.validation import check_choice
 
 
@@ -118,8 +118,12 @@ def check_fields(options: Any, *, flags: bool = True) -> None:
         if not (any(is_a(value, kind) for kind in kinds) and _in_range(value, each.metadata)):
             value = ", ".join(map(str, value)) if flags and isinstance(value, tuple) else value
             shown = each.name.upper() if each.metadata.get("place") else flag(each.name)
-            written = f"{shown} {value!r}" if flags else f"{each.name}={value!r}"
-            raise UserError(f"{written}: expected {expected(kinds, each.metadata)}")
+            given = shortened(" ".join(repr(value).split()), 60)
+            written = f"{shown} {given}" if flags else f"{each.name}={given}"
+            named = f" (a field of this name: fields={{{each.name!r}: …}})" * hasattr(
+                value, "shape"
+            )
+            raise UserError(f"{written}: expected {expected(kinds, each.metadata)}{named}")
 
 
 @cache

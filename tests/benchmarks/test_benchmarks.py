@@ -258,15 +258,15 @@ def test_few_labels_by_hand_are_one_algorithm_with_the_parts() -> None:
     data = load("digits", seed=0)
     seen = observe(data)
     y = torch.where(torch.arange(50) % 5 == 0, data.train_labels[:50], -1)
-    asked = semi_supervised.SemiSupervised(epochs=2, batch_size=16, hidden=7, latent_dim=3)
+    asked = semi_supervised.SemiSupervised(epochs=2, batch_size=16, hidden=7, latent_dim=16)
     x = seen.x_train[:50].flatten(1)
     images, before, after = seen.x_test[:20].flatten(1), list[Tensor](), list[Tensor]()
-    for _, classify, train in semi_supervised.train_both(x, y, seen.observe, asked, seed=3):
+    for _, classify, train in semi_supervised.trainings(x, y, seen.observe, asked, seed=3):
         before.append(torch.log_softmax(classify(images), -1).detach())
         train()
         after.append(torch.log_softmax(classify(images), -1).detach())
-    torch.testing.assert_close(*before)
-    torch.testing.assert_close(*after, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(*before[:2])
+    torch.testing.assert_close(*after[:2], rtol=1e-4, atol=1e-4)
     assert float((after[0] - before[0]).abs().max()) > 0.01
 
 

@@ -121,6 +121,9 @@ def test_an_abstract_guide_is_not_built() -> None:
     [
         (lambda: guides.MeanField((), 2), "event_shape"),
         (lambda: guides.MeanField((3,), 0), "latent_dim=0"),
+        (lambda: guides.MeanField(2, (1, 8, 8)), "were the two swapped"),
+        (lambda: guides.FullRank(2, (1, 8, 8)), "were the two swapped"),
+        (lambda: guides.MeanField((3,), 2, hiden=(3,)), "did you mean 'hidden'"),
         (lambda: guides.MeanField((3,), 2, net="Cov"), "did you mean 'Conv'"),
         (lambda: guides.MeanField((3,), 2)(torch.rand(5, 4)), r"\(3,\).*\(5, 4\)"),
     ],

@@ -504,3 +504,113 @@ def test_a_request_that_only_pyros_own_objective_serves_is_not_dropped() -> None
     )
     found = log_marginal(model, guide, x, num_samples=2000, compile="off")
     assert found.mean == pytest.approx(float(exact.mean()), abs=5 * found.se_mc + 1e-3)
+
+
+# ---- all rows at once
+
+
+class Whole(nn.Module):
+    """Programs that no batch of other rows suits, of 16 binary pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decode, self.encode = Decoder().double(), Encoder().double()
+
+
+def some_of_its_rows() -> tuple[Any, Any]:
+    """8 of the rows that it is given, drawn by its own plate, as Pyro's AIR."""
+    parts = Whole()
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", parts.decode)
+        with pyro.plate("data", len(x)) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            logits = parts.decode(z)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", parts.encode)
+        with pyro.plate("data", len(x), subsample_size=8) as rows:
+            pyro.sample("z", dist.Normal(*parts.encode(x[rows])).to_event(1))
+
+    return model, guide
+
+
+def a_parameter_for_each_row() -> tuple[Any, Any]:
+    """q(z) of each row by itself, as in Pyro's deep exponential family."""
+    parts = Whole()
+
+    def model(x: Tensor) -> None:
+        pyro.module("decoder", parts.decode)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=parts.decode(z)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: x.new_zeros(len(x), LATENT))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+    return model, guide
+
+
+def rows_in_columns() -> tuple[Any, Any]:
+    """x is (pixels, images), as the documents of Pyro's LDA are."""
+    parts = Whole()
+
+    def model(x: Tensor) -> None:
+        assert len(x) == PIXELS
+        pyro.module("decoder", parts.decode)
+        with pyro.plate("data", x.shape[1]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=parts.decode(z)).to_event(1), obs=x.T)
+
+    def guide(x: Tensor) -> None:
+        pyro.module("encoder", parts.encode)
+        with pyro.plate("data", x.shape[1]):
+            pyro.sample("z", dist.Normal(*parts.encode(x.T)).to_event(1))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("make", [some_of_its_rows, a_parameter_for_each_row, rows_in_columns])
+def test_all_rows_at_once_are_what_svi_gives(make: Callable[[], tuple[Any, Any]]) -> None:
+    """``batch_size=None`` against ``SVI.step(x)``: every loss, in the same noise; the figures are
+    of the same scale; and log p(x) of one row is refused for its reason.
+    """
+    x = X.T.contiguous() if make is rows_in_columns else X
+    (model, guide), stock = made(make), made(make)
+    with pytest.raises(UserError):
+        fit(model, guide, x, num_steps=1, **QUICK)
+    kwargs = {"batch_size": None, "objective": "Trace_ELBO", "num_steps": 5, "seed": 4}
+    history = fit(
+        model,
+        guide,
+        x,
+        optimizer=lambda ps: torch.optim.SGD(ps, lr=1e-2),
+        learning_rate=1e-2,
+        **kwargs,
+        **QUICK,
+    )
+    pyro.clear_param_store()
+    torch.manual_seed(4)
+    svi = infer.SVI(*stock, pyro.optim.SGD({"lr": 1e-2 / len(x)}), infer.Trace_ELBO())
+    losses = [svi.step(x) / len(x) for _ in range(5)]
+    assert [record.loss for record in history.train] == pytest.approx(losses, rel=1e-12)
+    assert [-record.elbo for record in history.train] == pytest.approx(losses, rel=1e-12)
+    with pytest.raises(UserError, match=r"all \d+ rows of x at once"):
+        log_marginal(model, guide, x, num_samples=5)
+    with pytest.raises(UserError, match="takes a tensor or array"):
+        fit(model, guide, torch.utils.data.TensorDataset(x), batch_size=None, **QUICK)
+    pyro.clear_param_store()
+
+
+def test_a_batch_of_the_whole_set_is_one_of_its_images() -> None:
+    """An amortized pair is read as ever: the same figures as of a batch that large, and scored."""
+    model, guide = made(modules)
+    other = made(modules)
+    options: dict[str, Any] = {"num_steps": 1, "learning_rate": 1e-9, **QUICK}
+    whole = fit(model, guide, X, batch_size=None, **options).train[-1]
+    batch = fit(*other, X, batch_size=len(X), **options).train[-1]
+    assert whole.kl == pytest.approx(batch.kl, rel=1e-6)
+    assert len(log_marginal(model, guide, X, num_samples=5).log_px) == len(X)

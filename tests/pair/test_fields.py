@@ -19,6 +19,7 @@ import pyro_vae as pv
 from pyro_vae import UserError, guides, models
 from pyro_vae.errors import nearest
 from pyro_vae.pair.program import Program
+from pyro_vae.pair.runtime import Pair
 
 SHAPE = (1, 2, 2)
 X = (torch.rand(8, *SHAPE, generator=torch.Generator().manual_seed(0)) < 0.4).float()
@@ -200,3 +201,29 @@ def test_fields_given_in_a_mapping_are_looked_at_too() -> None:
         pv.fit(*vae(), X, fields={"shade": X > 0}, **QUICK)
     with pytest.raises(UserError, match="False in the field mask"):  # which marks x
         pv.fit(*vae(), X, fields={"mask": X > 0}, **QUICK)
+    with pytest.raises(UserError, match=r"fields=\{'seed': …\}") as told:
+        pv.fit(*vae(), X, seed=torch.arange(300), **QUICK)
+    assert len(str(told.value)) < 200 and "\n" not in str(told.value)
+
+
+def test_a_constant_is_that_of_its_own_call() -> None:
+    """One number for all images, another at each call, while the pair is kept: as if it were
+    written into the program.
+    """
+    x = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+
+    def model(x: Tensor, shift: float) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + shift, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor, shift: float) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - shift) / 2, 0.5**0.5).to_event(1))
+
+    kept = Pair.of(model, guide)
+    for shift in (0.0, 3.0, 0.0):
+        found = pv.log_marginal(model, guide, x, shift=shift, num_samples=2)
+        exact = dist.Normal(shift, 2**0.5).log_prob(x).sum(-1)
+        assert found.log_px == pytest.approx(exact.numpy(), abs=1e-4)
+    assert Pair.of(model, guide) is kept

@@ -453,6 +453,10 @@ def test_runs_side_by_side_are_what_each_is_alone(tmp_path: Path) -> None:
     write_beside(
         tmp_path / "mixed.png", {"a": subjects["one"], "b": single}, ["manifold", "classes"]
     )
+    mixed = imread(tmp_path / "mixed.png")[..., 0]  # in each place a picture, or why there is none
+    height, width = mixed.shape[0] // 2, mixed.shape[1] // 2
+    for top, left in ((100, 0), (100, width), (height, 0), (height, width)):
+        assert (mixed[top : top + height - 100, left : left + width] < 0.5).any()
     with pytest.raises(UserError, match="no page 'classes': the test images have no labels"):
         write_beside(tmp_path / "none.png", subjects, ["classes"])
 

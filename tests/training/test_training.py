@@ -406,6 +406,25 @@ def test_callbacks_see_each_epoch_and_may_end_it() -> None:
     assert history.stopped == "third after epoch 3" and history.num_steps == 9
 
 
+def test_what_a_callback_happens_to_return_ends_nothing() -> None:
+    """A frozen decoder that is thawed at the second epoch, by ``requires_grad_``, whose module is
+    returned, trains from the third.
+    """
+    model, guide = our_pair()
+    net = model.likelihood.requires_grad_(False)
+    before = [p.detach().clone() for p in net.parameters()]
+    history = fit(
+        model,
+        guide,
+        X,
+        num_epochs=3,
+        callbacks=[lambda end: net.requires_grad_(end.train.epoch >= 2)],
+        **QUICK,
+    )
+    assert len(history.train) == 3 and not history.stopped
+    assert any(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("form", "part"),
     thinned(["PyroModules", "bound methods", "functions", "PyroParams"], ["model", "guide"]),
