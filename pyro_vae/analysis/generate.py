@@ -133,7 +133,11 @@ class Generation:
         x: Any = None,
     ) -> None:
         self.size, self.place, self.conditioned = size, find_device(device), x is not None
-        pair = Pair.of(model, guide) if guide else Pair(model, _no_guide, Known(_FittedElsewhere()))
+        pair = (
+            Pair.of(model, guide)
+            if guide
+            else Pair(model, lambda x: None, Known(_FittedElsewhere()))
+        )
         self.pair = pair.to(self.place)
         self.takes_size = pair.model.wants("size")
         self.fields = {n: value.to(self.place) for n, value in as_fields(fields, size).items()}
@@ -239,10 +243,6 @@ class Generation:
                 "like=x, with a few images x"
             )
         return torch.zeros_like(images)
-
-
-def _no_guide(x: Tensor) -> None:
-    """A replacement where a model is run alone."""
 
 
 class _FittedElsewhere(ParameterStore):

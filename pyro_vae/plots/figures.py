@@ -54,7 +54,8 @@ def grid_figure(
     """
     height, width = canvas.shape[:2]
     scale = min(max(1, round(WIDTH / width)), LARGEST_PIXEL)
-    beside = max((_inches(text, 8) for _, text in row_labels), default=0.0)
+    words = (Figure(dpi=DPI).text(0, 0, text, fontsize=8) for _, text in row_labels)
+    beside = max((float(each.get_window_extent().width) / DPI for each in words), default=0.0)
     inches = (
         margin[0] + beside + 0.05 * bool(row_labels),
         margin[1],
@@ -79,13 +80,6 @@ def grid_figure(
     widest = text.get_window_extent().width / (size[0] - 0.1 * DPI)
     text.set_fontsize(9 / max(1.0, widest))
     return figure
-
-
-def _inches(text: str, fontsize: float) -> float:
-    """How wide the text is."""
-    return (
-        float(Figure(dpi=DPI).text(0, 0, text, fontsize=fontsize).get_window_extent().width) / DPI
-    )
 
 
 def rows_figure(
