@@ -96,7 +96,11 @@ def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "")
     dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
     # of x and z: a factor may be in a plate of its own
     own = [
-        {p[n].name: None for n, node in sites.items() if n in p and not _is_factor(node)}
+        {
+            p[n].name: None
+            for n, node in sites.items()
+            if n in p and not isinstance(node["fn"], dist.Unit)
+        }
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
@@ -118,10 +122,6 @@ def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "")
         unscored=found.why,
         shared=found.shared,
     )
-
-
-def _is_factor(node: Any) -> bool:
-    return isinstance(node["fn"], dist.Unit)
 
 
 def _data_plates(
