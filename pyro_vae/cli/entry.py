@@ -28,8 +28,8 @@ from pyro_vae.signals import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
 from pyro_vae.streams import printable
 
 DESCRIPTION = (
-    "Variational auto-encoders as plain Pyro programs, with a log p(x) that can be defended. "
-    "`pyro-vae train` alone trains on the embedded digits."
+    "Variational auto-encoders as plain Pyro programs, and log p(x) with error bars. "
+    "`pyro-vae train` without options uses digits that are included."
 )
 
 

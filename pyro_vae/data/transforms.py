@@ -140,7 +140,9 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
         _require(data, f"{mode} binarization", binary=False)
         return Threshold(data.levels) if mode == "threshold" else Dynamic(data.levels)
     if observes == "counts":
-        if data.levels is None and (found := _first_place(data, _is_no_count)):
+        if data.levels is None and (
+            found := _first_place(data, lambda x: (x < 0) | (x != x.round()))
+        ):
             place, value = found
             raise UserError(
                 f"{data.name}, {place}: {value:g}, but this likelihood is for whole numbers "
@@ -207,10 +209,6 @@ def _first_outside(data: ImageData, binary: bool) -> tuple[str, float] | None:
     top = 1 if data.levels is None else data.levels - 1
     found = _first_place(data, lambda x: (x != 0) & (x != top) if binary else (x < 0) | (x > 1))
     return found and (found[0], float(grey(torch.tensor(found[1]), data.levels)))
-
-
-def _is_no_count(stored: Tensor) -> Tensor:
-    return (stored < 0) | (stored != stored.round())
 
 
 def _first_place(data: ImageData, is_wrong: Callable[[Tensor], Tensor]) -> tuple[str, float] | None:

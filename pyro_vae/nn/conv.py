@@ -15,11 +15,6 @@ from pyro_vae.nn.net import Net, activation, check_widths
 DEFAULT_CHANNELS = (32, 64, 128, 256, 512)
 
 
-def _layers_for(size: tuple[int, int]) -> int:
-    """How many times an image can be halved (rounding up) before one side is a single pixel."""
-    return ceil(log2(min(size)))
-
-
 def _sizes(
     shape: tuple[int, ...], channels: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
@@ -30,7 +25,7 @@ def _sizes(
             f"got shape {tuple(shape)}: use net=MLP, or reshape the data"
         )
     size = (shape[1], shape[2])
-    most = _layers_for(size)
+    most = ceil(log2(min(size)))  # halvings, rounded up, until one side is a single pixel
     channels = (
         DEFAULT_CHANNELS[:most] if channels is None else check_widths("Conv", "channels", channels)
     )

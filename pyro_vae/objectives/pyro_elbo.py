@@ -127,7 +127,8 @@ class PyroELBO(Objective):
         )  # before these Pyro may have run the pair to guess its plates
         models, guides = (each[runs:] for each in traces)
         scale = max(_subsampled(site, len(x))[0] for site in models[-1].nodes.values())
-        if any(map(_enumerated, (*models, *guides))):
+        sites = [site for trace in (*models, *guides) for site in trace.nodes.values()]
+        if any(site["type"] == "sample" and site["infer"].get("enumerate") for site in sites):
             return Estimate(loss, *_one_more_run(pair, structure, x, fields), scale)
         draws = len(models) * (self.num_particles if at_once else 1)
         observed, kl = _figures(models, guides, len(x))
@@ -248,12 +249,6 @@ def _subsampled(site: Any, batch_size: int) -> tuple[float, float]:
         if frame.full_size not in (None, frame.size):
             scales[frame.size != batch_size] *= frame.full_size / frame.size
     return scales[0], scales[1]
-
-
-def _enumerated(trace: poutine.Trace) -> bool:
-    return any(
-        site["type"] == "sample" and site["infer"].get("enumerate") for site in trace.nodes.values()
-    )
 
 
 @torch.no_grad()

@@ -84,13 +84,7 @@ def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "")
     )
     check_latents(model, guide, model_plates, guide_plates)
     for name, node in model.items():
-        kinds = two_kinds(node, guide[name]) if name in guide else ""
-        try:
-            _check_values(node, num_images)
-        except UserError:
-            if kinds:
-                raise UserError(f"latent site {name!r} is {kinds}: {ONE_KIND}") from None
-            raise
+        _check_node(node, guide.get(name), num_images)
     summed = every_value.summed_out(model, guide, model_plates)
     latents = tuple(
         name for name, node in model.items() if not node["is_observed"] and name not in summed
@@ -102,7 +96,11 @@ def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "")
     dims = [f.dim for node in nodes for f in node["cond_indep_stack"] if f.vectorized]
     # of x and z: a factor may be in a plate of its own
     own = [
-        {p[n].name: None for n, node in sites.items() if n in p and not _is_factor(node)}
+        {
+            p[n].name: None
+            for n, node in sites.items()
+            if n in p and not isinstance(node["fn"], dist.Unit)
+        }
         for sites, p in ((model, model_plates), (guide, guide_plates))
     ]
     return Structure(
@@ -124,10 +122,6 @@ def _read_structure(pair: Pair, large: Traces, small: Traces, at_once: str = "")
         unscored=found.why,
         shared=found.shared,
     )
-
-
-def _is_factor(node: Any) -> bool:
-    return isinstance(node["fn"], dist.Unit)
 
 
 def _data_plates(
@@ -233,6 +227,17 @@ def _check_names(pair: Pair, model: Nodes, guide: Nodes) -> None:
                 f"{', '.join(guide) or none} (Pyro would draw it from its prior without a "
                 f"message): sample {name!r} in the guide, or sum it out in the model{fitting}"
             )
+
+
+def _check_node(node: Any, drawn: Any, num_images: int) -> None:
+    """`_check_values`; where the guide's law is of another kind, that is the reason."""
+    try:
+        _check_values(node, num_images)
+    except UserError:
+        if drawn is not None and (kinds := two_kinds(node, drawn)):
+            words = f"latent site {node['name']!r} is {kinds}: {ONE_KIND}"
+            raise UserError(words) from None
+        raise
 
 
 def _check_values(node: Any, num_images: int) -> None:

@@ -160,9 +160,8 @@ def _of_another_batch(pair: Pair, program: Program, x: Tensor) -> str:
             return (
                 f"pyro.param({name!r}) of the {program.role} has a row for each image (its "
                 f"shape is {tuple(parameter.shape)} for {len(parameter)} images), but other "
-                "batches have other images. Train it by fit(…, batch_size=None), which makes "
-                "no batches, or make one parameter for the whole set and take its rows by the "
-                "field `index`, or use pyro_vae.guides.PerDatum"
+                "batches have other images. Train it by fit(…, batch_size=None), or take the rows "
+                "of one parameter by the field `index`, or use pyro_vae.guides.PerDatum"
             )
     return ""
 
@@ -211,10 +210,7 @@ def _why_it_failed(
 def _hints(program: Program, fields: Fields, error: Exception) -> str:
     """What is unusual in what the program was given, and may be why it failed."""
     if "subsample_size does not match" in str(error):
-        return (
-            " (train it by fit(…, batch_size=None), or write the plate for all rows that the "
-            "program gets, as fit makes the batches)"
-        )
+        return " (fit(…, batch_size=None) trains it; to score, let the plate take all its rows)"
     found = [
         f"field {name!r} has the value {int(value.min())}"
         for name, value in program.select(fields).items()

@@ -41,29 +41,23 @@ def unscored(model: Nodes, guide: Nodes, few: tuple[Nodes, Nodes], num_images: i
             )
     shared = {
         name: None
-        for role, sites, fewer in zip(("model", "guide"), (model, guide), few, strict=True)
+        for sites, fewer in zip((model, guide), few, strict=True)
         for name, node in sites.items()
         if _is_shared(node, fewer[name], num_images)
     }
-    at_once = [name for name in shared if name in model and model[name]["is_observed"]]
-    if at_once:
-        return Unscored(
-            f"site {at_once[0]!r} of the model is outside the data plate and is observed once "
-            "for all images of a batch, so log p(x) of one image is not defined: sample it "
-            "inside `with pyro.plate('data', x.shape[0]):`, once for each image",
-            shared=tuple(shared),
-            loose=frozenset(shared),
-        )
     if shared:
-        names = ", ".join(map(repr, shared))
-        of = "a latent" if len(shared) == 1 else "latents"
-        return Unscored(
-            f"{names}: {of} shared by all images, outside the data plate, so log p(x) of one "
+        names, of = ", ".join(map(repr, shared)), "a latent" if len(shared) == 1 else "latents"
+        once = [name for name in shared if name in model and model[name]["is_observed"]]
+        why = (
+            f"site {once[0]!r} of the model is outside the data plate and is observed once "
+            "for all images of a batch, so log p(x) of one image is not defined: sample it "
+            "inside `with pyro.plate('data', x.shape[0]):`, once for each image"
+            if once
+            else f"{names}: {of} shared by all images, outside the data plate, so log p(x) of one "
             "image is not defined. fit can train such a pair. To score images, give each "
-            "image its own latents, and make the networks' weights parameters",
-            shared=tuple(shared),
-            loose=frozenset(shared),
+            "image its own latents, and make the networks' weights parameters"
         )
+        return Unscored(why, shared=tuple(shared), loose=frozenset(shared))
     for name, node in model.items():
         if name in guide and (words := two_kinds(node, guide[name])):
             return Unscored(
@@ -94,9 +88,7 @@ def _cut(nodes: Iterable[Any], num_images: int) -> str:
 
 
 def _is_shared(node: Any, fewer: Any, num_images: int) -> bool:
-    if node["fn"].shape() != fewer["fn"].shape():
-        return False
-    return all(
+    return node["fn"].shape() == fewer["fn"].shape() and all(
         not frame.vectorized or (frame.size >= 0 and frame.size != num_images)
         for frame in node["cond_indep_stack"]
     )

@@ -111,7 +111,7 @@ def _round(
         }
         for future in as_completed(futures):
             number, error = futures[future], future.exception()
-            if error is not None and _killed(error):
+            if isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker":
                 lost.add(number)
                 continue
             done.add(number)
@@ -120,7 +120,3 @@ def _round(
     # cause
     begun = [number for number in pieces if number in lost][: max(1, jobs)]
     return done, set(begun)
-
-
-def _killed(error: BaseException) -> bool:
-    return isinstance(error, BrokenProcessPool) or type(error).__name__ == "KilledWorker"

@@ -36,7 +36,7 @@ def describe(slot: str) -> list[Part]:
 def _summary(part: Any) -> str:
     """The docstring's first paragraph; a class without one inherits none."""
     text = part if isinstance(part, str) else (getattr(part, "__doc__", None) or "")
-    return " ".join(inspect.cleandoc(text).partition("\n\n")[0].split())
+    return " ".join(inspect.cleandoc(text).partition("\n\n")[0].split()).replace("``", "`")
 
 
 def _arguments(part: Any) -> str:

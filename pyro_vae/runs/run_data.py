@@ -118,11 +118,12 @@ def _places(
     if data is not None:
         yield data, root
         return
-    if _is_named(options.data):
+    data = options.data
+    if data in datasets.DATASETS or ":" in data or data in lookup.installed("data"):
         roots = [root] if root is None or root.is_absolute() else [root, *_seen_from(run, root)]
         for each in roots:
             if each is root or each is None or each.is_dir():
-                yield options.data, each
+                yield data, each
         return
     given = Path(options.data).expanduser()
     places = [given, *_seen_from(run, given)]
@@ -139,7 +140,3 @@ def _seen_from(run: Run, path: Path) -> list[Path]:
         return [run.folder / path.name, run.folder.resolve().parent / path.name]
     folder = run.folder.resolve()
     return [above / path for above in (folder, *folder.parents)]
-
-
-def _is_named(data: str) -> bool:
-    return data in datasets.DATASETS or ":" in data or data in lookup.installed("data")

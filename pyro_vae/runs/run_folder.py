@@ -69,16 +69,15 @@ def refuse_taken(out: Path) -> None:
         ) from error
     if path.is_dir() and is_held(path):
         raise UserError(in_use(out))
-    if path.exists() and not (path.is_dir() and all(map(_is_nothing, path.iterdir()))):
+    # a training that was killed before its configuration was written leaves nothing else
+    nothing = path.is_dir() and all(
+        p.name in (LOCK, HOLDER) or is_scratch(p) for p in path.iterdir()
+    )
+    if path.exists() and not nothing:
         what = "a folder that is not empty" if path.is_dir() else "a file"
         raise UserError(
             f"{out} exists ({what}), and a run never overwrites files: give another --out"
         )
-
-
-def _is_nothing(path: Path) -> bool:
-    """Whether it is what a training leaves that was killed before its configuration was written."""
-    return path.name in (LOCK, HOLDER) or is_scratch(path)
 
 
 def open_run(folder: str | Path) -> Run:

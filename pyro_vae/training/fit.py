@@ -25,6 +25,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
+from pyro_vae.pair.structure import Structure
 from pyro_vae.rng import own_randomness
 from pyro_vae.training.callbacks import EpochEnd
 from pyro_vae.training.divergence import Diverged
@@ -200,9 +201,8 @@ def _fit(
         group.broadcast(pair.tensors())
         if valid is not None:
             check_data(pair, valid, None, *first_batch(valid, None, pair))
-        if (
-            begun is not None and options.compile == "auto"
-        ):  # the tier that it ran in, for the same bits
+        # the tier that it ran in, for the same bits
+        if begun is not None and options.compile == "auto":
             options = replace(options, compile=begun.place.get("tier", "auto"))
         stepper = Stepper(loss, source, observe, options, total_steps, group)
         checked = check_training(stepper, next(source.in_order()))
@@ -213,15 +213,16 @@ def _fit(
         if begun is not None:
             history, at = _take_up(begun, history, at, here, stepper, after_epoch)
         if options.progress and group.first:
-            said = [
-                f"training step: {history.note}",
-                *structure.words(),
-                f"init: {history.init}" * bool(history.init),
-                f"resumed {history.resumed[-1]}" if begun is not None else "",
-            ]
-            tqdm.write("\n".join(filter(None, said)), file=sys.stderr)
+            tqdm.write("\n".join(_told(history, structure)), file=sys.stderr)
         loop = Loop(stepper, decay, warmup, valid, after_epoch, history, at, settings, here)
         return loop.run()
+
+
+def _told(history: History, structure: Structure) -> list[str]:
+    """What is said before the first step."""
+    init = [f"init: {history.init}"] if history.init else []
+    resumed = [f"resumed {line}" for line in history.resumed[-1:]]
+    return [f"training step: {history.note}", *structure.words(), *init, *resumed]
 
 
 def _sources(

@@ -151,8 +151,11 @@ class Loop:
     def call_back(self, end: EpochEnd) -> None:
         """The callbacks; then what they may have changed, and what is done now and then."""
         # a truth value alone ends it: `requires_grad_` returns its module
-        found = [str(callback(end)) in ("True", "tensor(True)") for callback in self.callbacks]
-        stops = [number for number, ended in enumerate(found, 1) if ended]
+        stops = [
+            n
+            for n, each in enumerate(self.callbacks, 1)
+            if str(each(end)).startswith(("True", "tensor(True"))
+        ]
         wanted = stops[0] if stops else 0, int(self.memory.due), int(self.checks.due)
         stop, remember, check = self.group.largest(*wanted)
         if stop:

@@ -58,12 +58,8 @@ class TrainStep:
         update: Update,
         observe: Observation | None = None,
     ) -> None:
-        self.loss, self.parameters, self.update, self.observe = (
-            loss,
-            list(parameters),
-            update,
-            observe,
-        )
+        self.loss, self.parameters = loss, list(parameters)
+        self.update, self.observe = update, observe
 
     def __call__(self, x: Tensor, fields: Mapping[str, Tensor]) -> Tensor:
         """Gradients, then the update."""
@@ -124,10 +120,7 @@ class TrainStep:
         tensors = [*pair.tensors(), *self.parameters, *state, *scalars]
         buffers = [(module._buffers, dict(module._buffers)) for module in pair.modules]
         try:
-            with (
-                kept_randomness(device),
-                restored(tensors),
-            ):
+            with kept_randomness(device), restored(tensors):
                 yield
         finally:
             for own, kept in buffers:
