@@ -14,8 +14,8 @@ import tyro
 
 import pyro_vae as pv
 from benchmarks.harness import RESULTS, run_cli, write
+from pyro_vae.runs.config_file import train_from
 from pyro_vae.runs.experiment import prepare
-from pyro_vae.runs.options import train_from
 
 
 @dataclass(frozen=True)

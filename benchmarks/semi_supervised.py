@@ -23,9 +23,10 @@ import pyro_vae as pv
 from benchmarks.harness import RESULTS, machine, run_cli, write
 from pyro_vae import guides, models
 from pyro_vae.data.datasets import load
+from pyro_vae.data.labels import few_labels
 from pyro_vae.data.loaders import make_source
-from pyro_vae.data.transforms import Observation, observe
-from pyro_vae.runs.experiment import few_labels
+from pyro_vae.data.observations import Observation
+from pyro_vae.data.transforms import observe
 
 CLASSES = 10
 

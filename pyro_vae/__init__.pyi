@@ -4,12 +4,12 @@ from pyro_vae import data as data
 from pyro_vae import guides as guides
 from pyro_vae import models as models
 from pyro_vae import objectives as objectives
-from pyro_vae.analysis.denoise import denoise as denoise
 from pyro_vae.analysis.diagnose import diagnose as diagnose
 from pyro_vae.analysis.encode import encode as encode
 from pyro_vae.analysis.encode import reconstruct as reconstruct
 from pyro_vae.analysis.generate import sample as sample
-from pyro_vae.analysis.impute import impute as impute
+from pyro_vae.analysis.restoration import denoise as denoise
+from pyro_vae.analysis.restoration import impute as impute
 from pyro_vae.analysis.sbc import sbc_ranks as sbc_ranks
 from pyro_vae.errors import UserError as UserError
 from pyro_vae.evaluation.ais import ais as ais

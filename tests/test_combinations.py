@@ -21,10 +21,11 @@ from pyro_vae.guides import AmortizedGuide
 from torch import Tensor
 
 from pyro_vae import ais, check_pair, compare, fit, log_marginal
-from pyro_vae.data.datasets import ImageData, random_split
+from pyro_vae.data.image_data import ImageData, random_split
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import build_pair, prepare
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "combinations.md"

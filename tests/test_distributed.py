@@ -27,8 +27,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyro_vae as pv
 from pyro_vae import distributed, guides, models
 from pyro_vae.cli.entry import main
-from pyro_vae.data.loaders import Resident, Streamed
-from pyro_vae.data.transforms import Observation
+from pyro_vae.data.batches import Resident
+from pyro_vae.data.loaders import Streamed
+from pyro_vae.data.observations import Observation
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result_files import load_estimate
 from pyro_vae.runs import run_folder

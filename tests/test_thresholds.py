@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import LogMarginal, ais, guides, log_marginal, models
-from pyro_vae.analysis.chains import Restored
+from pyro_vae.analysis.gibbs import Restored
 from pyro_vae.analysis.mutual_information import Information
 from pyro_vae.analysis.representation import ActiveUnits, Diagnostics, DimensionKL, RateDistortion
 from pyro_vae.analysis.sbc import SBC

@@ -14,7 +14,7 @@ from torch import Tensor
 import pyro_vae as pv
 from benchmarks.architectures import Architecture
 from benchmarks.contestants import Epochs, Step, Train
-from pyro_vae.data.loaders import Resident
+from pyro_vae.data.batches import Resident
 from pyro_vae.objectives import Loss, TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.training.optimizers import make_optimizer

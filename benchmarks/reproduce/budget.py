@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pyro_vae.data.loaders import Resident
+from pyro_vae.data.batches import Resident
 from pyro_vae.errors import UserError
 from pyro_vae.runs.options import Train
 

@@ -17,9 +17,10 @@ from pyro_vae.data import datasets as image_data
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
 from pyro_vae.files import write_atomically
+from pyro_vae.runs.config_file import to_toml, train_from
 from pyro_vae.runs.experiment import Experiment, prepare
-from pyro_vae.runs.options import Train, to_toml, train_from
-from pyro_vae.runs.run_folder import Run
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.run import Run
 
 RECORD = "reproduce.json"
 """What this harness adds to a run's folder."""

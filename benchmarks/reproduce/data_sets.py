@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import datasets
-from pyro_vae.data.datasets import ImageData, Source, own_split, random_split
+from pyro_vae.data.datasets import Source
+from pyro_vae.data.image_data import ImageData, own_split, random_split
 from pyro_vae.data.local_files import read_numpy
 from pyro_vae.errors import UserError
 

@@ -17,8 +17,8 @@ from benchmarks.reproduce.tables import Published, Row, Table
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.files import write_atomically
-from pyro_vae.runs.options import plain
-from pyro_vae.runs.run_folder import finite
+from pyro_vae.runs.config_file import plain
+from pyro_vae.runs.run import finite
 
 FIGURES = ("mean", "se_mc", "se_total", "bias", "elbo", "high_khat")
 CERTAIN = 2.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,16 +13,13 @@ from pyro_vae.pair.nodes import Fields, plain_draw, sample_nodes
 from pyro_vae.pair.program import Program
 
 
-def refuse_unconditioned(
-    model: Program, blank: Tensor, others: Tensor, fields: Fields, run: Callable[..., Any]
-) -> Any:
-    """``run`` on zeros; a ``UserError`` where the model's laws are others on other images.
+def refuse_unconditioned(model: Program, blank: Tensor, others: Tensor, fields: Fields) -> Any:
+    """The model's trace on zeros; a ``UserError`` where the model's laws are others on other images.
 
     Args:
         blank: zeros, ``(B, *event_shape)``.
         others: as many images, of the set where there are any.
         fields: B rows.
-        run: the model's trace on images, with what it observes; it may fail.
 
     Raises:
         UserError: a law depends on the values of x; the model fails on zeros.
@@ -34,7 +30,7 @@ def refuse_unconditioned(
         return dict(sample_nodes(plain_draw(poutine.uncondition(model), x.clone(), fields)))
 
     try:
-        on_zeros, trace = generated(blank), run(blank)
+        on_zeros, trace = generated(blank), plain_draw(model, blank, fields)
     except UserError:
         raise
     except Exception as error:  # whatever a program raises on images that are none

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.analysis.latents import by_draw, join
@@ -20,7 +20,7 @@ from pyro_vae.analysis.sbc import SBC, sbc_ranks
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import standard_error
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
-from pyro_vae.pair.nodes import Fields, masked
+from pyro_vae.pair.nodes import Fields, masked, one_by_one
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.pair.structure import Structure
@@ -98,19 +98,9 @@ def diagnose(
 
 
 @takes_fields
-def active_units(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    x: Any,
-    num_draws: int = 20,
-    batch_size: int = 200,
-    seed: int = 0,
-    device: str | torch.device = "auto",
-    **fields: Any,
-) -> ActiveUnits:
-    """The active units alone, with the arguments of `diagnose`."""
-    parts = _visits(model, guide, x, num_draws, batch_size, seed, device, fields)
-    return _active(parts, num_draws)
+def active_units(model: Any, guide: Any, x: Any, device: Any, **fields: Any) -> ActiveUnits:
+    """The active units alone, by 20 draws of each image's posterior."""
+    return _active(_visits(model, guide, x, 20, 200, 0, device, fields), 20)
 
 
 def _visits(
@@ -180,16 +170,10 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
     """log q − log p or KL(q ‖ p), ``(rows, …)``, by dimension where both distributions factorise,
     and how.
     """
-    q, p = _scalars(guide.fn), None if prior.mixed else _scalars(prior.fn)
-    whole = (
-        "" if guide.fn.event_dim == 0 else ", the whole site: its distributions do not factorise"
-    )
-    if (
-        q is not None
-        and p is not None
-        and prior.mask in (None, True)
-        and guide.mask in (None, True)
-    ):
+    q, p = one_by_one(guide.fn), one_by_one(prior.fn)
+    whole = ", the whole site: its distributions do not factorise" if guide.fn.event_dim else ""
+    masked_or_mixed = prior.mixed or any(s.mask not in (None, True) for s in (prior, guide))
+    if not (masked_or_mixed or q.event_shape or p.event_shape):
         if name in structure.analytic:
             return guide.rows(kl_divergence(q, p)), "analytic"
         terms = q.log_prob(guide.value) - p.log_prob(guide.value)
@@ -200,13 +184,6 @@ def _divergence(name: str, prior: Site, guide: Site, structure: Structure) -> tu
     return (
         guide.log_prob - prior.log_prob
     ).flatten(), f"sampled ({structure.sampled[name]}){whole}"
-
-
-def _scalars(fn: Any) -> Any:
-    """The distribution of a site's numbers one by one if they are independent, else None."""
-    while isinstance(fn, Independent):
-        fn = fn.base_dist
-    return fn if fn.event_shape == () else None
 
 
 def _mean_or_draw(site: Site) -> Tensor:

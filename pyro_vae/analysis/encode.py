@@ -16,7 +16,8 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.analysis.latents import join, steps_as_one
-from pyro_vae.data.loaders import Resident, make_source
+from pyro_vae.data.batches import Resident
+from pyro_vae.data.loaders import make_source
 from pyro_vae.devices import find_device
 from pyro_vae.pair.layouts import posterior_weights, trace_model
 from pyro_vae.pair.nodes import Fields, copies, latent_nodes, plain_draw, sample_nodes

@@ -147,19 +147,13 @@ class Generation:
             # zeros, or the images that the model is conditioned on: (N, *event_shape)
             self.blank = pair.cast(self._conditions(x)) if x is not None else self._zeros(like, few)
             with pair.probing():  # meets modules that closures hide
-                if self.conditioned:
-                    trace = plain_draw(pair.model, self.blank[rows], few)
-                elif self.takes_size:
-                    trace = plain_draw(pair.model, self.blank, few)
+                images = self.blank[rows]
+                if self.conditioned or self.takes_size:
+                    trace = plain_draw(pair.model, images, few)
                 else:
                     given = pair.cast((self.blank if like is None else like).to(self.place))
-                    trace = refuse_unconditioned(
-                        pair.model,
-                        self.blank,
-                        given[torch.arange(PROBE_IMAGES, device=self.place) % len(given)],
-                        few,
-                        lambda images: plain_draw(pair.model, images, few),
-                    )
+                    others = given[torch.arange(PROBE_IMAGES, device=self.place) % len(given)]
+                    trace = refuse_unconditioned(pair.model, images, others, few)
         nodes = dict(sample_nodes(trace))
         self.observed = tuple(name for name, node in nodes.items() if node["is_observed"])
         if not self.observed:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import pi
+from math import pi, prod
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions import constraints
 
+from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import draw_alone
 from pyro_vae.pair.nodes import Fields
 from pyro_vae.pair.program import Program
@@ -21,20 +23,33 @@ ROWS = 4000
 
 
 class Given(Messenger):
-    """Latent sample statements return these values: ``(N, *event)``, laid along the data plate of
-    these dimensions; or without ``dims`` as they are.
+    """Latent sample statements return these values: as they are; laid along the data plate of these
+    ``dims``, ``(N, *other plates, *event)``; with a ``particle_dim`` too, entered outside the
+    plates, ``(K, B or 1, *other plates, *event)``.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], dims: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Tensor],
+        dims: Mapping[str, int] | None = None,
+        particle_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        self.values, self.dims = values, dims
+        self.values, self.dims, self.particle_dim = values, dims, particle_dim
 
     def _pyro_sample(self, msg: Any) -> None:
-        if (name := msg["name"]) in self.values and not msg["done"]:
-            value = self.values[name]
-            if self.dims is not None:
-                value = value.movedim(0, value.dim() - msg["fn"].event_dim + self.dims[name])
-            msg["value"], msg["done"] = value, True
+        if (name := msg["name"]) not in self.values or msg["done"]:
+            return
+        value, fn = self.values[name], msg["fn"]
+        num_batch, event = len(fn.batch_shape), value.shape[value.dim() - fn.event_dim :]
+        if self.dims is not None and self.particle_dim is None:
+            value = value.movedim(0, value.dim() - fn.event_dim + self.dims[name])
+        elif self.dims is not None and self.particle_dim is not None:
+            places = num_batch + self.particle_dim, num_batch + self.dims[name]
+            others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
+            value = value.reshape(*value.shape[:2], *others, *event).movedim((0, 1), places)
+            value = value.expand(*fn.batch_shape, *event)
+        msg["value"], msg["done"] = value, True
 
 
 def by_draw(value: Tensor, num_draws: int) -> Tensor:
@@ -86,6 +101,21 @@ def join(parts: Iterable[Mapping[str, Tensor]], dim: int = 0) -> dict[str, Tenso
     return {name: torch.cat([part[name] for part in listed], dim) for name in listed[0]}
 
 
+def whole_images(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
+    """The first site that has whole images, in the images' own shape, ``(N, *event_shape)``.
+
+    Raises:
+        UserError: no site has as many numbers as an image.
+    """
+    for value in sites.values():
+        if value[0].numel() == prod(event_shape):
+            return value.reshape(len(value), *event_shape)
+    raise UserError(
+        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
+        f"{tuple(event_shape)}"
+    )
+
+
 def steps_as_one(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The sites of a sequence, ``x_1``, ``x_2``, …, as one tensor called ``x``, ``(N, T, *event)``;
     all others, and steps of different shapes, as they are.
@@ -100,6 +130,14 @@ def steps_as_one(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(names) > 1 and len({found[name].shape for name in names.values()}) == 1:
             joined[stem] = torch.stack([left.pop(names[t]) for t in sorted(names)], 1)
     return joined | left
+
+
+def is_real(fn: Any) -> bool:
+    """Whether a distribution lies on all of R, or of R^D."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support in (constraints.real, constraints.real_vector)
 
 
 def is_periodic(fn: Any, value: Tensor) -> bool:

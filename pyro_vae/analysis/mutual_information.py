@@ -10,10 +10,10 @@ from math import log
 from typing import Any, ClassVar
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vae.analysis.encode import visit_images
+from pyro_vae.analysis.latents import Given
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Result
 from pyro_vae.pair.layouts import run_alone
@@ -121,14 +121,20 @@ def cross_density(
             particles, once a block of draws.
     """
     at, values = pair.structure(x, fields).geometry, {n: site.rows() for n, site in sites.items()}
+    dims, particle_dim = {n: site.dim for n, site in sites.items()}, at.particle_dim
     width = sum(value[0].numel() for value in values.values()) + x[0].numel() * on_rows
     parts = []
     for rows in slices(len(x), max(1, ENTRIES // (len(x) * width))):
-        given = {name: value[rows] for name, value in values.items()}
-        dims = {name: site.dim for name, site in sites.items()}
-        number = rows.stop - rows.start
+        given, number = (
+            {n: value[rows].unsqueeze(1) for n, value in values.items()},
+            rows.stop - rows.start,
+        )
+        if on_rows:  # every image at each of them
+            given = {
+                n: value.repeat_interleave(len(x), 0).flatten(0, 1) for n, value in given.items()
+            }
         try:
-            with _Crossed(given, dims, None if on_rows else at.particle_dim, len(x)):
+            with Given(given, dims, None if on_rows else particle_dim):
                 _, found = run_alone(pair.guide, x, fields, number, at, on_rows=on_rows)
         except NotImplementedError as error:
             raise UserError(
@@ -138,38 +144,6 @@ def cross_density(
             ) from error
         parts.append(sum((site.log_prob for site in found.values()), x.new_zeros(())))
     return torch.cat(parts)
-
-
-class _Crossed(Messenger):
-    """Entered outside the plates: each latent statement returns these values, ``(K, *other plates,
-    *event)``, at every image.
-    """
-
-    def __init__(
-        self,
-        values: Mapping[str, Tensor],
-        dims: Mapping[str, int],
-        particle_dim: int | None,
-        num_images: int,
-    ) -> None:
-        super().__init__()
-        self.values, self.dims, self.particle_dim = values, dims, particle_dim
-        self.num_images = num_images
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["name"] not in self.values:
-            return
-        fn, value = msg["fn"], self.values[msg["name"]]
-        num_batch, event = len(fn.batch_shape), value.shape[value.dim() - fn.event_dim :]
-        image = num_batch + self.dims[msg["name"]]
-        if self.particle_dim is None:
-            value = value.repeat_interleave(self.num_images, 0).movedim(0, image)
-        else:
-            places = num_batch + self.particle_dim, image
-            others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
-            value = value.reshape(len(value), 1, *others, *event).movedim((0, 1), places)
-            value = value.expand(*fn.batch_shape, *event)
-        msg["value"], msg["done"] = value, True
 
 
 def _split(density: Tensor, own: Tensor, prior: Tensor) -> Information:

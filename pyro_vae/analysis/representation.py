@@ -152,13 +152,13 @@ class Diagnostics(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """What ``--json`` prints."""
-        return {
-            "active_units": self.units.to_dict(),
-            "rate_distortion": self.rate_distortion.to_dict(),
-            "kl_by_dimension": self.kl.to_dict(),
-            "information": self.information.to_dict(),
-            "warnings": list(self.warnings),
+        parts: dict[str, Result] = {
+            "active_units": self.units,
+            "rate_distortion": self.rate_distortion,
         }
+        parts |= {"kl_by_dimension": self.kl, "information": self.information}
+        found = {name: part.to_dict() for name, part in parts.items()}
+        return {**found, "warnings": list(self.warnings)}
 
 
 def _by_site(values: Mapping[str, Tensor], words: str) -> list[str]:

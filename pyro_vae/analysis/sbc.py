@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_vae.analysis.encode import visit_images
 from pyro_vae.analysis.latents import guide_draws, join
 from pyro_vae.analysis.simulate import simulate
-from pyro_vae.devices import find_device
-from pyro_vae.fields import as_fields
 from pyro_vae.formatting import Result
 from pyro_vae.pair.log_weights import refuse_no_latents, refuse_unscorable
 from pyro_vae.pair.signatures import takes_fields
@@ -129,23 +127,11 @@ def sbc_ranks(
     for name, value in (("size", size), ("num_draws", num_draws)):
         check_count(name, value)
     check_seed(seed)
-    given = as_fields(fields, size)
-    place = find_device(device)
-    simulated = simulate(
-        model,
-        guide,
-        size,
-        like,
-        place,
-        seed,
-        {name: value.to(place) for name, value in given.items()},
-    )
+    simulated = simulate(model, guide, size, like, device, seed, fields)
     parts: list[dict[str, Tensor]] = []
     # a stream of its own: under one seed the guide would draw the very numbers that made the truth
-    with visit_images(model, guide, simulated.x, BATCH, place, mix(seed, 1), simulated.fields) as (
-        pair,
-        batches,
-    ):
+    given = simulated.x, BATCH, device, mix(seed, 1), simulated.fields
+    with visit_images(model, guide, *given) as (pair, batches):
         for images, named in batches:
             refuse_no_latents(pair.structure(images, named))
             refuse_unscorable(pair, images, named)

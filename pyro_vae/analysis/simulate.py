@@ -29,9 +29,9 @@ def simulate(
     guide: Callable[..., Any],
     size: int,
     like: Tensor | None,
-    device: torch.device,
+    device: str | torch.device,
     seed: int,
-    fields: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
 ) -> Simulated:
     """``size`` images of the model as it was fitted with ``guide``.
 
@@ -41,7 +41,7 @@ def simulate(
     """
     made = Generation(model, guide, size, like, device, fields)
     pair, blank, named, at = made.pair, made.blanks(size), made.fields, made.at
-    named.setdefault("index", torch.arange(size, device=device))
+    named.setdefault("index", torch.arange(size, device=made.place))
     if len(made.observed) != 1:
         raise UserError(
             f"the model observes {', '.join(made.observed)}: BDMC can only simulate images of a "

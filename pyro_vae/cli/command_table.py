@@ -4,17 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro_vae.runs.options import (
-    Audit,
-    Bench,
-    Compare,
-    Evaluate,
-    List,
-    Plot,
-    Runs,
-    Sample,
-    Train,
-)
+from pyro_vae.runs.command_options import Audit, Compare, Evaluate, List, Plot, Runs, Sample
+from pyro_vae.runs.options import Bench, Train
 from pyro_vae.runs.sweep_options import Sweep
 
 COMMANDS: dict[str, type[Any]] = {

@@ -16,20 +16,23 @@ import torch
 
 from pyro_vae import distributed
 from pyro_vae.choices import lookup
-from pyro_vae.cli import bench, sweep
+from pyro_vae.cli import bench
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.runs import listing, parts, run_folder
+from pyro_vae.runs import listing, parts, preview, run_folder
+from pyro_vae.runs import sweep as sweeping
+from pyro_vae.runs.command_options import Audit, Compare, Evaluate, List, Plot, Runs, Sample
 from pyro_vae.runs.evaluate import evaluate_run, evaluated, stored
 from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Audit, Bench, Compare, Evaluate, List, Plot, Runs, Sample, Train
+from pyro_vae.runs.options import Bench, Train
+from pyro_vae.runs.run import Run, finite, shown
 from pyro_vae.runs.run_data import trained
-from pyro_vae.runs.run_folder import Run
 from pyro_vae.runs.sweep_options import Sweep
 from pyro_vae.runs.train import train_run, write_pictures
+from pyro_vae.signals import Failure
 
 LIST_WIDTH, LEAST_TEXT = 120, 40
 """Columns of `list` where standard output is no terminal, and of its texts besides the names in a
@@ -77,13 +80,13 @@ def audit(options: Audit) -> None:
     from pyro_vae.runs.audit import write_audit
 
     run = run_folder.open_run(options.run)
-    script, copies = run_folder.shown(run.folder / "audit.py"), write_audit(run, options, _say)
+    script, copies = shown(run.folder / "audit.py"), write_audit(run, options, _say)
     print(
         f"{script} uses torch, pyro and copies of the pair's source. "
         "Compare the copies with the originals:"
     )
     for copy, original in copies.items():
-        print(f"  {run_folder.shown(copy)}  {run_folder.shown(original)}")
+        print(f"  {shown(copy)}  {shown(original)}")
     print(f"run it, with this package or without: python {script}")
 
 
@@ -119,7 +122,7 @@ def sample(options: Sample) -> None:
     shape, y = tuple(held.metadata["event_shape"]), held.metadata.get("num_classes")
     wanted = {"guide": guide, "device": options.device, **_classes(model, options, y)}
     drawn = plotting.samples_picture(model, shape, options.number, path, options.seed, **wanted)
-    print(run_folder.shown(drawn))
+    print(shown(drawn))
 
 
 def _classes(model: Any, options: Sample, num_classes: int | None) -> dict[str, torch.Tensor]:
@@ -146,13 +149,34 @@ def plot(options: Plot) -> None:
     for experiment in experiments:
         Pair.of(experiment.model, experiment.guide).to(device)
     if options.beside:
-        print(run_folder.shown(_side_by_side(path, opened, experiments, options)))
+        print(shown(_side_by_side(path, opened, experiments, options)))
         return
     for each in write_pictures(opened[0], experiments[0], options.seed, options.pages):
-        print(run_folder.shown(each))
+        print(shown(each))
 
 
-execute.register(Sweep, sweep.run)
+@execute.register(Sweep)
+def sweep_runs(options: Any) -> None:
+    """What the options ask for; a sweep in which every cell failed is a failure."""
+    grid = options.grid if options.grid is not None else {}
+    every = sweeping.planned(grid, options.given)
+    if options.on == "print":
+        print("\n".join(preview.commands(every, options.out)))
+    elif options.dry_run:
+        sweeping.check_folders(every, options.out)
+        print(preview.preview(every, options.out))
+    else:
+        found = sweeping.sweep(
+            grid,
+            out=options.out,
+            jobs=options.jobs,
+            on=options.on,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),
+            **options.given,
+        )
+        print("\n\n".join(_as_asked(table, options.format) for table in found.tables()))
+        if all(each.failed for each in found.outcomes):
+            raise Failure("no cell was trained: see the lines above")
 
 
 @execute.register
@@ -242,7 +266,7 @@ def _picture_file(out: Path | None, default: Path) -> Path:
 
 def _print_json(value: Any) -> None:
     """On one line, with None for what is no finite number."""
-    print(json.dumps(run_folder.finite(value), ensure_ascii=False, default=str))
+    print(json.dumps(finite(value), ensure_ascii=False, default=str))
 
 
 def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
@@ -255,3 +279,7 @@ def _print_result(as_json: bool, run: Run, found: Outcome) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
+
+
+def _as_asked(table: Any, form: str) -> str:
+    return str(table) if form == "text" else str(getattr(table, f"to_{form}")()).rstrip("\n")

@@ -22,13 +22,8 @@ from pyro_vae.cli.command_table import COMMANDS, DIVIDED
 from pyro_vae.cli.parser import Parser, read_options
 from pyro_vae.errors import UserError, did_you_mean, first_line, shortened
 from pyro_vae.memory import is_out_of_memory
-from pyro_vae.runs.options import (
-    FREE_ON_RESUME,
-    Options,
-    Train,
-    read_config,
-    stored_names,
-)
+from pyro_vae.runs.config_file import read_config, stored_names
+from pyro_vae.runs.options import FREE_ON_RESUME, Options, Train
 from pyro_vae.signals import DONE, FAILED, MISTAKEN, Failure, Stopped, stopping
 from pyro_vae.streams import printable
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.errors import UserError, did_you_mean
+from pyro_vae.rng import permutation
 
 Classes = tuple[str, ...] | None
 """The classes' names, by number; None where the labels were numbers."""
@@ -113,3 +114,25 @@ def refuse_unfit(name: str, labels: Iterable[Tensor | None]) -> None:
             f"{name}: the labels go up to {largest}, more classes than the {len(every)} images; "
             "number the classes from 0, or give names"
         )
+
+
+def few_labels(y: Tensor, number: int, seed: int) -> Tensor:
+    """Which of the labels ``y``, ``(N,)``, to keep: ``number`` of them, as many of one class as of
+    another up to one, chosen at random.
+
+    Raises:
+        UserError: a class has too few images.
+    """
+    order = permutation(len(y), seed)
+    classes = permutation(int(y.max()) + 1, seed).tolist()
+    kept = torch.zeros(len(y), dtype=torch.bool)
+    for place, each in enumerate(classes):
+        share = number // len(classes) + (place < number % len(classes))
+        rows = order[y[order] == each][:share]
+        if len(rows) < share:
+            raise UserError(
+                f"--labels {number} asks for {share} images of class {each}, but the training "
+                f"set has {len(rows)}: give a smaller number"
+            )
+        kept[rows] = True
+    return kept

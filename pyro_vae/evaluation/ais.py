@@ -13,7 +13,7 @@ from pyro_vae.evaluation.annealing import Settings, annealed_tiles
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import stops
-from pyro_vae.evaluation.weight_sums import Curve, Gathered, ImageSums, WeightSums
+from pyro_vae.evaluation.weight_sums import Curve, Figures, Gathered, WeightSums
 from pyro_vae.formatting import figure
 from pyro_vae.pair.signatures import takes_fields
 
@@ -59,7 +59,7 @@ class AnnealedMarginal(LogMarginal):
 
     def headline(self) -> list[str]:
         """log p(x) with its two errors, its bias, and what is known of the chains."""
-        line = self._number(f"AIS, T = {self.protocol['num_steps']}, {self.num_samples} chains")
+        line = self.number(f"AIS, T = {self.protocol['num_steps']}, {self.num_samples} chains")
         line += f"  est. bias {figure(self.bias, 3)}  median ESS {self.median_ess:.1f}  "
         line += f"acceptance {float(self.acceptance.mean()):.2f}  ELBO {figure(self.elbo)}"
         of_bounds = "real data have no such upper bound (bdmc: both, on simulated data)"
@@ -127,18 +127,12 @@ def ais(
             start = tile.draw()
             run = tile.anneal(start, tile.betas)
             rows = slice(tile.num_images)
-            others = {
-                "elbo_px": (start.log_p.double() - start.log_q.double()).mean(0)[rows],
-                "acceptance": run.acceptance[rows],
-                "step_size": tile.kernel.step[rows],
-            }
-            sums, curve = _summed(run.log_weights[:, rows])
-            found.add(tile.start, sums, curve, **others)
-        how = {
-            "estimator": f"AIS-{num_steps}",
-            "num_samples": num_chains,
-            "proposal": "guide",
-        }
+            figures, curve = _summed(run.log_weights[:, rows])
+            figures["elbo_px"] = (start.log_p.double() - start.log_q.double()).mean(0)[rows]
+            figures["acceptance"] = run.acceptance[rows]
+            figures["step_size"] = tile.kernel.step[rows]
+            found.add(tile.start, figures, curve)
+        how = {"estimator": f"AIS-{num_steps}", "num_samples": num_chains, "proposal": "guide"}
         said = setup.protocol(how, protocol, settings.said(), bits_offset)
     return AnnealedMarginal(
         **found.figures(),
@@ -149,7 +143,7 @@ def ais(
     )
 
 
-def _summed(log_weights: Tensor) -> tuple[ImageSums, Curve]:
+def _summed(log_weights: Tensor) -> tuple[Figures, Curve]:
     """Of one tile's chains, ``(C, B)``."""
     num_chains, num_images = log_weights.shape
     sums, curve = WeightSums(num_images, num_chains, log_weights.device), {}

@@ -15,10 +15,12 @@ from pyro_vae.analysis.generate import decode
 from pyro_vae.analysis.latents import by_draw, prior_draws, weighted_draws
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import inference_data
-from pyro_vae.evaluation.digests import Digest
+from pyro_vae.evaluation.observed import Digest
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.fields import as_fields
+from pyro_vae.formatting import shorten
 from pyro_vae.pair.log_weights import refuse_unscorable
+from pyro_vae.pair.nodes import repeated
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.tensors import as_images
 from pyro_vae.validation import check_count
@@ -79,31 +81,24 @@ def to_inference_data(
             for name, value in drawn.items()
         }
         prior = prior_draws(pair, batch, named, num_draws)
-        scored = pair.run(batch, named).observed
-        observed = {name: site.rows() for name, site in scored.items()}
+        observed = {n: site.rows() for n, site in pair.run(batch, named).observed.items()}
     rows = {name: value.flatten(0, 1) for name, value in posterior.items()}
-    options |= {
-        name: value.repeat(num_draws, *[1] * (value.dim() - 1)) for name, value in named.items()
-    }
+    options |= repeated(batch, named, num_draws)[1]
     predicted = decode(model, rows, like=images[:1], mean=False, guide=guide, **options)
+    predicted = {name: by_draw(value, num_draws) for name, value in predicted.items()}
     ess = (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
     figures = {name: getattr(ll, name)[:num_images] for name in ("log_px", "se", "ess", "khat")}
-    named_draws = _Naming(images.shape[1:], named["index"].cpu(), num_draws)
+    image = {"image": named["index"].cpu().numpy()}
+    draws = {"chain": np.zeros(1, int), "draw": np.arange(num_draws), **image}
     groups = {
-        "posterior": named_draws.latents(posterior),
-        "posterior_predictive": named_draws.images(
-            {n: by_draw(v, num_draws) for n, v in predicted.items()}
-        ),
-        "prior": named_draws.latents(prior),
-        "observed_data": named_draws.images(observed, drawn=False),
-        "constant_data": named_draws.latents(
-            {**named, **figures, "resampling_ess": ess}, drawn=False
-        ),
+        "posterior": _dataset(posterior, draws),
+        "posterior_predictive": _dataset(predicted, draws, images.shape[1:]),
+        "prior": _dataset(prior, draws),
+        "observed_data": _dataset(observed, image, images.shape[1:]),
+        "constant_data": _dataset({**named, **figures, "resampling_ess": ess}, image),
     }
-    said = {
-        **ll.protocol,
-        "posterior": f"{num_draws} of {candidates} draws of the guide, resampled by weight, seed {seed}",
-    }
+    how = f"{num_draws} of {candidates} draws of the guide, resampled by weight, seed {seed}"
+    said = {**ll.protocol, "posterior": how}
     return inference_data(groups, {name: _attribute(value) for name, value in said.items()})
 
 
@@ -115,96 +110,52 @@ def resample(log_weights: Tensor, num_draws: int) -> Tensor:
     """
     weights = log_weights.softmax(0)
     start = torch.rand(1, weights.shape[1], dtype=weights.dtype, device=weights.device)
-    at = (
-        torch.arange(num_draws, dtype=weights.dtype, device=weights.device).unsqueeze(1) + start
-    ) / num_draws
+    at = (torch.arange(num_draws).to(weights).unsqueeze(1) + start) / num_draws
     edges = weights.cumsum(0)
-    edges = edges / edges[-1]
-    chosen = torch.searchsorted(edges.T.contiguous(), at.T.contiguous(), right=True).T.clamp(
-        max=len(weights) - 1
-    )
+    edges = (edges / edges[-1]).T.contiguous()
+    chosen = torch.searchsorted(edges, at.T.contiguous(), right=True).T.clamp(max=len(weights) - 1)
     order = torch.rand(chosen.shape, device=chosen.device).argsort(0)
     return chosen.gather(0, order)
 
 
 def _refuse_other_images(ll: LogMarginal, x: Tensor) -> None:
-    digest = Digest().add(x).hex()
-    if digest != ll.protocol.get("sha256", digest) or len(x) != ll.num_images:
+    digest, known = Digest().add(x).hex(), ll.protocol.get("sha256", "unknown")
+    if known not in ("unknown", digest) or len(x) != ll.num_images:
         raise UserError(
-            f"x ({len(x)} images, sha256 {digest[:12]}…) is not the data of which log p(x) was "
-            f"estimated ({ll.num_images} images, sha256 "
-            f"{str(ll.protocol.get('sha256', 'unknown'))[:12]}…): give the same tensor; its "
-            "first num_images images are used"
+            f"x ({len(x)} images, sha256 {shorten(digest)}) is not the data of which log p(x) was "
+            f"estimated ({ll.num_images} images, sha256 {shorten(known)}): give the same tensor; "
+            "its first num_images images are used"
         )
 
 
-class _Naming:
-    """Tensors as xarray's variables: their dimensions have the names of what they count."""
-
-    def __init__(self, event_shape: torch.Size, index: Tensor, num_draws: int) -> None:
-        self.event_shape = tuple(event_shape)
-        self.leading = {
-            "chain": np.zeros(1, int),
-            "draw": np.arange(num_draws),
-            "image": index.numpy(),
-        }
-
-    def latents(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
-        """Latents ``(draw, image, …)`` or fields ``(image, …)``; the only site's vector is called
-        ``latent``.
-        """
-        alone = len(values) == 1
-        return self._dataset(
-            values,
-            drawn,
-            lambda name, shape: _numbered("latent" if alone else _of(name), len(shape)),
-        )
-
-    def images(self, values: Mapping[str, Tensor], drawn: bool = True) -> xarray.Dataset:
-        """Images ``(draw, image, …)`` or ``(image, …)`` in the shape of x, where they have as many
-        numbers as it.
-        """
-        size, skipped = int(np.prod(self.event_shape)), 2 if drawn else 1
-        shaped = {
-            name: value.reshape(*value.shape[:skipped], *self.event_shape)
-            if int(np.prod(value.shape[skipped:])) == size
-            else value
-            for name, value in values.items()
-        }
-        axes = {1: ["pixel"], 2: ["height", "width"], 3: ["channel", "height", "width"]}
-
-        def names(name: str, shape: tuple[int, ...]) -> list[str]:
-            known = axes.get(len(shape)) if shape == self.event_shape else None
-            return known or _numbered(_of(name), len(shape))
-
-        return self._dataset(shaped, drawn, names)
-
-    def _dataset(
-        self,
-        values: Mapping[str, Tensor],
-        drawn: bool,
-        names: Callable[[str, tuple[int, ...]], list[str]],
-    ) -> xarray.Dataset:
-        import xarray
-
-        leading = ["chain", "draw", "image"] if drawn else ["image"]
-        variables = {}
-        for name, value in values.items():
-            array = value.detach().cpu().numpy()
-            array = array[None] if drawn else array
-            dims = names(name, array.shape[len(leading) :])
-            if name in dims:  # a variable of a dimension's name would be its coordinate
-                dims = _numbered(_of(name), len(dims))
-            variables[f"{name}_value" if name in self.leading else name] = (
-                [*leading, *dims],
-                array,
-            )
-        return xarray.Dataset(variables, coords={name: self.leading[name] for name in leading})
+AXES = {1: ["pixel"], 2: ["height", "width"], 3: ["channel", "height", "width"]}
+"""The dimensions of an image."""
 
 
-def _of(site: str) -> str:
-    """ArviZ's own name for a variable's dimension."""
-    return f"{site}_dim"
+def _dataset(
+    values: Mapping[str, Tensor], coords: Mapping[str, Any], event_shape: torch.Size | None = None
+) -> xarray.Dataset:
+    """Tensors as variables, whose dimensions have the names of what they count: first the
+    ``coords``, then those of an image in the shape of x, where there are as many numbers. The only
+    latent site's vector is called ``latent``.
+    """
+    import xarray
+
+    variables = {}
+    for name, value in values.items():
+        array = value.detach().cpu().numpy()
+        array = array[None] if "chain" in coords else array
+        lead, own = array.shape[: len(coords)], array.shape[len(coords) :]
+        stem = "latent" if event_shape is None and len(values) == 1 else f"{name}_dim"
+        dims = _numbered(stem, len(own))
+        if event_shape is not None and np.prod(own, dtype=int) == event_shape.numel():
+            array = array.reshape(*lead, *event_shape)
+            dims = AXES.get(len(event_shape)) or _numbered(stem, len(event_shape))
+        if name in dims:  # a variable of a dimension's name would be its coordinate
+            dims = _numbered(f"{name}_dim", len(dims))
+        own_name = f"{name}_value" if name in ("chain", "draw", "image") else name
+        variables[own_name] = [*coords, *dims], array
+    return xarray.Dataset(variables, coords=dict(coords))
 
 
 def _numbered(name: str, number: int) -> list[str]:

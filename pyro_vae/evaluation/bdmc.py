@@ -12,9 +12,8 @@ from torch import Tensor
 
 from pyro_vae.analysis.simulate import simulate
 from pyro_vae.evaluation.annealing import Settings, Tile, annealed_tiles
-from pyro_vae.evaluation.estimate import Estimate, over_images
+from pyro_vae.evaluation.estimate import Estimate, difference, over_images
 from pyro_vae.evaluation.setup import Setup
-from pyro_vae.fields import as_fields
 from pyro_vae.formatting import figure, quantity, standard_error
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import mix
@@ -47,11 +46,7 @@ class BDMC(Estimate):
     x: Tensor  # (N, *event_shape), the simulated images
     num_samples: int  # chains an image, each way
 
-    @property
-    def gap_px(self) -> Tensor:
-        """Upper minus lower, ``(N,)``."""
-        return self.upper_px - self.lower_px
-
+    gap_px = difference("upper_px", "lower_px", "Upper minus lower, ``(N,)``.")
     lower = over_images("lower_px", "Its expectation is at most the mean of log p(x).")
     upper = over_images("upper_px", "Its expectation is at least the mean of log p(x).")
     gap = over_images("gap_px", "Upper minus lower, the two errors together.")
@@ -122,8 +117,7 @@ def bdmc(
     settings = Settings(num_steps, num_chains, num_leapfrog, schedule, target_acceptance)
     setup = Setup(model, guide, seed, device, progress, ignore_scales)
     few = None if like is None else as_images(like, "like")
-    own, named = mix(seed, 0) % 2**32, as_fields(fields, size)
-    made = simulate(model, guide, size, few, setup.place, own, named)
+    made = simulate(model, guide, size, few, device, mix(seed, 0) % 2**32, fields)
     with setup.running():
         found = [
             _both_ways(tile, made.latents)
@@ -153,10 +147,7 @@ def _both_ways(tile: Tile, latents: dict[str, Tensor]) -> Tensor:
     forward = tile.anneal(tile.draw(), tile.betas)
     start = tile.target.point(tile.space.locate(x, fields, truth))
     reverse = tile.anneal(start, tile.betas[::-1])
-    lower, upper = _log_mean(forward.log_weights), -_log_mean(reverse.log_weights)
-    acceptance = (forward.acceptance + reverse.acceptance) / 2
+    logs = (run.log_weights.logsumexp(0) for run in (forward, reverse))
+    means = [total - log(len(forward.log_weights)) for total in logs]
+    lower, upper, acceptance = means[0], -means[1], (forward.acceptance + reverse.acceptance) / 2
     return torch.stack((lower, upper, acceptance.double()))[:, : tile.num_images].cpu()
-
-
-def _log_mean(log_weights: Tensor) -> Tensor:
-    return log_weights.logsumexp(0) - log(len(log_weights))

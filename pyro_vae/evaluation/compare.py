@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.arviz_compat import paired_differences, stacking_weights
-from pyro_vae.evaluation.digests import refuse_other_data
+from pyro_vae.evaluation.observed import refuse_other_data
 from pyro_vae.formatting import Result, quantity, shorten
 from pyro_vae.table import Table
 
@@ -249,18 +249,13 @@ _SHOWN = (
 )
 
 
+_DIGITS = {"mean": 2, "se_mc": 3, "se_total": 2, "difference": 3, "se_difference": 3, "z": 1}
+
+
 def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.name,
-        _figure(row.mean, 2),
-        _figure(row.se_mc),
-        _figure(row.se_total, 2),
-        _figure(row.difference),
-        _figure(row.se_difference),
-        _figure(row.z, 1),
-        _figure(row.weight),
-        f"{row.high_khat:.1%}" if isfinite(row.high_khat) else "–",
-    )
+    figures = (_figure(getattr(row, name), digits) for name, digits in _DIGITS.items())
+    high = f"{row.high_khat:.1%}" if isfinite(row.high_khat) else "–"
+    return row.name, *figures, _figure(row.weight), high
 
 
 def _figure(value: float, digits: int = 3) -> str:

@@ -31,6 +31,11 @@ def over_images(
     return property(lambda result: float(number(getattr(result, figures))), doc=doc)
 
 
+def difference(upper: str, lower: str, doc: str) -> Any:
+    """A property: of each image one of its figures less another, ``(N,)``."""
+    return property(lambda result: getattr(result, upper) - getattr(result, lower), doc=doc)
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Estimate(Result):
     """Figures of each of N images, in nats, with the protocol behind them."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from itertools import chain, cycle
-from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from pyro_vae import distributed
 from pyro_vae.ambient import exact
 from pyro_vae.choices import registry
-from pyro_vae.data.loaders import Batch, Resident
+from pyro_vae.data.batches import Batch, Resident
 from pyro_vae.evaluation.precision import (
     FLOAT32,
     IMAGES,
@@ -27,8 +25,7 @@ from pyro_vae.evaluation.result import EXACT, LogMarginal
 from pyro_vae.evaluation.scorer import Scorer
 from pyro_vae.evaluation.setup import Setup
 from pyro_vae.evaluation.tiling import tile_sizes, tiled
-from pyro_vae.evaluation.traced import Weights, make_weights
-from pyro_vae.evaluation.weight_sums import Curve, Gathered, ImageSums
+from pyro_vae.evaluation.weight_sums import Gathered
 from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.signatures import takes_fields
 from pyro_vae.rng import permutation
@@ -112,10 +109,9 @@ def log_marginal(
     with setup.running(), exact(arithmetic.products):
         tile = tile_sizes(num_samples, setup.rows)[1]
         setup.begin(x, fields, lambda _: tile, drawn.check, drawn.draws_from_guide)
-        work = _Draws.of(setup, drawn, num_samples)
-        scorer = work.scorer(compile, arithmetic)
+        scorer = Scorer(setup, drawn, num_samples, compile, arithmetic)
         setup.say(f"log weights: {scorer.how}")
-        in_words = work.precision_words(scorer, arithmetic)
+        in_words = _in_words(setup, scorer, arithmetic)
         mine = cycle(number == group.rank for number in range(group.size))
 
         def seen(batch: Batch) -> bool:
@@ -128,9 +124,9 @@ def log_marginal(
         found.gather(group)
         memory = chain.from_iterable(group.gather(scorer.notes))
         how = {
-            "estimator": EXACT if work.exact else f"IW-{num_samples}",
+            "estimator": EXACT if scorer.exact else f"IW-{num_samples}",
             "num_samples": num_samples,
-            **({} if work.exact else {"proposal": drawn.in_words()}),
+            **({} if scorer.exact else {"proposal": drawn.in_words()}),
             "precision": group.once(lambda: in_words),
         }
         said = setup.protocol(how, protocol, bits_offset=bits_offset)
@@ -143,58 +139,22 @@ def log_marginal(
     )
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """K draws of a proposal at every image of a source."""
+def _in_words(setup: Setup, scorer: Scorer, arithmetic: Precision) -> str:
+    """The precision, for the protocol; a reduced one with its error against float32, in the same
+    noise on a few of the images: random ones, of a stream the first.
+    """
+    if not arithmetic.reduced:
+        return setup.dtype_name
+    few, source = taken(*setup.first, slice(IMAGES)), setup.source
+    if isinstance(source, Resident):
+        rows = permutation(source.num_images, 0)[:IMAGES]
+        few = source.take(rows.to(source.x.device))
 
-    setup: Setup
-    proposal: Proposal
-    num_samples: int
-    rows: int  # draws times images of one run of the model
-    exact: bool
+    def log_px(of: Scorer) -> Tensor:
+        return torch.cat([figures["log_px"] for figures, _ in of.score(0, *few)])
 
-    @classmethod
-    def of(cls, setup: Setup, proposal: Proposal, num_samples: int) -> _Draws:
-        """Each value of a site that is summed over is a row of the model as well."""
-        structure, exact = setup.structure, proposal.is_exact(setup.structure)
-        values = (*structure.summed.values(), *structure.enumerated.values())
-        rows = max(1, setup.rows // prod(values))
-        setup.source.batch_size = rows if exact else tile_sizes(num_samples, rows)[1]
-        return cls(setup, proposal, num_samples, rows, exact)
-
-    def scorer(self, tier: str, precision: Precision) -> Scorer:
-        """Staged in this tier and at this precision."""
-        pair, first = self.setup.pair, self.setup.first[0]
-        precision.check(pair.dtype or first.dtype, first.device)
-        size = self.setup.source.num_images, self.num_samples
-
-        def make(chunk: int, tile: int) -> tuple[Weights, str]:
-            tiles = self.setup.tiles(tile)
-            return make_weights(pair, self.proposal, tier, *size, chunk, *tiles, precision)
-
-        strata = self.proposal.strata
-        return Scorer(pair, make, self.rows, *size, self.setup.seed, strata, self.exact)
-
-    def precision_words(self, scorer: Scorer, precision: Precision) -> str:
-        """For the protocol; reduced precision with its error against float32, in the same noise on
-        a few of the images.
-        """
-        if not precision.reduced:
-            return self.setup.dtype_name
-        plain, few = self.scorer("graph", FLOAT32), self._some(IMAGES)
-        with exact(FLOAT32.products):
-            own = _log_px(plain.score(0, *few))
-        error = error_in_words(_log_px(scorer.score(0, *few)) - own, self.num_samples)
-        return f"{precision.words} ({error})"
-
-    def _some(self, number: int) -> Batch:
-        """A random few of the images; of a stream the first ones."""
-        source = self.setup.source
-        if isinstance(source, Resident):
-            rows = permutation(source.num_images, 0)[:number]
-            return source.take(rows.to(source.x.device))
-        return taken(*self.setup.first, slice(number))
-
-
-def _log_px(scored: Sequence[tuple[ImageSums, Curve]]) -> Tensor:
-    return torch.cat([sums.log_px for sums, _ in scored])
+    plain = Scorer(setup, scorer.proposal, scorer.num_samples, "graph", FLOAT32)
+    with exact(FLOAT32.products):
+        own = log_px(plain)
+    error = error_in_words(log_px(scorer) - own, scorer.num_samples)
+    return f"{arithmetic.words} ({error})"

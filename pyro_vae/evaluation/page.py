@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.result import SOUND_ESS, SOUND_KHAT
-from pyro_vae.files import write_atomically
 from pyro_vae.formatting import figure as number
 from pyro_vae.formatting import quantity
-from pyro_vae.plots.images import DoesNotFit, picture_shape, to_pixels, value_range
+from pyro_vae.plots.figures import COLOURS, quiet, save
+from pyro_vae.plots.images import DoesNotFit, picture_shape, rgb, to_pixels, value_range
 
 if TYPE_CHECKING:
     from pyro_vae.evaluation.result import LogMarginal
@@ -33,7 +33,7 @@ LEAST_SPAN = 0.15
 """Nats that the axis of the K-curve spans at least: a rise of 0.05 is what the headline warns of.
 """
 
-BLUE, RED, GREY = "#3f90da", "#bd1f01", "#717581"  # of Petroff 2021, as the other pictures'
+BLUE, RED, GREY = COLOURS[0], COLOURS[2], COLOURS[8]
 
 
 def write_evaluation_page(
@@ -46,11 +46,7 @@ def write_evaluation_page(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise UserError(f"{path}: a picture's name ends in .png")
-    content = BytesIO()
-    evaluation_figure(ll, x, reconstructions).savefig(content, dpi=DPI, format="png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, content.getvalue())
-    return path
+    return save(evaluation_figure(ll, x, reconstructions), path, DPI)
 
 
 def evaluation_figure(
@@ -70,17 +66,15 @@ def evaluation_figure(
     for name, images in (("x", x), ("reconstructions", reconstructions)):
         if images is not None and len(images) != ll.num_images:
             raise UserError(f"{name} are {len(images)} images, but log p(x) is of {ll.num_images}")
-    pictures = x is not None and _are_images(x)
-    figure = Figure(figsize=(10, 6.0 if pictures else 3.3), layout="constrained")
-    if pictures:
-        assert x is not None
-        rows = figure.add_gridspec(
-            2, 1, height_ratios=(3.0, 1.6 if reconstructions is None else 2.6)
-        )
-        upper = figure.add_subfigure(rows[0])
-        _worst(figure.add_subfigure(rows[1]), ll, x, reconstructions)
-    else:
-        upper = figure.add_subfigure(figure.add_gridspec()[0])
+    heights = [3.0]
+    with suppress(DoesNotFit):
+        if x is not None and picture_shape(tuple(x.shape[1:])):
+            heights.append(1.6 if reconstructions is None else 2.6)
+    size = 10, 6.0 if len(heights) > 1 else 3.3
+    figure = Figure(figsize=size, layout="constrained")
+    upper, *lower = figure.subfigures(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    if x is not None and lower:
+        _worst(lower[0], ll, x, reconstructions)
     curve, khat, ess = upper.subplots(1, 3, width_ratios=(1.0, 1.25, 1.0))
     _curve(curve, ll)
     _khat(khat, ll)
@@ -88,17 +82,9 @@ def evaluation_figure(
     rule = f"$\\hat{{k}}$ < {SOUND_KHAT} and ESS ≥ {SOUND_ESS:.0f} ({_percent(ll.sound)} of the images)"
     words = f"dotted: the interval of one image is sound where {rule}"
     upper.supxlabel(words, fontsize=8, color=GREY)
-    figure.suptitle(_title(ll), fontsize=10)
+    title = f"{ll.number(ll.label)}  est. bias {number(ll.bias, 3)}"
+    figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _title(ll: LogMarginal) -> str:
-    label = ll.protocol.get("estimator", f"IW-{ll.num_samples}")
-    return (
-        f"{quantity(ll.protocol)} {'=' if ll.exact else '≥'} {number(ll.mean)} nats ({label}, N "
-        f"= {ll.num_images}),  MC ±{ll.se_mc:.3f},  test set ±{ll.se_total:.2f},  est. bias "
-        f"{number(ll.bias, 3)}"
-    )
 
 
 def _curve(axes: Axes, ll: LogMarginal) -> None:
@@ -109,16 +95,9 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
     axes.plot(numbers, means, "o-", color=BLUE, lw=1, ms=4)
     if np.isfinite([ll.mean, ll.se_mc]).all():
         axes.axhspan(ll.mean - 2 * ll.se_mc, ll.mean + 2 * ll.se_mc, color=BLUE, alpha=0.15, lw=0)
-    for k, mean in ll.curve.items():
-        axes.annotate(
-            number(mean),
-            (k, mean),
-            (0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            color=GREY,
-        )
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 7}
+    for point in ll.curve.items():
+        axes.annotate(number(point[1]), point, (0, 6), color=GREY, **style)
     axes.set_xscale("log")
     axes.set_xticks(numbers, [f"{k}" for k in numbers], minor=False)
     axes.xaxis.set_minor_locator(NullLocator())
@@ -128,7 +107,7 @@ def _curve(axes: Axes, ll: LogMarginal) -> None:
         middle = (max(means) + min(means)) / 2
         axes.set_ylim(middle - span / 2, middle + span / 2)
     axes.ticklabel_format(axis="y", useOffset=False)
-    _quiet(
+    quiet(
         axes,
         f"Mean $L_k$ of the same draws (ELBO {number(ll.elbo)})",
         "draws $k$",
@@ -159,7 +138,7 @@ def _khat(axes: Axes, ll: LogMarginal) -> None:
     words = f"$\\hat{{k}}$ by image: {_percent(high[known])} above {HIGH_KHAT}"
     if not known.all():
         words += f", {int((~known).sum())} unknown"
-    _quiet(axes, words, "image", "$\\hat{k}$ of its weights")
+    quiet(axes, words, "image", "$\\hat{k}$ of its weights")
 
 
 def _ess(axes: Axes, ll: LogMarginal) -> None:
@@ -175,7 +154,7 @@ def _ess(axes: Axes, ll: LogMarginal) -> None:
     words = f"ESS of {ll.num_samples} draws" + (
         f": median {np.median(ess):.0f} (red)" if len(ess) else ""
     )
-    _quiet(axes, words, "effective sample size", "images")
+    quiet(axes, words, "effective sample size", "images")
 
 
 def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tensor | None) -> None:
@@ -190,7 +169,7 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
     trusted = ll.sound
     for column, image in enumerate(order.tolist()):
         for row, pixels in enumerate(rows):
-            panels[row, column].imshow(_rgb(pixels[column]), interpolation="nearest")
+            panels[row, column].imshow(rgb(pixels[column]), interpolation="nearest")
         khat = float(ll.khat[image])
         words = f"#{image}\n{number(float(ll.log_px[image]), 1)} ± {float(ll.se[image]):.2f}\n$\\hat{{k}}$ = {_short(khat)}"
         panels[0, column].set_title(
@@ -199,30 +178,6 @@ def _worst(figure: SubFigure, ll: LogMarginal, x: Tensor, reconstructions: Tenso
     below = ", below them the means of $p(x|z)$" if reconstructions is not None else ""
     note = "  (red: the ± can't be read)" if not trusted[order.numpy()].all() else ""
     figure.suptitle(f"Lowest {quantity(ll.protocol)}{below}{note}", fontsize=9)
-
-
-def _are_images(x: Tensor) -> bool:
-    try:
-        picture_shape(tuple(x.shape[1:]))
-    except DoesNotFit:
-        return False
-    return True
-
-
-def _rgb(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """``(H, W, 1 or 3)`` in [0, 1] as ``(H, W, 3)`` bytes: no colour map between."""
-    levels: NDArray[np.uint8] = (
-        np.rint(pixels * 255).astype(np.uint8).repeat(3 // pixels.shape[2], axis=2)
-    )
-    return levels
-
-
-def _quiet(axes: Axes, title: str, across: str, up: str) -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(across, fontsize=8)
-    axes.set_ylabel(up, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
 
 
 def _percent(chosen: NDArray[np.bool_]) -> str:

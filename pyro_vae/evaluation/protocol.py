@@ -13,9 +13,17 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, StudentT
 
-from pyro_vae.data.loaders import Batch
-from pyro_vae.evaluation.digests import Digest
-from pyro_vae.evaluation.observed import Observed, Run, X, differences, equal, is_factor, observed
+from pyro_vae.data.batches import Batch
+from pyro_vae.evaluation.observed import (
+    Digest,
+    Observed,
+    Run,
+    X,
+    differences,
+    equal,
+    is_factor,
+    observed,
+)
 from pyro_vae.fields import is_constant
 from pyro_vae.pair.module_state import own_buffers
 from pyro_vae.pair.nodes import innermost, taken

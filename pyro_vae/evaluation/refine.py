@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.ambient import turn
-from pyro_vae.data.loaders import Batch, Resident
+from pyro_vae.data.batches import Batch, Resident
 from pyro_vae.errors import UserError
-from pyro_vae.evaluation.digests import refuse_other_data
-from pyro_vae.evaluation.estimate import Estimate, over_images
+from pyro_vae.evaluation.estimate import Estimate, difference, over_images
 from pyro_vae.evaluation.importance import log_marginal
+from pyro_vae.evaluation.observed import refuse_other_data
 from pyro_vae.evaluation.refined_guide import RefinedGuide, local_parameters
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.setup import Setup
@@ -75,18 +75,16 @@ class Refinement(Estimate):
     se_elbo_amortized = over_images("elbo_amortized_px", number=standard_error)
     se_elbo_refined = over_images("elbo_refined_px", number=standard_error)
 
-    @property
-    def approximation_gap_px(self) -> Tensor:
-        """log p(x) − ELBO[q*], ``(N,)``, nats, the cost of the family; a lower bound, as log p(x)
-        is one.
-        """
-        return self.log_px - self.elbo_refined_px
-
-    @property
-    def amortization_gap_px(self) -> Tensor:
-        """ELBO[q*] − ELBO[q], ``(N,)``, nats, the cost of using one network for all images."""
-        return self.elbo_refined_px - self.elbo_amortized_px
-
+    approximation_gap_px = difference(
+        "log_px",
+        "elbo_refined_px",
+        "log p(x) − ELBO[q*], ``(N,)``, nats, the cost of the family; a lower bound, as log p(x) is.",
+    )
+    amortization_gap_px = difference(
+        "elbo_refined_px",
+        "elbo_amortized_px",
+        "ELBO[q*] − ELBO[q], ``(N,)``, nats, the cost of using one network for all images.",
+    )
     approximation_gap = over_images(
         "approximation_gap_px", "At least this much is lost by the family of q."
     )
@@ -161,21 +159,19 @@ def refine(
     Reference:
         Cremer, Li and Duvenaud 2018, "Inference Suboptimality in Variational Autoencoders".
     """
-    steps = {"num_steps": num_steps, "learning_rate": learning_rate, "num_particles": num_particles}
+    steps: dict[str, Any] = {
+        "num_steps": num_steps,
+        "learning_rate": learning_rate,
+        "num_particles": num_particles,
+    }
     for name, count in (*steps.items(), ("num_samples", num_samples)):
         if name != "learning_rate":
             check_count(name, count)
     setup, images = Setup(model, guide, seed, device, progress), as_images(x, missing=True)
     options = {"num_samples": num_samples, "device": device, "compile": compile, **fields}
     tile = even_tiles(len(images), num_particles, setup.rows)
-    batches = list(
-        Resident(
-            setup.pair.cast(images.to(setup.place)),
-            as_fields(fields, len(images)),
-            tile,
-            setup.place,
-        ).in_order()
-    )
+    resident = setup.pair.cast(images.to(setup.place)), as_fields(fields, len(images))
+    batches = list(Resident(*resident, tile, setup.place).in_order())
 
     def evaluated(q: RefinedGuide, stream: int) -> LogMarginal:
         return log_marginal(model, q, images, seed=mix(seed, stream) % 2**32, **options)
@@ -183,21 +179,14 @@ def refine(
     with setup.pair.active(training=False, may_create=False):
         starts = [local_parameters(guide, *batch)[1] for batch in batches]
     amortized = evaluated(_freed(model, guide, starts, batches), 1)
-    _check_reference(reference, amortized)
-    etas = []
-    with (
-        turn(),
-        torch.enable_grad(),
-        progress_bar(num_steps * len(batches), "step", progress) as bar,
-    ):
+    if reference is not None:
+        refuse_other_data("reference", reference.protocol, "refine", amortized.protocol)
+    etas, total = list[Tensor](), num_steps * len(batches)
+    with turn(), torch.enable_grad(), progress_bar(total, "step", progress) as bar:
         for i, (batch, start) in enumerate(zip(batches, starts, strict=True)):
-            freed = _freed(model, guide, [start], [batch])
-            loss = Loss(TraceMeanField_ELBO(num_particles=num_particles), Pair.of(model, freed))
-            with (
-                own_randomness(mix(seed, 0, tile * i) % 2**32, setup.place),
-                loss.pair.active(training=False, may_create=False),
-            ):
-                _climb(loss, freed.eta, batch, num_steps, learning_rate, compile, setup, bar)
+            freed, own = _freed(model, guide, [start], [batch]), mix(seed, 0, tile * i) % 2**32
+            with own_randomness(own, setup.place):
+                _climb(setup, Pair.of(model, freed), freed.eta, batch, compile, bar, **steps)
             etas.append(freed.eta.detach())
     refined = _freed(model, guide, etas, batches)
     best = evaluated(refined, 2)
@@ -235,36 +224,39 @@ def _freed(
 
 
 def _climb(
-    loss: Loss,
+    setup: Setup,
+    pair: Pair,
     eta: nn.Parameter,
     batch: Batch,
+    compile: str,
+    bar: Any,
     num_steps: int,
     learning_rate: float,
-    compile: str,
-    setup: Setup,
-    bar: Any,
+    num_particles: int,
 ) -> None:
     """Adam on the η of one tile of images, in place."""
     x, fields = batch
     # rows of this tile's own table
     fields = {**fields, "index": torch.arange(len(x), device=x.device)}
-    if foreign := loss.pair.structure(x, fields).not_reparameterized:
-        raise UserError(
-            f"refine needs reparameterised draws, but site {foreign[0]!r} of the guide has none "
-            "(its distribution has no rsample): use a guide that has them"
-        )
-    optim = torch.optim.Adam([eta], lr=learning_rate, betas=BETAS, fused=True)
-    update = Update(optim, [eta], Health.on(x.device))
-    eager = TrainStep(loss, [eta], update)
-    _check_used(eager, x, fields)
-    # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
-    worth = 1 if compile == "auto" else num_steps
-    step, _, how = select_step(eager, compile, worth, Resident(x, fields, len(x), x.device))
-    setup.say(f"refinement step: {how}")
-    for i in range(num_steps):
-        update.set_rate((1 + cos(pi * i / num_steps)) / 2)
-        step(x, fields)
-        bar.update()
+    loss = Loss(TraceMeanField_ELBO(num_particles=num_particles), pair)
+    with pair.active(training=False, may_create=False):
+        if foreign := pair.structure(x, fields).not_reparameterized:
+            raise UserError(
+                f"refine needs reparameterised draws, but site {foreign[0]!r} of the guide has "
+                "none (its distribution has no rsample): use a guide that has them"
+            )
+        optim = torch.optim.Adam([eta], lr=learning_rate, betas=BETAS, fused=True)
+        update = Update(optim, [eta], Health.on(x.device))
+        eager = TrainStep(loss, [eta], update)
+        _check_used(eager, x, fields)
+        # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
+        worth = 1 if compile == "auto" else num_steps
+        step, _, how = select_step(eager, compile, worth, Resident(x, fields, len(x), x.device))
+        setup.say(f"refinement step: {how}")
+        for i in range(num_steps):
+            update.set_rate((1 + cos(pi * i / num_steps)) / 2)
+            step(x, fields)
+            bar.update()
 
 
 def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
@@ -275,14 +267,3 @@ def _check_used(eager: TrainStep, x: Tensor, fields: dict[str, Tensor]) -> None:
             "the guide's draws don't depend on η: its forward must call self.local(x), give "
             "the result to self.build, and sample from that"
         )
-
-
-def _check_reference(reference: LogMarginal | None, own: LogMarginal) -> None:
-    if reference is None:
-        return
-    if reference.protocol.get("sha256") != own.protocol["sha256"]:
-        raise UserError(
-            "reference is an estimate of log p(x) for other images than x (their SHA-256 "
-            "differ): estimate it on the same tensor"
-        )
-    refuse_other_data("reference", reference.protocol, "refine", own.protocol)

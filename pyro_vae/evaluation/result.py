@@ -177,7 +177,7 @@ class LogMarginal(Estimate):
 
     def headline(self) -> list[str]:
         """The printed line: log p(x), two standard errors, estimated bias, k̂, ESS and ELBO."""
-        line = self._number(self.protocol.get("estimator", f"IW-{self.num_samples}"))
+        line = self.number(self.label)
         if not self.exact:
             line += f"  est. bias {figure(self.bias, 3)}"
             line += f"  k̂ > 0.7: {share(self.high_khat)}  median ESS {self.median_ess:.0f}"
@@ -186,9 +186,16 @@ class LogMarginal(Estimate):
                 line += f"  ELBO {figure(self.elbo)}"
         return [line + self._bits()]
 
-    def _number(self, label: str) -> str:
+    @property
+    def label(self) -> str:
+        """How it was estimated."""
+        return str(self.protocol.get("estimator", f"IW-{self.num_samples}"))
+
+    def number(self, label: str) -> str:
+        """log p(x) with its two errors."""
         sign = "=" if self.exact else "≥"
-        line = f"{quantity(self.protocol)} {sign} {figure(self.mean)} nats ({label}, N = {self.num_images})"
+        line = f"{quantity(self.protocol)} {sign} {figure(self.mean)} nats "
+        line += f"({label}, N = {self.num_images})"
         return line + f"  MC ±{self.se_mc:.3f}  test set ±{self.se_total:.2f}"
 
     def _bits(self) -> str:

@@ -12,7 +12,8 @@ from torch import nn
 from tqdm import tqdm
 
 from pyro_vae import ambient
-from pyro_vae.data.loaders import Batch, Resident, Source, make_source, refuse_repeats
+from pyro_vae.data.batches import Batch, Resident, Source
+from pyro_vae.data.loaders import make_source, refuse_repeats
 from pyro_vae.devices import find_device
 from pyro_vae.evaluation.protocol import Quantity
 from pyro_vae.evaluation.tiling import padded, rows_of

@@ -8,11 +8,12 @@ from math import ceil, gcd
 import torch
 from torch import Tensor
 
-from pyro_vae.data.loaders import Batch, Source
+from pyro_vae.data.batches import Batch, Source
 from pyro_vae.pair.nodes import taken
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.progress import progress_bar
 from pyro_vae.protocols import hook
+from pyro_vae.tensors import slices
 
 ROWS = {"cpu": 2000, "cuda": 200_000}
 """Rows (draws times images) of one run of the model: enough to fill the machine, small enough for
@@ -71,15 +72,10 @@ def tiled(
     done = 0
     with progress_bar(source.num_images, "image", shown) as bar:
         for images, named in source.in_order():
-            if not seen((images, named)):
-                bar.update(len(images))
-                done += len(images)
-                continue
-            for start in range(0, len(images), tile):
-                rows = slice(start, start + tile)
-                yield done, *taken(images, named, rows)
-                bar.update(len(images[rows]))
-                done += len(images[rows])
+            for rows in slices(len(images), tile) if seen((images, named)) else ():
+                yield done + rows.start, *taken(images, named, rows)
+            bar.update(len(images))
+            done += len(images)
 
 
 def stops(num_samples: int) -> list[int]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from typing import TypeVar
 
 from torch import Tensor
 
 from pyro_vae.compile.partition import SplitProgram
 from pyro_vae.compile.trace import NotStageable, agree, check_tier, trace
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.evaluation import fast_log_prob
 from pyro_vae.evaluation.precision import FLOAT32, Precision
 from pyro_vae.evaluation.proposals import Kernel, Proposal
@@ -21,7 +22,7 @@ from pyro_vae.rng import kept_randomness
 from pyro_vae.training.select_step import CAPTURES, captured
 
 STAGED = {"inductor": "compiled by inductor", "graph": "traced graph, replayed"}
-AS_ASKED = "eager Pyro, as asked for"
+AS_ASKED = "as asked for"
 
 Draw = Callable[[int], Tensor]
 """k -> the log weights of k fresh draws at each image of the tile, (k, B)"""
@@ -93,19 +94,13 @@ class TracedWeights:
 
         batches = [arguments, others]
         with kept_randomness(x.device):
-            self.kernel(
-                x, fields, k, plain_score
-            )  # what a kernel reads from values, it reads now: a trace has none
+            # what a kernel reads from values, it reads now: a trace has none
+            self.kernel(x, fields, k, plain_score)
             program = trace(log_weights(fast_log_prob.log_prob), arguments)
             eager, tolerance = log_weights(plain_score), _TOLERANCE
             if self.precision.reduced:
-                agree(
-                    SplitProgram(program, arguments, "graph"),
-                    eager,
-                    batches,
-                    tolerance=tolerance,
-                    floor=1.0,
-                )
+                plain = SplitProgram(program, arguments, "graph")
+                agree(plain, eager, batches, tolerance=tolerance, floor=1.0)
                 with self.precision.rounding(x.device):
                     program = trace(log_weights(fast_log_prob.log_prob), arguments)
                 tolerance = _ROUGHLY
@@ -113,6 +108,21 @@ class TracedWeights:
             split = SplitProgram(program, arguments, self.tier)
             agree(split, eager, batches, tolerance=tolerance, floor=1.0)
         self._programs[k] = split
+
+
+Made = TypeVar("Made")
+
+
+def _best(
+    tiers: Sequence[str], make: Callable[[str], Made], eager: Made, note: str
+) -> tuple[Made, str]:
+    """What is made in the first of these tiers that can be had, else ``eager``; and how it runs."""
+    for tier in tiers:
+        try:
+            return make(tier), f"{STAGED[tier]} ({note})"
+        except NotStageable as reason:
+            note = str(reason)
+    return eager, f"eager Pyro ({note})"
 
 
 def make_weights(
@@ -132,27 +142,26 @@ def make_weights(
     ``first`` and ``others`` are tiles: the first images, and rows drawn from the whole set.
     """
     check_tier(compile)
-    kernel = proposal.kernel(pair)
-    if compile == "off":
-        return EagerWeights(kernel, precision), AS_ASKED
-    for every in (False, True):  # chosen beforehand: a dry run reads values, which a trace can't
-        pair.layout(*first, every_value=every)
-    flops = 2.0 * sum(t.numel() for t in pair.tensors()) * num_images * num_samples
+    kernel, work = proposal.kernel(pair), num_images * num_samples
+    flops = 2.0 * sum(t.numel() for t in pair.tensors()) * work
     seconds = flops / _FLOPS_PER_SECOND.get(first[0].device.type, 1e11)
-    note = "as asked for" if compile != "auto" else f"about {seconds:.0f} s of computing"
-    tiers = (
-        ["inductor"]
-        if compile == "inductor" or (compile == "auto" and seconds >= WORTH_COMPILING)
-        else []
-    )
-    for tier in (*tiers, "graph"):
+    note, tiers = AS_ASKED, ["inductor", "graph"]
+    if compile == "auto":
+        note = f"about {seconds:.0f} s of computing"
+    if compile == "graph" or (compile == "auto" and seconds < WORTH_COMPILING):
+        tiers = ["graph"]
+    if compile == "off":
+        tiers = []
+    else:  # chosen beforehand: a dry run reads values, which a trace can't
+        for every in (False, True):
+            pair.layout(*first, every_value=every)
+
+    def traced(tier: str) -> Weights:
         weights = TracedWeights(kernel, tier, others, precision)
-        try:
-            weights.prepare(*first, chunk)
-            return weights, f"{STAGED[tier]} ({note})"
-        except NotStageable as reason:
-            note = str(reason)
-    return EagerWeights(kernel, precision), f"eager Pyro ({note})"
+        weights.prepare(*first, chunk)
+        return weights
+
+    return _best(tiers, traced, EagerWeights(kernel, precision), note)
 
 
 def _flat(batch: tuple[Tensor, Fields], names: Sequence[str]) -> list[Tensor]:
@@ -220,13 +229,11 @@ class TracedTarget(Target):
             program = trace(differentiate, batches[0])
             for outputs in (slice(0, 4), GRADIENTS):
                 part = SplitProgram(program, batches[0], tier, varies=True, outputs=outputs)
-                agree(
-                    part,
-                    lambda *a, outputs=outputs: differentiate(*a)[outputs],
-                    batches,
-                    [1] * 3,
-                    floor=1.0,
-                )
+
+                def eager(*arguments: Tensor, outputs: slice = outputs) -> list[Tensor]:
+                    return differentiate(*arguments)[outputs]
+
+                agree(part, eager, batches, [1] * 3, floor=1.0)
                 self.parts.append(part)
         self.u = batches[0][0]
         self.replays = not program.host_reads and self.u.device.type in CAPTURES
@@ -247,10 +254,7 @@ def make_target(
     it runs.
     """
     check_tier(compile)
-    if compile == "off":
-        return Target(space), AS_ASKED
-    tier = "graph" if compile == "auto" else compile
-    try:
-        return TracedTarget(space, tier, first, others), STAGED[tier]
-    except NotStageable as reason:
-        return Target(space), f"eager Pyro ({reason})"
+    tiers = {"auto": ["graph"], "off": []}.get(compile, [compile])
+    return _best(
+        tiers, lambda tier: TracedTarget(space, tier, first, others), Target(space), AS_ASKED
+    )

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import biject_to
 
 from pyro_vae.analysis.latents import Given, is_periodic
 from pyro_vae.errors import UserError
 from pyro_vae.pair.layouts import draw_alone, run, run_alone
-from pyro_vae.pair.log_weights import refuse_unscorable
-from pyro_vae.pair.nodes import Fields, copies, latent_nodes, taken
+from pyro_vae.pair.log_weights import refuse_own_draws, refuse_unscorable
+from pyro_vae.pair.nodes import Fields, copies, latent_nodes, plain_draw, taken
 from pyro_vae.pair.runtime import Pair
-from pyro_vae.pair.trial import trace_pair
 
 PROBE_IMAGES = 5
 
@@ -90,15 +89,8 @@ class Unconstrained:
     def terms(self, u: Tensor, x: Tensor, fields: Fields) -> tuple[Tensor, Tensor]:
         """(log q(u | x), log p(x, u)), each ``(C, B)``, in nats."""
         with _At(self, u, len(x)) as at:
-            terms = run(
-                self.pair.model,
-                self.pair.guide,
-                x,
-                fields,
-                self.num_chains,
-                self.geometry,
-                self.layout,
-            )
+            programs, how = (self.pair.model, self.pair.guide), (self.geometry, self.layout)
+            terms = run(*programs, x, fields, self.num_chains, *how)
         log_q: Tensor = sum((site.log_prob for site in terms.guide.values()), at.log_det)
         log_p: Tensor = sum(
             (site.log_prob for site in (terms.prior | terms.observed).values()), at.log_det
@@ -147,7 +139,7 @@ class Unconstrained:
         for name, node in nodes.items():
             if not node["is_observed"]:
                 places = self.positions(name, len(node["fn"].batch_shape), chained)
-                u = bijection(node["fn"]).inv(node["value"])
+                u = biject_to(node["fn"].support).inv(node["value"])
                 u = u.movedim(places, tuple(range(len(places))))
                 u = u if len(places) == 2 else u.unflatten(0, (-1, batch_size))
                 found[name] = u.reshape(*u.shape[:2], -1)
@@ -168,12 +160,11 @@ class _At(Messenger):
         self.log_det: Tensor = u.new_zeros(())
 
     def _pyro_sample(self, msg: Any) -> None:
-        if (
-            msg["done"] or msg["name"] not in self.space.slices
-        ):  # the model's own, replayed, are done
+        # the model's own, replayed, are done
+        if msg["done"] or msg["name"] not in self.space.slices:
             return
         fn = msg["fn"]
-        transform, num_batch = bijection(fn), len(fn.batch_shape)
+        transform, num_batch = biject_to(fn.support), len(fn.batch_shape)
         event = transform.inverse_shape(fn.batch_shape + fn.event_shape)[num_batch:]
         places = self.space.positions(msg["name"], num_batch, chained=True)
         others = [size for dim, size in enumerate(fn.batch_shape) if dim not in places]
@@ -188,46 +179,37 @@ class _At(Messenger):
         msg["value"], msg["done"] = value, True
 
 
-def bijection(fn: Any) -> Transform:
-    """From unconstrained space onto the support of ``fn``."""
-    transform: Transform = biject_to(fn.support)
-    return transform
-
-
 def refuse_unfit(pair: Pair, x: Tensor, fields: Fields) -> None:
     """A ``UserError`` where the pair has no density in unconstrained space that can be evaluated at
     any u.
     """
     refuse_unscorable(pair, x, fields)
     structure = pair.structure(x, fields)
+    if not structure.latents:
+        raise UserError(
+            "the pair has no latent site, so its log weights are already log p(x): use log_marginal"
+        )
     few = copies(*taken(x, fields, slice(PROBE_IMAGES)))
     with pair.probing():
-        _, drawn, _ = trace_pair(pair, *few)
-        latents = latent_nodes(drawn)
-        if not latents:
-            raise UserError(
-                "the pair has no latent site, so its log weights are already log p(x): use "
-                "log_marginal"
-            )
-        for name, node in latents.items():
-            if node["fn"].support.is_discrete:
+        for name, node in latent_nodes(plain_draw(pair.guide, *few)).items():
+            support, kind = node["fn"].support, type(node["fn"]).__name__
+            if support.is_discrete:
                 raise UserError(
-                    f"latent site {name!r} is discrete ({type(node['fn']).__name__}), but AIS "
-                    "and proposal='Defensive' need a continuous z: use log_marginal with the "
-                    "guide as proposal, or sum that site out in the model"
+                    f"latent site {name!r} is discrete ({kind}), but AIS and proposal='Defensive' "
+                    "need a continuous z: use log_marginal with the guide as proposal, or sum "
+                    "that site out in the model"
                 )
             try:
-                bijection(node["fn"])
+                biject_to(support)
             except NotImplementedError:
                 raise UserError(
                     f"latent site {name!r}: no bijection from unconstrained space onto the support "
-                    f"{node['fn'].support} of {type(node['fn']).__name__} is registered: register "
-                    "one with torch.distributions.biject_to"
+                    f"{support} of {kind} is registered: register one with "
+                    "torch.distributions.biject_to"
                 ) from None
-            if name in structure.own_draws_only:
-                raise UserError(
-                    f"the guide's site {name!r} can only score its own last draw "
-                    f"({type(node['fn']).__name__}, such as a planar flow): use a guide whose "
-                    "log_prob takes any z, such as MeanField, IAF or an inverted zuko flow"
-                )
+        refuse_own_draws(
+            structure,
+            "AIS and proposal='Defensive' score others: use a guide whose log_prob takes any z, "
+            "such as MeanField, IAF or an inverted zuko flow",
+        )
         pair.run(*few, 1).log_weights()  # refuses scaled sites

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import chain
 from math import ceil, log, sqrt
 from typing import Any
@@ -167,22 +166,21 @@ class WeightSums:
             log_sum = torch.logaddexp(log_sum, torch.cat(chunks).double().logsumexp(0))
         return log_sum - log(self.seen + sum(map(len, chunks)))
 
-    def finish(self) -> ImageSums:
+    def finish(self) -> Figures:
         """The per-image figures of all K draws."""
         k, first, variance = self.seen, self.powers[0], self._variance()
         ess = first.square() / self.powers[1]
-        share = torch.where(
-            first > 0, 1.0 / first, torch.nan
-        )  # the largest weight is 1 relative to itself
-        return ImageSums(
-            self.log_mean(),
-            self.total / k,
-            variance.sqrt(),
-            ess,
-            share,
-            self._jackknife(),
-            pareto_khat(self.top[: tail_length(k) + 1], variance),
-        )
+        # the largest weight is 1 relative to itself
+        share = torch.where(first > 0, 1.0 / first, torch.nan)
+        return {
+            "log_px": self.log_mean(),
+            "elbo_px": self.total / k,
+            "se": variance.sqrt(),
+            "ess": ess,
+            "max_weight_share": share,
+            "debiased_px": self._jackknife(),
+            "khat": pareto_khat(self.top[: tail_length(k) + 1], variance),
+        }
 
     def _variance(self) -> Tensor:
         """v = Σ_j n_j s_j² / (Σw)²: the relative variance of the mean weight, by stratum."""
@@ -219,18 +217,8 @@ def split_draws(num_draws: int, strata: tuple[float, ...]) -> list[int]:
     return [first, *counts] if first >= 1 else [num_draws, *(0 for _ in counts)]
 
 
-@dataclass(frozen=True)
-class ImageSums:
-    """Per image, ``(B,)`` float64, nats, under the names of `LogMarginal`."""
-
-    log_px: Tensor  # L_K
-    elbo_px: Tensor  # the mean log weight
-    se: Tensor  # √v, v being the relative variance of the mean weight
-    ess: Tensor
-    max_weight_share: Tensor  # of the largest weight
-    debiased_px: Tensor  # jackknife; not a bound
-    khat: Tensor
-
+Figures = dict[str, Tensor]
+"""Of each image, ``(B,)`` float64, by the names that `LogMarginal` has."""
 
 Curve = dict[int, Tensor]  # k -> Σ over images of log of the mean of the first k weights
 
@@ -242,14 +230,11 @@ class Gathered:
         self.stops = stops(num_samples)
         self._tiles: list[tuple[int, list[str], Tensor, list[float]]] = []
 
-    def add(self, start: int, sums: ImageSums, curve: Curve, **others: Tensor) -> None:
-        """A tile, in one part or more, whose first image is the set's number ``start``; ``others``
-        are more figures of each image, ``(B,)``, or another estimator's in the place of the sums'.
-        """
-        columns = {**vars(sums), **others}
-        stacked = torch.stack([each.double() for each in columns.values()]).cpu()
+    def add(self, start: int, figures: Figures, curve: Curve) -> None:
+        """A tile, in one part or more, whose first image is the set's number ``start``."""
+        stacked = torch.stack([each.double() for each in figures.values()]).cpu()
         sums_of_curve = torch.stack([curve[stop] for stop in self.stops]).tolist()
-        self._tiles.append((start, list(columns), stacked, sums_of_curve))
+        self._tiles.append((start, list(figures), stacked, sums_of_curve))
 
     def gather(self, group: Group) -> None:
         """The tiles of all processes, in the images' order: sums then have the bits that one

@@ -163,6 +163,15 @@ def refuse_no_latents(structure: Structure) -> None:
         )
 
 
+def refuse_own_draws(structure: Structure, why: str) -> None:
+    """Raise where a site of the guide has a density at its own last draw alone."""
+    if structure.own_draws_only:
+        raise UserError(
+            f"the guide's site {structure.own_draws_only[0]!r} can only score its own last draw "
+            f"(such as a planar flow), but {why}"
+        )
+
+
 def refuse_subsampling(structure: Structure) -> None:
     """Raise where a plate's scale would enter the log weights."""
     if structure.subsampling:

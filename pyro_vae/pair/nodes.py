@@ -128,6 +128,13 @@ def innermost(fn: Any) -> Any:
     return fn
 
 
+def one_by_one(fn: Any) -> Any:
+    """The distribution within its events alone."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
 def law_of(fn: Any) -> str:
     while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
         fn = fn.base_dist

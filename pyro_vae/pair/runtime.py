@@ -42,10 +42,7 @@ class Pair:
     """
 
     def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        known: Known | None = None,
+        self, model: Callable[..., Any], guide: Callable[..., Any], known: Known | None = None
     ) -> None:
         refuse_autoguide(guide)
         self.model, self.guide = Program("model", model), Program("guide", guide)
@@ -125,10 +122,10 @@ class Pair:
         found = {id(tensor): tensor for each in own for tensor in chain(*each)}
         return [*found.values(), *self.store.parameters.values()]
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Those of the modules, each once, and the private ones."""
-        found = {id(p): p for module in self.modules for p in module.parameters(recurse=False)}
-        return [*found.values(), *self.store.parameters.values()]
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Those of each module, and the private ones, one by one: a step asks for the first."""
+        own = (module.parameters(recurse=False) for module in self.modules)
+        return chain(chain.from_iterable(own), self.store.parameters.values())
 
     def buffers(self) -> list[Tensor]:
         """The buffers of the modules."""
@@ -282,10 +279,9 @@ class Pair:
         """
 
         def meet(module: nn.Module) -> None:
-            if id(module) not in self._known.modules:
-                self._known.modules[id(module)] = (
-                    module if self._device is None else module.to(self._device)
-                )
+            known = self._known.modules
+            if id(module) not in known:
+                known[id(module)] = module if self._device is None else module.to(self._device)
                 self._met.append((module, module.training))
                 module.training = False
 

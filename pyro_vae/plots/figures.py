@@ -7,6 +7,7 @@ from io import BytesIO
 from math import ceil, sqrt
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.files import write_atomically
-from pyro_vae.plots.images import Pixels, tile, to_pixels
+from pyro_vae.plots.images import Pixels, rgb, tile, to_pixels
 
 DPI = 200
 WIDTH = 1200
@@ -68,10 +69,7 @@ def grid_figure(
         (left / size[0], bottom / size[1], scale * width / size[0], scale * height / size[1]),
         frameon=False,
     )
-    levels = (
-        np.rint(canvas * 255).astype(np.uint8).repeat(3 // canvas.shape[2], axis=2)
-    )  # no colour map between
-    axes.imshow(levels, interpolation="nearest", aspect="auto")
+    axes.imshow(rgb(canvas), interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     for row, label in row_labels:
         place = ((left - 0.05 * DPI) / size[0], (bottom + scale * (height - row)) / size[1])
@@ -135,10 +133,7 @@ def scatter(
     else:
         axes.scatter(xy[:, 0], xy[:, 1], s=size, c=COLOURS[0], linewidths=0, alpha=0.6)
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(names[0], fontsize=9)
-    axes.set_ylabel(names[1], fontsize=9)
-    quiet(axes)
+    quiet(axes, title, *names, fontsize=9)
     if names[0].startswith("t-SNE"):  # its coordinates have no scale
         axes.set_xticks([])
         axes.set_yticks([])
@@ -155,23 +150,18 @@ def _write_classes(
         place = np.median(xy[of == label], axis=0)
         if all(np.hypot(*(place - other)) > least for other in placed):
             placed.append(place)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 9}
             halo = [withStroke(linewidth=2, foreground="white")]
-            axes.annotate(
-                class_name(int(label)),
-                place,
-                ha="center",
-                va="center",
-                fontsize=9,
-                weight="bold",
-                path_effects=halo,
-            )
+            axes.annotate(class_name(int(label)), place, weight="bold", path_effects=halo, **style)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Write it as PNG: the file is whole, or the one before."""
     content = BytesIO()
-    figure.savefig(content, dpi=DPI, format="png")
+    figure.savefig(content, dpi=dpi, format="png")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content.getvalue())
+    return path
 
 
 def zoom(axes: Axes) -> None:
@@ -186,8 +176,11 @@ def zoom(axes: Axes) -> None:
         axes.set_ylim(late.min() - margin, late.max() + margin)
 
 
-def quiet(axes: Axes) -> None:
-    """Two spines, small figures."""
+def quiet(axes: Axes, title: str, across: str, up: str = "", fontsize: int = 8) -> None:
+    """Two spines, small figures, and words."""
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel(across, fontsize=fontsize)
+    axes.set_ylabel(up, fontsize=fontsize)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
 
@@ -203,40 +196,31 @@ def side_by_side(cells: Sequence[Sequence[Figure]], names: Sequence[str]) -> Fig
     """Figures in rows and columns as one, each drawn as it is alone; the columns' names above."""
     drawn = [[_rendered(figure) for figure in row] for row in cells]
     widths = [max(cell.shape[1] for cell in column) for column in zip(*drawn, strict=True)]
-    heights = [max(cell.shape[0] for cell in row) for row in drawn]
     gap, head = DPI // 8, round(0.3 * DPI)
-    canvas = np.full(
-        (head + sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1), 3),
-        255,
-        np.uint8,
-    )
-    top = head
-    for row, height in zip(drawn, heights, strict=True):
-        left = 0
-        for cell, width in zip(row, widths, strict=True):
-            start = left + (width - cell.shape[1]) // 2
-            canvas[top : top + cell.shape[0], start : start + cell.shape[1]] = cell
-            left += width + gap
-        top += height + gap
+    lines = [np.full((head, sum(widths) + gap * len(widths), 3), 255, np.uint8)]
+    for row in drawn:
+        height = max(map(len, row)) + gap
+        padded = [_padded(*each, height, gap) for each in zip(row, widths, strict=True)]
+        lines.append(np.concatenate(padded, axis=1))
+    canvas = np.concatenate(lines)[:-gap, :-gap]
     figure = Figure(figsize=(canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
     axes = figure.add_axes((0, 0, 1, 1), frameon=False)
     axes.imshow(canvas, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     left = 0
     for name, width in zip(names, widths, strict=True):
-        place = (left + width / 2) / canvas.shape[1]
-        text = figure.text(
-            place,
-            1 - 0.5 * head / canvas.shape[0],
-            name,
-            ha="center",
-            va="center",
-            fontsize=10,
-            weight="bold",
-        )
+        place = (left + width / 2) / canvas.shape[1], 1 - 0.5 * head / canvas.shape[0]
+        text = figure.text(*place, name, ha="center", va="center", fontsize=10, weight="bold")
         text.set_fontsize(10 / max(1.0, text.get_window_extent().width / width))
         left += width + gap
     return figure
+
+
+def _padded(cell: NDArray[np.uint8], width: int, height: int, gap: int) -> NDArray[np.uint8]:
+    """White around it: it is in the middle of ``width``, at the top of ``height``, left of ``gap``."""
+    left = (width - cell.shape[1]) // 2
+    beside = left, width + gap - left - cell.shape[1]
+    return np.pad(cell, ((0, height - len(cell)), beside, (0, 0)), constant_values=255)
 
 
 def _rendered(figure: Figure) -> NDArray[np.uint8]:

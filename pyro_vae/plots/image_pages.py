@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from pyro_vae.analysis.encode import reconstruct
 from pyro_vae.analysis.generate import sample
+from pyro_vae.analysis.latents import whole_images
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import grid_figure, rows_figure, samples_figure
-from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, tile, to_pixels
+from pyro_vae.plots.images import DoesNotFit, picture_shape, tile, to_pixels
 
 PAIRS, PAIR_COLUMNS = 40, 10
 SAMPLES = 100
@@ -29,7 +30,7 @@ def reconstructions(subject: Subject) -> Figure:
     found = reconstruct(
         subject.model, subject.guide, x, **subject.options, **subject.fields(slice(PAIRS))
     )
-    decoded = image_site(found, shape)
+    decoded = whole_images(found, shape)
     pairs = np.stack([to_pixels(x, subject.values), to_pixels(decoded, subject.values)], axis=1)
     height = pairs.shape[2]
     gap = max(1, height // 14)
@@ -51,7 +52,7 @@ def samples(subject: Subject) -> Figure:
     sites = sample(
         subject.model, SAMPLES, like=subject.x[:1], guide=subject.guide, **subject.options, **given
     )
-    return samples_figure(image_site(sites, shape), subject.values)
+    return samples_figure(whole_images(sites, shape), subject.values)
 
 
 def classes(subject: Subject) -> Figure:
@@ -78,7 +79,7 @@ def classes(subject: Subject) -> Figure:
             **subject.options,
             y=y,
         )
-        rows.append((subject.class_name(int(label)), image_site(sites, shape)))
+        rows.append((subject.class_name(int(label)), whole_images(sites, shape)))
     title = (
         "Means of $p(x|z,y)$: one class $y$ a row, the same draw $z$ of the prior in each column"
     )

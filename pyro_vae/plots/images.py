@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import ceil, isqrt, prod
+from math import ceil, isqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,21 +36,6 @@ def picture_shape(event_shape: tuple[int, ...]) -> tuple[int, int, int]:
     )
 
 
-def image_site(sites: Mapping[str, Tensor], event_shape: tuple[int, ...]) -> Tensor:
-    """The first site that has whole images, in the images' own shape, ``(N, *event_shape)``.
-
-    Raises:
-        DoesNotFit: no site has as many numbers as an image.
-    """
-    for value in sites.values():
-        if value[0].numel() == prod(event_shape):
-            return value.reshape(len(value), *event_shape)
-    raise DoesNotFit(
-        f"none of the observed sites ({', '.join(sites)}) has the images' shape "
-        f"{tuple(event_shape)}"
-    )
-
-
 def value_range(x: Tensor) -> tuple[float, float]:
     """The values shown as black and white: 0 and 1 for data in [0, 1], else the data's own
     extremes.
@@ -69,6 +53,12 @@ def to_pixels(x: Tensor, values: tuple[float, float] = (0.0, 1.0)) -> Pixels:
     scaled = ((x.detach().cpu().float() - low) / max(high - low, 1e-12)).clamp(0, 1)
     scaled = scaled.nan_to_num(0.5)  # missing: grey
     return scaled.reshape(len(x), *picture_shape(x.shape[1:])).permute(0, 2, 3, 1).numpy()
+
+
+def rgb(pixels: Pixels) -> NDArray[np.uint8]:
+    """``(H, W, 1 or 3)`` in [0, 1] as ``(H, W, 3)`` bytes: no colour map between."""
+    levels: NDArray[np.uint8] = np.rint(pixels * 255).astype(np.uint8)
+    return levels.repeat(3 // pixels.shape[2], axis=2)
 
 
 def tile(

@@ -10,19 +10,50 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from pyro_vae.analysis.generate import sample
-from pyro_vae.data.datasets import ImageData
+from pyro_vae.analysis.latents import whole_images
+from pyro_vae.data.image_data import ImageData
 from pyro_vae.data.transforms import Observed
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.plots.context import Subject
-from pyro_vae.plots.curves import curves
-from pyro_vae.plots.figures import samples_figure, save, side_by_side, told
+from pyro_vae.plots.figures import COLOURS, quiet, samples_figure, save, side_by_side, told, zoom
 from pyro_vae.plots.image_pages import classes, reconstructions, samples
-from pyro_vae.plots.images import DoesNotFit, image_site, picture_shape, value_range
+from pyro_vae.plots.images import DoesNotFit, picture_shape, value_range
 from pyro_vae.plots.latent_pages import interpolation, latent, manifold, traversals
 from pyro_vae.plots.restoration_pages import denoising, imputation
+
+
+def curves(subject: Subject) -> Figure:
+    """ELBO, reconstruction and KL by epoch, on the training and the validation set."""
+    rows = subject.history
+    if not rows:
+        raise DoesNotFit("no epoch was finished")
+    figure = Figure(figsize=(7.2, 2.3), layout="constrained")
+    panels = figure.subplots(1, 3)
+    titles = {
+        "elbo": "ELBO",
+        "reconstruction": r"$\mathrm{E}_q\,\log p(x|z)$",
+        "kl": r"$\mathrm{KL}(q(z|x)\,\|\,p(z))$",
+    }
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for part, colour, label in (
+            ("train", COLOURS[0], "training"),
+            ("valid", COLOURS[6], "validation"),
+        ):
+            points = [(row["epoch"], row[part][key]) for row in rows if row.get(part)]
+            if points:
+                style = {"lw": 1, "ms": 2.5, "marker": "o" if len(points) < 15 else ""}
+                axes.plot(*zip(*points, strict=True), color=colour, label=label, **style)
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        zoom(axes)
+        quiet(axes, title, "epoch", "nats" if axes is panels[0] else "")
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
 
 PAGES: dict[str, Callable[[Subject], Figure]] = {
     "reconstructions": reconstructions,
@@ -89,13 +120,11 @@ def write_pictures(
     """
     chosen = _known(pages)
     subject = subject_of(model, guide, observed, data, history_rows, seed, device)
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in chosen:
         figure = _drawn(name, subject)
         if isinstance(figure, Figure):
-            save(figure, folder / f"{name}.png")
-            written.append(folder / f"{name}.png")
+            written.append(save(figure, folder / f"{name}.png"))
         elif pages is not None:
             raise figure
     return written
@@ -119,9 +148,7 @@ def write_beside(
             rows.append([each if isinstance(each, Figure) else told(str(each)) for each in row])
         elif pages is not None:
             raise reasons[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(side_by_side(rows, list(subjects)), path)
-    return path
+    return save(side_by_side(rows, list(subjects)), path)
 
 
 def samples_picture(
@@ -137,11 +164,8 @@ def samples_picture(
     """
     picture_shape(event_shape)
     options.setdefault("like", torch.zeros(1, *event_shape))
-    images = image_site(sample(model, n, seed=seed, **options), event_shape)
-    figure = samples_figure(images, value_range(images))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    return path
+    images = whole_images(sample(model, n, seed=seed, **options), event_shape)
+    return save(samples_figure(images, value_range(images)), path)
 
 
 def _known(pages: Sequence[str] | None) -> list[str]:

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_vae.analysis.chains import Restored
-from pyro_vae.analysis.denoise import denoise
-from pyro_vae.analysis.impute import impute
+from pyro_vae.analysis.gibbs import Restored
+from pyro_vae.analysis.restoration import denoise, impute
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import rows_figure
@@ -36,19 +35,14 @@ def imputation(subject: Subject) -> Figure:
     picture_shape(shape)
     x = subject.x[:IMAGES]
     missing = missing_half(len(x), shape, subject.seed) | x.isnan()
-    found = _found(
-        lambda given: impute(subject.model, subject.guide, x, missing, CHAINS, STEPS, **given),
-        subject,
-        len(x),
-    )
+    found = _found(impute, subject, x, missing)
     grey = torch.full_like(x, sum(subject.values) / 2)
     pixel_means = subject.x.nanmean(0).expand_as(x)
-    rows = [("test image", x), ("seen", torch.where(missing, grey, x)), ("mean", found.mean)]
-    rows += [(f"draw {k + 1}", torch.where(missing, found.decoded[k], x)) for k in range(DRAWS)]
+    seen, draws = torch.where(missing, grey, x), torch.where(missing, found.decoded, x)
     errors = rms((found.mean - x)[missing]), rms((pixel_means - x)[missing])
     title = "Missing pixels (grey) by posterior sampling: mean of $p(x_{mis}|x_{obs})$; means of $p(x|z)$ at three draws $z$\n"
     title += f"RMS error of the missing pixels: {errors[0]:.3f}; of the mean test image in their place: {errors[1]:.3f}\n"
-    return rows_figure(rows, subject.values, title + _how(found))
+    return _page(subject, x, ("seen", seen), found, draws, title)
 
 
 def denoising(subject: Subject) -> Figure:
@@ -63,17 +57,11 @@ def denoising(subject: Subject) -> Figure:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(subject.seed)
         y = law(x).sample()
-    found = _found(
-        lambda given: denoise(subject.model, subject.guide, y, law, CHAINS, STEPS, **given),
-        subject,
-        len(x),
-    )
-    rows = [("test image", x), ("noisy", y), ("mean", found.mean)]
-    rows += [(f"draw {k + 1}", found.decoded[k]) for k in range(DRAWS)]
+    found = _found(denoise, subject, y, law)
     errors = rms(y - x), rms(found.mean - x)
     title = f"Denoising by posterior sampling: mean of $p(x|y)$, $y$: {words}; means of $p(x|z)$ at three draws $z$\n"
     title += f"RMS error of a pixel: {errors[0]:.3f} before, {errors[1]:.3f} after\n"
-    return rows_figure(rows, subject.values, title + _how(found))
+    return _page(subject, x, ("noisy", y), found, found.decoded, title)
 
 
 def missing_half(number: int, event_shape: tuple[int, ...], seed: int) -> Tensor:
@@ -107,13 +95,25 @@ def rms(difference: Tensor) -> float:
     return float(difference.double().square().nanmean().sqrt())
 
 
-def _found(call: Callable[[dict[str, Any]], Restored], subject: Subject, number: int) -> Restored:
+def _found(restore: Callable[..., Restored], subject: Subject, given: Tensor, how: Any) -> Restored:
+    fields = subject.fields(slice(len(given)))
+    options = {"num_samples": CHAINS, "num_steps": STEPS, **subject.options, **fields}
     try:
-        return call({**subject.options, **subject.fields(slice(number))})
+        return restore(subject.model, subject.guide, given, how, **options)
     except UserError as reason:
         raise DoesNotFit(str(reason)) from reason
 
 
-def _how(found: Restored) -> str:
-    line = f"{CHAINS} Metropolis-within-Gibbs chains of {STEPS} steps an image, acceptance {float(found.acceptance.mean()):.2f}"
-    return line + (" (hardly moving)" if found.warnings else "")
+def _page(
+    subject: Subject,
+    x: Tensor,
+    given: tuple[str, Tensor],
+    found: Restored,
+    draws: Tensor,
+    title: str,
+) -> Figure:
+    rows = [("test image", x), given, ("mean", found.mean)]
+    rows += [(f"draw {k + 1}", draws[k]) for k in range(DRAWS)]
+    title += f"{CHAINS} Metropolis-within-Gibbs chains of {STEPS} steps an image, acceptance "
+    title += f"{float(found.acceptance.mean()):.2f}{' (hardly moving)' * bool(found.warnings)}"
+    return rows_figure(rows, subject.values, title)

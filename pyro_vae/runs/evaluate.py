@@ -15,13 +15,13 @@ from pyro_vae.analysis.encode import reconstruct
 from pyro_vae.errors import first_line
 from pyro_vae.evaluation.result import LogMarginal
 from pyro_vae.evaluation.result_files import load_estimate, save_estimate
-from pyro_vae.runs import evaluation_methods, run_folder
+from pyro_vae.runs import evaluation_methods
+from pyro_vae.runs.command_options import Compare, Evaluate
 from pyro_vae.runs.evaluation_methods import Outcome
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Compare, Evaluate
 from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run import Run, shown
 from pyro_vae.runs.run_data import trained
-from pyro_vae.runs.run_folder import Run
 from pyro_vae.signals import Stopped
 
 Tell = Callable[[str], None]
@@ -66,7 +66,7 @@ def keep_all(run: Run, experiment: Experiment, found: Outcome, options: Evaluate
     try:
         keep_images(run, experiment, found, options.pictures, options.device)
     except Stopped as stopped:
-        stopped.kept = f"the result is in {run_folder.shown(run.results_file)}"
+        stopped.kept = f"the result is in {shown(run.results_file)}"
         raise
 
 

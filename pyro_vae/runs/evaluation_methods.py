@@ -16,8 +16,8 @@ from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.evaluation.refine import refine
 from pyro_vae.evaluation.result import LogMarginal
+from pyro_vae.runs.command_options import OF_METHODS, Evaluate
 from pyro_vae.runs.experiment import Experiment
-from pyro_vae.runs.options import Evaluate
 
 SIMULATED = "simulated"
 """In the place of a split, where the images are the model's own."""
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Method:
-    """One way: an estimator, and the options of `evaluate` that it takes besides those of all.
+    """One way: an estimator, which takes its own options of `evaluate` beside those of all.
 
     ``num_images``: on how many where nobody says (None: all). ``divided``: several processes share
     the images out, and all have the outcome; else it is the first one's work. ``compared``: its
@@ -46,7 +46,6 @@ class Method:
     """
 
     estimator: Callable[..., Estimate]
-    options: tuple[str, ...]
     num_images: int | None = None
     divided: bool = False
     compared: bool = False
@@ -57,8 +56,8 @@ class Method:
     ) -> tuple[Estimate, Any]:
         """The estimate, and the images that it is of; defaults are the estimator's own."""
         given = {"seed": options.seed, "device": options.device, "compile": options.compile}
-        chosen = {name: getattr(options, name) for name in self.options}
-        given |= {name: value for name, value in chosen.items() if value is not None}
+        own = {name: getattr(options, name) for name in OF_METHODS}  # None where it is not its own
+        given |= {name: value for name, value in own.items() if value is not None}
         given |= experiment.fields(options.split, number)
         pair, progress = (experiment.model, experiment.guide), not options.quiet
         known = experiment.protocol(steps)
@@ -93,14 +92,10 @@ def evaluate(experiment: Experiment, options: Evaluate, steps: int) -> Outcome:
 
 
 METHODS: dict[str, Method] = {
-    "iw": Method(
-        log_marginal, ("num_samples", "precision", "proposal"), divided=True, compared=True
-    ),
-    "ais": Method(ais, ("num_steps", "num_chains"), 100, compared=True),
-    "bdmc": Method(bdmc, ("num_steps", "num_chains"), 100, simulated=True),
-    "refine": Method(refine, ("num_samples", "num_steps"), 100),
+    "iw": Method(log_marginal, divided=True, compared=True),
+    "ais": Method(ais, 100, compared=True),
+    "bdmc": Method(bdmc, 100, simulated=True),
+    "refine": Method(refine, 100),
     # for teaching: no number to compare
-    "prior": Method(
-        partial(log_marginal, proposal="prior"), ("num_samples", "precision"), divided=True
-    ),
+    "prior": Method(partial(log_marginal, proposal="prior"), divided=True),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
@@ -12,14 +12,21 @@ from pyro_vae.distributed import Lost
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.files import CantWrite
 from pyro_vae.memory import is_out_of_memory
-from pyro_vae.runs.experiment import Experiment, about_the_data, if_large
-from pyro_vae.runs.options import FREE_ON_RESUME, plain, stored_names
-from pyro_vae.runs.run_folder import Recorder, Run
+from pyro_vae.pair.runtime import Pair
+from pyro_vae.pair.structure import Structure
+from pyro_vae.runs.build_pair import about_the_data
+from pyro_vae.runs.config_file import plain, stored_names
+from pyro_vae.runs.experiment import Experiment
+from pyro_vae.runs.options import FREE_ON_RESUME
+from pyro_vae.runs.run import Run, shown
+from pyro_vae.runs.run_lock import keep
 from pyro_vae.signals import Failure, Stopped, postponed
 from pyro_vae.training import checkpoint_files
-from pyro_vae.training.callbacks import EarlyStopping
+from pyro_vae.training.callbacks import EarlyStopping, EpochEnd
+from pyro_vae.training.checkpoint import state_of
+from pyro_vae.training.checkpoints import Checkpoints
 from pyro_vae.training.fit import Diverged, fit
-from pyro_vae.training.history import History
+from pyro_vae.training.history import History, Record
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.state import TrainingState
 
@@ -146,3 +153,94 @@ def fit_arguments(experiment: Experiment, device: torch.device) -> dict[str, Any
         "progress": not options.quiet,
         **experiment.fields_train,
     }
+
+
+LARGE = 30.0
+"""Values that a network at its initial weights takes to where a scale is 0 or infinite."""
+
+
+def if_large(experiment: Experiment) -> str:
+    """What to do about real values that are large; else nothing."""
+    largest = float(experiment.observed.x_test.nan_to_num().abs().max())
+    if experiment.data.levels is not None or largest < LARGE:
+        return ""
+    return (
+        f"; the values go up to {largest:.4g}: scale the data, such as to mean 0 and standard "
+        "deviation 1"
+    )
+
+
+def dry_run(experiment: Experiment, device: torch.device) -> Structure:
+    """The pair's structure on a few test images, once it is sure that a checkpoint can store
+    the pair.
+
+    Raises:
+        UserError: a bad pair, or one with parameters that no ``state_dict`` has.
+    """
+    state_of(experiment.model, experiment.guide)
+    pair = Pair.of(experiment.model, experiment.guide).to(device)
+    few = pair.cast(experiment.observed.x_test[:5].to(device))
+    named = {name: value[:5].to(device) for name, value in experiment.fields("test", None).items()}
+    try:
+        structure = pair.structure(few, {**named, "index": torch.arange(len(few), device=device)})
+    except UserError as error:
+        raise UserError(f"{error}{if_large(experiment)}") from error
+    if pair.store.parameters:
+        raise UserError(
+            f"pyro.param({next(iter(pair.store.parameters))!r}) is in no module's state_dict, "
+            "so a checkpoint would not have it: make it an nn.Parameter or a PyroParam of the "
+            "model or guide"
+        )
+    return structure
+
+
+class Recorder(Checkpoints):
+    """The callback of a run: it writes epochs to metrics.jsonl, and checkpoints."""
+
+    def __init__(self, run: Run, metadata: Mapping[str, Any], minutes: float) -> None:
+        super().__init__(run.checkpoints, minutes, metadata)
+        self.run = run
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self, end: EpochEnd) -> None:
+        """Record the epoch; never ends the training."""
+        super().__call__(end)
+        row = {
+            "epoch": end.train.epoch,
+            "step": end.train.step,
+            "seconds": round(end.history.seconds, 3),
+            "skipped": end.history.skipped,
+            "train": _figures(end.train),
+            "valid": None if end.valid is None else _figures(end.valid),
+        }
+        self.rows.append(row)
+        self.run.add_row(row)
+
+    def save(self, state: TrainingState) -> None:
+        """Write this state, the folder being this process's own still."""
+        keep(self.run.folder)
+        super().save(state)
+
+    def kept(self) -> str:
+        """Which checkpoint there is, and how to go on from it."""
+        self._look()
+        if self.last is None:
+            return "no checkpoint was written yet"
+        return f"checkpoint: {shown(self.last)}; continue with: pyro-vae train --resume {self.run}"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of metrics.jsonl too, so that the file is what the checkpoint says."""
+        return {**super().state_dict(), "rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write metrics.jsonl again: rows of epochs that the checkpoint has not seen will come
+        again.
+        """
+        super().load_state_dict(state)
+        self.rows = [dict(row) for row in state["rows"]]
+        self.run.write_rows(self.rows)
+
+
+def _figures(record: Record) -> dict[str, float]:
+    """A record without its place."""
+    return {key: value for key, value in asdict(record).items() if key not in ("epoch", "step")}

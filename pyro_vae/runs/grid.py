@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vae.errors import UserError
-from pyro_vae.runs.options import Train, read_toml, typed
+from pyro_vae.runs.config_file import read_toml, typed
+from pyro_vae.runs.options import Train
 
 LONGEST_NAME = 80
 """Letters of a cell's folder; a longer name ends in a digest."""

@@ -10,8 +10,8 @@ from typing import Any
 from pyro_vae.choices.specs import parse
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.formatting import figure
-from pyro_vae.runs.options import stored_names
-from pyro_vae.runs.run_folder import Run, shown
+from pyro_vae.runs.config_file import stored_names
+from pyro_vae.runs.run import Run, shown
 from pyro_vae.table import Table
 
 FIGURES = {

@@ -11,10 +11,11 @@ from typing import Any
 
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import dry_run, prepare
-from pyro_vae.runs.fit_run import fit_arguments
+from pyro_vae.runs.config_file import stored_names
+from pyro_vae.runs.experiment import prepare
+from pyro_vae.runs.fit_run import dry_run, fit_arguments
 from pyro_vae.runs.grid import Cell
-from pyro_vae.runs.options import Train, stored_names
+from pyro_vae.runs.options import Train
 from pyro_vae.signals import Failure
 from pyro_vae.table import Table
 from pyro_vae.training.fit import fit

@@ -9,11 +9,12 @@ from typing import Any
 
 from pyro_vae.choices import lookup
 from pyro_vae.data import datasets
-from pyro_vae.data.datasets import ImageData, Likeness
+from pyro_vae.data.image_data import ImageData, Likeness
 from pyro_vae.errors import UserError
+from pyro_vae.runs.command_options import Scored
 from pyro_vae.runs.experiment import Experiment, load_data, prepare, scored
-from pyro_vae.runs.options import Scored, Train
-from pyro_vae.runs.run_folder import Run
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.run import Run
 
 OBSERVED_LEVELS = ("dynamic", "static", "threshold")
 """Binarizations under which a checkpoint's ``levels`` are not the stored ones."""

@@ -13,9 +13,11 @@ from typing import Any
 
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Printed
+from pyro_vae.runs.command_options import Evaluate
+from pyro_vae.runs.config_file import plain, typed
 from pyro_vae.runs.executors import find_pool, run_all
 from pyro_vae.runs.grid import Cell, cells, read_grid
-from pyro_vae.runs.options import FREE_ON_RESUME, Evaluate, Train, plain, typed
+from pyro_vae.runs.options import FREE_ON_RESUME, Train
 from pyro_vae.runs.ranking import Ranking, Scored, best, rank
 from pyro_vae.runs.sweep_options import OUT
 from pyro_vae.signals import Failure

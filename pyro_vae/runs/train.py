@@ -19,14 +19,15 @@ from pyro_vae.objectives import Loss
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.pair.structure import Structure
 from pyro_vae.runs import evaluate, run_folder
+from pyro_vae.runs.command_options import Evaluate
 from pyro_vae.runs.evaluate import Tell
 from pyro_vae.runs.evaluation_methods import Outcome
-from pyro_vae.runs.experiment import Experiment, dry_run, prepare
-from pyro_vae.runs.fit_run import fit_run, last_state
-from pyro_vae.runs.options import Evaluate, Train
+from pyro_vae.runs.experiment import Experiment, prepare
+from pyro_vae.runs.fit_run import dry_run, fit_run, last_state
+from pyro_vae.runs.options import Train
 from pyro_vae.runs.provenance import provenance
+from pyro_vae.runs.run import Run
 from pyro_vae.runs.run_data import resumed
-from pyro_vae.runs.run_folder import Run
 from pyro_vae.signals import Stopped
 from pyro_vae.training.history import History
 from pyro_vae.training.loop import evaluate_elbo

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.objectives import Loss
 from pyro_vae.pair.nodes import innermost
 from pyro_vae.pair.runtime import Pair

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from pyro_vae import distributed
 from pyro_vae.ambient import casts_anew, need_float32, turn, unusual
 from pyro_vae.choices import registry
-from pyro_vae.data.loaders import Source, make_source
-from pyro_vae.data.transforms import Observation
+from pyro_vae.data.batches import Source
+from pyro_vae.data.loaders import make_source
+from pyro_vae.data.observations import Observation
 from pyro_vae.devices import find_device
 from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective

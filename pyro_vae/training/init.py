@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from pyro_vae.data.loaders import Source
-from pyro_vae.data.transforms import Observation
+from pyro_vae.data.batches import Source
+from pyro_vae.data.observations import Observation
 from pyro_vae.errors import UserError
 from pyro_vae.pair.parameters import Own, read_parameters, tensors_of
 from pyro_vae.pair.runtime import Pair

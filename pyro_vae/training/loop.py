@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import distributed
-from pyro_vae.data.loaders import Batch, Source
+from pyro_vae.data.batches import Batch, Source
 from pyro_vae.objectives import Loss
 from pyro_vae.progress import progress_bar
 from pyro_vae.rng import mix, own_randomness

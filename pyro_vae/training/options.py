@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyro_vae import distributed
-from pyro_vae.data.loaders import Resident, Source, make_source
-from pyro_vae.data.transforms import Dynamic, Grey, Observation, Threshold, few_levels
+from pyro_vae.data.batches import Resident, Source
+from pyro_vae.data.loaders import make_source
+from pyro_vae.data.observations import Dynamic, Grey, Observation, Threshold
+from pyro_vae.data.transforms import few_levels
 from pyro_vae.errors import UserError
 from pyro_vae.fields import constants, merged
 from pyro_vae.pair import observed_support

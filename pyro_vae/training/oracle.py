@@ -17,7 +17,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae.compile.trace import apart, restored
-from pyro_vae.data.loaders import Batch
+from pyro_vae.data.batches import Batch
 from pyro_vae.errors import UserError, first_line
 from pyro_vae.objectives.base import Objective
 from pyro_vae.objectives.elbo import Trace_ELBO

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.compile.trace import NotStageable, check_tier
-from pyro_vae.data.loaders import Batch, Resident, Source
+from pyro_vae.data.batches import Batch, Resident, Source
 from pyro_vae.errors import first_line
 from pyro_vae.memory import keep_freed_memory
 from pyro_vae.objectives import Loss

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.compile.trace import NotStageable
-from pyro_vae.data.loaders import Source
-from pyro_vae.data.transforms import Observation
+from pyro_vae.data.batches import Source
+from pyro_vae.data.observations import Observation
 from pyro_vae.distributed import Group
 from pyro_vae.errors import UserError, did_you_mean
 from pyro_vae.objectives import Loss

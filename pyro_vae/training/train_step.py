@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pyro_vae.ambient import products_as, products_rounded
 from pyro_vae.compile.trace import NotStageable, TensorFunction, agree, restored, trace
-from pyro_vae.data.loaders import Batch
-from pyro_vae.data.transforms import Observation
+from pyro_vae.data.batches import Batch
+from pyro_vae.data.observations import Observation
 from pyro_vae.objectives import Loss
 from pyro_vae.rng import kept_randomness
 from pyro_vae.training.updates import (

@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 import pyro_vae as pv
-from pyro_vae.analysis.chains import Restored
+from pyro_vae.analysis.gibbs import Restored
 from pyro_vae.errors import UserError
 from tests.support.exact import gamma_poisson, ppca, two_levels
 from tests.support.vaes import every_image, nonlinear

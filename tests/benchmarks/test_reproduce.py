@@ -24,8 +24,9 @@ from benchmarks.reproduce.tables import CONFIGS, IWAE, TABLES, Published, Row, T
 from pyro_vae.choices import lookup, registry, specs
 from pyro_vae.cli.entry import main as pyro_vae
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import build_pair
-from pyro_vae.runs.options import Train, to_toml, train_from
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.config_file import to_toml, train_from
+from pyro_vae.runs.options import Train
 from pyro_vae.signals import Stopped
 from pyro_vae.training.schedules import Schedule
 
@@ -428,7 +429,7 @@ def test_a_stopped_cell_goes_on_where_it_was(tiny: Reproduce) -> None:
         def __call__(self, arguments: Sequence[str]) -> Finished:
             import signal
 
-            from pyro_vae.runs.run_folder import Recorder
+            from pyro_vae.runs.fit_run import Recorder
 
             keep = Recorder.__call__
 

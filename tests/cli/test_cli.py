@@ -25,6 +25,7 @@ from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.command_table import COMMANDS
 from pyro_vae.cli.entry import main, parse
 from pyro_vae.runs import run_folder
+from pyro_vae.runs.fit_run import Recorder
 from pyro_vae.runs.options import Train
 
 TINY = [
@@ -530,15 +531,15 @@ def test_a_signal_leaves_a_checkpoint(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    record = run_folder.Recorder.__call__
+    record = Recorder.__call__
 
-    def record_and_stop(self: run_folder.Recorder, state: Any) -> None:
+    def record_and_stop(self: Recorder, state: Any) -> None:
         record(self, state)
         if state.train.epoch == 2:
             signal.raise_signal(number)
 
     before = signal.getsignal(number)
-    monkeypatch.setattr(run_folder.Recorder, "__call__", record_and_stop)
+    monkeypatch.setattr(Recorder, "__call__", record_and_stop)
     assert main(["train", *SHORT, "--steps", "1000", "--out", "run"]) == code
     assert signal.getsignal(number) is before
     out, err = capsys.readouterr()

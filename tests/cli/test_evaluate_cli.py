@@ -109,7 +109,7 @@ def test_the_headline_is_printed(here: Path, capsys: pytest.CaptureFixture[str])
 def test_the_table_of_methods_is_that_of_the_options() -> None:
     from typing import get_args, get_type_hints
 
-    from pyro_vae.runs.options import OF_METHODS, Compare, Evaluate
+    from pyro_vae.runs.command_options import OF_METHODS, Compare, Evaluate
 
     assert tuple(evaluation_methods.METHODS) == get_args(get_type_hints(Evaluate)["method"])
     assert {

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_vae import check_pair
-from pyro_vae.data.datasets import random_split
+from pyro_vae.data.image_data import random_split
 from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
 from pyro_vae.nn.conditional import Likelihood

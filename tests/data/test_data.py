@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 
 from pyro_vae.data import datasets
-from pyro_vae.data.datasets import DATASETS, ImageData, load, own_split, random_split, sha256
+from pyro_vae.data.datasets import DATASETS, load
+from pyro_vae.data.image_data import ImageData, own_split, random_split, sha256
 from pyro_vae.errors import UserError, did_you_mean
 
 MNIST_ROOT = Path(os.environ.get("PYRO_VAE_DATA") or Path(__file__).parents[3] / "shared" / "data")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import loaders
-from pyro_vae.data.loaders import Batch, Hosted, Resident, make_source
+from pyro_vae.data.batches import Batch, Hosted, Resident
+from pyro_vae.data.loaders import make_source
 from pyro_vae.rng import permutation
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -11,18 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.data.datasets import ImageData, own_split, sha256
-from pyro_vae.data.transforms import (
-    MODES,
-    OBSERVES,
-    Dequantize,
-    Dynamic,
-    Grey,
-    Levels,
-    Observation,
-    Threshold,
-    observe,
-)
+from pyro_vae.data.image_data import ImageData, own_split, sha256
+from pyro_vae.data.observations import Dequantize, Dynamic, Grey, Levels, Observation, Threshold
+from pyro_vae.data.transforms import MODES, OBSERVES, observe
 from pyro_vae.errors import UserError
 from tests.support.grids import thinned
 

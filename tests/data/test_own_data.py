@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from pyro_vae.data import local_files
-from pyro_vae.data.datasets import ImageData, load, own_split, random_split
+from pyro_vae.data.datasets import load
+from pyro_vae.data.image_data import ImageData, own_split, random_split
 from pyro_vae.errors import UserError
 
 

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from pyro_vae import LogMarginal, UserError, log_marginal, log_weights
 from pyro_vae.evaluation import annealing, tiling
 from pyro_vae.evaluation.ais import AnnealedMarginal, ais
-from pyro_vae.evaluation.annealing import Settings
+from pyro_vae.evaluation.annealing import Kernel, Settings
 from pyro_vae.evaluation.bdmc import BDMC, bdmc
-from pyro_vae.evaluation.hmc import Kernel
 from pyro_vae.evaluation.traced import TileTarget
 from pyro_vae.evaluation.unconstrained import Point
 from pyro_vae.training.select_step import CAPTURES

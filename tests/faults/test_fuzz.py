@@ -25,8 +25,10 @@ from pyro_vae.choices import registry, specs
 from pyro_vae.cli.entry import parse
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
-from pyro_vae.runs.experiment import build_pair
-from pyro_vae.runs.options import Train, to_toml
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.config_file import to_toml
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.run import Run
 from pyro_vae.training import checkpoint, checkpoint_files
 from pyro_vae.training.state import TrainingState
 
@@ -201,7 +203,7 @@ def npz_ending(folder: Path, content: bytes) -> str:
 
 def make_run(folder: Path) -> tuple[Path, bytes]:
     """A run with one checkpoint, and that file's content."""
-    run = run_folder.Run(folder / "run")
+    run = Run(folder / "run")
     run.folder.mkdir()
     options = OPTIONS
     run.config_file.write_bytes(to_toml(options))

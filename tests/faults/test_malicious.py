@@ -23,7 +23,8 @@ from pyro_vae.choices import lookup, registry
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
 from pyro_vae.runs import run_folder
-from pyro_vae.runs.options import Train, read_config
+from pyro_vae.runs.config_file import read_config
+from pyro_vae.runs.options import Train
 from pyro_vae.training import checkpoint_files
 from tests.support.children import QUICK, checkpoints, done, one_line
 

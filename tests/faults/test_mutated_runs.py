@@ -18,7 +18,7 @@ import pytest
 from pyro_vae.cli.entry import main
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation import setup
-from pyro_vae.runs.run_folder import Recorder
+from pyro_vae.runs.fit_run import Recorder
 from pyro_vae.signals import Stopped
 from pyro_vae.training import checkpoint_files, fit
 

@@ -15,7 +15,8 @@ import pyro_vae as pv
 from pyro_vae import guides, models
 from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
-from pyro_vae.runs.experiment import build_pair, prepare
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train
 
 CLASSES, PIXELS, LATENT = 3, 4, 1

@@ -22,7 +22,7 @@ from pyro_vae.cli import entry
 from pyro_vae.nn.hierarchy import level_args
 from pyro_vae.objectives import Objective, Trace_ELBO, TraceMeanField_ELBO
 from pyro_vae.pair.log_weights import log_densities
-from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.build_pair import build_pair
 from pyro_vae.runs.options import Train
 from tests.support.exact import two_levels
 

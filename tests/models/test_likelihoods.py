@@ -25,7 +25,8 @@ from pyro_vae.errors import UserError
 from pyro_vae.evaluation.compare import compare
 from pyro_vae.nn.special import log_gamma_ratio
 from pyro_vae.pair.program import validation
-from pyro_vae.runs.experiment import build_pair, prepare
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train
 from tests.support.grids import thinned
 

@@ -14,7 +14,8 @@ import pyro_vae as pv
 from pyro_vae import guides, models, objectives
 from pyro_vae.cli.entry import main
 from pyro_vae.data.datasets import load
-from pyro_vae.data.transforms import Dynamic, Threshold, observe
+from pyro_vae.data.observations import Dynamic, Threshold
+from pyro_vae.data.transforms import observe
 from pyro_vae.errors import UserError
 from pyro_vae.nn import make_encoder
 

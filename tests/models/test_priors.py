@@ -13,7 +13,7 @@ from torch import Tensor, distributions
 
 from pyro_vae import fit, guides, log_marginal, models
 from pyro_vae.errors import UserError
-from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.build_pair import build_pair
 from pyro_vae.runs.options import Train
 from pyro_vae.training.checkpoint import Checkpoint, restore, state_of
 

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 import pyro_vae as pv
 from pyro_vae import guides, models
 from pyro_vae.cli.entry import main
+from pyro_vae.data.labels import few_labels
 from pyro_vae.objectives import TraceMeanField_ELBO
-from pyro_vae.runs.experiment import few_labels, prepare
+from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train
 
 CLASSES, LATENT, SHAPE, ALPHA = 3, 2, (6,), 0.75

@@ -13,21 +13,20 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae import guides, models
-from pyro_vae.data.datasets import ImageData, own_split
+from pyro_vae.analysis.latents import whole_images
+from pyro_vae.data.image_data import ImageData, own_split
 from pyro_vae.data.transforms import Observed, observe
 from pyro_vae.errors import UserError
 from pyro_vae.plots.context import Subject
 from pyro_vae.plots.figures import side_by_side
 from pyro_vae.plots.images import (
     DoesNotFit,
-    image_site,
     picture_shape,
     tile,
     to_pixels,
     value_range,
 )
-from pyro_vae.plots.latent_pages import gaussian_grid
-from pyro_vae.plots.latent_paths import arc, line, prior_laws
+from pyro_vae.plots.latent_pages import arc, gaussian_grid, line, prior_laws
 from pyro_vae.plots.pages import PAGES, samples_picture, write_beside, write_pictures
 from pyro_vae.plots.restoration_pages import missing_half, noise_for
 
@@ -115,10 +114,10 @@ def test_shapes_that_are_images() -> None:
     for shape in [(12,), (2, 4, 5), (3, 4, 5, 6)]:
         with pytest.raises(DoesNotFit, match="no images"):
             picture_shape(shape)
-    site = image_site({"y": torch.zeros(2), "flat": torch.arange(40.0).reshape(2, 20)}, (1, 4, 5))
+    site = whole_images({"y": torch.zeros(2), "flat": torch.arange(40.0).reshape(2, 20)}, (1, 4, 5))
     assert torch.equal(site[1, 0, 0], torch.arange(20.0, 25.0))
-    with pytest.raises(DoesNotFit, match="y, flat"):
-        image_site({"y": torch.zeros(2), "flat": torch.zeros(2, 20)}, (1, 4, 6))
+    with pytest.raises(UserError, match="y, flat"):
+        whole_images({"y": torch.zeros(2), "flat": torch.zeros(2, 20)}, (1, 4, 6))
 
 
 def test_the_gaussian_grid_is_even_in_probability_and_rises_to_the_right_and_upwards() -> None:

@@ -14,9 +14,11 @@ from pyro_vae.choices import registry
 from pyro_vae.choices.lookup import NAMESPACES
 from pyro_vae.cli.entry import main
 from pyro_vae.data import datasets
-from pyro_vae.data.transforms import Dynamic, doubts, observe
+from pyro_vae.data.observations import Dynamic
+from pyro_vae.data.transforms import doubts, observe
+from pyro_vae.runs.config_file import read_config
 from pyro_vae.runs.experiment import prepare
-from pyro_vae.runs.options import Train, read_config
+from pyro_vae.runs.options import Train
 from pyro_vae.training.options import observations
 
 MISSPELT = {

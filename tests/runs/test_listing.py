@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pyro_vae.cli.entry import main
-from pyro_vae.runs.options import Train, to_toml
+from pyro_vae.runs.config_file import to_toml
+from pyro_vae.runs.options import Train
 
 FOUR: dict[str, tuple[dict[str, Any], float | None]] = {
     "a": ({"guide": "IAF(depth=4)", "latent_dim": 2}, -80.5),

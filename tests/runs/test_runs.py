@@ -18,8 +18,11 @@ import pyro_vae as pv
 from pyro_vae.cli.entry import main
 from pyro_vae.errors import UserError
 from pyro_vae.runs import run_folder
-from pyro_vae.runs.experiment import build_pair, prepare
-from pyro_vae.runs.options import Train, read_config, to_toml, train_from
+from pyro_vae.runs.build_pair import build_pair
+from pyro_vae.runs.config_file import read_config, to_toml, train_from
+from pyro_vae.runs.experiment import prepare
+from pyro_vae.runs.options import Train
+from pyro_vae.runs.provenance import environment
 from pyro_vae.training import checkpoint_files
 
 SMALL = [
@@ -108,7 +111,7 @@ def test_the_environment_names_no_folder_user_or_host(trained: Path) -> None:
     ],
 )
 def test_absolute_folders_are_left_out_of_the_command(word: str, expected: str) -> None:
-    assert run_folder.environment(torch.device("cpu"), [word])["command"] == [expected]
+    assert environment(torch.device("cpu"), [word])["command"] == [expected]
 
 
 def test_load_gives_the_trained_pair(trained: Path) -> None:

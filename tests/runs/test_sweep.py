@@ -19,8 +19,9 @@ import pyro_vae as pv
 from pyro_vae.analysis.diagnose import active_units
 from pyro_vae.errors import UserError
 from pyro_vae.runs import sweep
+from pyro_vae.runs.command_options import Evaluate
 from pyro_vae.runs.grid import cells
-from pyro_vae.runs.options import Evaluate, Train
+from pyro_vae.runs.options import Train
 from pyro_vae.runs.preview import commands, preview
 from pyro_vae.runs.run_data import trained
 from pyro_vae.runs.run_folder import open_run
@@ -61,7 +62,8 @@ def test_cells_are_trained_ranked_and_not_trained_again(tmp_path: Path) -> None:
     assert [row[1] for row in found.tables()[1].rows] == [NO_SCORE, NO_SCORE]
     cell = found.scored[0]
     experiment, _ = trained(open_run(tmp_path / cell.name), Evaluate(tmp_path), print)
-    units = active_units(*pv.load(tmp_path / cell.name), experiment.images("test", 359)[0])
+    pair, x = pv.load(tmp_path / cell.name), experiment.images("test", 359)[0]
+    units = active_units(*pair, x, "cpu")
     assert cell.active_units == (units.count, 2)
     assert found.best().valid is not None
     best = max(found.scored, key=lambda cell: cell.valid.mean if cell.valid else -9e9)

@@ -148,7 +148,8 @@ def test_few_levels_and_few_classes_keep_their_meaning(tmp_path: Path) -> None:
     """A new set whose largest level is small, or that has some of the named classes, is on the
     scale of the whole set.
     """
-    from pyro_vae.data.datasets import Likeness, load
+    from pyro_vae.data.datasets import load
+    from pyro_vae.data.image_data import Likeness
 
     save(tmp_path / "x.npz", images=images()[:5] // 15, labels=np.array(["c", "a", "c", "c", "a"]))
     found = load(tmp_path / "x.npz", like=Likeness(17, ("a", "b", "c")))

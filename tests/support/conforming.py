@@ -22,7 +22,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.objectives import Loss, Objective
 from pyro_vae.pair.program import Program
 from pyro_vae.pair.structure import Structure
-from pyro_vae.runs.experiment import build_pair
+from pyro_vae.runs.build_pair import build_pair
 from pyro_vae.runs.options import Train
 
 DEFAULTS = Train(latent_dim=2, net=f"{Train.net}(hidden=(4,))", steps=20)

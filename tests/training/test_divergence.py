@@ -99,7 +99,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> int:
     there.
     """
     step = next(step for step in visits(3) if step > 6)
-    from pyro_vae.data.loaders import Resident
+    from pyro_vae.data.batches import Resident
 
     shuffled = Resident.shuffled
 

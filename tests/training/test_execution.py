@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_vae import UserError, ais, fit, guides, log_marginal, models
-from pyro_vae.data.loaders import Resident
+from pyro_vae.data.batches import Resident
 from pyro_vae.evaluation import tiling
 
 X = (torch.rand(48, 6, generator=torch.Generator().manual_seed(0)) < 0.4).double()

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import UserError, fit, guides, models
 from pyro_vae.data.loaders import make_source
-from pyro_vae.data.transforms import Dequantize, Dynamic
+from pyro_vae.data.observations import Dequantize, Dynamic
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs.experiment import prepare
 from pyro_vae.runs.options import Train

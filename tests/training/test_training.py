@@ -32,7 +32,8 @@ from pyro_vae import (
     log_marginal,
     models,
 )
-from pyro_vae.data.loaders import Resident, make_source
+from pyro_vae.data.batches import Resident
+from pyro_vae.data.loaders import make_source
 from pyro_vae.objectives import TraceMeanField_ELBO
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.runs.options import Train

@@ -12,7 +12,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyro_vae.compile.trace import NotStageable, trace
-from pyro_vae.data.loaders import Resident
+from pyro_vae.data.batches import Resident
 from pyro_vae.training.fit import fit
 from pyro_vae.training.select_step import CAPTURES, CapturedStep, Rows, select_step
 from pyro_vae.training.train_step import StagedStep, TrainStep

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from pyro_vae import fit
 from pyro_vae.errors import UserError
-from pyro_vae.runs.options import Train, read_config, to_toml
+from pyro_vae.runs.config_file import read_config, to_toml
+from pyro_vae.runs.options import Train
 from pyro_vae.training.kl_warmup import Cyclical, Linear, Warmup, make_warmup
 from pyro_vae.training.train_step import TrainStep
 from tests.support.pairs import binary_images, fresh
