@@ -95,10 +95,15 @@ def as_images(data: Any, what: str = "x", *, missing: bool = False) -> Tensor:
     if data.is_floating_point() and bool(bad(data).any()):
         image = int(bad(data.flatten(1)).any(1).nonzero()[0])
         raise UserError(
-            f"{what}: image {image} has a NaN or an infinite pixel: repair the image or "
+            f"{what}: {one_of(data)} {image} has a NaN or an infinite value: repair it or "
             "leave it out"
         )
     return data.detach().contiguous()  # a traced program is one for these strides
+
+
+def one_of(data: Any) -> str:
+    """What an entry of an array is called in a message: a row of a table, or an image."""
+    return "row" if data.ndim == 2 else "image"
 
 
 def marked(x: Any, mask: Any) -> Tensor:

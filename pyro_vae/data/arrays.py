@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_vae.errors import UserError
 from pyro_vae.rng import permutation
+from pyro_vae.tensors import one_of
 
 CHANNELS = (1, 3, 4)
 """Numbers of channels by which the channel axis of a four-dimensional array is recognised."""
@@ -57,11 +58,6 @@ def checked_pixels(
             f"{name}: level {largest} found where levels 0 to {levels - 1} are expected"
         )
     return pixels, levels
-
-
-def one_of(array: NDArray[Any] | Tensor) -> str:
-    """What an entry of a set is called, in one line to the user: an image, or a row."""
-    return "row" if array.ndim == 2 else "image"
 
 
 def _kind(where: str, array: NDArray[Any]) -> str:

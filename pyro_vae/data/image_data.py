@@ -11,10 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_vae.data.arrays import are_levels, checked_pixels, one_of, random_rows
+from pyro_vae.data.arrays import are_levels, checked_pixels, random_rows
 from pyro_vae.data.labels import Classes, as_classes
 from pyro_vae.errors import UserError
 from pyro_vae.formatting import Printed
+from pyro_vae.tensors import one_of
 
 
 @dataclass(frozen=True, eq=False)

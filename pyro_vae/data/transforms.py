@@ -152,8 +152,8 @@ def _choose(data: ImageData, mode: str, observes: str) -> Observation:
     if observes == "levels":
         if data.levels is None:
             raise UserError(
-                f"{data.name}: the images are floats, but this likelihood is for whole numbers "
-                "(grey levels). Store the images as uint8, or choose a likelihood of real "
+                f"{data.name}: the {data.one}s are floats, but this likelihood is for whole numbers "
+                "(grey levels). Store them as uint8, or choose a likelihood of real "
                 "numbers, such as Gaussian"
             )
         return Levels(data.levels)
@@ -218,7 +218,7 @@ def _first_place(data: ImageData, is_wrong: Callable[[Tensor], Tensor]) -> tuple
         if wrong.any():
             position = int(wrong.flatten().to(torch.uint8).argmax())
             image = position // stored[0].numel()
-            return f"{part} image {image}", stored.flatten()[position].item()
+            return f"{part} {data.one} {image}", stored.flatten()[position].item()
     return None
 
 

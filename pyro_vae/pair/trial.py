@@ -16,6 +16,7 @@ from pyro_vae.errors import UserError
 from pyro_vae.fields import is_constant
 from pyro_vae.pair.nodes import ONE_KIND, Fields, plain_draw, sample_nodes, two_kinds
 from pyro_vae.pair.program import Program, validation
+from pyro_vae.tensors import one_of
 
 if TYPE_CHECKING:
     from pyro_vae.pair.runtime import Pair
@@ -51,10 +52,10 @@ def trace_pair(pair: Pair, x: Tensor, fields: Fields, first: int = 0) -> Traces:
             if bool(torch.isnan(node["value"]).any()):
                 what, bad = f"what the guide draws at {name!r}", _first_nan(x)
                 raise UserError(
-                    f"{what} is NaN on the first images: look for NaN in the network's output, "
+                    f"{what} is NaN on the first {one_of(x)}s: look for NaN in the network's output, "
                     "which validate_args=False hides"
                     if bad is None
-                    else f"x: image {first + bad} has a NaN, and {what} is NaN: {_OF_A_NAN}"
+                    else f"x: {one_of(x)} {first + bad} has a NaN, and {what} is NaN: {_OF_A_NAN}"
                 )
         try:
             model = _trace(pair, pair.model, x, fields, drawn, first)
@@ -192,17 +193,17 @@ def _why_it_failed(
     """
     if (bad := _first_nan(x)) is not None:
         return (
-            f"x: image {first + bad} has a NaN, and the {program.role} fails on it "
+            f"x: {one_of(x)} {first + bad} has a NaN, and the {program.role} fails on it "
             f"({type(error).__name__}): {_OF_A_NAN}"
         )
     site = _site_of(error)
     if site is None or "Shape mismatch inside plate" not in str(error):
-        on = f"on {len(x)} images of shape {tuple(x.shape[1:])}"
+        on = f"on {len(x)} {one_of(x)}s of shape {tuple(x.shape[1:])}"
         return failure(program.role, on, error) + _hints(program, fields, error)
     plate = str(error).split("plate(")[1].split(")")[0].strip("'\"")
     return (
-        f"{shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} images. "
-        "The dimensions that belong to one image must be event dimensions: write "
+        f"{shapes_of(program.role, site)}, which don't fit plate {plate!r} of {len(x)} "
+        f"{one_of(x)}s. The dimensions that belong to one {one_of(x)} must be event dimensions: write "
         f"`.to_event({max(len(site['fn'].batch_shape) - 1, 1)})` on its distribution"
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_vae.analysis.encode import encode
 from pyro_vae.pair.runtime import Pair
 from pyro_vae.plots.images import DoesNotFit, value_range
+from pyro_vae.tensors import one_of
 
 SCATTER_IMAGES = 10_000
 
@@ -35,7 +36,7 @@ class Subject:
     @property
     def one(self) -> str:
         """What one of the data is called."""
-        return "row" if self.x.dim() == 2 else "image"
+        return one_of(self.x)
 
     def class_name(self, label: int) -> str:
         """The class's name, or its number."""

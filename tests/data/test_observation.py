@@ -208,10 +208,10 @@ def test_the_first_offending_value_is_the_one_named() -> None:
     pixels = np.zeros((5, 4))
     pixels[3, 2], pixels[4, 0] = 1.5, 0.25
     data = own_split("it", pixels, np.zeros((2, 4)))
-    with pytest.raises(UserError, match=r"it, train image 3: value 1\.5"):
+    with pytest.raises(UserError, match=r"it, train row 3: value 1\.5"):
         observe(data, "none", "binary")
     data = own_split("it", np.zeros((2, 4)), pixels)
-    with pytest.raises(UserError, match=r"it, test image 3: value 1\.5"):
+    with pytest.raises(UserError, match=r"it, test row 3: value 1\.5"):
         observe(data, "dynamic", "binary")
 
 

@@ -675,7 +675,7 @@ BAD: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "an error of its own": (
         good_model,
         broken,
-        ("guide failed", "5 images of shape (12,)", "RuntimeError"),
+        ("guide failed", "5 rows of shape (12,)", "RuntimeError"),
     ),
     "NaN, checked": (good_model, nan_scale, ("guide", "NaN")),
     "NaN, unchecked": (good_model, nan_scale_unchecked, ("'z'", "NaN")),
@@ -713,7 +713,7 @@ def test_a_loop_over_the_plate_is_not_scored() -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_an_image_of_another_shape_is_explained(form: str) -> None:
     model, guide = fresh(form)
-    with pytest.raises(UserError, match=r"guide failed on 5 images of shape \(13,\)") as error:
+    with pytest.raises(UserError, match=r"guide failed on 5 rows of shape \(13,\)") as error:
         fit(model, guide, torch.zeros(20, 13), **QUICK)
     assert "\n" not in str(error.value)
 
