@@ -208,7 +208,8 @@ def unpack_net(label: str, values: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{label}: write the arguments within net={net}")
     known, is_open = _net_arguments(net.name)
     if not is_open:
-        _refuse_unknown(f"net {net}", net.kwargs, known)
+        name = getattr(net.name, "__name__", net.name)  # a class serves as well
+        _refuse_unknown(f"net {name}", net.kwargs, known)
     _refuse_twice(label, net.kwargs, values)
     return {**values, **net.kwargs, "net": net.name}
 

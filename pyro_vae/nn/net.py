@@ -201,7 +201,8 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
     """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``."""
     given = {**args, "net": net}
-    if isinstance(net, str) and "(" not in net:  # its arguments are looked at as those of a call
+    # its arguments are looked at as those of a call
+    if isinstance(net, type) or (isinstance(net, str) and "(" not in net):
         given = {"net": registry.Choice(net, (), dict(args))}
     rest = registry.unpack_net("net", given)
     return rest.pop("net"), rest

@@ -13,6 +13,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import fit, guides, log_marginal, log_weights, models
 from pyro_vae.errors import UserError
+from pyro_vae.nn.mlp import MLP
 from pyro_vae.objectives import Loss, Trace_ELBO
 from pyro_vae.pair.runtime import Pair
 
@@ -124,6 +125,7 @@ def test_an_abstract_guide_is_not_built() -> None:
         (lambda: guides.MeanField(2, (1, 8, 8)), "were the two swapped"),
         (lambda: guides.FullRank(2, (1, 8, 8)), "were the two swapped"),
         (lambda: guides.MeanField((3,), 2, hiden=(3,)), "did you mean 'hidden'"),
+        (lambda: guides.MeanField((3,), 2, net=MLP, hiden=(3,)), "did you mean 'hidden'"),
         (lambda: guides.MeanField((3,), 2, net="Cov"), "did you mean 'Conv'"),
         (lambda: guides.MeanField((3,), 2)(torch.rand(5, 4)), r"\(3,\).*\(5, 4\)"),
     ],
