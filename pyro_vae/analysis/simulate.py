@@ -1,4 +1,4 @@
-"""Ancestral sampling: images simulated from the model with their latents, exact draws of p(z, x)."""
+"""Ancestral sampling: images simulated from the model with their latents, draws of p(z, x)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Batches of a set of tensors, on the device or in the host's memory; and what every source of batches has."""
+"""Batches of a set of tensors, on the device or in the host's memory; and what every source of
+batches has.
+"""
 
 from __future__ import annotations
 

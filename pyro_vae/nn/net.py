@@ -192,8 +192,7 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
         isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in listed
     ):
         raise UserError(
-            f"{part}({name}={widths!r}): expected whole numbers, 1 or more, such as {name}=(200, "
-            "200)"
+            f"{part}({name}={widths!r}): expected whole numbers from 1, such as {name}=(200, 200)"
         )
     return tuple(listed)
 
@@ -201,9 +200,8 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
     """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``."""
     given = {**args, "net": net}
-    # its arguments are looked at as those of a call
     if isinstance(net, type) or (isinstance(net, str) and "(" not in net):
-        given = {"net": registry.Choice(net, (), dict(args))}
+        given = {"net": registry.Choice(net, (), dict(args))}  # checked as a call's arguments are
     rest = registry.unpack_net("net", given)
     return rest.pop("net"), rest
 

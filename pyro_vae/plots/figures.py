@@ -217,7 +217,7 @@ def side_by_side(cells: Sequence[Sequence[Figure]], names: Sequence[str]) -> Fig
 
 
 def _padded(cell: NDArray[np.uint8], width: int, height: int, gap: int) -> NDArray[np.uint8]:
-    """White around it: it is in the middle of ``width``, at the top of ``height``, left of ``gap``."""
+    """White around it: in the middle of ``width``, at the top of ``height``, left of ``gap``."""
     left = (width - cell.shape[1]) // 2
     beside = left, width + gap - left - cell.shape[1]
     return np.pad(cell, ((0, height - len(cell)), beside, (0, 0)), constant_values=255)

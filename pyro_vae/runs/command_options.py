@@ -1,4 +1,4 @@
-"""What the commands on trained runs can say: one dataclass a command, as in `pyro_vae.runs.options`."""
+"""The options of the commands on trained runs: one dataclass a command, as in `runs.options`."""
 
 from __future__ import annotations
 

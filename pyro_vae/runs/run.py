@@ -1,4 +1,6 @@
-"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json, evaluations/, pictures."""
+"""A run is a folder: config.toml, environment.json, metrics.jsonl, checkpoints/, results.json,
+evaluations/, pictures.
+"""
 
 from __future__ import annotations
 
