@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyro
 import torch
@@ -445,10 +446,11 @@ def one(check: Callable[[Setting], Outcome], on: Setting) -> Outcome:
     """What a check says; an error is a check that failed."""
     from pyro_vae.training.select_step import CAPTURES
 
-    if not on.on_cuda:  # the same lines, the step itself being its replay
-        CAPTURES["cpu"] = lambda step, device: step
+    # on the CPU the same lines run, the step itself being its replay
+    replays = {} if on.on_cuda else {"cpu": lambda step, device: step}
     try:
-        fine, figures = check(on)
+        with patch.dict(CAPTURES, replays):
+            fine, figures = check(on)
         return bool(fine), figures
     except Exception as error:
         at = traceback.format_exc().strip().splitlines()

@@ -574,11 +574,10 @@ def test_killed_and_resumed_and_stopped_it_is_the_same_run(ran: Path, tmp_path: 
         os.kill(workers(child)[1], signal.SIGKILL)
         assert child.wait(60) != 0
     (line,) = said(tmp_path)
-    assert (
-        line.startswith("error: another process of the 2 has ended (")
-        and "pyro-vae train --resume run" in line
-    )
-    assert sorted(exit_codes(tmp_path)) == [-9, 1]
+    # torchrun ends the other one too, which may hear that first
+    heard = ("error: another process of the 2 has ended (", "stopped by SIGTERM; ")
+    assert line.startswith(heard) and "pyro-vae train --resume run" in line
+    assert sorted(exit_codes(tmp_path)) in ([-9, 1], [-9, 143])
     reached = steps_saved(run)[-1]
     assert 4 <= reached < 40
     pv.load(run)

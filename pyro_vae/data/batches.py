@@ -130,6 +130,10 @@ class Resident(Source):
         for start in range(0, self.num_images, self.batch_size):
             yield self.part(slice(start, start + self.batch_size))
 
+    def everything(self) -> Batch:
+        """All rows as one batch, without a copy."""
+        return self.x, self.fields
+
     def part(self, rows: slice) -> Batch:
         """The images and fields of these rows, without a copy."""
         return self.x[rows], {name: value[rows] for name, value in self.fields.items()}

@@ -251,11 +251,13 @@ def _climb(
         _check_used(eager, x, fields)
         # one step's worth of work is never compiled for: `auto` is the replayed graph, or eager Pyro
         worth = 1 if compile == "auto" else num_steps
-        step, _, how = select_step(eager, compile, worth, Resident(x, fields, len(x), x.device))
+        source: Any = Resident(x, fields, len(x), x.device)
+        step, source, how = select_step(eager, compile, worth, source)
+        batch = source.everything()
         setup.say(f"refinement step: {how}")
         for i in range(num_steps):
             update.set_rate((1 + cos(pi * i / num_steps)) / 2)
-            step(x, fields)
+            step(*batch)
             bar.update()
 
 

@@ -38,6 +38,10 @@ class Rows(Resident):
         """The rows of each batch in the place of its images."""
         return ((rows, {}) for rows in self.rows(seed, epoch, skip))
 
+    def everything(self) -> Batch:
+        """The numbers of all rows, in order."""
+        return torch.arange(self.num_images, device=self.device), {}
+
     def images(self, batch: Batch) -> Batch:
         """The images of these rows."""
         return self.take(batch[0])

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from pyro_vae import UserError, encode, fit, guides, log_marginal, log_weights, models
 from pyro_vae.evaluation import tiling
 from pyro_vae.evaluation.refine import Refinement, refine
+from pyro_vae.training.select_step import CAPTURES
 from tests.support import pairs
 from tests.support.exact import Exact, ppca
+from tests.support.steps import replayed_on_cpu
 
 
 class Untrained(nn.Module):
@@ -122,6 +124,24 @@ def test_staged_equals_eager() -> None:
         for c in ("off", "graph")
     ]
     torch.testing.assert_close(runs[0].guide.eta, runs[1].guide.eta, rtol=0, atol=1e-8)
+
+
+def test_a_captured_refinement_is_the_replayed_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a replay on the CPU: the step is called with the rows of its own tile."""
+    case, etas, captures = ppca(8), [], []
+
+    def capture(step: Any, device: torch.device) -> Any:
+        captures.append(step)
+        return replayed_on_cpu(step, device)
+
+    for kind in ("none", "cpu"):
+        monkeypatch.setitem(CAPTURES, kind, capture)
+        found = refine(
+            *(case.model, Untrained(), case.x), num_steps=30, num_samples=20, compile="graph"
+        )
+        etas.append(found.guide.eta)
+    assert captures
+    torch.testing.assert_close(etas[0], etas[1], rtol=0, atol=0)
 
 
 @pytest.mark.slow

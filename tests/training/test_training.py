@@ -257,7 +257,7 @@ def test_every_image_is_visited_once_an_epoch(num_images: int) -> None:
 def test_batches_are_the_same_however_many_a_gather_brings(
     monkeypatch: pytest.MonkeyPatch, num_bytes: int, own_index: bool
 ) -> None:
-    monkeypatch.setattr("pyro_vae.data.loaders.GATHERED", num_bytes)
+    monkeypatch.setattr("pyro_vae.data.batches.GATHERED", num_bytes)
     fields = {
         "y": torch.arange(47) * 2.0,
         **({"index": 100 - torch.arange(47)} if own_index else {}),
