@@ -198,10 +198,10 @@ def check_widths(part: str, name: str, widths: Any) -> tuple[int, ...]:
 
 
 def unpacked(net: NetSpec, args: Mapping[str, Any]) -> tuple[NetSpec, dict[str, Any]]:
-    """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``."""
+    """``"MLP(hidden=(200,))"`` as ``"MLP"`` and its arguments, besides ``args``; a class serves too."""
     given = {**args, "net": net}
     if isinstance(net, type) or (isinstance(net, str) and "(" not in net):
-        given = {"net": registry.Choice(net, (), dict(args))}  # checked as a call's arguments are
+        given = {"net": registry.Choice(net, (), dict(args))}  # type: ignore[arg-type]
     rest = registry.unpack_net("net", given)
     return rest.pop("net"), rest
 
