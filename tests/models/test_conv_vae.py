@@ -50,6 +50,7 @@ def test_the_conv_net_is_trained_sampled_and_evaluated(
         "0.2",
         "--quiet",
         "--json",
+        "--no-pictures",  # their posterior chains cost ten times the training
     ]
     assert main(["train", *options, *sizes, "--out", str(run)]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -59,6 +60,8 @@ def test_the_conv_net_is_trained_sampled_and_evaluated(
     assert result["bits_per_dim"] == pytest.approx(8 - result["mean"] / (3072 * np.log(2)))
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["train"]["elbo"] > rows[0]["train"]["elbo"]
+    assert main(["plot", str(run), "reconstructions"]) == 0
+    assert (run / "reconstructions.png").read_bytes().startswith(b"\x89PNG")
     assert main(["sample", str(run), "--number", "4", "--out", str(tmp_path / "samples.png")]) == 0
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
     model, guide = pv.load(run)

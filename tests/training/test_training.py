@@ -645,7 +645,7 @@ def test_options_are_refused_in_a_line(options: dict[str, Any], word: str) -> No
     ("x", "word"),
     [
         (X[:0], "x_train is empty"),
-        (torch.where(torch.arange(48).unsqueeze(-1) == 7, torch.nan, X), "image 7 has a NaN"),
+        (torch.where(torch.arange(48).unsqueeze(-1) == 7, torch.nan, X), "row 7 has a NaN"),
         (X.numpy() / 0.5, "the value 2 is outside the support of Bernoulli: binarize"),
         (X.to(torch.uint8) * 255, "the value 255 is outside the support"),
         (X[:, 0], "one row for each image"),
