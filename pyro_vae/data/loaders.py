@@ -190,13 +190,15 @@ class Streamed(Source):
 def _regrouped(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
     """The same rows in batches of ``size``; the last may be smaller."""
     held: list[Batch] = []
+    there = 0  # rows in them, counted on: a loader may give them one by one
     for batch in batches:
         held.append(batch)
-        while sum(len(x) for x, _ in held) >= size:
+        there += len(batch[0])
+        while there >= size:
             taken, rest = _divided(held, size)
             yield taken
-            held = [rest]
-    if any(len(x) for x, _ in held):
+            held, there = [rest], there - size
+    if there:
         yield _divided(held, size)[0]
 
 
